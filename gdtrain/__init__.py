@@ -1,0 +1,41 @@
+"""gdtrain: train PyTorch models by batch, stochastic and mini-batch gradient descent."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gdtrain.data.batch import Batch as Batch
+    from gdtrain.data.loaders import BatchLoader as BatchLoader
+    from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
+    from gdtrain.data.loaders import SampleLoader as SampleLoader
+    from gdtrain.training.callbacks import Callback as Callback
+    from gdtrain.training.callbacks import StepLosses as StepLosses
+    from gdtrain.training.trainer import Trainer as Trainer
+    from gdtrain.training.validation import EarlyStopping as EarlyStopping
+    from gdtrain.training.validation import Validation as Validation
+
+__version__ = "0.1.0"
+
+# Names are imported at their first use, so that the command line can answer --help, schema and
+# every configuration error without importing torch.
+_HOMES = {
+    "Batch": "gdtrain.data.batch",
+    "BatchLoader": "gdtrain.data.loaders",
+    "Callback": "gdtrain.training.callbacks",
+    "EarlyStopping": "gdtrain.training.validation",
+    "MiniBatchLoader": "gdtrain.data.loaders",
+    "SampleLoader": "gdtrain.data.loaders",
+    "StepLosses": "gdtrain.training.callbacks",
+    "Trainer": "gdtrain.training.trainer",
+    "Validation": "gdtrain.training.validation",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gdtrain' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

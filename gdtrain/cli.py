@@ -1,0 +1,162 @@
+"""The command line: what was asked for, and the exit code that says how it went.
+
+Exit codes: 0 done; 1 anything not foreseen; 2 bad input; 3 a loss or gradient that is not
+finite; 130 and 143 interrupted by SIGINT and SIGTERM, with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gdtrain import __version__
+from gdtrain.errors import ConfigError, Fault, GdtrainError
+
+EXIT_BAD_INPUT = 2
+
+_TRAIN_HELP = """\
+examples:
+  python -m gdtrain --config configs/minibatch.yaml
+  python -m gdtrain --config configs/minibatch.yaml optimizer.lr=0.05 epochs=40
+  python -m gdtrain --config configs/minibatch.yaml --output-dir runs/mine --resume
+  python -m gdtrain --config mine.yaml --import my_models
+
+other commands:
+  python -m gdtrain schema      print the JSON Schema of configurations, for editors
+
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given[:1] == ["schema"]:
+            return _schema(given[1:])
+        return _train(given)
+    except ConfigError as error:
+        for fault in error.faults:
+            print(_one_line(str(fault)), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except GdtrainError as error:
+        print(f"gdtrain: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(given: list[str]) -> int:
+    options = _train_parser().parse_intermixed_args(given)
+    _import_modules(options.imports, options.config)
+    from gdtrain.config.load import dump, load_config
+
+    config, document = load_config(options.config, options.overrides)
+    if options.print_config:
+        print(dump(config), end="")
+        return 0
+    from gdtrain.train_job import TrainJob
+
+    job = TrainJob(
+        config=config,
+        document=document,
+        name=Path(options.config).stem,
+        output_dir=options.output_dir,
+        resume=options.resume,
+    )
+    return job.dry_run() if options.dry_run else job.run()
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdtrain",
+        description="Train a PyTorch model by batch, stochastic or mini-batch gradient descent.",
+        epilog=_TRAIN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", required=True, help="the configuration (YAML)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="set a setting, in YAML; section=name swaps a whole section, null takes a key out",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="where results go (default: runs/<config name>/<n>); never another run's",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output-dir, or the newest one of this config",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, make one update, evaluate one batch, write nothing",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers models, losses, sources or trainers",
+    )
+    parser.add_argument("--version", action="version", version=f"gdtrain {__version__}")
+    return parser
+
+
+def _schema(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdtrain schema",
+        description="Print the JSON Schema of configurations, which editors use to check them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module first that registers parts",
+    )
+    options = parser.parse_args(given)
+    _import_modules(options.imports, "command line")
+    from gdtrain.config.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _import_modules(names: list[str], source: str) -> None:
+    """Import a user's modules, found from the working directory too."""
+    if not names:
+        return
+    sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.partition(".")[0] and error.name != name:
+                raise
+            message = f"module {name!r} not found; it must be importable from here"
+            raise ConfigError([Fault("--import", message, source)]) from None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,294 @@
+"""From a checked configuration to live objects: data, loaders, model, loss, optimizer, trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from gdtrain.config import registry
+from gdtrain.config.build_data import REGRESSION, PreparedData, prepare_data
+from gdtrain.config.schema import Config, EarlyStoppingSection
+from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
+from gdtrain.data.dataset import Preprocessing
+from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
+from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.training import evaluation, models, schedules
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.seeding import seed_everything
+from gdtrain.training.trainer import Trainer
+from gdtrain.training.validation import EarlyStopping, Validation
+
+LOADERS: dict[str, Callable[..., Loader]] = {
+    "batch": BatchLoader,
+    "sample": SampleLoader,
+    "minibatch": MiniBatchLoader,
+}
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "linear": models.linear,
+    "mlp": models.mlp,
+    "cnn": models.cnn,
+}
+LOSSES: dict[str, type[nn.Module]] = {
+    "l1": nn.L1Loss,
+    "mse": nn.MSELoss,
+    "smooth_l1": nn.SmoothL1Loss,
+    "huber": nn.HuberLoss,
+    "cross_entropy": nn.CrossEntropyLoss,
+    "nll": nn.NLLLoss,
+    "multi_margin": nn.MultiMarginLoss,
+    "bce": nn.BCELoss,
+    "bce_with_logits": nn.BCEWithLogitsLoss,
+    "poisson_nll": nn.PoissonNLLLoss,
+    "kl_div": nn.KLDivLoss,
+    "hinge_embedding": nn.HingeEmbeddingLoss,
+    "soft_margin": nn.SoftMarginLoss,
+    "multi_label_margin": nn.MultiLabelMarginLoss,
+    "multi_label_soft_margin": nn.MultiLabelSoftMarginLoss,
+}
+# What the outputs must have gone through for a loss; all other losses take them as they are.
+TAKES = {
+    "nll": ("log_softmax",),
+    "kl_div": ("log_softmax",),
+    "bce": ("sigmoid", "softmax"),
+    "cross_entropy": ("none",),
+    "bce_with_logits": ("none",),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration made real: what the train command needs."""
+
+    config: Config
+    trainer: Trainer
+    loader: Loader
+    validation: Loader | None
+    preprocessing: Preprocessing
+
+
+def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
+    """Build everything that the configuration names, with its seed.
+
+    callbacks: appended to those that the configuration asks for.
+    Raises ConfigError whose faults bear the keys of the sections at fault, without places.
+    """
+    seed_everything(config.seed)
+    with stage("data"):
+        data = prepare_data(config)
+    with stage("loader"):
+        options = config.loader.model_dump(exclude={"name"})
+        loader = LOADERS[config.loader.name](data.training, seed=config.seed, **options)
+    with stage("data"):
+        validation = None if data.validation is None else BatchLoader(data.validation)
+    with stage("model"):
+        _check_output_activation(config)
+        model = _model(config, data)
+    with stage("loss"):
+        loss = _loss(config, data.preprocessing.num_outputs)
+    with stage("optimizer"):
+        optimizer = _optimizer(config, model)
+    metrics = _metrics(config)
+    trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
+    with stage(""):
+        scheduler = _scheduler(config, optimizer, len(loader))
+        watchers: list[Callback] = []
+        if config.early_stopping is not None:
+            watchers.append(_early_stopping(config.early_stopping, list(metrics)))
+        trainer: Trainer = trainer_type(
+            model,
+            loss,
+            optimizer,
+            loader,
+            device=config.device,
+            precision=config.precision,
+            scheduler=scheduler,
+            scheduler_per=config.scheduler.per if config.scheduler else "epoch",
+            validation=_validation(config, validation),
+            metrics=metrics,
+            callbacks=[*watchers, *(callbacks or [])],
+            clip_grad_norm=config.clip_grad_norm,
+            clip_grad_value=config.clip_grad_value,
+            microbatch_size=config.microbatch_size,
+            engine=config.engine,
+        )
+    return Run(config, trainer, loader, validation, data.preprocessing)
+
+
+@contextmanager
+def stage(key: str) -> Iterator[None]:
+    """Say of which section an error is, as a ConfigError without places."""
+    try:
+        yield
+    except ConfigError as error:
+        prefix = f"{key}." if key else ""
+        faults = [Fault(prefix + fault.key, fault.message) for fault in error.faults]
+        raise ConfigError(faults) from error
+    except GdtrainError as error:
+        message = str(error)
+        own, _, rest = message.partition(": ")
+        if own == key or (not key and own.isidentifier()):
+            raise ConfigError([Fault(own, rest)]) from error
+        raise ConfigError([Fault(key, message)]) from error
+
+
+def build_model(config: Config, input_shape: list[int], num_outputs: int | None) -> nn.Module:
+    """The model of a configuration, with fresh weights.
+
+    A registered one is called with its options and, where its signature has them and the
+    configuration does not set them, ``in_features``, ``input_shape`` and ``out_features``.
+    """
+    options = config.model.model_dump(exclude={"name"})
+    if config.model.name in MODELS:
+        return MODELS[config.model.name](input_shape, num_outputs, **options)
+    supplied = {
+        "in_features": int(torch.Size(input_shape).numel()),
+        "input_shape": input_shape,
+        "out_features": num_outputs,
+    }
+    for name, value in supplied.items():
+        if name in options and options[name] is None:
+            options[name] = value
+    model = registry.models.parts[config.model.name](**options)
+    if not isinstance(model, nn.Module):
+        raise ConfigError.of(
+            "name", f"{config.model.name!r} gave a {type(model).__name__}, not an nn.Module"
+        )
+    return model
+
+
+def _model(config: Config, data: PreparedData) -> nn.Module:
+    shape, outputs = data.preprocessing.input_shape, data.preprocessing.num_outputs
+    options = config.model
+    ragged = isinstance(data.training, tuple) and _smallest_batch(config, data) == 1
+    if getattr(options, "batch_norm", False) and options.name == "mlp" and ragged:
+        raise ConfigError.of(
+            "batch_norm",
+            "needs batches of at least 2 samples, and this loader gives one of 1; "
+            "set it to false, or change loader.batch_size or loader.drop_last",
+        )
+    if options.name in MODELS and isinstance(data.training, Dataset) and not outputs:
+        raise ConfigError.of(
+            "name", "can't be sized for a Dataset of class labels; register a model of your own"
+        )
+    return build_model(config, shape, outputs)
+
+
+def _smallest_batch(config: Config, data: PreparedData) -> int:
+    n = len(data.training[0])
+    if config.loader.name == "batch":
+        return n
+    size = getattr(config.loader, "batch_size", 1)
+    if n < size:
+        return n
+    dropped = getattr(config.loader, "drop_last", False)
+    return size if dropped or n % size == 0 else n % size
+
+
+def _check_output_activation(config: Config) -> None:
+    activation = getattr(config.model, "output_activation", None)
+    if config.model.name not in MODELS or config.loss.name not in TAKES:
+        return
+    wanted = TAKES[config.loss.name]
+    if activation not in wanted:
+        raise ConfigError.of(
+            "output_activation",
+            f"must be {' or '.join(wanted)} for the loss {config.loss.name}, got {activation}",
+        )
+
+
+def _loss(config: Config, num_outputs: int) -> Any:
+    options = config.loss.model_dump(exclude={"name"})
+    if config.loss.name in registry.losses.parts:
+        part = registry.losses.parts[config.loss.name]
+        return part(**options) if isinstance(part, type) else partial(part, **options)
+    for key in ("weight", "pos_weight"):
+        if options.get(key) is not None:
+            if len(options[key]) != num_outputs:
+                raise ConfigError.of(
+                    key,
+                    f"must hold one number for each of the {num_outputs} outputs, "
+                    f"got {len(options[key])}",
+                )
+            options[key] = torch.tensor(options[key])
+    return LOSSES[config.loss.name](**options)
+
+
+def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    options = config.optimizer.model_dump(exclude={"name"})
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ConfigError.of("", "the model has no parameters to train")
+    if config.optimizer.name == "lbfgs":
+        options["line_search_fn"] = "strong_wolfe" if options.pop("line_search") else None
+        return torch.optim.LBFGS(parameters, **options)
+    return OPTIMIZERS[config.optimizer.name](parameters, **options)
+
+
+def _scheduler(
+    config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR | None:
+    section = config.scheduler
+    if section is None:
+        return None
+    options = section.model_dump(exclude={"name", "per", "warmup"})
+    if section.name == "cosine":
+        total = config.epochs * (steps_per_epoch if section.per == "step" else 1)
+        options["total"] = max(1, total - section.warmup)
+    schedule: schedules.Schedule = getattr(schedules, section.name)(**options)
+    return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
+
+
+def _metrics(config: Config) -> dict[str, evaluation.Metric]:
+    labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
+    binary = {
+        "bce": evaluation.probability_accuracy,
+        "bce_with_logits": evaluation.accuracy,
+    }
+    chosen = config.metrics
+    if chosen is None:
+        chosen = ["accuracy"] if labels or config.loss.name in binary else []
+    known: dict[str, evaluation.Metric] = {}
+    for name in chosen:
+        if name == "mae":
+            if config.loss.name not in REGRESSION:
+                raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(REGRESSION)}")
+            known[name] = evaluation.mean_absolute_error
+        elif labels:
+            known[name] = evaluation.accuracy
+        elif config.loss.name in binary:
+            known[name] = binary[config.loss.name]
+        else:
+            raise ConfigError.of("metrics", f"accuracy has no meaning under {config.loss.name}")
+    return known
+
+
+def _early_stopping(section: EarlyStoppingSection, metrics: list[str]) -> EarlyStopping:
+    known = ["train_loss", "val_loss", *(f"val_{name}" for name in metrics)]
+    if section.monitor not in known:
+        said = f"must be one of {', '.join(known)}; got {section.monitor!r}"
+        raise ConfigError.of("early_stopping.monitor", said)
+    mode = section.mode or ("max" if section.monitor.endswith("accuracy") else "min")
+    return EarlyStopping(
+        section.monitor, patience=section.patience, min_delta=section.min_delta, mode=mode
+    )
+
+
+def _validation(config: Config, loader: Loader | None) -> Validation | None:
+    if loader is None:
+        return None
+    section = config.validation
+    return Validation(
+        loader, every_n_steps=section.every_n_steps, every_n_epochs=section.every_n_epochs
+    )

@@ -1,0 +1,97 @@
+"""What a configuration can name besides the built-in parts: a user's own, registered in Python."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from gdtrain.errors import ConfigError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+# Arguments that gdtrain supplies to a registered model from the data, unless the config does.
+SUPPLIED = ("in_features", "input_shape", "out_features")
+
+
+class Strict(BaseModel):
+    """A section of the configuration: strict types, known keys only, immutable."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+    )
+
+
+@dataclass
+class Registry:
+    """Registered parts of one kind, by name.
+
+    supplied: arguments that gdtrain gives, unless the configuration does.
+    called_with: how many leading arguments of a function are not options but given at each call.
+    """
+
+    kind: str
+    tag: str
+    supplied: tuple[str, ...] = ()
+    called_with: int = 0
+    parts: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+    def add(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers a class or function under ``name``."""
+
+        def register(part: T) -> T:
+            if not isinstance(name, str) or not name.isidentifier():
+                raise ConfigError.of(self.kind, f"{name!r} is not a name; use letters, digits, _")
+            if self.parts.get(name, part) is not part:
+                raise ConfigError.of(self.kind, f"{name!r} is already registered; choose another")
+            self.parts[name] = part
+            return part
+
+        return register
+
+    def option_models(self, base: type[Strict]) -> list[type[Strict]]:
+        """A pydantic model for each part, its fields taken from the part's signature."""
+        return [self._options(name, part, base) for name, part in self.parts.items()]
+
+    def _options(self, name: str, part: Callable[..., Any], base: type[Strict]) -> type[Strict]:
+        fields: dict[str, Any] = {self.tag: (Literal[name], ...)}
+        hints = _type_hints(part)
+        parameters = list(inspect.signature(part).parameters.values())
+        for parameter in parameters if isinstance(part, type) else parameters[self.called_with :]:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            default = ... if parameter.default is parameter.empty else parameter.default
+            if parameter.name in self.supplied:
+                default = None
+            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+        doc = inspect.getdoc(part)
+        return create_model(f"{name}_{self.kind}", __base__=base, __doc__=doc, **fields)
+
+
+def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations that pydantic can check; an unresolvable one counts as Any."""
+    function = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
+    try:
+        return get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+models = Registry("model", "name", SUPPLIED)
+losses = Registry("loss", "name", called_with=2)  # a function of (output, targets)
+sources = Registry("source", "source")
+trainers = Registry("trainer", "name")
+
+register_model = models.add
+register_loss = losses.add
+register_source = sources.add
+register_trainer = trainers.add

@@ -1,0 +1,153 @@
+"""The whole configuration, typed: its sections, their defaults and bounds."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, create_model, field_validator
+
+from gdtrain.config import registry
+from gdtrain.config.registry import Strict
+from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
+from gdtrain.config.sections.data import Data, DataSection, Source
+from gdtrain.config.sections.losses import Loss, LossSection
+from gdtrain.config.sections.models import Model, ModelSection
+from gdtrain.config.sections.updates import LoaderSection, OptimizerSection, ScheduleSection
+
+
+class ValidationSection(Strict):
+    """When to evaluate on the validation part."""
+
+    every_n_steps: Positive | None = None
+    """After every k-th update."""
+    every_n_epochs: Positive | None = None
+    """After every k-th epoch; every epoch if neither is given."""
+
+    @field_validator("every_n_epochs")
+    @classmethod
+    def _one_cadence(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("every_n_steps") is not None:
+            raise ValueError("can't be set together with every_n_steps; remove one of the two")
+        return value
+
+
+class EarlyStoppingSection(Strict):
+    """Stop when a metric has not improved for some epochs."""
+
+    monitor: str = "val_loss"
+    """A metric of the epochs: train_loss, val_loss, val_accuracy, val_mae."""
+    patience: Positive = 5
+    """Epochs without improvement that are borne."""
+    min_delta: NonNegative = 0.0
+    """What counts as an improvement."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; by the metric if left out."""
+
+
+class LogSection(Strict):
+    """What goes into metrics.jsonl besides the epochs."""
+
+    every_n_steps: Positive = 50
+    """Record step, loss and learning rate of every k-th update."""
+
+
+class CheckpointSection(Strict):
+    """When to save checkpoints, besides the one at the end or at an interruption."""
+
+    every_n_steps: Positive | None = None
+    """After every k-th update."""
+    every_n_epochs: Positive | None = None
+    """After every k-th epoch."""
+    every_seconds: PositiveFloat | None = None
+    """At the first safe point after this many seconds."""
+    keep_last: Positive = 3
+    """How many to keep."""
+
+
+class Config(Strict):
+    """One training run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides initial weights, split, orders and dropout."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = "auto"
+    """auto (cuda, mps, then cpu), cpu, cuda, cuda:1 or mps."""
+    data: DataSection
+    """Where the samples come from, by source."""
+    model: ModelSection
+    """The model, by name."""
+    loss: LossSection
+    """The loss, by name."""
+    loader: LoaderSection
+    """Which form of gradient descent: batch, sample or minibatch."""
+    optimizer: OptimizerSection
+    """The optimizer, by name; sgd if no name is given."""
+    scheduler: ScheduleSection | None = None
+    """How the learning rate changes, by name."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Bound on the 2-norm of the gradient."""
+    clip_grad_value: PositiveFloat | None = None
+    """Bound on each element of the gradient."""
+    microbatch_size: Positive | None = None
+    """Compute each batch's gradient in slices of this many samples, to save memory."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Of the computation; bf16 keeps float32 parameters."""
+    engine: Literal["auto", "eager"] = "auto"
+    """How blocks of steps are executed."""
+    epochs: Positive
+    """Passes over the training part, in total."""
+    validation: ValidationSection = ValidationSection()
+    """When to evaluate on the validation part."""
+    metrics: list[Literal["accuracy", "mae"]] | None = None
+    """Evaluated beside the loss; accuracy for losses over classes if left out."""
+    early_stopping: EarlyStoppingSection | None = None
+    """Stop when a metric has not improved for some epochs."""
+    log: LogSection = LogSection()
+    """What goes into metrics.jsonl besides the epochs."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """When to save checkpoints."""
+    trainer: str | None = None
+    """A Trainer subclass registered with register_trainer."""
+
+    @field_validator("validation")
+    @classmethod
+    def _needs_validation_part(cls, value: Any, info: ValidationInfo) -> Any:
+        data = info.data.get("data")
+        if value != ValidationSection() and isinstance(data, Data) and not data.validation_fraction:
+            raise ValueError("has no effect without data.validation_fraction; set it")
+        return value
+
+    @field_validator("early_stopping")
+    @classmethod
+    def _can_be_monitored(cls, value: Any, info: ValidationInfo) -> Any:
+        data = info.data.get("data")
+        if value is None or not value.monitor.startswith("val_") or not isinstance(data, Data):
+            return value
+        if not data.validation_fraction:
+            raise ValueError(f"monitors {value.monitor} but data.validation_fraction is 0; set it")
+        return value
+
+    @field_validator("trainer")
+    @classmethod
+    def _is_registered(cls, value: str | None) -> str | None:
+        if value is not None and value not in registry.trainers.parts:
+            known = ", ".join(registry.trainers.parts) or "none"
+            raise ValueError(f"{value!r} is not registered (registered: {known}); use --import")
+        return value
+
+
+def config_model() -> type[Config]:
+    """The type of a configuration, with what a user has registered among its parts."""
+    fields: dict[str, Any] = {}
+    for key, built_in, registered, base in (
+        ("data", Source, registry.sources, Data),
+        ("model", Model, registry.models, Strict),
+        ("loss", Loss, registry.losses, Strict),
+    ):
+        if registered.parts:
+            tag = registered.tag
+            union: Any = reduce(or_, registered.option_models(base), built_in)
+            kind = Annotated[union, Field(discriminator=tag), shorthand(tag)]
+            fields[key] = (kind, Field(description=Config.model_fields[key].description))
+    return create_model("Config", __base__=Config, **fields) if fields else Config

@@ -1,0 +1,27 @@
+"""Bounds and shorthands that the sections of a configuration share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Weights = Annotated[list[NonNegative], Field(min_length=1)]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character; give a path")
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+
+
+def shorthand(tag: str) -> Any:
+    """Take ``loss: mse`` for ``loss: {name: mse}``."""
+    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)

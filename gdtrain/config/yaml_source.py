@@ -1,0 +1,281 @@
+"""Read YAML as pure data, with the line and column of everything, and refuse what is not data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gdtrain.errors import ConfigError, Fault
+
+MAX_BYTES = 1 << 18
+MAX_DEPTH = 20
+
+# The scalars of YAML 1.2's core schema, so that 1e-3 is a number and `on` is a word.
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]{1,40}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_OVERRIDE_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+KeyPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands: a file (or the command line), a line and a column, both from 1."""
+
+    path: str
+    line: int
+    column: int
+
+
+@dataclass
+class Document:
+    """A mapping read from YAML, and the places of its keys and values by dotted path."""
+
+    path: str
+    data: dict[str, Any] = field(default_factory=dict)
+    values: dict[KeyPath, Place] = field(default_factory=dict)
+    keys: dict[KeyPath, Place] = field(default_factory=dict)
+
+    def place(self, path: KeyPath, *, of_key: bool = False) -> Place:
+        """The place of the value (or key) at ``path``, or of the nearest thing around it."""
+        if of_key and path in self.keys:
+            return self.keys[path]
+        while path and path not in self.values:
+            path = path[:-1]
+        return self.values.get(path, Place(self.path, 1, 1))
+
+    def fault(self, path: KeyPath, message: str, *, of_key: bool = False) -> Fault:
+        """A fault of the setting at ``path``, with its place."""
+        place = self.place(path, of_key=of_key)
+        return Fault(dotted(path), message, place.path, place.line, place.column)
+
+
+def dotted(path: KeyPath) -> str:
+    """``("model", "hidden", 0)`` as ``model.hidden[0]``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def key_path(key: str) -> KeyPath:
+    """The path that :func:`dotted` wrote as ``key``."""
+    parts = re.findall(r"\[(\d+)\]|([^.\[\]]+)", key)
+    return tuple(int(index) if index else word for index, word in parts)
+
+
+def read_file(path: str | Path) -> Document:
+    """Read a configuration file. Raises ConfigError with every fault that can be found."""
+    name = str(path)
+
+    def broken(message: str, line: int = 1, column: int = 1) -> ConfigError:
+        return ConfigError([Fault("", message, name, line, column)])
+
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise broken("file not found; check the path") from None
+    except OSError as error:
+        raise broken(f"can't be read: {error.strerror}; give a readable YAML file") from None
+    if len(raw) > MAX_BYTES:
+        raise broken(f"is over {MAX_BYTES // 1024} KiB; a configuration is small")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = raw[: error.start]
+        line = before.count(b"\n") + 1
+        column = error.start - (before.rfind(b"\n") + 1) + 1
+        raise broken("is not UTF-8 text; save it as UTF-8", line, column) from None
+    return read_text(text, name)
+
+
+def read_text(text: str, name: str) -> Document:
+    """Read a configuration from a string; ``name`` stands for the file in messages."""
+    reader = _Reader(name)
+    data = reader.read(text)
+    if data is None and not reader.faults:
+        reader.add((), "is empty; a configuration has at least data, model, loss and loader")
+    elif not isinstance(data, dict) and not reader.faults:
+        reader.add((), "must be a mapping of settings, such as 'epochs: 20'")
+    if reader.faults:
+        raise ConfigError(reader.faults)
+    reader.document.data = data
+    return reader.document
+
+
+def apply_overrides(document: Document, overrides: list[str]) -> None:
+    """Put ``section.key=value`` settings into the document, in order; ``null`` removes a key.
+
+    Values are YAML, with the same rules as in a file. A place on the command line is given as
+    (number of the override, column in it). Raises ConfigError with every fault.
+    """
+    faults: list[Fault] = []
+    for number, text in enumerate(overrides, start=1):
+        key, equals, value = text.partition("=")
+        place = Place("command line", number, 1)
+        if not equals or not _OVERRIDE_KEY.fullmatch(key):
+            message = f"{text!r} is not a setting; write section.key=value"
+            faults.append(Fault("", message, place.path, number, 1))
+            continue
+        reader = _Reader("command line", line=number, column=len(key) + 2)
+        reader.prefix = tuple(key.split("."))
+        parsed = reader.read(value)
+        faults += reader.faults
+        if not reader.faults:
+            _set(document, reader, parsed, place)
+    if faults:
+        raise ConfigError(faults)
+
+
+def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
+    path = reader.prefix
+    target = document.data
+    for depth, part in enumerate(path[:-1], start=1):
+        below = target.get(str(part))
+        if isinstance(below, str):  # `loss: mse` stands for `loss: {name: mse}`
+            below = {"source" if part == "data" else "name": below}
+        if not isinstance(below, dict):
+            below = {}
+            document.values[path[:depth]] = document.keys[path[:depth]] = place
+        target[str(part)] = below
+        target = below
+    for known in [p for p in document.values if p[: len(path)] == path]:
+        del document.values[known]
+    if value is None:
+        target.pop(str(path[-1]), None)
+        return
+    target[str(path[-1])] = value
+    document.values |= reader.document.values
+    document.keys |= reader.document.keys | {path: place}
+
+
+class _Reader:
+    """Turns YAML events into Python values, noting places and faults."""
+
+    def __init__(self, name: str, line: int = 1, column: int = 1) -> None:
+        self.document = Document(name)
+        self.faults: list[Fault] = []
+        self.prefix: KeyPath = ()
+        self._first = (line, column)
+        self._events: Iterator[yaml.Event] = iter(())
+
+    def add(self, path: KeyPath, message: str, mark: Any = None) -> None:
+        place = self._place(mark)
+        self.faults.append(
+            Fault(dotted(self.prefix + path), message, place.path, place.line, place.column)
+        )
+
+    def read(self, text: str) -> Any:
+        try:
+            self._events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+            return self._read_stream()
+        except yaml.MarkedYAMLError as error:
+            said = " ".join(filter(None, (error.context, error.problem)))
+            self.add((), f"is not valid YAML: {said}", error.problem_mark or error.context_mark)
+        except yaml.reader.ReaderError as error:
+            before = text[: error.position]
+            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+            place = Place(self.document.path, line, column)
+            self.faults.append(
+                Fault("", f"has a character that YAML forbids: {error.character!r}", *_at(place))
+            )
+        except _TooDeepError as deep:
+            self.add(
+                (), f"is nested over {MAX_DEPTH} levels deep; a configuration is flat", deep.mark
+            )
+        return None
+
+    def _read_stream(self) -> Any:
+        next(self._events)  # stream start
+        event = next(self._events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        value = self._node(next(self._events), self.prefix, 0)
+        next(self._events)  # document end
+        event = next(self._events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            self.add((), "holds several documents; one file is one configuration", event.start_mark)
+        return value
+
+    def _node(self, event: yaml.Event, path: KeyPath, depth: int) -> Any:
+        mark = event.start_mark
+        if depth > MAX_DEPTH:
+            raise _TooDeepError(mark)
+        self.document.values[path] = self._place(mark)
+        where = path[len(self.prefix) :]
+        if isinstance(event, yaml.AliasEvent):
+            self.add(where, f"alias *{event.anchor} is not allowed; write the value out", mark)
+            return None
+        assert isinstance(event, yaml.NodeEvent)
+        if event.anchor is not None:
+            self.add(where, f"anchor &{event.anchor} is not allowed; remove it", mark)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            self.add(where, f"tag {tag} is not allowed; a configuration is pure data", mark)
+        if isinstance(event, yaml.ScalarEvent):
+            return event.value if event.style else self._plain(event.value, where, mark)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._node(event, (*path, len(items)), depth + 1))
+            return items
+        return self._mapping(path, depth)
+
+    def _mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            mark = event.start_mark
+            if not isinstance(event, yaml.ScalarEvent):
+                self.add(path[len(self.prefix) :], "a key must be a word", mark)
+                self._node(event, (*path, "?"), depth + 1)
+                self._node(next(self._events), (*path, "?"), depth + 1)
+                continue
+            key = event.value
+            where = (*path, key)
+            if key in mapping:
+                first = self.document.keys[where]
+                said = f"duplicate key; it is already set at line {first.line}"
+                self.add(where[len(self.prefix) :], said, mark)
+            else:
+                self.document.keys[where] = self._place(mark)
+            mapping[key] = self._node(next(self._events), where, depth + 1)
+        return mapping
+
+    def _plain(self, text: str, where: KeyPath, mark: Any) -> Any:
+        if _NULL.fullmatch(text):
+            return None
+        if _BOOL.fullmatch(text):
+            return text.lower() == "true"
+        if _INT.fullmatch(text):
+            return int(text)
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        if special := _SPECIAL.fullmatch(text):
+            return float((special[1] or "") + (special[2] or special[3]).lower())
+        return text
+
+    def _place(self, mark: Any) -> Place:
+        line, column = self._first
+        if mark is None:
+            return Place(self.document.path, line, column)
+        if mark.line == 0:
+            return Place(self.document.path, line, column + mark.column)
+        return Place(self.document.path, line + mark.line, mark.column + 1)
+
+
+class _TooDeepError(Exception):
+    def __init__(self, mark: Any) -> None:
+        self.mark = mark
+
+
+def _at(place: Place) -> tuple[str, int, int]:
+    return place.path, place.line, place.column

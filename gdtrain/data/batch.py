@@ -1,0 +1,124 @@
+"""What a loader hands over: the plan of an epoch, its batches, and blocks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Batch:
+    """The samples of one update.
+
+    inputs: [B, …]; a tuple of such tensors where the data has several inputs.
+    targets: [B, …], or None for data without targets.
+    indices: [B] int64 on the CPU, the samples' places in the data set.
+
+    ``len(batch)`` is B. ``inputs, targets = batch`` unpacks, as DataLoader users expect.
+    """
+
+    __slots__ = ("indices", "inputs", "targets")
+
+    def __init__(self, inputs: Any, targets: Any, indices: Tensor) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return self.indices.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.inputs
+        yield self.targets
+
+    def __repr__(self) -> str:
+        return f"Batch({len(self)} samples)"
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """The batch as consecutive microbatches of ``size`` samples; the last may be shorter."""
+        for start in range(0, len(self), size):
+            cut = slice(start, start + size)
+            yield Batch(
+                map_tensors(self.inputs, lambda t, cut=cut: t[cut]),
+                map_tensors(self.targets, lambda t, cut=cut: t[cut]),
+                self.indices[cut],
+            )
+
+
+def map_tensors(tree: Any, function: Any) -> Any:
+    """Apply ``function`` to every tensor in nested tuples, lists and dicts; leave the rest."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(item, function) for item in tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(item, function) for key, item in tree.items()}
+    return tree
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples form which batch in one epoch; nothing has been read yet.
+
+    epoch: the epoch it is for, from 0.
+    num_samples: draws in the epoch, those of a dropped ragged batch not counted.
+    batch_size: samples of every batch but the last, which may have fewer.
+    indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence.
+
+    ``len(plan)`` is the number of batches, and so of updates.
+    """
+
+    epoch: int
+    num_samples: int
+    batch_size: int
+    indices: Tensor | None
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Where batch ``number`` starts and stops among the epoch's draws."""
+        start = number * self.batch_size
+        return start, min(start + self.batch_size, self.num_samples)
+
+    def take(self, start: int, stop: int) -> Tensor:
+        """The sample indices of draws ``start`` … ``stop - 1``, [stop - start] int64."""
+        if self.indices is None:
+            return torch.arange(start, stop)
+        return self.indices[start:stop]
+
+    def batch_indices(self, number: int) -> Tensor:
+        """The sample indices of batch ``number``, [B] int64."""
+        return self.take(*self.bounds(number))
+
+    def batch_sizes(self, start: int, stop: int) -> list[int]:
+        """The number of samples of each of the batches ``start`` … ``stop - 1``."""
+        sizes = [self.batch_size] * (stop - start)
+        if sizes and stop == len(self):
+            sizes[-1] = self.num_samples - (stop - 1) * self.batch_size
+        return sizes
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of consecutive steps of one epoch in which nobody needs to look.
+
+    plan: the epoch's plan; start, stop: its batches ``start`` … ``stop - 1``.
+    batches: those batches, on the device, read as they are iterated.
+    """
+
+    plan: Plan
+    start: int
+    stop: int
+    batches: Iterable[Batch]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The number of samples of each step."""
+        return self.plan.batch_sizes(self.start, self.stop)

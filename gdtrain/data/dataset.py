@@ -1,0 +1,202 @@
+"""Loaded data and what is done to it before training: labels, split, standardisation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.order import generator
+from gdtrain.data.samples import check_finite
+from gdtrain.errors import DataError
+
+_SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """Samples as a source gives them.
+
+    inputs: [n, …] floating point or integer. targets: [n] or [n, …].
+    class_names: names of the labels 0, 1, …, where the targets are labels of named classes.
+    columns: how the inputs were made from the columns of a table, for :class:`Preprocessing`.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    class_names: list[str] | None = None
+    columns: list[Column] | None = None
+
+    def __post_init__(self) -> None:
+        n, m = self.inputs.shape[0], self.targets.shape[0]
+        if n != m:
+            raise DataError(
+                f"different numbers of samples: inputs {n} and targets {m}; "
+                "each sample needs one of each"
+            )
+        if n == 0:
+            raise DataError("the data set is empty; at least one sample is needed")
+
+
+@dataclass(frozen=True)
+class Column:
+    """An input column of a table: a number as it is, or one input for each of its categories."""
+
+    name: str
+    categories: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What was done to the data before training, so that predictions can repeat it.
+
+    mean, std: of each input column over the training part, empty if not standardised; the
+    target_ ones likewise. input_shape: of one sample, after ``shape``. num_outputs: of the model.
+    """
+
+    input_shape: list[int]
+    num_outputs: int
+    class_names: list[str] | None = None
+    columns: list[Column] | None = None
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    target_mean: list[float] = field(default_factory=list)
+    target_std: list[float] = field(default_factory=list)
+
+    def apply(self, inputs: Tensor) -> Tensor:
+        """Inputs [n, …] as the model takes them, [n, *input_shape]."""
+        if self.mean:
+            flat = inputs.reshape(inputs.shape[0], -1).double()
+            scaled = (flat - torch.tensor(self.mean).double()) / torch.tensor(self.std).double()
+            kept = inputs.dtype if inputs.is_floating_point() else torch.float32
+            inputs = scaled.to(kept).reshape(inputs.shape)
+        return inputs.reshape(inputs.shape[0], *self.input_shape)
+
+    def restore_targets(self, outputs: Tensor) -> Tensor:
+        """Outputs [n, k] of a model trained on standardised targets, in the targets' units."""
+        if not self.target_mean:
+            return outputs
+        std, mean = torch.tensor(self.target_std), torch.tensor(self.target_mean)
+        return outputs * std.to(outputs) + mean.to(outputs)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; floats keep all their bits."""
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Preprocessing:
+        """Read what :meth:`save` wrote. Raises DataError if it is not such a file."""
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            columns = fields.pop("columns")
+            own = None if columns is None else [Column(**column) for column in columns]
+            return cls(columns=own, **fields)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: is not a preprocessing file; {error}") from error
+
+
+def class_labels(targets: Tensor, ignore_index: int | None = None) -> Tensor:
+    """Targets as class labels [n] int64; ``ignore_index`` may be among them.
+
+    Raises DataError unless all others are whole and >= 0.
+    """
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.ndim != 1:
+        raise DataError(
+            f"targets: class labels must be one number per sample, got shape "
+            f"{list(targets.shape)}; use one target column, or another loss"
+        )
+    if targets.is_floating_point():
+        check_finite(targets, "targets")
+        fractional = (targets != targets.round()).nonzero()
+        if len(fractional):
+            row = int(fractional[0])
+            raise DataError(
+                f"targets: row {row} is {targets[row].item():g}; class labels must be whole "
+                "numbers 0, 1, …, or use a loss for numbers such as mse"
+            )
+    labels = targets.to(torch.int64)
+    negative = (labels < 0) if ignore_index is None else (labels < 0) & (labels != ignore_index)
+    if bool(negative.any()):
+        row = int(negative.nonzero()[0])
+        raise DataError(
+            f"targets: row {row} has label {int(labels[row])}, which is out of range; "
+            "class labels must be 0, 1, …"
+        )
+    return labels
+
+
+def number_targets(targets: Tensor) -> Tensor:
+    """Targets as numbers [n, k], a single column as [n, 1], as models give their outputs."""
+    floating = targets if targets.is_floating_point() else targets.to(torch.float32)
+    return floating[:, None] if floating.ndim == 1 else floating
+
+
+def split(num_samples: int, validation_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Which samples train and which validate: two rising rows of int64 indices.
+
+    The validation part is a uniformly random round(validation_fraction · n) of the samples, at
+    least one unless the fraction is 0. Raises DataError if that leaves none to train on.
+    """
+    if validation_fraction == 0:
+        return torch.arange(num_samples), torch.arange(0)
+    count = max(1, round(validation_fraction * num_samples))
+    if count >= num_samples:
+        raise DataError(
+            f"no samples to train on: validation_fraction {validation_fraction:g} takes "
+            f"{count} of {num_samples}; use a smaller fraction"
+        )
+    shuffled = torch.randperm(num_samples, generator=generator(seed, _SPLIT_KEY))
+    return shuffled[count:].sort().values, shuffled[:count].sort().values
+
+
+def prepare(
+    data: LoadedData,
+    *,
+    validation_fraction: float,
+    standardize: bool,
+    standardize_targets: bool,
+    shape: list[int] | None,
+    num_outputs: int,
+    seed: int,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None, Preprocessing]:
+    """Split the data and standardise it by the statistics of the training part.
+
+    Returns (training inputs, targets), the same for validation or None, and what was done.
+    Raises DataError for values that are not finite, a shape that does not hold the inputs, or
+    a split that leaves nothing.
+    """
+    inputs, targets = data.inputs, data.targets
+    check_finite(inputs, "inputs")
+    check_finite(targets, "targets")
+    train, validation = split(inputs.shape[0], validation_fraction, seed)
+    input_shape = list(inputs.shape[1:]) or [1]
+    if shape is not None and inputs[0].numel() != torch.Size(shape).numel():
+        raise DataError(
+            f"shape {shape} holds {torch.Size(shape).numel()} numbers, "
+            f"but a sample has {inputs[0].numel()} inputs"
+        )
+    done = Preprocessing(shape or input_shape, num_outputs, data.class_names, data.columns)
+    if standardize:
+        mean, std = _statistics(inputs[train])
+        done = replace(done, mean=mean, std=std)
+    if standardize_targets:
+        mean, std = _statistics(targets[train])
+        done = replace(done, target_mean=mean, target_std=std)
+        targets = ((targets.double() - torch.tensor(mean)) / torch.tensor(std)).to(targets.dtype)
+    ready = done.apply(inputs)
+    held_out = (ready[validation], targets[validation]) if len(validation) else None
+    return (ready[train], targets[train]), held_out, done
+
+
+def _statistics(rows: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation (over n) of each column; 1 for a constant column's."""
+    flat = rows.reshape(rows.shape[0], -1).double()
+    std = flat.std(dim=0, correction=0)
+    constant = flat.amin(dim=0) == flat.amax(dim=0)  # its rounded std may not be exactly 0
+    return flat.mean(dim=0).tolist(), torch.where(constant, 1.0, std).tolist()

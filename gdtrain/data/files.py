@@ -1,0 +1,114 @@
+"""Data sets in files: numpy, PyTorch and safetensors arrays, read as data and never as code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gdtrain.data.dataset import LoadedData
+from gdtrain.data.samples import as_tensor
+from gdtrain.errors import DataError
+
+T = TypeVar("T")
+
+
+def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Two arrays of a .npz archive, by name. Raises DataError if they can't be read."""
+
+    def load() -> LoadedData:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: is not an .npz archive; use source: npy")
+            return _named(path, dict.fromkeys(archive.files), archive.__getitem__, inputs, targets)
+
+    return _reading(path, load)
+
+
+def npy(path: str, targets: str) -> LoadedData:
+    """Inputs and targets from two .npy files. Raises DataError if they can't be read."""
+
+    def load(name: str) -> Tensor:
+        array = np.load(name, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{name}: is not an .npy file; use source: npz")
+        return as_tensor(array, name)
+
+    return LoadedData(_reading(path, lambda: load(path)), _reading(targets, lambda: load(targets)))
+
+
+def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Tensors of a .pt file: a dict by name, or a pair (inputs, targets).
+
+    Read with ``weights_only``, so that a file from a stranger can't run code. Raises DataError
+    if it can't be read or holds anything but tensors.
+    """
+
+    def load() -> LoadedData:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(held, tuple | list) and len(held) == 2:
+            held, names = dict(enumerate(held)), (0, 1)
+        elif isinstance(held, dict):
+            names = (inputs, targets)  # type: ignore[assignment]
+        else:
+            raise DataError(f"{path}: must hold a dict of tensors or a pair (inputs, targets)")
+        return _named(path, held, held.__getitem__, *names)
+
+    return _reading(path, load)
+
+
+def safetensors(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Two tensors of a safetensors file, by name. Raises DataError if they can't be read."""
+
+    def load() -> LoadedData:
+        with safe_open(path, framework="pt") as file:
+            return _named(path, dict.fromkeys(file.keys()), file.get_tensor, inputs, targets)
+
+    return _reading(path, load)
+
+
+def _named(
+    path: str, held: dict[Any, Any], get: Callable[[Any], Any], inputs: Any, targets: Any
+) -> LoadedData:
+    parts = []
+    for name in (inputs, targets):
+        if name not in held:
+            known = ", ".join(map(str, held)) or "nothing"
+            raise DataError(f"{path}: has no {name!r}; it holds {known}")
+        value = get(name)
+        if not isinstance(value, Tensor | np.ndarray):
+            raise DataError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+        parts.append(as_tensor(value, f"{path}: {name}"))
+    return LoadedData(inputs=parts[0], targets=parts[1])
+
+
+def _reading(path: str, load: Callable[[], T]) -> T:
+    """Run ``load``, and say in one line of our own why a file can't be read."""
+    if not Path(path).exists():
+        raise DataError(f"{path}: file not found; paths are relative to the working directory")
+    try:
+        return load()
+    except DataError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path}: holds more than tensors, which could run code; refused"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        KeyError,
+        zipfile.BadZipFile,
+        SafetensorError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: can't be read: {reason}") from error

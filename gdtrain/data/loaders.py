@@ -1,0 +1,215 @@
+"""The three loaders: every sample in one batch, one sample a batch, or B samples a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.order import Order, check_order, epoch_indices
+from gdtrain.data.samples import Samples, as_samples
+from gdtrain.errors import ConfigError
+
+logger = logging.getLogger("gdtrain")
+
+
+class Loader:
+    """Cuts each epoch of a data set into batches, one batch for one update.
+
+    A loader is a pure function of its arguments: ``plan(epoch)`` says which samples form which
+    batch. It is also an iterable for hand-written loops; see ``__iter__``. Use one of its three
+    forms, :class:`BatchLoader`, :class:`SampleLoader` and :class:`MiniBatchLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None,
+        order: Order,
+        seed: int,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.batch_size = (
+            None if batch_size is None else _whole_number("batch_size", batch_size, minimum=1)
+        )
+        self.seed = _whole_number("seed", seed, minimum=0)
+        self.samples: Samples = as_samples(
+            data,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            seed=self.seed,
+            allow_nonfinite=allow_nonfinite,
+        )
+        self.order = check_order(order, len(self.samples))
+        self.drop_last = drop_last
+        self._next_epoch = 0
+        self._pinned_epoch: int | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the data set."""
+        return len(self.samples)
+
+    def plan(self, epoch: int) -> Plan:
+        """Which samples form which batch in ``epoch`` (from 0); reads none of them.
+
+        Raises ConfigError if ``drop_last`` leaves no batch at all.
+        """
+        indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
+        draws = self.num_samples if indices is None else indices.shape[0]
+        size = draws if self.batch_size is None else min(self.batch_size, draws)
+        if self.drop_last and self.batch_size is not None:
+            if draws < self.batch_size:
+                raise ConfigError.of(
+                    "drop_last",
+                    f"leaves no batch: {draws} samples do not fill one of {self.batch_size}",
+                )
+            draws -= draws % size
+            indices = None if indices is None else indices[:draws]
+        return Plan(epoch, draws, size, indices)
+
+    def __len__(self) -> int:
+        """Batches of the next iteration, and so of the next epoch by hand."""
+        if self.batch_size is None:
+            return 1
+        if callable(self.order):
+            return len(self.plan(self._iteration_epoch))
+        draws = len(self.order) if isinstance(self.order, Tensor) else self.num_samples
+        full, ragged = divmod(draws, self.batch_size)
+        return full + (ragged > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch of batches for a hand-written loop, in a fresh order at each iteration.
+
+        The epochs count 0, 1, 2, …, unless :meth:`set_epoch` has pinned one. The trainer never
+        uses or moves this cursor.
+        """
+        epoch = self._iteration_epoch
+        self._next_epoch = epoch + 1
+        return self.samples.read(self.plan(epoch))
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Pin the epoch that iterations give; None lets them count on from the last one."""
+        if epoch is not None and epoch < 0:
+            raise ConfigError.of("epoch", f"must be >= 0, got {epoch}")
+        self._pinned_epoch = epoch
+
+    @property
+    def _iteration_epoch(self) -> int:
+        return self._next_epoch if self._pinned_epoch is None else self._pinned_epoch
+
+
+class BatchLoader(Loader):
+    """Batch gradient descent: every sample, then one update.
+
+    data: inputs and targets as tensors or arrays, ``(X, y)`` or ``(X1, X2, y)``, each
+    [n, …] with any trailing shape; or a map-style torch ``Dataset``.
+    order: the order of the samples inside the batch; see :func:`gdtrain.data.order.epoch_indices`.
+    seed: with the epoch, decides the order. Global RNG state never does.
+    num_workers, collate_fn: as in ``torch.utils.data.DataLoader``; only for a ``Dataset``.
+    allow_nonfinite: accept NaN and infinity in the data, for models that mask them.
+
+    Raises DataError for data that can't be used and ConfigError for a wrong setting.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        order: Order = "sequential",
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            data,
+            batch_size=None,
+            order=order,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+
+
+class SampleLoader(Loader):
+    """Stochastic gradient descent in its classic form: one sample per update.
+
+    A batch keeps its batch dimension: inputs are [1, …]. Arguments as in :class:`BatchLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        order: Order = "reshuffle",
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            data,
+            batch_size=1,
+            order=order,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+
+
+class MiniBatchLoader(Loader):
+    """Mini-batch gradient descent: ``batch_size`` samples per update.
+
+    The last batch of an epoch has the samples that are left over, and is a real batch with an
+    update of its own; ``drop_last`` leaves it out. A batch size over n gives one batch of n.
+    Other arguments as in :class:`BatchLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int,
+        *,
+        order: Order = "reshuffle",
+        seed: int = 0,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            order=order,
+            seed=seed,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+        if batch_size > self.num_samples:
+            logger.warning(
+                "batch_size %d is over the %d samples: each epoch is one batch of %d",
+                batch_size,
+                self.num_samples,
+                self.num_samples,
+            )
+
+
+def _whole_number(key: str, value: Any, minimum: int) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ConfigError.of(key, f"must be a whole number, got {value!r}")
+    if value < minimum:
+        raise ConfigError.of(key, f"must be >= {minimum}, got {value}")
+    return int(value)

@@ -1,0 +1,101 @@
+"""Which sample comes when: orders as pure functions of (number of samples, seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gdtrain.data.names import OrderName
+from gdtrain.errors import ConfigError
+
+Order = OrderName | Sequence[int] | Tensor | np.ndarray[Any, Any] | Callable[[int], Any]
+
+_MASK = (1 << 64) - 1
+
+
+def mix(seed: int, *keys: int) -> int:
+    """Hash a seed and any number of integer keys into 64 well-mixed bits.
+
+    Each key is absorbed by one round of SplitMix64 (Steele, Lea and Flood, 2014), so that
+    neighbouring seeds and epochs give unrelated generators.
+    """
+    state = seed & _MASK
+    for key in keys:
+        state = (state + (key & _MASK) * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, keys) alone, never on global RNG state."""
+    return torch.Generator().manual_seed(mix(seed, *keys))
+
+
+def check_order(order: Order, num_samples: int) -> Order:
+    """Return ``order`` in its canonical form: a name, a callable, or an int64 tensor of indices.
+
+    Raises ConfigError for an unknown name or indices that are not in 0 … num_samples - 1.
+    """
+    if isinstance(order, str):
+        if order not in get_args(OrderName):
+            names = ", ".join(get_args(OrderName))
+            raise ConfigError.of(
+                "order",
+                f"must be one of {names}, a sequence of indices or a callable; got {order!r}",
+            )
+        return order
+    if callable(order):
+        return order
+    return _check_indices(order, num_samples)
+
+
+def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tensor | None:
+    """The sample indices of one epoch, in order.
+
+    order: what :func:`check_order` returned.
+    Returns int64 indices [number of draws], or None for 0 … num_samples - 1 in sequence, which
+    lets a reader slice instead of gather.
+
+    * ``reshuffle``: a uniformly random permutation, a new one each epoch;
+    * ``shuffle_once``: the permutation of epoch 0, every epoch;
+    * ``replacement``: num_samples independent uniform draws (classical SGD; Robbins and
+      Monro, 1951);
+    * a sequence is taken as it is, a callable is asked for its indices of this epoch.
+    """
+    if isinstance(order, str):
+        if order == "sequential":
+            return None
+        if order == "replacement":
+            return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
+        draw = generator(seed, 0 if order == "shuffle_once" else epoch)
+        return torch.randperm(num_samples, generator=draw)
+    if callable(order):
+        return _check_indices(order(epoch), num_samples)
+    assert isinstance(order, Tensor)
+    return order
+
+
+def _check_indices(values: Any, num_samples: int) -> Tensor:
+    """Explicit indices as an int64 tensor [draws]; raises ConfigError if one can't be used."""
+    raw = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    if raw.ndim != 1 or raw.numel() == 0:
+        raise ConfigError.of(
+            "order",
+            f"explicit indices must be one non-empty row, got shape {list(raw.shape)}",
+        )
+    if raw.is_floating_point() or raw.is_complex() or raw.dtype == torch.bool:
+        raise ConfigError.of("order", f"explicit indices must be whole numbers, got {raw.dtype}")
+    indices = raw.to(device="cpu", dtype=torch.int64)
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= num_samples:
+        raise ConfigError.of(
+            "order",
+            f"explicit indices must be in 0 … {num_samples - 1}, got {low if low < 0 else high}",
+        )
+    return indices

@@ -1,0 +1,81 @@
+"""metrics.jsonl: what happened in a run, one JSON object a line, only ever added to."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.trainer import Trainer
+
+
+class MetricsLog(Callback):
+    """Writes three kinds of lines:
+
+    * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates;
+    * ``{"kind": "epoch", "epoch", "step", "samples", "train_loss", …, "lr", "seconds"}``;
+    * ``{"kind": "resume", "epoch", "step"}`` where a run was taken up again from a checkpoint:
+      lines above it that lie after that step were made again below it.
+
+    Numbers that are not finite are written as null. :func:`read_metrics` reads the file back.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int = 50) -> None:
+        super().__init__(every_n_steps=every_n_steps)
+        self.path = path
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.path.exists():
+            progress = trainer.progress
+            self._write({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        progress = trainer.progress
+        self._write(
+            {
+                "kind": "step",
+                "step": progress.step,
+                "epoch": progress.epoch + 1,
+                "loss": float(progress.losses[-1]),
+                "lr": trainer.lr,
+                "seconds": round(progress.seconds, 6),
+            }
+        )
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._write({"kind": "epoch", **record, "seconds": round(record["seconds"], 6)})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(clean) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl as one undisturbed run would have written them.
+
+    What a resumed run made again is there once, from the resumed run; a last line that a crash
+    cut short is left out.
+    """
+    records: list[dict[str, Any]] = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record["kind"] == "resume":
+            records = [r for r in records if _is_before(r, record)]
+        else:
+            records.append(record)
+    return records
+
+
+def _is_before(record: dict[str, Any], resume: dict[str, Any]) -> bool:
+    if record["kind"] == "epoch":
+        return bool(record["epoch"] <= resume["epoch"])
+    return bool(record["step"] <= resume["step"])

@@ -1,0 +1,194 @@
+"""The train command: build, train, and leave a run's results behind."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.format import write_tensors
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.config.build import Run, build, stage
+from gdtrain.config.load import dump, load_config
+from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document, key_path
+from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
+from gdtrain.monitoring import run_directory
+from gdtrain.monitoring.console import Console
+from gdtrain.monitoring.metrics_log import MetricsLog
+from gdtrain.training import evaluation
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.signals import on_signal
+
+EXIT_NON_FINITE = 3
+
+# What must be the same for a resumed run to end with the bits of one that was left alone.
+_MUST_MATCH = (
+    *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
+    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "precision", "trainer"),
+)
+
+
+@dataclass
+class TrainJob:
+    """One run of the train command.
+
+    document: where each setting stands, for messages. name: of the configuration, for the
+    default output directory.
+    """
+
+    config: Config
+    document: Document
+    name: str
+    output_dir: Path | None = None
+    resume: bool = False
+
+    def run(self) -> int:
+        """Train and write everything; return the exit code."""
+        with self._faults_placed(), _notices():
+            run = build(self.config)
+            self._check_first_batch(run)
+        trainer = run.trainer
+        directory = self._directory()
+        console = Console()
+        trainer.callbacks += [*self._writers(directory), console]
+        self._start(run, directory)
+        print(
+            f"training on {trainer.device}, {run.loader.num_samples:,} samples, "
+            f"{len(run.loader):,} updates an epoch; results go to {directory}",
+            file=sys.stderr,
+        )
+        signals: list[int] = []
+
+        def stop(signum: int) -> None:
+            signals.append(signum)
+            trainer.stop(signal.Signals(signum).name)
+
+        status = "failed"
+        try:
+            with on_signal([signal.SIGINT, signal.SIGTERM], stop):
+                trainer.fit(self.config.epochs)
+            status = "interrupted" if signals else "stopped" if trainer.should_stop else "done"
+        except NonFiniteError as error:
+            status = "non_finite"
+            print(f"gdtrain: {error}", file=sys.stderr)
+        finally:
+            console.close()
+            summary = run_directory.write_summary(directory, trainer, status)
+        if status == "non_finite":
+            return EXIT_NON_FINITE
+        if signals:
+            print(f"interrupted; go on with --output-dir {directory} --resume", file=sys.stderr)
+            return 128 + signals[0]
+        write_tensors(directory / run_directory.WEIGHTS, trainer.model.state_dict())
+        print(_closing_line(summary, directory), file=sys.stderr)
+        return 0
+
+    def dry_run(self) -> int:
+        """Build everything, make one update, evaluate one validation batch, write nothing."""
+        with self._faults_placed(), _notices():
+            run = build(self.config)
+            self._check_first_batch(run)
+        trainer = run.trainer
+        batch = next(trainer.read(run.loader))
+        said = f"one update of {len(batch)} samples: loss {float(trainer.train_step(batch)):.4g}"
+        if run.validation is not None:
+            batch = next(trainer.read(run.validation))
+            with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
+                trainer.model.eval()
+                loss, _ = trainer.loss_and_output(batch)
+            said += f"; one validation batch of {len(batch)}: loss {float(loss):.4g}"
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")
+        return 0
+
+    def _check_first_batch(self, run: Run) -> None:
+        """Find what does not fit before anything is written: one forward pass, then undone."""
+        trainer = run.trainer
+        with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
+            trainer.loss_and_output(next(trainer.read(run.loader)))
+
+    def _directory(self) -> Path:
+        choose = run_directory.latest_directory if self.resume else run_directory.new_directory
+        return choose(self.output_dir, self.name)
+
+    def _writers(self, directory: Path) -> list[Callback]:
+        section = self.config.checkpoint
+        store = CheckpointStore(directory / run_directory.CHECKPOINTS, section.keep_last)
+        return [
+            MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps),
+            Checkpoints(
+                store,
+                every_n_steps=section.every_n_steps,
+                every_n_epochs=section.every_n_epochs,
+                every_seconds=section.every_seconds,
+            ),
+        ]
+
+    def _start(self, run: Run, directory: Path) -> None:
+        """Write what is known before training, after taking up the run that is to go on."""
+        if self.resume:
+            self._check_same_run(directory)
+            store = CheckpointStore(directory / run_directory.CHECKPOINTS)
+            path, state, skipped = store.load_newest()
+            for reason in skipped:
+                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
+            run.trainer.load_state_dict(state)
+            print(f"going on from {path}", file=sys.stderr)
+        run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
+        run.preprocessing.save(directory / run_directory.PREPROCESSING)
+
+    def _check_same_run(self, directory: Path) -> None:
+        there = load_config(directory / run_directory.CONFIG)[0].model_dump()
+        here = self.config.model_dump()
+        differing = [
+            f"{key}: the run has {there[key]}, this configuration {here[key]}"
+            for key in _MUST_MATCH
+            if there[key] != here[key]
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{directory} is a run with other settings, so it can't be resumed; "
+                + "; ".join(differing)
+            )
+
+    @contextmanager
+    def _faults_placed(self) -> Iterator[None]:
+        """Give the faults that building found their places in the configuration."""
+        try:
+            yield
+        except ConfigError as error:
+            placed = [self.document.fault(key_path(f.key), f.message) for f in error.faults]
+            raise ConfigError(placed) from error
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Show what the library has to say about the settings, once and in one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("gdtrain")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _closing_line(summary: dict[str, Any], directory: Path) -> str:
+    shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
+    for name, value in summary["validation"].items():
+        shown.append(f"val_{name} {value:.2%}" if name == "accuracy" else f"val_{name} {value:.4g}")
+    ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
+    return (
+        f"{ended}: {summary['epochs']} epochs, {summary['steps']:,} updates in "
+        f"{summary['seconds']:.1f} s; {', '.join(shown)}; see {directory}"
+    )

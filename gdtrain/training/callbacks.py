@@ -1,0 +1,125 @@
+"""What may look at a run and steer it, and how often: the callback protocol."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gdtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+class Callback:
+    """Base of all callbacks: six moments of a run, and a cadence.
+
+    every_n_steps: call ``on_safe_point`` after each k-th update (k, 2k, … of ``progress.step``);
+        blocks end there.
+    every_seconds: call ``on_safe_point`` at the first safe point after that many seconds.
+    every_n_epochs: call ``on_epoch_end`` after each k-th epoch only.
+
+    With none of the first two, ``on_safe_point`` is called at every safe point, wherever blocks
+    happen to end. Between safe points losses stay on the device and nobody looks.
+
+    Weights, ``trainer.progress``, ``trainer.history`` and ``trainer.should_stop`` are there to
+    be read at any moment; :meth:`Trainer.stop` ends the run at the next safe point. A subclass may
+    set the cadence as class attributes or through ``super().__init__``.
+    """
+
+    every_n_steps: int | None = None
+    every_n_epochs: int | None = None
+    every_seconds: float | None = None
+    _last_call: float = -math.inf
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        every_seconds: float | None = None,
+    ) -> None:
+        for key, value in (
+            ("every_n_steps", every_n_steps),
+            ("every_n_epochs", every_n_epochs),
+            ("every_seconds", every_seconds),
+        ):
+            if value is None:
+                continue
+            if not value > 0:
+                raise ConfigError.of(key, f"must be > 0, got {value}")
+            setattr(self, key, value)
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Before the first epoch of a call of fit."""
+
+    def on_epoch_start(self, trainer: Trainer) -> None:
+        """Before the first batch of an epoch; not again after a resume in its middle."""
+
+    def on_before_update(self, trainer: Trainer) -> None:
+        """Gradients are final and the update has not been made: inspect them.
+
+        Called for every update, by the eager engine only.
+        """
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        """Between two blocks, at this callback's cadence: log, check, save, stop."""
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        """After an epoch; ``record`` holds its metrics, and more may be added to it."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """After the last epoch, or after a stop."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not been interrupted (plain values)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether ``on_safe_point`` is to be called at this safe point, after ``step`` updates."""
+        if self.every_n_steps is not None:
+            return step % self.every_n_steps == 0
+        if self.every_seconds is not None:
+            if time.monotonic() - self._last_call < self.every_seconds:
+                return False
+            self._last_call = time.monotonic()
+        return True
+
+
+class StepLosses(Callback):
+    """Keep the loss of every update in ``losses`` (one float per step), for curves and studies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        self.losses.extend(trainer.progress.losses.tolist())
+
+
+EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+class Listeners:
+    """Which callbacks have a method of their own for which event, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._of = {
+            event: [c for c in callbacks if getattr(type(c), event) is not getattr(Callback, event)]
+            for event in EVENTS
+        }
+
+    def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
+        """Call ``event`` on every callback that listens to it and is due."""
+        for callback in self._of[event]:
+            if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
+                continue
+            every = callback.every_n_epochs
+            if event == "on_epoch_end" and every is not None and trainer.progress.epoch % every:
+                continue
+            getattr(callback, event)(trainer, *arguments)

@@ -1,0 +1,157 @@
+"""What must be true before the first update: parameters, output shapes and label ranges."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gdtrain.errors import ConfigError, ModelError
+
+# Losses that compare output and target number by number, and would broadcast them.
+ELEMENTWISE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.PoissonNLLLoss,
+    nn.KLDivLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+    nn.MultiLabelSoftMarginLoss,
+    nn.MultiLabelMarginLoss,
+)
+_ELEMENTWISE_FUNCTIONS = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.poisson_nll_loss,
+    F.kl_div,
+    F.soft_margin_loss,
+    F.hinge_embedding_loss,
+)
+_CLASS_INDEX = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
+_CLASS_INDEX_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
+
+
+def is_elementwise(loss: Any) -> bool:
+    """Whether the loss needs output and targets of one shape."""
+    return isinstance(loss, ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS
+
+
+def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
+    """Raise ConfigError for a value that is not among its choices, or not over its bound.
+
+    arguments: name -> (value, choices or exclusive lower bound); None passes any bound.
+    """
+    for key, (value, allowed) in arguments.items():
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                raise ConfigError.of(key, f"must be one of {', '.join(allowed)}; got {value!r}")
+        elif value is not None and not value > allowed:
+            raise ConfigError.of(key, f"must be > {allowed:g}, got {value}")
+
+
+def check_parameters(model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ModelError unless the optimizer holds exactly what is to be trained.
+
+    Parameters of the loss may be trained too; parameters with ``requires_grad=False`` need not
+    be held.
+    """
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ModelError(
+            "model: has no parameters to train; give it at least one with requires_grad=True"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for key, name in trained.items() if key not in held]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"optimizer: does not hold {len(missing)} of the model's parameters ({shown}); "
+            "give it model.parameters(), or set requires_grad_(False) on those to keep"
+        )
+    own = {id(p) for p in model.parameters()}
+    if isinstance(loss, nn.Module):
+        own |= {id(p) for p in loss.parameters()}
+    foreign = len(held - own)
+    if foreign:
+        raise ModelError(
+            f"optimizer: holds {foreign} parameters that are not the model's; "
+            "make it from the parameters of the model that is given to the Trainer"
+        )
+
+
+def check_data(loss: Any, output: Any, targets: Any, all_targets: Tensor | None) -> None:
+    """Raise ModelError if this output and these targets do not fit each other and the loss."""
+    if is_elementwise(loss):
+        check_same_shape(output, targets)
+    else:
+        check_classes(loss, output, targets, all_targets)
+
+
+def check_same_shape(output: Tensor, targets: Any) -> None:
+    """Raise ModelError if the loss would broadcast output and targets."""
+    if isinstance(targets, Tensor) and output.shape == targets.shape:
+        return
+    said = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+    raise ModelError(
+        f"loss: output has shape {list(output.shape)} and targets {said}; they must be the same, "
+        "or the loss would be of their broadcast; reshape one of them"
+    )
+
+
+def check_classes(loss: Any, output: Tensor, targets: Any, all_targets: Tensor | None) -> None:
+    """Raise ModelError if a loss over class indices can't take these targets.
+
+    output: [B, C, …]; targets: [B, …] int64 in 0 … C - 1, ``ignore_index`` apart.
+    all_targets: those of the whole data set where they are in memory, so that a bad label is
+    found before the first update.
+    """
+    if not (isinstance(loss, _CLASS_INDEX) or loss in _CLASS_INDEX_FUNCTIONS):
+        return
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        if isinstance(targets, Tensor) and targets.shape == output.shape:
+            return  # class probabilities
+        raise ModelError(
+            f"loss: targets must be int64 class indices or probabilities of shape "
+            f"{list(output.shape)}, got {_described(targets)}"
+        )
+    expected = [output.shape[0], *output.shape[2:]]
+    if output.ndim < 2 or list(targets.shape) != expected:
+        raise ModelError(
+            f"loss: output has shape {list(output.shape)} and targets {list(targets.shape)}; "
+            "class indices need outputs [B, C, …] and targets [B, …]"
+        )
+    if targets.dtype != torch.int64:
+        raise ModelError(f"loss: class indices must be int64, got {targets.dtype}; use .long()")
+    labels = targets if all_targets is None else all_targets
+    counted = labels[labels != getattr(loss, "ignore_index", -100)]
+    if counted.numel() == 0:
+        return
+    low, high, classes = int(counted.min()), int(counted.max()), output.shape[1]
+    if low < 0 or high >= classes:
+        raise ModelError(
+            f"targets: label {low if low < 0 else high} is out of range; "
+            f"the model has {classes} outputs, so labels must be in 0 … {classes - 1}"
+        )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _described(targets: Any) -> str:
+    if not isinstance(targets, Tensor):
+        return type(targets).__name__
+    return f"{targets.dtype} of shape {list(targets.shape)}"

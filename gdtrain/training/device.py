@@ -1,0 +1,147 @@
+"""Where training runs: choose the device and the precision, and bring samples there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.samples import CastSamples, Samples, TensorSamples
+from gdtrain.errors import ConfigError, DeviceError
+
+Precision = Literal["fp32", "bf16", "fp64"]
+
+# Share of the device's free memory that a data set may take for itself.
+RESIDENT_SHARE = 0.5
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """Turn ``auto | cpu | cuda | cuda:1 | mps`` into a device; ``auto`` is cuda, mps, then cpu.
+
+    Raises DeviceError if the device does not exist on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"device: {device!r} is not a device; use auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise DeviceError("device: cuda is not available on this machine; use auto or cpu")
+        if chosen.index is not None and chosen.index >= count:
+            raise DeviceError(f"device: {chosen} does not exist; there are {count} CUDA devices")
+        return chosen if chosen.index is not None else torch.device("cuda", 0)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device: mps is not available on this machine; use auto or cpu")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device: {device!r} is not supported; use auto, cpu, cuda or mps")
+    return chosen
+
+
+def parameter_dtype(precision: Precision | None, device: torch.device) -> torch.dtype | None:
+    """The dtype that ``precision`` gives the parameters; None leaves them as they are.
+
+    bf16 keeps float32 parameters and computes in bfloat16 by autocast.
+    Raises ConfigError for an unknown precision, DeviceError for fp64 on mps.
+    """
+    if precision is None:
+        return None
+    if precision not in ("fp32", "bf16", "fp64"):
+        raise ConfigError.of("precision", f"must be one of fp32, bf16, fp64; got {precision!r}")
+    if precision == "fp64" and device.type == "mps":
+        raise DeviceError("precision: mps has no fp64; use fp32, or device: cpu")
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def autocast(precision: Precision | None, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which the forward pass and the loss are computed."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples:
+    """The same samples, read as tensors on ``device`` whose floating-point dtype is ``dtype``.
+
+    Tensors in memory go to the device once if they take at most half of its free memory;
+    anything else is copied batch by batch, ahead of its use.
+    """
+    if isinstance(samples, TensorSamples):
+        samples = samples.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        if _fits(samples.nbytes, device):
+            return samples.map(lambda t: t.to(device))
+    else:
+        samples = CastSamples(samples, dtype)
+    return samples if device.type == "cpu" else CopiedSamples(samples, device)
+
+
+def _fits(nbytes: int, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True  # the CPU holds them already; mps shares the machine's memory
+    free, _ = torch.cuda.mem_get_info(device)
+    return nbytes <= RESIDENT_SHARE * free
+
+
+class CopiedSamples(Samples):
+    """Samples on the host whose batches are copied to the device one ahead of their use."""
+
+    def __init__(self, samples: Samples, device: torch.device) -> None:
+        self.samples = samples
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def targets(self) -> Tensor | None:
+        return self.samples.targets
+
+    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
+        batches = self.samples.read(plan, start)
+        return self._overlapped(batches) if self.device.type == "cuda" else self._plain(batches)
+
+    def _plain(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield _map_batch(batch, lambda t: t.to(self.device))
+
+    def _overlapped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Copy from pinned memory on a stream of its own while the batch before it is used."""
+        copying = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        ahead: tuple[Batch, torch.cuda.Event] | None = None
+        for batch in batches:
+            # Pinned memory is handed back to torch's caching allocator only after the copy:
+            # it records the stream that read it.
+            pinned = _map_batch(batch, lambda t: t.pin_memory())
+            with torch.cuda.stream(copying):
+                copied = _map_batch(pinned, lambda t: t.to(self.device, non_blocking=True))
+            if ahead is not None:
+                yield self._ready(*ahead)
+            ahead = copied, copying.record_event()
+        if ahead is not None:
+            yield self._ready(*ahead)
+
+    def _ready(self, batch: Batch, done: torch.cuda.Event) -> Batch:
+        """Make the computing stream wait for the copy, and the allocator know of both streams."""
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(done)
+
+        def used(tensor: Tensor) -> Tensor:
+            tensor.record_stream(computing)
+            return tensor
+
+        return _map_batch(batch, used)
+
+
+def _map_batch(batch: Batch, function: Any) -> Batch:
+    inputs, targets = map_tensors(batch.inputs, function), map_tensors(batch.targets, function)
+    return Batch(inputs, targets, batch.indices)

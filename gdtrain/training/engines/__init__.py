@@ -1,0 +1,1 @@
+"""How a block of steps is executed."""

@@ -1,0 +1,113 @@
+"""Where a run stands: the only cursor, the owner of every counter, and the history of epochs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gdtrain.data.batch import Block
+
+
+@dataclass
+class Progress:
+    """Counters of a run.
+
+    epoch: epochs completed. step: updates made, in all epochs. step_in_epoch: updates made in
+    the current epoch. samples: samples used, in all epochs. seconds: time spent in blocks, so
+    without evaluation, logging and checkpoints.
+    losses: the losses of the last block, [steps] float64, on the host.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    epoch_loss_sum: float = 0.0
+    epoch_samples: int = 0
+    losses: np.ndarray[Any, np.dtype[np.float64]] = field(
+        default_factory=lambda: np.empty(0), repr=False, compare=False
+    )
+
+    def finish(self, block: Block, losses: Tensor, started: float) -> float:
+        """Count a block that has run; return the seconds that it took.
+
+        losses: [len(block)], the batch-mean loss of each step before its update. Reading them
+        here is the one synchronisation of a block.
+        started: ``time.perf_counter()`` before the block.
+        """
+        self.losses = losses.cpu().double().numpy()
+        sizes = np.asarray(block.batch_sizes)
+        self.step += len(block)
+        self.step_in_epoch = block.stop
+        self.samples += int(sizes.sum())
+        self.epoch_samples += int(sizes.sum())
+        # Added one after the other, so that the sum does not depend on where blocks end.
+        self.epoch_loss_sum = float(
+            np.add.accumulate(np.concatenate([[self.epoch_loss_sum], self.losses * sizes]))[-1]
+        )
+        taken = time.perf_counter() - started
+        self.seconds += taken
+        return taken
+
+    def close_epoch(self) -> dict[str, Any]:
+        """Count a finished epoch and return its record.
+
+        ``train_loss`` is the mean of the steps' losses, each weighted by its samples.
+        """
+        self.epoch += 1
+        record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "samples": self.samples,
+            "train_loss": self.epoch_loss_sum / self.epoch_samples,
+            "seconds": self.seconds,
+        }
+        self.step_in_epoch, self.epoch_samples, self.epoch_loss_sum = 0, 0, 0.0
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters as plain numbers."""
+        state = asdict(self)
+        del state["losses"]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from counters that :meth:`state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class History:
+    """One record per finished epoch, readable by row (``epochs``) or by column.
+
+    ``history.train_loss``, ``history.val_loss``, … are lists with one value per epoch; None
+    stands where an epoch has no such value. ``history.columns()`` gives them all, as
+    ``pandas.DataFrame`` takes them.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> list[Any]:
+        if name == "epochs" or name.startswith("__"):
+            raise AttributeError(name)
+        if name != "train_loss" and not any(name in record for record in self.epochs):
+            known = ", ".join(self.columns()) or "none, no epoch has finished"
+            raise AttributeError(f"history has no column {name!r}; it has: {known}")
+        return [record.get(name) for record in self.epochs]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Every column by name, each with one value per epoch."""
+        names = {name: None for record in self.epochs for name in record}
+        return {name: [record.get(name) for record in self.epochs] for name in names}
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs: {', '.join(self.columns())})"

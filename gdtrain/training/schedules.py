@@ -1,0 +1,66 @@
+"""Learning-rate schedules by name: each a pure function of the number of updates or epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from gdtrain.errors import ConfigError
+
+# t (updates or epochs so far, from 0) -> factor on the optimizer's learning rate
+Schedule = Callable[[int], float]
+
+
+def constant() -> Schedule:
+    """α_t = α_0."""
+    return lambda _: 1.0
+
+
+def cosine(total: int, min_factor: float = 0.0) -> Schedule:
+    """α_t = α_0 (m + (1 - m)(1 + cos(π t / total)) / 2), then m α_0 (Loshchilov, Hutter 2017, 5).
+
+    total: length of the fall; min_factor: m, the share of α_0 at its end.
+    """
+    _check(total >= 1, "total", f"must be >= 1, got {total}")
+    return lambda t: (
+        min_factor + (1 - min_factor) * (1 + math.cos(math.pi * min(t, total) / total)) / 2
+    )
+
+
+def step(every: int, gamma: float = 0.1) -> Schedule:
+    """α_t = α_0 γ^⌊t / every⌋."""
+    _check(every >= 1, "every", f"must be >= 1, got {every}")
+    return lambda t: gamma ** (t // every)
+
+
+def exponential(gamma: float) -> Schedule:
+    """α_t = α_0 γ^t."""
+    return lambda t: gamma**t
+
+
+def inverse_time(b: float = 1.0) -> Schedule:
+    """α_t = a / (b + t) with a = α_0 b, so that it starts at α_0 (Robbins and Monro, 1951).
+
+    Σ α_t diverges and Σ α_t² converges, the condition under which SGD converges.
+    """
+    _check(b > 0, "b", f"must be > 0, got {b}")
+    return lambda t: b / (b + t)
+
+
+def warmup(steps: int, then: Schedule) -> Schedule:
+    """α_t = α_0 (t + 1) / (steps + 1) for t < steps, then the schedule ``then`` from its start."""
+    _check(steps >= 0, "warmup", f"must be >= 0, got {steps}")
+    return lambda t: (t + 1) / (steps + 1) if t < steps else then(t - steps)
+
+
+def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
+    """The schedule as a ``torch.optim.lr_scheduler`` for ``Trainer(scheduler=…)``."""
+    return LambdaLR(optimizer, schedule)
+
+
+def _check(holds: bool, key: str, message: str) -> None:
+    if not holds:
+        raise ConfigError.of(key, message)

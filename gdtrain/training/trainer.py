@@ -1,0 +1,362 @@
+"""The training loop: one loop for batch, stochastic and mini-batch gradient descent.
+
+In pseudocode, and with nothing left out that matters:
+
+    fit(num_epochs):
+        until num_epochs are done or somebody asked to stop:
+            plan = loader.plan(epoch)                which samples form which batch
+            for each block of the plan's batches:    a block ends where somebody needs to look
+                for each batch of the block:         one batch = one update
+                    θ.grad = ∂J/∂θ                   of the batch's mean loss J
+                    θ = θ - lr · θ.grad              whatever the optimizer makes of it
+                safe point                           log, check, save, stop: here only
+            end of epoch                             validate, stop early, change the lr
+
+Only the loader knows which form it is. Override, from the widest to the narrowest:
+``fit → _run_epoch → train_step → compute_loss``.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.loaders import Loader
+from gdtrain.data.samples import Samples, TensorSamples, as_tensor
+from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.training import checks, evaluation, gradient, state
+from gdtrain.training.blocks import BlockLength
+from gdtrain.training.callbacks import Callback, Listeners
+from gdtrain.training.device import Precision, autocast, parameter_dtype, place, resolve_device
+from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.progress import History, Progress
+from gdtrain.training.signals import on_signal
+from gdtrain.training.validation import Validation
+
+
+class Trainer:
+    """Trains ``model`` by gradient descent on what ``loader`` hands over.
+
+    model: moved to the device, and to the precision's dtype, in place.
+    loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss; None if a subclass
+        overrides :meth:`compute_loss`.
+    optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too.
+    loader: a BatchLoader, SampleLoader or MiniBatchLoader.
+    device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
+        keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
+    scheduler: any ``torch.optim.lr_scheduler``, stepped once per ``scheduler_per``:
+        ``"epoch"`` or ``"step"``. ReduceLROnPlateau gets val_loss, or else train_loss.
+    validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
+    metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
+    callbacks: called in this order, after the validation.
+    clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
+    microbatch_size: compute each batch's gradient in slices of this many samples.
+    engine: ``auto`` or ``eager``.
+
+    Raises ModelError, ConfigError or DeviceError where these do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        loader: Loader | None = None,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision | None = None,
+        scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+        scheduler_per: Literal["epoch", "step"] = "epoch",
+        validation: Loader | Validation | None = None,
+        metrics: Mapping[str, evaluation.Metric] | None = None,
+        callbacks: Sequence[Callback] = (),
+        clip_grad_norm: float | None = None,
+        clip_grad_value: float | None = None,
+        microbatch_size: int | None = None,
+        engine: Literal["auto", "eager"] = "auto",
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
+        if loader is not None and not isinstance(loader, Loader):
+            raise ModelError(
+                f"loader: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
+                f"{type(loader).__name__}; give its data set to one of these"
+            )
+        if loss is None and type(self).compute_loss is Trainer.compute_loss:
+            raise ModelError("loss: missing; give a loss, or override compute_loss")
+        checks.check_arguments(
+            clip_grad_norm=(clip_grad_norm, 0),
+            clip_grad_value=(clip_grad_value, 0),
+            microbatch_size=(microbatch_size, 0),
+            scheduler_per=(scheduler_per, ("epoch", "step")),
+            engine=(engine, ("auto", "eager")),
+        )
+        if scheduler_per == "step" and isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError.of("scheduler_per", "must be epoch for ReduceLROnPlateau")
+        checks.check_parameters(model, loss, optimizer)
+
+        self.device = resolve_device(device)
+        self.precision = precision
+        self.model = model.to(self.device, parameter_dtype(precision, self.device))
+        self.dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+        self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
+        self.optimizer = optimizer
+        self.loader = loader
+        self.scheduler = scheduler
+        self.scheduler_per = scheduler_per
+        self.metrics = dict(metrics or {})
+        self.clip_grad_norm = clip_grad_norm
+        self.clip_grad_value = clip_grad_value
+        self.microbatch_size = microbatch_size
+        self.engine = EagerEngine(self)
+        if isinstance(validation, Loader):
+            validation = Validation(validation)
+        self.callbacks = [*([validation] if validation else []), *callbacks]
+
+        self.progress = Progress()
+        self.history = History()
+        self.lr: float = optimizer.param_groups[0]["lr"]  # of the last update
+        self.num_epochs = 0
+        self.plan: Plan | None = None  # of the current epoch
+        self.should_stop = False
+        self.stop_reason: str | None = None
+
+        self._block_length = BlockLength()
+        self._first_batch_checked = False
+        self._elementwise = checks.is_elementwise(loss)
+        self._needs_closure = checks.needs_closure(optimizer)
+        self._listeners = Listeners(self.callbacks)
+        self._on_device: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
+
+    # ── the loop ────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, num_epochs: int) -> History:
+        """Train until ``num_epochs`` epochs are done in total, and return the history.
+
+        After ``fit(100)``, ``fit(150)`` trains 50 more; after a stop it goes on where it was.
+        Ctrl-C stops at the next safe point, with weights and progress in step, and then raises
+        KeyboardInterrupt; a second Ctrl-C does so at once.
+
+        Raises ModelError if model, loss and data do not fit, and NonFiniteError if the loss
+        becomes NaN or infinite.
+        """
+        if self.loader is None:
+            raise ModelError("loader: missing; a Trainer needs one to fit")
+        if self.microbatch_size is not None:
+            gradient.check_separable(self.model)
+        if not self.model.training:
+            self.model.train()
+        self.num_epochs = num_epochs
+        self.should_stop, self.stop_reason = False, None
+        interrupted: list[int] = []
+
+        def stop(signum: int) -> None:
+            interrupted.append(signum)
+            self.stop("interrupted")
+
+        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with on_signal([signal.SIGINT] if default else [], stop):
+            self._emit("on_fit_start")
+            while self.progress.epoch < num_epochs and not self.should_stop:
+                self._run_epoch()
+            self._emit("on_fit_end")
+        if interrupted:
+            raise KeyboardInterrupt
+        return self.history
+
+    def _run_epoch(self) -> None:
+        assert self.loader is not None
+        self.plan = self.loader.plan(self.progress.epoch)
+        if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
+            self._emit("on_epoch_start")
+        for block in self._blocks(self.plan, start=self.progress.step_in_epoch):
+            started = time.perf_counter()
+            losses = self.engine.run(block)
+            self._block_length.observe(len(block), self.progress.finish(block, losses, started))
+            self._check_finite(block)
+            self._emit("on_safe_point")
+            if self.should_stop:
+                return
+        record = self.progress.close_epoch() | {"lr": self.lr}
+        self.history.epochs.append(record)
+        self._emit("on_epoch_end", record)
+        self._step_epoch_schedule(record)
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Apply one update; return the batch-mean loss before it, shape [], detached."""
+        if self._needs_closure:
+            return self._closure_step(batch)
+        loss = self.batch_gradient(batch)
+        self._finish_gradient()
+        self.optimizer.step()
+        return loss
+
+    def batch_gradient(self, batch: Batch) -> Tensor:
+        """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
+        self.optimizer.zero_grad()
+        return gradient.batch_gradient(self._compute_loss, batch, self.loss, self.microbatch_size)
+
+    def compute_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch (or microbatch), averaged over its samples, shape [].
+
+        This is the research override. Its default is ``loss(model(inputs), targets)``.
+        """
+        return self._output_loss(self.forward(batch.inputs), batch.targets)
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's output; several input tensors become several arguments."""
+        return self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
+
+    def loss_and_output(self, batch: Batch) -> tuple[Tensor, Any]:
+        """For evaluation: one forward pass, unless ``compute_loss`` is somebody's own."""
+        with autocast(self.precision, self.device):
+            if type(self).compute_loss is Trainer.compute_loss:
+                output = self.forward(batch.inputs)
+                return self._output_loss(output, batch.targets), output
+            loss = self.compute_loss(batch)
+            return loss, self.forward(batch.inputs) if self.metrics else None
+
+    # ── what research code calls ────────────────────────────────────────────────────────────
+
+    def stop(self, reason: str) -> None:
+        """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
+        self.should_stop, self.stop_reason = True, reason
+
+    def read(self, loader: Loader, plan: Plan | None = None, start: int = 0) -> Iterator[Batch]:
+        """The loader's batches on the trainer's device and in its dtype, from number ``start``.
+
+        plan: whose batches; of the loader's epoch 0 if left out.
+        """
+        samples = loader.samples
+        if samples not in self._on_device:
+            self._on_device[samples] = place(samples, self.device, self.dtype)
+        return self._on_device[samples].read(plan or loader.plan(0), start)
+
+    def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
+        """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
+
+        The loader's order and batch size play no part. The model is in eval mode meanwhile;
+        its modes, buffers and gradients and all random number generators come back as they were.
+        """
+        loader = loader or self.loader
+        if loader is None:
+            raise ModelError("loader: missing; give evaluate one")
+        return evaluation.evaluate(self, self.read(loader, evaluation.whole(loader.num_samples)))
+
+    def predict(self, inputs: Any) -> Tensor:
+        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such).
+
+        inputs: tensors or arrays. Without side effects, as in :meth:`evaluate`.
+        """
+        parts = inputs if isinstance(inputs, tuple) else (inputs,)
+        tensors = [as_tensor(part, "inputs") for part in parts]
+        # Row numbers stand in for the targets, which predictions do not have.
+        samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
+        batches = place(samples, self.device, self.dtype).read(evaluation.whole(len(samples)))
+        return evaluation.predict(self, batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of everything that decides how training goes on, in copies.
+
+        Model, optimizer, scheduler, progress, history, callbacks and random number generators.
+        """
+        return state.take(self)
+
+    def load_state_dict(self, snapshot: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave; ``fit`` then continues to the same bits.
+
+        The global random number generators are set to the snapshot's.
+        """
+        state.restore(self, snapshot)
+
+    # ── below the loop ──────────────────────────────────────────────────────────────────────
+
+    def _blocks(self, plan: Plan, start: int) -> Iterator[Block]:
+        """Cut the plan's batches from ``start`` on into blocks that end where somebody looks."""
+        assert self.loader is not None
+        batches = self.read(self.loader, plan, start)
+        while start < len(plan):
+            steps = self._block_length.next(self.progress.step, len(plan) - start, self.callbacks)
+            yield Block(plan, start, start + steps, islice(batches, steps))
+            start += steps
+
+    def after_update(self) -> None:
+        """What an engine calls after each update: the schedule, where it goes by steps."""
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        if self.scheduler is not None and self.scheduler_per == "step":
+            self.scheduler.step()
+
+    def _step_epoch_schedule(self, record: dict[str, Any]) -> None:
+        if self.scheduler is None or self.scheduler_per != "epoch":
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(record.get("val_loss", record["train_loss"]))
+        else:
+            self.scheduler.step()
+
+    def _closure_step(self, batch: Batch) -> Tensor:
+        """One update of an optimizer that evaluates loss and gradient as often as it likes."""
+        losses: list[Tensor] = []
+
+        def closure() -> Tensor:
+            losses.append(self.batch_gradient(batch))
+            self._finish_gradient()
+            return losses[-1]
+
+        self.optimizer.step(closure)  # type: ignore[arg-type]
+        return losses[0]
+
+    def _finish_gradient(self) -> None:
+        """Clip, then show the gradient to the callbacks."""
+        if self.clip_grad_norm is not None or self.clip_grad_value is not None:
+            held = (p for group in self.optimizer.param_groups for p in group["params"])
+            gradient.clip(held, self.clip_grad_norm, self.clip_grad_value)
+        self._emit("on_before_update")
+
+    def _compute_loss(self, batch: Batch) -> Tensor:
+        try:
+            with autocast(self.precision, self.device):
+                return self.compute_loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ModelError(
+                "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
+                "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+            ) from error
+
+    def _output_loss(self, output: Any, targets: Any) -> Tensor:
+        if not self._first_batch_checked:
+            known = self.loader.samples.targets if self.loader is not None else None
+            checks.check_data(self.loss, output, targets, known)
+            self._first_batch_checked = True
+        elif self._elementwise:
+            checks.check_same_shape(output, targets)
+        assert self.loss is not None
+        return self.loss(output, targets)
+
+    def _check_finite(self, block: Block) -> None:
+        finite = torch.isfinite(torch.from_numpy(self.progress.losses))
+        if bool(finite.all()):
+            return
+        first = int((~finite).nonzero()[0])
+        raise NonFiniteError(
+            f"loss is {self.progress.losses[first]} in epoch {block.plan.epoch + 1}, "
+            f"step {self.progress.step - len(block) + first + 1}, with lr {self.lr:g}; "
+            "try a smaller lr, clip_grad_norm, or standardised inputs"
+        )
+
+    def _emit(self, event: str, *arguments: Any) -> None:
+        if event in ("on_fit_start", "on_epoch_start"):  # callbacks may have been added
+            self._listeners = Listeners(self.callbacks)
+        self._listeners.emit(event, self, *arguments)

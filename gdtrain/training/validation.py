@@ -1,0 +1,107 @@
+"""Callbacks that judge a run: evaluation on a validation set, and early stopping."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from gdtrain.data.loaders import Loader
+from gdtrain.errors import ConfigError
+from gdtrain.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+class Validation(Callback):
+    """Evaluate on a validation set every k steps or epochs (default: every epoch).
+
+    Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; where several evaluations fall
+    into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
+    """
+
+    def __init__(
+        self, loader: Loader, *, every_n_steps: int | None = None, every_n_epochs: int | None = None
+    ) -> None:
+        if every_n_steps is None and every_n_epochs is None:
+            every_n_epochs = 1
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.loader = loader
+        self.results: list[dict[str, Any]] = []
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        if self.every_n_steps is not None:
+            self._evaluate(trainer, trainer.progress.epoch)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if self.every_n_steps is None:
+            self._evaluate(trainer, record["epoch"] - 1)
+        newest = self.results[-1] if self.results else {}
+        if newest.get("epoch") == record["epoch"] - 1:
+            record.update({k: v for k, v in newest.items() if k.startswith("val_")})
+
+    def _evaluate(self, trainer: Trainer, epoch: int) -> None:
+        metrics = trainer.evaluate(self.loader)
+        result: dict[str, Any] = {"epoch": epoch, "step": trainer.progress.step}
+        result |= {f"val_{name}": value for name, value in metrics.items()}
+        self.results.append(result)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"results": self.results}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.results = list(state["results"])
+
+
+class EarlyStopping(Callback):
+    """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
+
+    monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
+    mode: ``min`` or ``max``. min_delta: by how much a value must beat the best to count.
+    Epochs without the metric are passed over; a NaN never counts as an improvement.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        super().__init__(every_n_epochs=1)
+        if patience < 1:
+            raise ConfigError.of("patience", f"must be >= 1, got {patience}")
+        if not min_delta >= 0:
+            raise ConfigError.of("min_delta", f"must be >= 0, got {min_delta}")
+        if mode not in ("min", "max"):
+            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best = math.inf
+        self.epochs_without_improvement = 0
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if self.monitor not in record:
+            return
+        value = self.sign * record[self.monitor]
+        if value < self.best - self.min_delta:
+            self.best, self.epochs_without_improvement = value, 0
+            return
+        self.epochs_without_improvement += 1
+        if self.epochs_without_improvement >= self.patience:
+            trainer.stop(f"{self.monitor} did not improve for {self.patience} epochs")
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        # A further fit() after a stop is a wish to go on, with the patience to do so.
+        if self.epochs_without_improvement >= self.patience:
+            self.epochs_without_improvement = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+        self.epochs_without_improvement = state["epochs_without_improvement"]
