@@ -6,6 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdtrain.config.load_run import TrainedRun as TrainedRun
+    from gdtrain.config.load_run import load_run as load_run
+    from gdtrain.config.registry import register_loss as register_loss
+    from gdtrain.config.registry import register_model as register_model
+    from gdtrain.config.registry import register_source as register_source
+    from gdtrain.config.registry import register_trainer as register_trainer
     from gdtrain.data.batch import Batch as Batch
     from gdtrain.data.loaders import BatchLoader as BatchLoader
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
@@ -28,8 +34,14 @@ _HOMES = {
     "MiniBatchLoader": "gdtrain.data.loaders",
     "SampleLoader": "gdtrain.data.loaders",
     "StepLosses": "gdtrain.training.callbacks",
+    "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
     "Validation": "gdtrain.training.validation",
+    "register_loss": "gdtrain.config.registry",
+    "register_model": "gdtrain.config.registry",
+    "register_source": "gdtrain.config.registry",
+    "register_trainer": "gdtrain.config.registry",
+    "load_run": "gdtrain.config.load_run",
 }
 
 __all__ = sorted(_HOMES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gdtrain import __version__
-from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.errors import CheckpointError, ConfigError, Fault, GdtrainError, OutputError
 
 EXIT_BAD_INPUT = 2
 
@@ -36,19 +37,24 @@ Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _prepare_streams()
     try:
-        if given[:1] == ["schema"]:
-            return _schema(given[1:])
-        return _train(given)
+        code = _schema(given[1:]) if given[:1] == ["schema"] else _train(given)
+        sys.stdout.flush()  # here, where a reader that has gone can be told from a fault
+        return code
     except ConfigError as error:
         for fault in error.faults:
             print(_one_line(str(fault)), file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except (OutputError, CheckpointError) as error:
+        option = "--output-dir" if isinstance(error, OutputError) else "--resume"
+        print(f"command line:1:1: {option}: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except GdtrainError as error:
         print(f"gdtrain: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 1
     except KeyboardInterrupt:
         return 130
@@ -56,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(given: list[str]) -> int:
     options = _train_parser().parse_intermixed_args(given)
-    _import_modules(options.imports, options.config)
+    _import_modules(options.imports)
     from gdtrain.config.load import dump, load_config
 
     config, document = load_config(options.config, options.overrides)
@@ -136,27 +142,39 @@ def _schema(given: list[str]) -> int:
         help="import a module first that registers parts",
     )
     options = parser.parse_args(given)
-    _import_modules(options.imports, "command line")
+    _import_modules(options.imports)
     from gdtrain.config.json_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     return 0
 
 
-def _import_modules(names: list[str], source: str) -> None:
+def _import_modules(names: list[str]) -> None:
     """Import a user's modules, found from the working directory too."""
     if not names:
         return
     sys.path.insert(0, str(Path.cwd()))
     for name in names:
         try:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ModuleNotFoundError(name=name)
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name.partition(".")[0] and error.name != name:
-                raise
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
             message = f"module {name!r} not found; it must be importable from here"
-            raise ConfigError([Fault("--import", message, source)]) from None
+            raise ConfigError([Fault("--import", message, "command line")]) from None
+
+
+def _prepare_streams() -> None:
+    """Make sure that printing can't fail: on a closed stream, or for want of a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.splitlines())

@@ -17,9 +17,9 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.format import write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import Run, build, stage
-from gdtrain.config.load import dump, load_config
+from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
-from gdtrain.config.yaml_source import Document, key_path
+from gdtrain.config.yaml_source import Document, key_path, read_text
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
@@ -33,7 +33,8 @@ EXIT_NON_FINITE = 3
 # What must be the same for a resumed run to end with the bits of one that was left alone.
 _MUST_MATCH = (
     *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
-    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "precision", "trainer"),
+    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "precision", "early_stopping"),
+    "trainer",
 )
 
 
@@ -111,10 +112,14 @@ class TrainJob:
         return 0
 
     def _check_first_batch(self, run: Run) -> None:
-        """Find what does not fit before anything is written: one forward pass, then undone."""
-        trainer = run.trainer
+        """Find what does not fit before anything is written: forward passes, then undone.
+
+        Of the first batch of the first epoch and of its last one, which may be shorter.
+        """
+        trainer, plan = run.trainer, run.loader.plan(0)
         with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
-            trainer.loss_and_output(next(trainer.read(run.loader)))
+            for number in {0, len(plan) - 1}:
+                trainer._compute_loss(next(trainer.read(run.loader, plan, number)))
 
     def _directory(self) -> Path:
         choose = run_directory.latest_directory if self.resume else run_directory.new_directory
@@ -141,17 +146,24 @@ class TrainJob:
             path, state, skipped = store.load_newest()
             for reason in skipped:
                 print(f"skipped a checkpoint: {reason}", file=sys.stderr)
-            run.trainer.load_state_dict(state)
+            try:
+                run.trainer.load_state_dict(state)
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())
+                raise CheckpointError(f"{path}: is not of this model; {reason}") from error
             print(f"going on from {path}", file=sys.stderr)
         run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
         run.preprocessing.save(directory / run_directory.PREPROCESSING)
 
     def _check_same_run(self, directory: Path) -> None:
         there = load_config(directory / run_directory.CONFIG)[0].model_dump()
-        here = self.config.model_dump()
+        # As it will be read the next time: a tuple among a registered model's options is a list.
+        here = check(read_text(dump(self.config), "")).model_dump()
+        # Only a cosine schedule depends on how many epochs there are in all.
+        decisive = (*_MUST_MATCH, "epochs") if _is_cosine(self.config) else _MUST_MATCH
         differing = [
             f"{key}: the run has {there[key]}, this configuration {here[key]}"
-            for key in _MUST_MATCH
+            for key in decisive
             if there[key] != here[key]
         ]
         if differing:
@@ -168,6 +180,10 @@ class TrainJob:
         except ConfigError as error:
             placed = [self.document.fault(key_path(f.key), f.message) for f in error.faults]
             raise ConfigError(placed) from error
+
+
+def _is_cosine(config: Config) -> bool:
+    return config.scheduler is not None and config.scheduler.name == "cosine"
 
 
 @contextmanager

@@ -45,12 +45,15 @@ class CheckpointStore:
         for path in unfinished.iterdir():
             _sync(path)
         _sync(unfinished)
-        if final.exists():  # the same step, saved again after a resume: same content, new file
-            shutil.rmtree(final)
+        replaced = self.directory / f"{_UNFINISHED}{step:010d}-replaced"
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():  # the same step, saved again as an epoch is closed or after a resume
+            final.rename(replaced)
         unfinished.rename(final)
         _sync(self.directory)
         verify(final)
-        self._prune()
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._prune(final)
         return final
 
     def load_newest(self) -> tuple[Path, dict[str, Any], list[str]]:
@@ -75,8 +78,11 @@ class CheckpointStore:
         found = [p for p in self.directory.iterdir() if p.name.startswith(_PREFIX) and p.is_dir()]
         return sorted(found, key=lambda path: path.name, reverse=True)
 
-    def _prune(self) -> None:
-        for path in self._newest_first()[self.keep_last :]:
+    def _prune(self, saved: Path) -> None:
+        """Remove what is too old, and later steps that a resume could not use and has undone."""
+        found = self._newest_first()
+        first = found.index(saved)
+        for path in [*found[:first], *found[first + self.keep_last :]]:
             shutil.rmtree(path)
 
 

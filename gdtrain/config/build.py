@@ -18,8 +18,8 @@ from gdtrain.config.schema import Config, EarlyStoppingSection
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
-from gdtrain.errors import ConfigError, Fault, GdtrainError
-from gdtrain.training import evaluation, models, schedules
+from gdtrain.errors import ConfigError, Fault, GdtrainError, ModelError
+from gdtrain.training import evaluation, gradient, models, schedules
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.seeding import seed_everything
 from gdtrain.training.trainer import Trainer
@@ -90,11 +90,12 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("loader"):
         options = config.loader.model_dump(exclude={"name"})
         loader = LOADERS[config.loader.name](data.training, seed=config.seed, **options)
+        plan = loader.plan(0)
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
         _check_output_activation(config)
-        model = _model(config, data)
+        model = _model(config, data, smallest_batch=plan.batch_sizes(len(plan) - 1, len(plan))[0])
     with stage("loss"):
         loss = _loss(config, data.preprocessing.num_outputs)
     with stage("optimizer"):
@@ -123,6 +124,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             microbatch_size=config.microbatch_size,
             engine=config.engine,
         )
+        if config.microbatch_size is not None:
+            gradient.check_separable(model.train())
     return Run(config, trainer, loader, validation, data.preprocessing)
 
 
@@ -138,9 +141,10 @@ def stage(key: str) -> Iterator[None]:
     except GdtrainError as error:
         message = str(error)
         own, _, rest = message.partition(": ")
-        if own == key or (not key and own.isidentifier()):
+        if own == key or (not key and own in Config.model_fields):
             raise ConfigError([Fault(own, rest)]) from error
-        raise ConfigError([Fault(key, message)]) from error
+        in_data = not key and own in ("inputs", "targets")
+        raise ConfigError([Fault("data" if in_data else key, message)]) from error
 
 
 def build_model(config: Config, input_shape: list[int], num_outputs: int | None) -> nn.Module:
@@ -168,11 +172,10 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
     return model
 
 
-def _model(config: Config, data: PreparedData) -> nn.Module:
+def _model(config: Config, data: PreparedData, smallest_batch: int) -> nn.Module:
     shape, outputs = data.preprocessing.input_shape, data.preprocessing.num_outputs
     options = config.model
-    ragged = isinstance(data.training, tuple) and _smallest_batch(config, data) == 1
-    if getattr(options, "batch_norm", False) and options.name == "mlp" and ragged:
+    if getattr(options, "batch_norm", False) and options.name == "mlp" and smallest_batch == 1:
         raise ConfigError.of(
             "batch_norm",
             "needs batches of at least 2 samples, and this loader gives one of 1; "
@@ -182,18 +185,10 @@ def _model(config: Config, data: PreparedData) -> nn.Module:
         raise ConfigError.of(
             "name", "can't be sized for a Dataset of class labels; register a model of your own"
         )
-    return build_model(config, shape, outputs)
-
-
-def _smallest_batch(config: Config, data: PreparedData) -> int:
-    n = len(data.training[0])
-    if config.loader.name == "batch":
-        return n
-    size = getattr(config.loader, "batch_size", 1)
-    if n < size:
-        return n
-    dropped = getattr(config.loader, "drop_last", False)
-    return size if dropped or n % size == 0 else n % size
+    model = build_model(config, shape, outputs)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError("has no parameters to train; give it at least one with requires_grad=True")
+    return model
 
 
 def _check_output_activation(config: Config) -> None:
@@ -228,8 +223,6 @@ def _loss(config: Config, num_outputs: int) -> Any:
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     options = config.optimizer.model_dump(exclude={"name"})
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ConfigError.of("", "the model has no parameters to train")
     if config.optimizer.name == "lbfgs":
         options["line_search_fn"] = "strong_wolfe" if options.pop("line_search") else None
         return torch.optim.LBFGS(parameters, **options)

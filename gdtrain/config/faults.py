@@ -52,10 +52,10 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(context["discriminator"]).strip("'")
         if kind == "union_tag_not_found":
-            said = "say which one" if isinstance(value, dict) else f"got {_shown(value)}"
-            return document.fault((*path, tag), f"missing; {said}")
+            said = f"missing; it must be one of {', '.join(_forms(str(path[-1]), tag))}"
+            return document.fault((*path, tag), said)
         known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return document.fault((*path, tag), _not_among(str(context["tag"]), known))
+        return document.fault((*path, tag), _not_among(value[tag], known))
     return document.fault(path, _message(kind, context, value, details["msg"]))
 
 
@@ -64,6 +64,9 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
     path: list[int | str] = []
     here: Any = data
     for part in location:
+        if isinstance(here, str) and here == part:  # a section given by its name alone
+            here = {"source": here, "name": here}
+            continue
         inside = isinstance(here, dict) and part in here
         if inside or (isinstance(here, list) and part in range(len(here))):
             here = here[part]
@@ -90,7 +93,8 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
     }
     if kind in bounds:
         sign, key = bounds[kind]
-        return f"must be {sign} {context[key]:g}, {got}"
+        bound = context[key]
+        return f"must be {sign} {bound if isinstance(bound, int) else f'{bound:g}'}, {got}"
     types = {
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -101,7 +105,7 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         "string_type": "a word",
         "list_type": "a list, such as [1, 2]",
         "model_type": "a mapping of settings",
-        "model_attributes_type": "a mapping of settings",
+        "model_attributes_type": "a name or a mapping of settings",
         "dict_type": "a mapping of settings",
     }
     if kind in types:
@@ -149,7 +153,8 @@ def _purpose(path: KeyPath, data: Any) -> str:
     model = _model_at(path[:-1], data)
     description = model.model_fields[str(path[-1])].description if model else None
     text = " ".join((description or "it is required").split())
-    return text if len(path) > 1 else f"add {path[-1]}: {text[:1].lower()}{text[1:]}".rstrip(".")
+    text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
+    return text if len(path) > 1 else f"add {path[-1]}: {text}"
 
 
 def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
@@ -169,6 +174,12 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
         if tag is None or form in get_args(tag.annotation):
             return member
     return None
+
+
+def _forms(section: str, tag: str) -> list[str]:
+    """The names of the forms that a section can have."""
+    members = _members(config_model().model_fields[section].annotation)
+    return [name for m in members for name in get_args(m.model_fields[tag].annotation)]
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
 from gdtrain.config.faults import faults_of
+from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config, config_model
-from gdtrain.config.yaml_source import Document, apply_overrides, read_file
+from gdtrain.config.yaml_source import Document, apply_overrides, plain_scalar, read_file
 from gdtrain.errors import ConfigError, Fault
 
 
@@ -36,25 +37,38 @@ def parse_config(data: Mapping[str, Any]) -> Config:
 
 def check(document: Document) -> Config:
     """The configuration in a document. Raises ConfigError with every fault and its place."""
+    faults = list(document.faults)
     try:
-        return config_model().model_validate(document.data)
+        config = config_model().model_validate(document.data)
     except ValidationError as error:
-        faults = faults_of(document, error)
-    raise ConfigError(sorted(faults, key=lambda f: (f.path or "", f.line, f.column)))
+        known = {fault.key for fault in faults}
+        faults += [fault for fault in faults_of(document, error) if fault.key not in known]
+    if faults:
+        raise ConfigError(sorted(faults, key=lambda f: (f.path or "", f.line, f.column)))
+    return config
 
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every default filled in; loading it gives the same again."""
-    data = config.model_dump(exclude_none=True)
-    for key, section in data.items():
-        if isinstance(section, dict):
-            data[key] = {
-                tag: section[tag] for tag in ("source", "name") if tag in section
-            } | section
     text: str = yaml.dump(
-        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False
+        _settings(config),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
     )
     return text
+
+
+def _settings(section: Strict) -> dict[str, Any]:
+    """A section as a dict, the name of its form first, without what is null by default."""
+    fields = type(section).model_fields
+    given = {
+        key: _settings(value) if isinstance(value, Strict) else value
+        for key, value in section
+        if value is not None or fields[key].default is not None
+    }
+    return {tag: given[tag] for tag in ("source", "name") if tag in given} | given
 
 
 class _Dumper(yaml.SafeDumper):
@@ -64,8 +78,17 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+def _list(dumper: yaml.SafeDumper, items: list[Any] | tuple[Any, ...]) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 
 
+def _word(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Quoted where our reader, unlike PyYAML's, would take the bare word for something else."""
+    style = None if plain_scalar(text) == text else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 _Dumper.add_representer(list, _list)
+_Dumper.add_representer(tuple, _list)
+_Dumper.add_representer(str, _word)
+_Dumper.add_multi_representer(PurePath, lambda dumper, path: _word(dumper, str(path)))

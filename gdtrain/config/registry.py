@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, TypeAdapter, create_model
+from pydantic.errors import PydanticUserError
+from pydantic.types import Strict as Strictness
 
 from gdtrain.errors import ConfigError
 
@@ -26,7 +31,6 @@ class Strict(BaseModel):
         frozen=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        arbitrary_types_allowed=True,
         protected_namespaces=(),
     )
 
@@ -69,21 +73,51 @@ class Registry:
         for parameter in parameters if isinstance(part, type) else parameters[self.called_with :]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
+            if parameter.name in fields or parameter.name in base.model_fields:
+                said = f"{name!r} has an argument {parameter.name!r}, which is a setting of every "
+                raise ConfigError.of(self.kind, f"{said}{self.kind}; give it another name")
             default = ... if parameter.default is parameter.empty else parameter.default
             if parameter.name in self.supplied:
                 default = None
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+            if default is ... or _is_data(default):
+                fields[parameter.name] = (_checkable(hints.get(parameter.name, Any)), default)
         doc = inspect.getdoc(part)
         return create_model(f"{name}_{self.kind}", __base__=base, __doc__=doc, **fields)
 
 
 def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations that pydantic can check; an unresolvable one counts as Any."""
+    """The annotations of a part's arguments; none if one of them can't be resolved."""
     function = part.__init__ if isinstance(part, type) else part  # type: ignore[misc]
     try:
         return get_type_hints(function)
     except (NameError, TypeError):
         return {}
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a YAML file can hold the value; an argument with another default is no setting."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_data(item) for key, item in value.items())
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, bool | int | str | Path)
+
+
+def _checkable(hint: Any) -> Any:
+    """The annotation as it can be checked in data: a list may stand for a tuple, text for a path.
+
+    What is not data, such as a class, counts as Any.
+    """
+    origin = get_origin(hint) or hint
+    if origin in (Union, UnionType):
+        return Union[tuple(_checkable(member) for member in get_args(hint))]  # noqa: UP007
+    try:
+        TypeAdapter(hint).json_schema()
+    except (PydanticUserError, NameError):
+        return Any
+    return Annotated[hint, Strictness(False)] if origin in (tuple, set, Path) else hint
 
 
 models = Registry("model", "name", SUPPLIED)

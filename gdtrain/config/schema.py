@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, create_model, field_validator
 
@@ -15,6 +15,7 @@ from gdtrain.config.sections.data import Data, DataSection, Source
 from gdtrain.config.sections.losses import Loss, LossSection
 from gdtrain.config.sections.models import Model, ModelSection
 from gdtrain.config.sections.updates import LoaderSection, OptimizerSection, ScheduleSection
+from gdtrain.errors import ConfigError
 
 
 class ValidationSection(Strict):
@@ -118,6 +119,14 @@ class Config(Strict):
             raise ValueError("has no effect without data.validation_fraction; set it")
         return value
 
+    @field_validator("metrics")
+    @classmethod
+    def _are_evaluated(cls, value: Any, info: ValidationInfo) -> Any:
+        data = info.data.get("data")
+        if value and isinstance(data, Data) and not data.validation_fraction:
+            raise ValueError("have no effect without data.validation_fraction; set it")
+        return value
+
     @field_validator("early_stopping")
     @classmethod
     def _can_be_monitored(cls, value: Any, info: ValidationInfo) -> Any:
@@ -147,6 +156,11 @@ def config_model() -> type[Config]:
     ):
         if registered.parts:
             tag = registered.tag
+            for part in get_args(built_in):
+                for name in get_args(part.model_fields[tag].annotation):
+                    if name in registered.parts:
+                        said = f"{name!r} is built in; register yours under another name"
+                        raise ConfigError.of(key, said)
             union: Any = reduce(or_, registered.option_models(base), built_in)
             kind = Annotated[union, Field(discriminator=tag), shorthand(tag)]
             fields[key] = (kind, Field(description=Config.model_fields[key].description))

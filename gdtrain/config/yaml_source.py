@@ -37,12 +37,16 @@ class Place:
 
 @dataclass
 class Document:
-    """A mapping read from YAML, and the places of its keys and values by dotted path."""
+    """A mapping read from YAML, the places of its keys and values, and what is wrong in it.
+
+    faults: those that leave the rest readable, so that all can be reported together.
+    """
 
     path: str
     data: dict[str, Any] = field(default_factory=dict)
     values: dict[KeyPath, Place] = field(default_factory=dict)
     keys: dict[KeyPath, Place] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
 
     def place(self, path: KeyPath, *, of_key: bool = False) -> Place:
         """The place of the value (or key) at ``path``, or of the nearest thing around it."""
@@ -73,7 +77,7 @@ def key_path(key: str) -> KeyPath:
 
 
 def read_file(path: str | Path) -> Document:
-    """Read a configuration file. Raises ConfigError with every fault that can be found."""
+    """Read a configuration file. Raises ConfigError if it is not a readable mapping."""
     name = str(path)
 
     def broken(message: str, line: int = 1, column: int = 1) -> ConfigError:
@@ -84,8 +88,9 @@ def read_file(path: str | Path) -> Document:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise broken("file not found; check the path") from None
-    except OSError as error:
-        raise broken(f"can't be read: {error.strerror}; give a readable YAML file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise broken(f"can't be read: {reason}; give a readable YAML file") from None
     if len(raw) > MAX_BYTES:
         raise broken(f"is over {MAX_BYTES // 1024} KiB; a configuration is small")
     try:
@@ -99,16 +104,20 @@ def read_file(path: str | Path) -> Document:
 
 
 def read_text(text: str, name: str) -> Document:
-    """Read a configuration from a string; ``name`` stands for the file in messages."""
+    """Read a configuration from a string; ``name`` stands for the file in messages.
+
+    Faults that leave the rest readable go into the document. Raises ConfigError for others.
+    """
     reader = _Reader(name)
     data = reader.read(text)
     if data is None and not reader.faults:
         reader.add((), "is empty; a configuration has at least data, model, loss and loader")
     elif not isinstance(data, dict) and not reader.faults:
         reader.add((), "must be a mapping of settings, such as 'epochs: 20'")
-    if reader.faults:
+    if not isinstance(data, dict):
         raise ConfigError(reader.faults)
     reader.document.data = data
+    reader.document.faults = reader.faults
     return reader.document
 
 
@@ -116,24 +125,21 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
     """Put ``section.key=value`` settings into the document, in order; ``null`` removes a key.
 
     Values are YAML, with the same rules as in a file. A place on the command line is given as
-    (number of the override, column in it). Raises ConfigError with every fault.
+    (number of the override, column in it). Faults go into the document.
     """
-    faults: list[Fault] = []
     for number, text in enumerate(overrides, start=1):
         key, equals, value = text.partition("=")
         place = Place("command line", number, 1)
         if not equals or not _OVERRIDE_KEY.fullmatch(key):
             message = f"{text!r} is not a setting; write section.key=value"
-            faults.append(Fault("", message, place.path, number, 1))
+            document.faults.append(Fault("", message, place.path, number, 1))
             continue
         reader = _Reader("command line", line=number, column=len(key) + 2)
         reader.prefix = tuple(key.split("."))
         parsed = reader.read(value)
-        faults += reader.faults
+        document.faults += reader.faults
         if not reader.faults:
             _set(document, reader, parsed, place)
-    if faults:
-        raise ConfigError(faults)
 
 
 def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
@@ -144,6 +150,8 @@ def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
         if isinstance(below, str):  # `loss: mse` stands for `loss: {name: mse}`
             below = {"source" if part == "data" else "name": below}
         if not isinstance(below, dict):
+            if value is None and below is None:
+                return  # nothing there to take out
             below = {}
             document.values[path[:depth]] = document.keys[path[:depth]] = place
         target[str(part)] = below
@@ -156,6 +164,21 @@ def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
     target[str(path[-1])] = value
     document.values |= reader.document.values
     document.keys |= reader.document.keys | {path: place}
+
+
+def plain_scalar(text: str) -> Any:
+    """The value of a word without quotes: null, a truth value, a number or the word itself."""
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if special := _SPECIAL.fullmatch(text):
+        return float((special[1] or "") + (special[2] or special[3]).lower())
+    return text
 
 
 class _Reader:
@@ -184,9 +207,17 @@ class _Reader:
         except yaml.reader.ReaderError as error:
             before = text[: error.position]
             line, column = before.count("\n") + 1, error.position - before.rfind("\n")
-            place = Place(self.document.path, line, column)
+            if line == 1:
+                column += self._first[1] - 1
+            said = f"has a character that YAML forbids: U+{error.character:04X}"
             self.faults.append(
-                Fault("", f"has a character that YAML forbids: {error.character!r}", *_at(place))
+                Fault(
+                    dotted(self.prefix),
+                    f"{said}; write it as an escape in double quotes",
+                    self.document.path,
+                    line + self._first[0] - 1,
+                    column,
+                )
             )
         except _TooDeepError as deep:
             self.add(
@@ -222,7 +253,7 @@ class _Reader:
         if tag is not None:
             self.add(where, f"tag {tag} is not allowed; a configuration is pure data", mark)
         if isinstance(event, yaml.ScalarEvent):
-            return event.value if event.style else self._plain(event.value, where, mark)
+            return event.value if event.style else plain_scalar(event.value)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
@@ -250,19 +281,6 @@ class _Reader:
             mapping[key] = self._node(next(self._events), where, depth + 1)
         return mapping
 
-    def _plain(self, text: str, where: KeyPath, mark: Any) -> Any:
-        if _NULL.fullmatch(text):
-            return None
-        if _BOOL.fullmatch(text):
-            return text.lower() == "true"
-        if _INT.fullmatch(text):
-            return int(text)
-        if _FLOAT.fullmatch(text):
-            return float(text)
-        if special := _SPECIAL.fullmatch(text):
-            return float((special[1] or "") + (special[2] or special[3]).lower())
-        return text
-
     def _place(self, mark: Any) -> Place:
         line, column = self._first
         if mark is None:
@@ -275,7 +293,3 @@ class _Reader:
 class _TooDeepError(Exception):
     def __init__(self, mark: Any) -> None:
         self.mark = mark
-
-
-def _at(place: Place) -> tuple[str, int, int]:
-    return place.path, place.line, place.column

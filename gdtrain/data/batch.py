@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,9 @@ def map_tensors(tree: Any, function: Any) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, tuple | list):
-        return type(tree)(map_tensors(item, function) for item in tree)
-    if isinstance(tree, dict):
+        items = [map_tensors(item, function) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, Mapping):
         return {key: map_tensors(item, function) for key, item in tree.items()}
     return tree
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from gdtrain.data.order import generator
-from gdtrain.data.samples import check_finite
+from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.errors import DataError
 
 _SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
@@ -21,7 +22,7 @@ _SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
 class LoadedData:
     """Samples as a source gives them.
 
-    inputs: [n, …] floating point or integer. targets: [n] or [n, …].
+    inputs: [n, …] floating point or integer, an array or a tensor. targets: [n] or [n, …].
     class_names: names of the labels 0, 1, …, where the targets are labels of named classes.
     columns: how the inputs were made from the columns of a table, for :class:`Preprocessing`.
     """
@@ -32,6 +33,11 @@ class LoadedData:
     columns: list[Column] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            tensor = as_tensor(getattr(self, name), name)
+            if tensor.is_complex():
+                raise DataError(f"{name}: are complex; give real and imaginary parts as columns")
+            object.__setattr__(self, name, tensor)
         n, m = self.inputs.shape[0], self.targets.shape[0]
         if n != m:
             raise DataError(
@@ -40,6 +46,12 @@ class LoadedData:
             )
         if n == 0:
             raise DataError("the data set is empty; at least one sample is needed")
+        for name in ("inputs", "targets"):
+            if getattr(self, name).numel() == 0:
+                raise DataError(
+                    f"{name}: hold no numbers, their shape is {list(getattr(self, name).shape)}; "
+                    "each sample needs at least one"
+                )
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class Preprocessing:
     target_ ones likewise. input_shape: of one sample, after ``shape``. num_outputs: of the model.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
     input_shape: list[int]
     num_outputs: int
     class_names: list[str] | None = None
@@ -68,20 +82,27 @@ class Preprocessing:
     target_std: list[float] = field(default_factory=list)
 
     def apply(self, inputs: Tensor) -> Tensor:
-        """Inputs [n, …] as the model takes them, [n, *input_shape]."""
+        """Inputs [n, …] as the model takes them, [n, *input_shape].
+
+        Raises DataError if a sample does not have as many numbers as those of the training.
+        """
+        expected = torch.Size(self.input_shape).numel()
+        if inputs.ndim == 0 or inputs.shape[1:].numel() != expected:
+            raise DataError(
+                f"inputs of shape {list(inputs.shape)} do not fit: the model was trained on "
+                f"{expected} numbers per sample"
+            )
         if self.mean:
-            flat = inputs.reshape(inputs.shape[0], -1).double()
-            scaled = (flat - torch.tensor(self.mean).double()) / torch.tensor(self.std).double()
-            kept = inputs.dtype if inputs.is_floating_point() else torch.float32
-            inputs = scaled.to(kept).reshape(inputs.shape)
+            inputs = _standardized(inputs, self.mean, self.std)
         return inputs.reshape(inputs.shape[0], *self.input_shape)
 
     def restore_targets(self, outputs: Tensor) -> Tensor:
-        """Outputs [n, k] of a model trained on standardised targets, in the targets' units."""
+        """Outputs [n, …] of a model trained on standardised targets, in the targets' units."""
         if not self.target_mean:
             return outputs
-        std, mean = torch.tensor(self.target_std), torch.tensor(self.target_mean)
-        return outputs * std.to(outputs) + mean.to(outputs)
+        flat = outputs.reshape(outputs.shape[0], len(self.target_mean))
+        std, mean = (flat.new_tensor(values) for values in (self.target_std, self.target_mean))
+        return (flat * std + mean).reshape(outputs.shape)
 
     def save(self, path: Path) -> None:
         """Write as JSON; floats keep all their bits."""
@@ -91,11 +112,17 @@ class Preprocessing:
     def load(cls, path: Path) -> Preprocessing:
         """Read what :meth:`save` wrote. Raises DataError if it is not such a file."""
         try:
-            fields: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            columns = fields.pop("columns")
-            own = None if columns is None else [Column(**column) for column in columns]
-            return cls(columns=own, **fields)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            # json, not pydantic, reads the text: it is known to keep every bit of a float.
+            fields: Any = json.loads(path.read_text("utf-8"))
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            reason = f"{place}: {fault['msg']}" if place else fault["msg"]
+            raise DataError(f"{path}: is not a preprocessing file; {reason}") from error
+        except RecursionError as error:
+            raise DataError(f"{path}: is not a preprocessing file; nested too deep") from error
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: is not a preprocessing file; {error}") from error
 
 
@@ -125,7 +152,7 @@ def class_labels(targets: Tensor, ignore_index: int | None = None) -> Tensor:
     if bool(negative.any()):
         row = int(negative.nonzero()[0])
         raise DataError(
-            f"targets: row {row} has label {int(labels[row])}, which is out of range; "
+            f"targets: row {row} has label {targets[row].item():g}, which is out of range; "
             "class labels must be 0, 1, …"
         )
     return labels
@@ -176,27 +203,44 @@ def prepare(
     check_finite(targets, "targets")
     train, validation = split(inputs.shape[0], validation_fraction, seed)
     input_shape = list(inputs.shape[1:]) or [1]
-    if shape is not None and inputs[0].numel() != torch.Size(shape).numel():
+    if shape is not None and inputs.shape[1:].numel() != torch.Size(shape).numel():
         raise DataError(
             f"shape {shape} holds {torch.Size(shape).numel()} numbers, "
-            f"but a sample has {inputs[0].numel()} inputs"
+            f"but a sample has {inputs.shape[1:].numel()} inputs"
         )
     done = Preprocessing(shape or input_shape, num_outputs, data.class_names, data.columns)
     if standardize:
-        mean, std = _statistics(inputs[train])
+        mean, std = _statistics(inputs[train], "inputs")
         done = replace(done, mean=mean, std=std)
     if standardize_targets:
-        mean, std = _statistics(targets[train])
+        mean, std = _statistics(targets[train], "targets")
         done = replace(done, target_mean=mean, target_std=std)
-        targets = ((targets.double() - torch.tensor(mean)) / torch.tensor(std)).to(targets.dtype)
+        targets = _standardized(targets, mean, std)
     ready = done.apply(inputs)
     held_out = (ready[validation], targets[validation]) if len(validation) else None
     return (ready[train], targets[train]), held_out, done
 
 
-def _statistics(rows: Tensor) -> tuple[list[float], list[float]]:
+def _statistics(rows: Tensor, name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation (over n) of each column; 1 for a constant column's."""
     flat = rows.reshape(rows.shape[0], -1).double()
-    std = flat.std(dim=0, correction=0)
-    constant = flat.amin(dim=0) == flat.amax(dim=0)  # its rounded std may not be exactly 0
-    return flat.mean(dim=0).tolist(), torch.where(constant, 1.0, std).tolist()
+    mean, std = flat.mean(dim=0), flat.std(dim=0, correction=0)
+    low, high = flat.amin(dim=0), flat.amax(dim=0)
+    std = torch.where(low == high, 1.0, std)  # a constant's rounded std may not be exactly 0
+    unusable = (~(mean.isfinite() & std.isfinite() & (std > 0))).nonzero()
+    if len(unusable):
+        column = int(unusable[0])
+        raise DataError(
+            f"{name}: column {column} can't be standardised, its deviation is out of the range of "
+            f"float64; it spans {low[column]:g} … {high[column]:g}, rescale it"
+        )
+    return mean.tolist(), std.tolist()
+
+
+def _standardized(values: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """(values - mean) / std by column, computed in float64 and rounded once."""
+    flat = values.reshape(values.shape[0], len(mean)).double()
+    scaled = (flat - flat.new_tensor(mean)) / flat.new_tensor(std)
+    return scaled.to(values.dtype if values.is_floating_point() else torch.float32).reshape(
+        values.shape
+    )

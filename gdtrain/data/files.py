@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,15 +23,25 @@ from gdtrain.errors import DataError
 
 T = TypeVar("T")
 
+# What the readers raise on damaged files: errors that say why, and slips of their parsers.
+_SAID = (OSError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, SafetensorError)
+_UNSAID = (
+    *(EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(struct.error, tokenize.TokenError, zlib.error),
+)
+
 
 def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     """Two arrays of a .npz archive, by name. Raises DataError if they can't be read."""
 
     def load() -> LoadedData:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: is not an .npz archive; use source: npy")
-            return _named(path, dict.fromkeys(archive.files), archive.__getitem__, inputs, targets)
+            with archive:
+                held = dict.fromkeys(archive.files)
+                return _named(path, held, archive.__getitem__, inputs, targets)
 
     return _reading(path, load)
 
@@ -36,10 +50,11 @@ def npy(path: str, targets: str) -> LoadedData:
     """Inputs and targets from two .npy files. Raises DataError if they can't be read."""
 
     def load(name: str) -> Tensor:
-        array = np.load(name, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"{name}: is not an .npy file; use source: npz")
-        return as_tensor(array, name)
+        with Path(name).open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"{name}: is not an .npy file; use source: npz")
+            return as_tensor(array, name)
 
     return LoadedData(_reading(path, lambda: load(path)), _reading(targets, lambda: load(targets)))
 
@@ -89,26 +104,28 @@ def _named(
     return LoadedData(inputs=parts[0], targets=parts[1])
 
 
-def _reading(path: str, load: Callable[[], T]) -> T:
-    """Run ``load``, and say in one line of our own why a file can't be read."""
+def check_file(path: str) -> None:
+    """Raise DataError unless ``path`` is there and is no directory."""
     if not Path(path).exists():
         raise DataError(f"{path}: file not found; paths are relative to the working directory")
+    if Path(path).is_dir():
+        raise DataError(f"{path}: is a directory; give a file")
+
+
+def _reading(path: str, load: Callable[[], T]) -> T:
+    """Run ``load``, and say in one line of our own why a file can't be read."""
     try:
-        return load()
+        check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old dtypes and foreign pickles; we raise or read
+            return load()
     except DataError:
         raise
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path}: holds more than tensors, which could run code; refused"
+            f"{path}: holds more than tensors, or is no .pt file; refused, for it could run code"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        KeyError,
-        zipfile.BadZipFile,
-        SafetensorError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (*_SAID, *_UNSAID) as error:
+        said = str(error).splitlines() if isinstance(error, _SAID) else []
+        reason = said[0] if said else "it is damaged, or of another format"
         raise DataError(f"{path}: can't be read: {reason}") from error

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.order import Order, check_order, epoch_indices
-from gdtrain.data.samples import Samples, as_samples
+from gdtrain.data.samples import Samples
+from gdtrain.data.settings import whole_number
+from gdtrain.data.sources import as_samples
 from gdtrain.errors import ConfigError
 
 logger = logging.getLogger("gdtrain")
@@ -37,10 +38,8 @@ class Loader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
-        self.batch_size = (
-            None if batch_size is None else _whole_number("batch_size", batch_size, minimum=1)
-        )
-        self.seed = _whole_number("seed", seed, minimum=0)
+        self.batch_size = batch_size
+        self.seed = whole_number("seed", seed, minimum=0)
         self.samples: Samples = as_samples(
             data,
             num_workers=num_workers,
@@ -63,15 +62,12 @@ class Loader:
 
         Raises ConfigError if ``drop_last`` leaves no batch at all.
         """
+        epoch = whole_number("epoch", epoch, minimum=0)
         indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
         draws = self.num_samples if indices is None else indices.shape[0]
         size = draws if self.batch_size is None else min(self.batch_size, draws)
         if self.drop_last and self.batch_size is not None:
-            if draws < self.batch_size:
-                raise ConfigError.of(
-                    "drop_last",
-                    f"leaves no batch: {draws} samples do not fill one of {self.batch_size}",
-                )
+            self._check_drop_last(draws, self.batch_size)
             draws -= draws % size
             indices = None if indices is None else indices[:draws]
         return Plan(epoch, draws, size, indices)
@@ -82,8 +78,7 @@ class Loader:
             return 1
         if callable(self.order):
             return len(self.plan(self._iteration_epoch))
-        draws = len(self.order) if isinstance(self.order, Tensor) else self.num_samples
-        full, ragged = divmod(draws, self.batch_size)
+        full, ragged = divmod(self._draws, self.batch_size)
         return full + (ragged > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -98,13 +93,23 @@ class Loader:
 
     def set_epoch(self, epoch: int | None) -> None:
         """Pin the epoch that iterations give; None lets them count on from the last one."""
-        if epoch is not None and epoch < 0:
-            raise ConfigError.of("epoch", f"must be >= 0, got {epoch}")
-        self._pinned_epoch = epoch
+        self._pinned_epoch = None if epoch is None else whole_number("epoch", epoch, minimum=0)
 
     @property
     def _iteration_epoch(self) -> int:
         return self._next_epoch if self._pinned_epoch is None else self._pinned_epoch
+
+    @property
+    def _draws(self) -> int:
+        """Draws in every epoch; a callable order alone decides it anew for each."""
+        return len(self.order) if isinstance(self.order, Tensor) else self.num_samples
+
+    @staticmethod
+    def _check_drop_last(draws: int, batch_size: int) -> None:
+        if draws < batch_size:
+            raise ConfigError.of(
+                "drop_last", f"leaves no batch: {draws} samples do not fill one of {batch_size}"
+            )
 
 
 class BatchLoader(Loader):
@@ -190,7 +195,7 @@ class MiniBatchLoader(Loader):
     ) -> None:
         super().__init__(
             data,
-            batch_size=batch_size,
+            batch_size=whole_number("batch_size", batch_size, minimum=1),
             order=order,
             seed=seed,
             drop_last=drop_last,
@@ -198,18 +203,12 @@ class MiniBatchLoader(Loader):
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
         )
-        if batch_size > self.num_samples:
+        if batch_size > self._draws and not callable(self.order):
+            if drop_last:
+                self._check_drop_last(self._draws, batch_size)
             logger.warning(
                 "batch_size %d is over the %d samples: each epoch is one batch of %d",
                 batch_size,
-                self.num_samples,
-                self.num_samples,
+                self._draws,
+                self._draws,
             )
-
-
-def _whole_number(key: str, value: Any, minimum: int) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ConfigError.of(key, f"must be a whole number, got {value!r}")
-    if value < minimum:
-        raise ConfigError.of(key, f"must be >= {minimum}, got {value}")
-    return int(value)

@@ -23,9 +23,9 @@ def mix(seed: int, *keys: int) -> int:
     Each key is absorbed by one round of SplitMix64 (Steele, Lea and Flood, 2014), so that
     neighbouring seeds and epochs give unrelated generators.
     """
-    state = seed & _MASK
+    state = int(seed) & _MASK
     for key in keys:
-        state = (state + (key & _MASK) * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
+        state = (state + (int(key) & _MASK) * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
@@ -83,19 +83,24 @@ def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tens
 
 def _check_indices(values: Any, num_samples: int) -> Tensor:
     """Explicit indices as an int64 tensor [draws]; raises ConfigError if one can't be used."""
-    raw = values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    if raw.ndim != 1 or raw.numel() == 0:
+    try:
+        array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError.of(
+            "order", "explicit indices must be one row of whole numbers; these make no array"
+        ) from error
+    if array.ndim != 1 or array.size == 0:
         raise ConfigError.of(
             "order",
-            f"explicit indices must be one non-empty row, got shape {list(raw.shape)}",
+            f"explicit indices must be one non-empty row, got shape {list(array.shape)}",
         )
-    if raw.is_floating_point() or raw.is_complex() or raw.dtype == torch.bool:
-        raise ConfigError.of("order", f"explicit indices must be whole numbers, got {raw.dtype}")
-    indices = raw.to(device="cpu", dtype=torch.int64)
-    low, high = int(indices.min()), int(indices.max())
+    if array.dtype.kind not in "iu":
+        raise ConfigError.of("order", f"explicit indices must be whole numbers, got {array.dtype}")
+    low, high = int(array.min()), int(array.max())
     if low < 0 or high >= num_samples:
         raise ConfigError.of(
             "order",
             f"explicit indices must be in 0 … {num_samples - 1}, got {low if low < 0 else high}",
         )
-    return indices
+    # A copy in any case, so that the caller's later changes to the array change no plan.
+    return torch.from_numpy(array.astype(np.int64, order="C"))

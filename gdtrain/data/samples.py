@@ -1,4 +1,4 @@
-"""What a loader reads from: tensors in memory, sliced or gathered, or a map-style Dataset."""
+"""What a loader reads from: samples that can read the batches of a plan; tensors in memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from gdtrain.data.batch import Batch, Plan, map_tensors
-from gdtrain.data.order import mix
-from gdtrain.errors import ConfigError, DataError
+from gdtrain.errors import DataError
 
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.
@@ -90,50 +88,6 @@ class TensorSamples(Samples):
         return max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
 
 
-class DatasetSamples(Samples):
-    """Samples of a map-style torch ``Dataset``, read and collated by torch's ``DataLoader``.
-
-    Items may be ``(x, y)``, ``(x1, x2, …, y)`` or anything else that the collate function
-    turns into a batch; what is not a tuple or list counts as inputs without targets.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        num_workers: int = 0,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if num_workers < 0:
-            raise ConfigError.of("num_workers", f"must be >= 0, got {num_workers}")
-        self.dataset = dataset
-        self.num_workers = num_workers
-        self.collate_fn = collate_fn
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        indices = [plan.batch_indices(number) for number in range(start, len(plan))]
-        # A generator of its own: DataLoader would draw the workers' seed from the global RNG,
-        # and the model's dropout would then depend on how its data is read.
-        worker_seeds = torch.Generator().manual_seed(mix(self.seed, plan.epoch))
-        collated = DataLoader(
-            self.dataset,
-            batch_sampler=[rows.tolist() for rows in indices],
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            generator=worker_seeds,
-        )
-        for item, rows in zip(collated, indices, strict=True):
-            if isinstance(item, tuple | list) and len(item) > 1:
-                inputs = item[0] if len(item) == 2 else tuple(item[:-1])
-                yield Batch(inputs, item[-1], rows)
-            else:
-                yield Batch(item[0] if isinstance(item, tuple | list) else item, None, rows)
-
-
 class CastSamples(Samples):
     """Samples whose floating-point tensors are cast to another dtype as they are read."""
 
@@ -153,81 +107,37 @@ class CastSamples(Samples):
             yield Batch(inputs, targets, batch.indices)
 
 
-def as_samples(
-    data: Any,
-    *,
-    num_workers: int = 0,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
-    seed: int = 0,
-    allow_nonfinite: bool = False,
-) -> Samples:
-    """Turn what a user has into samples.
-
-    data: a tensor or array, a tuple of them (inputs first, targets last), a map-style Dataset,
-    or Samples. A ``TensorDataset`` is taken as its tensors.
-    Raises DataError for empty data, different lengths, or values that are not finite, and
-    ConfigError for a setting that would have no effect.
-    """
-    if isinstance(data, IterableDataset):
-        raise DataError("an IterableDataset has no length and no order; give a map-style Dataset")
-    if isinstance(data, Dataset) and type(data) is not TensorDataset:
-        if not hasattr(data, "__len__"):
-            raise DataError(f"the dataset {type(data).__name__} has no __len__; give it one")
-        samples: Samples = DatasetSamples(data, num_workers, collate_fn, seed)
-        if len(samples) == 0:
-            raise DataError("the data set is empty; at least one sample is needed")
-        return samples
-    if num_workers or collate_fn is not None:
-        key = "num_workers" if num_workers else "collate_fn"
-        raise ConfigError.of(key, "has no effect on tensors, which are sliced, not loaded; omit it")
-    if isinstance(data, Samples):
-        return data
-    parts = data.tensors if isinstance(data, TensorDataset) else data
-    return _tensor_samples(parts if isinstance(parts, tuple | list) else (parts,), allow_nonfinite)
-
-
-def _tensor_samples(parts: Sequence[Any], allow_nonfinite: bool) -> TensorSamples:
-    if not parts:
-        raise DataError("no tensors given; give inputs and targets")
-    names = _part_names(len(parts))
-    tensors = [as_tensor(part, name) for part, name in zip(parts, names, strict=True)]
-    lengths = [tensor.shape[0] for tensor in tensors]
-    if len(set(lengths)) > 1:
-        said = " and ".join(f"{name} {n}" for name, n in zip(names, lengths, strict=True))
-        raise DataError(f"different numbers of samples: {said}; each sample needs one of each")
-    if lengths[0] == 0:
-        raise DataError("the data set is empty; at least one sample is needed")
-    if not allow_nonfinite:
-        for tensor, name in zip(tensors, names, strict=True):
-            check_finite(tensor, name)
-    return TensorSamples(tensors)
-
-
-def _part_names(count: int) -> list[str]:
-    if count <= 2:
-        return ["inputs", "targets"][:count]
-    return [f"inputs[{i}]" for i in range(count - 1)] + ["targets"]
-
-
 def as_tensor(value: Any, name: str) -> Tensor:
     """``value`` as a tensor [n, …] that shares its memory where that is possible."""
-    if isinstance(value, Tensor):
-        tensor = value
-    else:
-        array = np.asarray(value)
-        if array.dtype.kind not in "biufc":
-            raise DataError(f"{name}: an array of {array.dtype} is not numeric; encode it first")
-        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-            array = array.astype(np.int64)
-        # torch shares memory only with native, writable, forward-strided arrays.
-        native = array.astype(array.dtype.newbyteorder("="), copy=False)
-        writable = native if native.flags.writeable else native.copy()
-        tensor = torch.from_numpy(np.ascontiguousarray(writable))
-        if array.ndim == 0:
-            tensor = tensor.reshape(())
+    tensor = value.detach() if isinstance(value, Tensor) else _from_array(value, name)
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else "sparse"
+        raise DataError(f"{name}: a {kind} tensor can't be cut into rows; give a dense one")
     if tensor.ndim == 0:
         raise DataError(f"{name}: a single number has no rows; give a tensor of shape [n, …]")
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch gathers none of them
+        tensor = tensor.to(torch.int64)
+        if bool((tensor < 0).any()):
+            raise DataError(f"{name}: a value is over 2^63 - 1, the largest int64; rescale it")
     return tensor
+
+
+def _from_array(value: Any, name: str) -> Tensor:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: make no array; give rows of equal length") from error
+    if array.dtype.kind not in "biufc":
+        raise DataError(f"{name}: an array of {array.dtype} is not numeric; encode it first")
+    if np.ma.is_masked(value):
+        raise DataError(f"{name}: holds masked values; fill them in or remove the rows")
+    if array.dtype.char in "gG":
+        raise DataError(f"{name}: torch has no {array.dtype}; convert the array to float64")
+    # torch shares memory only with native, writable, forward-strided arrays.
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    writable = native if native.flags.writeable else native.copy()
+    # ascontiguousarray would make a row of a single number.
+    return torch.from_numpy(writable if writable.ndim == 0 else np.ascontiguousarray(writable))
 
 
 def check_finite(tensor: Tensor, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.dataset import Column, LoadedData
-from gdtrain.errors import DataError
+from gdtrain.data.files import check_file
+from gdtrain.errors import ConfigError, DataError
 
 
 def read_csv(
@@ -34,21 +36,24 @@ def read_csv(
     """
     header, rows, lines = _cells(path, delimiter)
     wanted = [target] if isinstance(target, str) else target
+    if not wanted:
+        raise ConfigError.of("target", "must name at least one column")
     for name in (*wanted, *(features or ()), *categorical):
         if name not in header:
             near = difflib.get_close_matches(name, header, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(header)}"
             raise DataError(f"{path}: has no column {name!r}; {hint}")
-    chosen = features or [name for name in header if name not in wanted]
+    chosen = [n for n in header if n not in wanted] if features is None else features
     if not chosen:
         raise DataError(f"{path}: has no input columns besides the target; at least one is needed")
-    both = [name for name in chosen if name in wanted]
-    if both:
-        raise DataError(f"{path}: column {both[0]!r} can't be both a feature and the target")
-    cells = {
-        name: _Cells(path, name, [row[header.index(name)] for row in rows], lines)
-        for name in (*chosen, *wanted)
-    }
+    used = [*chosen, *wanted]
+    for name in used:
+        if used.count(name) > 1:
+            raise DataError(f"{path}: column {name!r} is chosen twice; as feature or target, once")
+    for name in categorical:
+        if name not in used:
+            raise ConfigError.of("categorical", f"{name!r} is neither a feature nor the target")
+    cells = {name: _column_cells(path, name, header, rows, lines) for name in used}
     columns = [cells[name].column(force=name in categorical) for name in chosen]
     inputs = torch.cat([cells[column.name].encode(column) for column in columns], dim=1)
     target_columns = [cells[name].column(force=name in categorical) for name in wanted]
@@ -74,51 +79,69 @@ def read_inputs(path: str, columns: list[Column], delimiter: str = ",") -> Tenso
             raise DataError(
                 f"{path}: has no column {column.name!r}, which the model was trained on"
             )
-        place = header.index(column.name)
-        parts.append(_Cells(path, column.name, [row[place] for row in rows], lines).encode(column))
+        parts.append(_column_cells(path, column.name, header, rows, lines).encode(column))
     return torch.cat(parts, dim=1)
 
 
 def _cells(path: str, delimiter: str) -> tuple[list[str], list[list[str]], list[int]]:
-    """Header, rows of as many cells, and the line that each row starts in or ends on."""
-    if not Path(path).exists():
-        raise DataError(f"{path}: file not found; paths are relative to the working directory")
+    """Header, rows of as many cells, and the line that each row starts on."""
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise ConfigError.of("delimiter", f"must be one character, no quote, got {delimiter!r}")
     rows: list[list[str]] = []
     lines: list[int] = []
+    reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path, header)
-            for row in reader:
-                if not row:
-                    continue
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header)
+        line = reader.line_num + 1
+        for row in reader:
+            if row:
                 if len(row) != len(header):
                     raise DataError(
-                        f"{path}: line {reader.line_num} has {len(row)} cells, "
+                        f"{path}: line {line} has {len(row)} cells, "
                         f"but the header has {len(header)}"
                     )
                 rows.append(row)
-                lines.append(reader.line_num)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+                lines.append(line)
+            line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror}") from error
     if not rows:
         raise DataError(f"{path}: has no rows below its header; at least one is needed")
     return header, rows, lines
 
 
+def _text(path: str) -> str:
+    try:
+        check_file(path)
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    if "\0" in text:
+        raise DataError(f"{path}: holds a NUL character, so it is not text; save it as UTF-8")
+    return text
+
+
 def _check_header(path: str, header: list[str]) -> None:
     if not header:
-        raise DataError(f"{path}: is empty; it needs a header and rows")
-    for name in header:
+        raise DataError(f"{path}: has no header in its first line; it must name the columns")
+    seen: set[str] = set()
+    for place, name in enumerate(header, start=1):
         if not name:
-            raise DataError(f"{path}: column {header.index(name) + 1} has no name in the header")
-        if header.count(name) > 1:
+            raise DataError(f"{path}: column {place} has no name in the header")
+        if name in seen:
             raise DataError(f"{path}: column {name!r} stands twice in the header; rename one")
+        seen.add(name)
+
+
+def _column_cells(
+    path: str, name: str, header: list[str], rows: list[list[str]], lines: list[int]
+) -> _Cells:
+    place = header.index(name)
+    return _Cells(path, name, [row[place] for row in rows], lines)
 
 
 class _Cells:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class MetricsLog(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if self.path.exists():
+            self._end_line()
             progress = trainer.progress
             self._write({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
 
@@ -48,12 +50,27 @@ class MetricsLog(Callback):
         self._write({"kind": "epoch", **record, "seconds": round(record["seconds"], 6)})
 
     def _write(self, record: dict[str, Any]) -> None:
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
+            file.write(json.dumps(finite(record)) + "\n")
+
+    def _end_line(self) -> None:
+        """Close a line that a crash cut short, so that nothing is written behind it."""
+        with self.path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.write(b"\n")
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for numbers that are not finite, which JSON does not have."""
+    return {key: _or_null(value) for key, value in record.items()}
+
+
+def _or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return finite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 import gdtrain
 from gdtrain.errors import OutputError
+from gdtrain.monitoring.metrics_log import finite
 from gdtrain.training.trainer import Trainer
 
 CONFIG = "config.yaml"
@@ -57,8 +58,8 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
     Raises OutputError if there is none.
     """
     if wanted is not None:
-        if not wanted.is_dir():
-            raise OutputError(f"{wanted} does not exist, so there is no run to resume in it")
+        if not (wanted / CONFIG).is_file():
+            raise OutputError(f"{wanted} holds no run to resume; check --output-dir")
         return wanted
     parent = Path("runs") / name
     numbers = _numbers(parent) if parent.is_dir() else []
@@ -68,14 +69,20 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole, so that nobody ever reads half of it."""
+    """Replace a small file as a whole, so that nobody ever reads half of it.
+
+    Raises OutputError if it can't be written.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, "utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, "utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
 
 
 def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
-    """Write summary.json and return its content.
+    """Write summary.json, with null for numbers that are not finite, and return its content.
 
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
     """
@@ -99,9 +106,10 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
             "python": platform.python_version(),
         },
     }
-    write_text(directory / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_text(directory / SUMMARY, json.dumps(finite(summary), indent=1) + "\n")
     return summary
 
 
 def _numbers(parent: Path) -> list[int]:
-    return [int(path.name) for path in parent.iterdir() if path.name.isdigit()]
+    names = (path.name for path in parent.iterdir())
+    return [int(name) for name in names if name.isascii() and name.isdigit()]

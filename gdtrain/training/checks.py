@@ -1,15 +1,19 @@
-"""What must be true before the first update: parameters, output shapes and label ranges."""
+"""What must be true before training goes on: parameters, shapes, label ranges, finite losses."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain.errors import ConfigError, ModelError
+from gdtrain.data.batch import Block
+from gdtrain.data.loaders import Loader
+from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.training.progress import Progress
 
 # Losses that compare output and target number by number, and would broadcast them.
 ELEMENTWISE = (
@@ -45,6 +49,22 @@ _CLASS_INDEX_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 def is_elementwise(loss: Any) -> bool:
     """Whether the loss needs output and targets of one shape."""
     return isinstance(loss, ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS
+
+
+def check_parts(
+    loss: Any, optimizer: Any, loader: Any, *, needs_loss: bool
+) -> torch.optim.Optimizer:
+    """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
+    if loader is not None and not isinstance(loader, Loader):
+        raise ModelError(
+            f"loader: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
+            f"{type(loader).__name__}; give its data set to one of these"
+        )
+    if loss is None and needs_loss:
+        raise ModelError("loss: missing; give a loss, or override compute_loss")
+    return optimizer
 
 
 def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
@@ -143,6 +163,19 @@ def check_classes(loss: Any, output: Tensor, targets: Any, all_targets: Tensor |
             f"targets: label {low if low < 0 else high} is out of range; "
             f"the model has {classes} outputs, so labels must be in 0 … {classes - 1}"
         )
+
+
+def check_losses(progress: Progress, block: Block, lr: float) -> None:
+    """Raise NonFiniteError, naming the step, if a loss of the block that has run is not finite."""
+    finite = np.isfinite(progress.losses)
+    if finite.all():
+        return
+    first = int(np.argmin(finite))
+    raise NonFiniteError(
+        f"loss is {progress.losses[first]} in epoch {block.plan.epoch + 1}, "
+        f"step {progress.step - len(block) + first + 1}, with lr {lr:g}; "
+        "try a smaller lr, clip_grad_norm, or standardised inputs"
+    )
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import Samples, TensorSamples, as_tensor
-from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import checks, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength
 from gdtrain.training.callbacks import Callback, Listeners
@@ -85,15 +85,8 @@ class Trainer:
         microbatch_size: int | None = None,
         engine: Literal["auto", "eager"] = "auto",
     ) -> None:
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
-        if loader is not None and not isinstance(loader, Loader):
-            raise ModelError(
-                f"loader: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
-                f"{type(loader).__name__}; give its data set to one of these"
-            )
-        if loss is None and type(self).compute_loss is Trainer.compute_loss:
-            raise ModelError("loss: missing; give a loss, or override compute_loss")
+        own_loss = type(self).compute_loss is not Trainer.compute_loss
+        optimizer = checks.check_parts(loss, optimizer, loader, needs_loss=not own_loss)
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
@@ -183,7 +176,7 @@ class Trainer:
             started = time.perf_counter()
             losses = self.engine.run(block)
             self._block_length.observe(len(block), self.progress.finish(block, losses, started))
-            self._check_finite(block)
+            checks.check_losses(self.progress, block, self.lr)
             self._emit("on_safe_point")
             if self.should_stop:
                 return
@@ -344,17 +337,6 @@ class Trainer:
             checks.check_same_shape(output, targets)
         assert self.loss is not None
         return self.loss(output, targets)
-
-    def _check_finite(self, block: Block) -> None:
-        finite = torch.isfinite(torch.from_numpy(self.progress.losses))
-        if bool(finite.all()):
-            return
-        first = int((~finite).nonzero()[0])
-        raise NonFiniteError(
-            f"loss is {self.progress.losses[first]} in epoch {block.plan.epoch + 1}, "
-            f"step {self.progress.step - len(block) + first + 1}, with lr {self.lr:g}; "
-            "try a smaller lr, clip_grad_norm, or standardised inputs"
-        )
 
     def _emit(self, event: str, *arguments: Any) -> None:
         if event in ("on_fit_start", "on_epoch_start"):  # callbacks may have been added

@@ -68,7 +68,7 @@ class TwoMoons(Data):
     """Two interleaved half circles, one for each of two classes."""
 
     source: Literal["two_moons"]
-    num_samples: Annotated[int, Field(ge=2)] = 1000
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)] = 1000
     """Rows."""
     noise: NonNegative = 0.1
     """Standard deviation of the noise on both coordinates."""

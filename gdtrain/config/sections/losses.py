@@ -9,6 +9,8 @@ from pydantic import Field
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections.bounds import NonNegative, PositiveFloat, Weights, shorthand
 
+Label = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+
 
 class L1(Strict):
     """Mean absolute error."""
@@ -44,7 +46,7 @@ class CrossEntropy(Strict):
     name: Literal["cross_entropy"]
     weight: Weights | None = None
     """One weight per class."""
-    ignore_index: int = -100
+    ignore_index: Label = -100
     """A label that does not count."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the target that is spread over all classes."""
@@ -56,7 +58,7 @@ class Nll(Strict):
     name: Literal["nll"]
     weight: Weights | None = None
     """One weight per class."""
-    ignore_index: int = -100
+    ignore_index: Label = -100
     """A label that does not count."""
 
 

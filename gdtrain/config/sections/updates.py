@@ -11,7 +11,7 @@ from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat,
 from gdtrain.data.names import OrderName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Indices = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Indices = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 SampleOrder = OrderName | Indices
 
 
@@ -132,7 +132,7 @@ class Schedule(Strict):
 
     per: Literal["step", "epoch"] = "step"
     """What t counts: updates, or epochs."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Rise in a line to α_0 over this many t first; the schedule starts after it."""
 
 

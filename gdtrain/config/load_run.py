@@ -1,0 +1,124 @@
+"""A finished run, read back from its directory: its model, ready to predict from raw rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.checkpoint.format import read_weights
+from gdtrain.config import registry
+from gdtrain.config.build import build_model
+from gdtrain.config.load import load_config
+from gdtrain.config.schema import Config
+from gdtrain.data.dataset import Preprocessing
+from gdtrain.data.samples import as_tensor, check_finite
+from gdtrain.data.table import read_inputs
+from gdtrain.errors import CheckpointError, DataError, OutputError
+from gdtrain.monitoring.run_directory import CONFIG, PREPROCESSING, WEIGHTS
+from gdtrain.training.device import autocast, parameter_dtype
+from gdtrain.training.seeding import RngState
+
+# Rows per forward pass: a number of passes only, never of a result.
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained model on the CPU, and what was done to its data before training.
+
+    config: the run's resolved configuration. model: in eval mode. preprocessing: repeated by
+    :meth:`predict`, so that it takes rows as the data source had them.
+    """
+
+    config: Config
+    model: nn.Module
+    preprocessing: Preprocessing
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes 0, 1, …, where the targets were labels of named classes."""
+        return self.preprocessing.class_names
+
+    def predict(self, inputs: Any) -> Tensor:
+        """The model's outputs [n, k] for raw rows [n, …], a tensor or an array.
+
+        Inputs are standardised and shaped as in training; outputs for standardised targets are
+        in the targets' own units again. Raises DataError for rows that do not fit.
+        """
+        rows = as_tensor(inputs, "inputs")
+        expected = torch.Size(self.preprocessing.input_shape).numel()
+        if not len(rows):
+            raise DataError("inputs: there are no rows; at least one is needed")
+        if rows[0].numel() != expected:
+            raise DataError(
+                f"inputs: a row has {rows[0].numel()} numbers, "
+                f"but the model was trained on rows of {expected}"
+            )
+        check_finite(rows, "inputs")
+        if self.config.model.name not in registry.models.parts and not rows.is_floating_point():
+            rows = rows.float()
+        ready = self.preprocessing.apply(rows)
+        if ready.is_floating_point():
+            ready = ready.to(next(self.model.parameters()).dtype)
+        with torch.no_grad(), autocast(self.config.precision, torch.device("cpu")):
+            parts = torch.split(ready, _ROWS_AT_ONCE)
+            outputs = torch.cat([self.model(part) for part in parts])
+        return self.preprocessing.restore_targets(outputs)
+
+    def predict_csv(self, path: str | Path, delimiter: str | None = None) -> Tensor:
+        """:meth:`predict` for the rows of a CSV file with the input columns of the training one.
+
+        delimiter: the training file's if left out. Raises DataError for a missing column, a new
+        category, or a run whose data was not a CSV file.
+        """
+        columns = self.preprocessing.columns
+        if columns is None:
+            raise DataError(
+                f"{path}: the model was not trained on a CSV file, so its columns have no names; "
+                "give predict an array"
+            )
+        own = getattr(self.config.data, "delimiter", ",")
+        return self.predict(read_inputs(str(path), columns, delimiter or own))
+
+
+def load_run(directory: str | Path) -> TrainedRun:
+    """Read the directory of a finished run.
+
+    A model of one's own must have been registered before. Raises OutputError if the directory is
+    not that of a finished run, ConfigError or DataError for damaged settings, and CheckpointError
+    if the weights are not the model's.
+    """
+    directory = Path(directory)
+    for name in (CONFIG, PREPROCESSING, WEIGHTS):
+        if not (directory / name).is_file():
+            raise OutputError(f"{directory} is not a finished run: it has no {name}")
+    config, _ = load_config(directory / CONFIG)
+    preprocessing = Preprocessing.load(directory / PREPROCESSING)
+    state = RngState.take(torch.device("cpu"))
+    model = build_model(config, preprocessing.input_shape, preprocessing.num_outputs)
+    state.restore(torch.device("cpu"))  # initial weights were drawn, and are thrown away
+    model.to(dtype=parameter_dtype(config.precision, torch.device("cpu")))
+    weights = read_weights(directory / WEIGHTS)
+    _check_weights(directory / WEIGHTS, model.state_dict(), weights)
+    model.load_state_dict(weights)
+    return TrainedRun(config, model.eval(), preprocessing)
+
+
+def _check_weights(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless names and shapes are the model's."""
+    for said, names in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has, unlike the model,", found.keys() - expected.keys()),
+    ):
+        if names:
+            raise CheckpointError(f"{path}: {said} {', '.join(sorted(names))}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(found[name].shape)}, "
+                f"but the model's has {list(tensor.shape)}"
+            )

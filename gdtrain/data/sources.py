@@ -1,0 +1,129 @@
+"""From what a user has to samples: tensors and arrays as they are, a Dataset by DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.order import mix
+from gdtrain.data.samples import Samples, TensorSamples, as_tensor, check_finite
+from gdtrain.data.settings import whole_number
+from gdtrain.errors import ConfigError, DataError
+
+
+def as_samples(
+    data: Any,
+    *,
+    num_workers: int = 0,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    seed: int = 0,
+    allow_nonfinite: bool = False,
+) -> Samples:
+    """Turn what a user has into samples.
+
+    data: a tensor or array, a tuple of them (inputs first, targets last), a map-style Dataset,
+    or Samples. A ``TensorDataset`` is taken as its tensors.
+    Raises DataError for empty data, different lengths, or values that are not finite, and
+    ConfigError for a setting that would have no effect.
+    """
+    if isinstance(data, IterableDataset):
+        raise DataError("an IterableDataset has no length and no order; give a map-style Dataset")
+    samples: Samples
+    if isinstance(data, Dataset) and type(data) is not TensorDataset:
+        if not hasattr(data, "__len__"):
+            raise DataError(f"the dataset {type(data).__name__} has no __len__; give it one")
+        samples = DatasetSamples(data, num_workers, collate_fn, seed)
+    elif num_workers or collate_fn is not None:
+        key = "num_workers" if num_workers else "collate_fn"
+        raise ConfigError.of(key, "has no effect on tensors, which are sliced, not loaded; omit it")
+    elif isinstance(data, Samples):
+        samples = data
+    else:
+        parts = data.tensors if isinstance(data, TensorDataset) else data
+        samples = _tensor_samples(
+            parts if isinstance(parts, tuple | list) else (parts,), allow_nonfinite
+        )
+    if len(samples) == 0:
+        raise DataError("the data set is empty; at least one sample is needed")
+    return samples
+
+
+def _tensor_samples(parts: Sequence[Any], allow_nonfinite: bool) -> TensorSamples:
+    if not parts:
+        raise DataError("no tensors given; give inputs and targets")
+    names = _part_names(len(parts))
+    tensors = [as_tensor(part, name) for part, name in zip(parts, names, strict=True)]
+    lengths = [tensor.shape[0] for tensor in tensors]
+    if len(set(lengths)) > 1:
+        said = " and ".join(f"{name} {n}" for name, n in zip(names, lengths, strict=True))
+        raise DataError(f"different numbers of samples: {said}; each sample needs one of each")
+    if not allow_nonfinite:
+        for tensor, name in zip(tensors, names, strict=True):
+            check_finite(tensor, name)
+    return TensorSamples(tensors)
+
+
+def _part_names(count: int) -> list[str]:
+    if count <= 2:
+        return ["inputs", "targets"][:count]
+    return [f"inputs[{i}]" for i in range(count - 1)] + ["targets"]
+
+
+class DatasetSamples(Samples):
+    """Samples of a map-style torch ``Dataset``, read and collated by torch's ``DataLoader``.
+
+    Items may be ``(x, y)``, ``(x1, x2, …, y)`` or anything else that the collate function
+    turns into a batch; what is not a tuple or list counts as inputs without targets.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.num_workers = whole_number("num_workers", num_workers, minimum=0)
+        self.collate_fn = _collate if collate_fn is None else collate_fn
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
+        indices = [plan.batch_indices(number) for number in range(start, len(plan))]
+        # A generator of its own: DataLoader would draw the workers' seed from the global RNG,
+        # and the model's dropout would then depend on how its data is read.
+        worker_seeds = torch.Generator().manual_seed(mix(self.seed, plan.epoch))
+        collated = DataLoader(
+            self.dataset,
+            batch_sampler=[rows.tolist() for rows in indices],
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            generator=worker_seeds,
+        )
+        for item, rows in zip(collated, indices, strict=True):
+            if isinstance(item, DataError):
+                raise item
+            if isinstance(item, tuple | list) and len(item) > 1:
+                inputs = item[0] if len(item) == 2 else tuple(item[:-1])
+                yield Batch(inputs, item[-1], rows)
+            else:
+                yield Batch(item[0] if isinstance(item, tuple | list) else item, None, rows)
+
+
+def _collate(samples: list[Any]) -> Any:
+    """torch's default; returns, not raises, a DataError, which keeps its text across processes."""
+    try:
+        return default_collate(samples)
+    except (TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        return DataError(
+            f"the dataset's samples do not make a batch: {reason}; "
+            "give samples of one shape, or a collate_fn"
+        )
