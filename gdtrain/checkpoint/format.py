@@ -47,6 +47,8 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     What JSON lacks is written as a list whose first item says what it is.
     """
     if isinstance(value, Tensor):
+        while name in tensors:  # {"a.b": …} beside {"a": {"b": …}}
+            name += "'"
         tensors[name] = value
         return ["tensor", name]
     if isinstance(value, dict):

@@ -50,14 +50,8 @@ class TrainedRun:
         in the targets' own units again. Raises DataError for rows that do not fit.
         """
         rows = as_tensor(inputs, "inputs")
-        expected = torch.Size(self.preprocessing.input_shape).numel()
         if not len(rows):
             raise DataError("inputs: there are no rows; at least one is needed")
-        if rows[0].numel() != expected:
-            raise DataError(
-                f"inputs: a row has {rows[0].numel()} numbers, "
-                f"but the model was trained on rows of {expected}"
-            )
         check_finite(rows, "inputs")
         if self.config.model.name not in registry.models.parts and not rows.is_floating_point():
             rows = rows.float()
