@@ -17,9 +17,10 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.format import write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import Run, build, stage
+from gdtrain.config.document import Document, key_path
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
-from gdtrain.config.yaml_source import Document, key_path, read_text
+from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from torch import nn
 
-from gdtrain.config.build import LOADERS, LOSSES, MODELS, OPTIMIZERS
+from gdtrain.config.build import LOADERS, LOSSES, OPTIMIZERS
 from gdtrain.config.build_data import READERS
+from gdtrain.config.build_model import MODELS
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.schema import Config
 from gdtrain.config.sections import data, losses, models, updates

@@ -6,14 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdtrain.config.document import Document, Place, dotted, key_path
 from gdtrain.config.yaml_source import (
     MAX_BYTES,
     MAX_DEPTH,
-    Document,
-    Place,
     apply_overrides,
-    dotted,
-    key_path,
     read_file,
     read_text,
 )

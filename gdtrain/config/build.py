@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from gdtrain.config import registry
-from gdtrain.config.build_data import REGRESSION, PreparedData, prepare_data
+from gdtrain.config.build_data import REGRESSION, prepare_data
+from gdtrain.config.build_model import sized_model
 from gdtrain.config.schema import Config, EarlyStoppingSection
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
-from gdtrain.errors import ConfigError, Fault, GdtrainError, ModelError
-from gdtrain.training import evaluation, gradient, models, schedules
+from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.training import evaluation, gradient, schedules
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.seeding import seed_everything
 from gdtrain.training.trainer import Trainer
@@ -34,11 +34,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
-}
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "linear": models.linear,
-    "mlp": models.mlp,
-    "cnn": models.cnn,
 }
 LOSSES: dict[str, type[nn.Module]] = {
     "l1": nn.L1Loss,
@@ -56,14 +51,6 @@ LOSSES: dict[str, type[nn.Module]] = {
     "soft_margin": nn.SoftMarginLoss,
     "multi_label_margin": nn.MultiLabelMarginLoss,
     "multi_label_soft_margin": nn.MultiLabelSoftMarginLoss,
-}
-# What the outputs must have gone through for a loss; all other losses take them as they are.
-TAKES = {
-    "nll": ("log_softmax",),
-    "kl_div": ("log_softmax",),
-    "bce": ("sigmoid", "softmax"),
-    "cross_entropy": ("none",),
-    "bce_with_logits": ("none",),
 }
 
 
@@ -94,8 +81,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
-        _check_output_activation(config)
-        model = _model(config, data, smallest_batch=plan.batch_sizes(len(plan) - 1, len(plan))[0])
+        last = plan.batch_sizes(len(plan) - 1, len(plan))
+        model = sized_model(config, data, smallest_batch=last[0])
     with stage("loss"):
         loss = _loss(config, data.preprocessing.num_outputs)
     with stage("optimizer"):
@@ -145,62 +132,6 @@ def stage(key: str) -> Iterator[None]:
             raise ConfigError([Fault(own, rest)]) from error
         in_data = not key and own in ("inputs", "targets")
         raise ConfigError([Fault("data" if in_data else key, message)]) from error
-
-
-def build_model(config: Config, input_shape: list[int], num_outputs: int | None) -> nn.Module:
-    """The model of a configuration, with fresh weights.
-
-    A registered one is called with its options and, where its signature has them and the
-    configuration does not set them, ``in_features``, ``input_shape`` and ``out_features``.
-    """
-    options = config.model.model_dump(exclude={"name"})
-    if config.model.name in MODELS:
-        return MODELS[config.model.name](input_shape, num_outputs, **options)
-    supplied = {
-        "in_features": int(torch.Size(input_shape).numel()),
-        "input_shape": input_shape,
-        "out_features": num_outputs,
-    }
-    for name, value in supplied.items():
-        if name in options and options[name] is None:
-            options[name] = value
-    model = registry.models.parts[config.model.name](**options)
-    if not isinstance(model, nn.Module):
-        raise ConfigError.of(
-            "name", f"{config.model.name!r} gave a {type(model).__name__}, not an nn.Module"
-        )
-    return model
-
-
-def _model(config: Config, data: PreparedData, smallest_batch: int) -> nn.Module:
-    shape, outputs = data.preprocessing.input_shape, data.preprocessing.num_outputs
-    options = config.model
-    if getattr(options, "batch_norm", False) and options.name == "mlp" and smallest_batch == 1:
-        raise ConfigError.of(
-            "batch_norm",
-            "needs batches of at least 2 samples, and this loader gives one of 1; "
-            "set it to false, or change loader.batch_size or loader.drop_last",
-        )
-    if options.name in MODELS and isinstance(data.training, Dataset) and not outputs:
-        raise ConfigError.of(
-            "name", "can't be sized for a Dataset of class labels; register a model of your own"
-        )
-    model = build_model(config, shape, outputs)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError("has no parameters to train; give it at least one with requires_grad=True")
-    return model
-
-
-def _check_output_activation(config: Config) -> None:
-    activation = getattr(config.model, "output_activation", None)
-    if config.model.name not in MODELS or config.loss.name not in TAKES:
-        return
-    wanted = TAKES[config.loss.name]
-    if activation not in wanted:
-        raise ConfigError.of(
-            "output_activation",
-            f"must be {' or '.join(wanted)} for the loss {config.loss.name}, got {activation}",
-        )
 
 
 def _loss(config: Config, num_outputs: int) -> Any:

@@ -23,7 +23,7 @@ from gdtrain.data.dataset import (
     prepare,
     split,
 )
-from gdtrain.data.samples import as_tensor
+from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.errors import ConfigError, DataError
 
 # source -> (reader, whether it draws from the seed)
@@ -48,6 +48,11 @@ _TARGET_RANGES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "hinge_embedding": ("-1 or 1", lambda t: t.abs() == 1),
     "soft_margin": ("-1 or 1", lambda t: t.abs() == 1),
     "poisson_nll": (">= 0", lambda t: t >= 0),
+    "kl_div": (">= 0", lambda t: t >= 0),
+    "multi_label_margin": (
+        "-1 or the number of a target column, from 0",
+        lambda t: (t == t.round()) & (t >= -1) & (t < t.shape[1]),
+    ),
 }
 
 
@@ -66,6 +71,7 @@ def prepare_data(config: Config) -> PreparedData:
     loaded = _read(section, config.seed)
     if isinstance(loaded, Dataset):
         return _prepare_dataset(section, loaded, config)
+    check_finite(loaded.targets, "targets")
     labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
     if section.standardize_targets and config.loss.name not in REGRESSION:
         raise ConfigError.of(
@@ -79,7 +85,8 @@ def prepare_data(config: Config) -> PreparedData:
         num_outputs = max(classes, len(loaded.class_names or ()))
     else:
         targets = number_targets(loaded.targets)
-        _check_range(targets, config.loss.name)
+        if not getattr(config.loss, "log_target", False):
+            _check_range(targets, config.loss.name)
         num_outputs = int(targets[0].numel())
         if config.loss.name == "multi_label_margin":
             targets = targets.long()

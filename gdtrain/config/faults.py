@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gdtrain.config.document import Document, KeyPath
 from gdtrain.config.schema import config_model
-from gdtrain.config.yaml_source import Document, KeyPath
 from gdtrain.errors import Fault
 
 # Keys that belong to another form of the same section: (section, form) -> key -> why it has none.

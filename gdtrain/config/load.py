@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from gdtrain.config.document import Document
 from gdtrain.config.faults import faults_of
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config, config_model
-from gdtrain.config.yaml_source import Document, apply_overrides, plain_scalar, read_file
+from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_file
 from gdtrain.errors import ConfigError, Fault
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gdtrain.checkpoint.format import read_weights
 from gdtrain.config import registry
-from gdtrain.config.build import build_model
+from gdtrain.config.build_model import build_model
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.dataset import Preprocessing

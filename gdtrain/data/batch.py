@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,8 @@ class Plan:
     num_samples: draws in the epoch, those of a dropped ragged batch not counted.
     batch_size: samples of every batch but the last, which may have fewer.
     indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence.
+    rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
+        contiguous share of every batch; shares differ by one sample at most, and may be empty.
 
     ``len(plan)`` is the number of batches, and so of updates.
     """
@@ -76,14 +78,26 @@ class Plan:
     num_samples: int
     batch_size: int
     indices: Tensor | None
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
+    def remaining(self, start: int) -> int:
+        """How many batches are there to be read from number ``start`` on."""
+        return len(self) - start
+
+    def share(self, rank: int, world_size: int) -> Plan:
+        """The plan by which one of ``world_size`` processes reads."""
+        return replace(self, rank=rank, world_size=world_size)
+
     def bounds(self, number: int) -> tuple[int, int]:
-        """Where batch ``number`` starts and stops among the epoch's draws."""
+        """Where this rank's share of batch ``number`` starts and stops among the epoch's draws."""
         start = number * self.batch_size
-        return start, min(start + self.batch_size, self.num_samples)
+        size = min(self.batch_size, self.num_samples - start)
+        low, high = self.rank * size, (self.rank + 1) * size
+        return start + low // self.world_size, start + high // self.world_size
 
     def take(self, start: int, stop: int) -> Tensor:
         """The sample indices of draws ``start`` … ``stop - 1``, [stop - start] int64."""
@@ -91,12 +105,29 @@ class Plan:
             return torch.arange(start, stop)
         return self.indices[start:stop]
 
+    def rows(self, first: int, last: int) -> tuple[Tensor | None, int, list[int]]:
+        """What to read for this rank's shares of the batches ``first`` … ``last - 1``.
+
+        Returns their sample indices, one batch after the other, or None for consecutive
+        samples; the first sample; and the size of each share.
+        """
+        if self.world_size == 1:
+            start = first * self.batch_size
+            sizes = self.batch_sizes(first, last)
+            chosen = None if self.indices is None else self.take(start, start + sum(sizes))
+            return chosen, start, sizes
+        bounds = [self.bounds(number) for number in range(first, last)]
+        sizes = [stop - start for start, stop in bounds]
+        if self.indices is None and last - first == 1:
+            return None, bounds[0][0], sizes
+        return torch.cat([self.take(start, stop) for start, stop in bounds]), 0, sizes
+
     def batch_indices(self, number: int) -> Tensor:
-        """The sample indices of batch ``number``, [B] int64."""
+        """The sample indices of this rank's share of batch ``number``, [B] int64."""
         return self.take(*self.bounds(number))
 
     def batch_sizes(self, start: int, stop: int) -> list[int]:
-        """The number of samples of each of the batches ``start`` … ``stop - 1``."""
+        """The samples, on all ranks, of each of the batches ``start`` … ``stop - 1``."""
         sizes = [self.batch_size] * (stop - start)
         if sizes and stop == len(self):
             sizes[-1] = self.num_samples - (stop - 1) * self.batch_size
@@ -121,5 +152,5 @@ class Block:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The number of samples of each step."""
+        """The number of samples of each step, on all ranks."""
         return self.plan.batch_sizes(self.start, self.stop)

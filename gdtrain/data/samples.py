@@ -62,19 +62,12 @@ class TensorSamples(Samples):
         return TensorSamples([function(tensor) for tensor in self.tensors])
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        size = plan.batch_size
-        device = self.tensors[0].device
-        chosen = None if plan.indices is None else plan.indices.to(device)
-        batches_per_gather = self._batches_per_gather(size)
-        for first in range(start, len(plan), batches_per_gather):
-            begin = first * size
-            end = min(begin + batches_per_gather * size, plan.num_samples)
-            rows = slice(begin, end)
-            columns = [
-                torch.split(t[rows] if chosen is None else t.index_select(0, chosen[rows]), size)
-                for t in self.tensors
-            ]
-            indices = torch.split(plan.take(begin, end), size)
+        at_once = self._batches_per_gather(plan.batch_size)
+        for first in range(start, len(plan), at_once):
+            chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
+            columns = [torch.split(rows, sizes) for rows in self._take(chosen, begin, sum(sizes))]
+            places = torch.arange(begin, begin + sum(sizes)) if chosen is None else chosen
+            indices = torch.split(places, sizes)
             if len(columns) == 1:
                 yield from (Batch(x, None, i) for x, i in zip(columns[0], indices, strict=True))
             elif len(columns) == 2:
@@ -82,6 +75,12 @@ class TensorSamples(Samples):
             else:
                 inputs = zip(*columns[:-1], strict=True)
                 yield from map(Batch, inputs, columns[-1], indices)
+
+    def _take(self, chosen: Tensor | None, begin: int, count: int) -> list[Tensor]:
+        """``count`` rows of each tensor: views of consecutive ones, else copies of the chosen."""
+        if chosen is None:
+            return [tensor[begin : begin + count] for tensor in self.tensors]
+        return [tensor.index_select(0, chosen.to(tensor.device)) for tensor in self.tensors]
 
     def _batches_per_gather(self, batch_size: int) -> int:
         bytes_per_batch = max(1, self.nbytes * batch_size // len(self))

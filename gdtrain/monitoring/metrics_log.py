@@ -28,7 +28,9 @@ class MetricsLog(Callback):
         self.path = path
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        if self.path.exists():
+        if not self.path.exists():
+            self.path.touch()  # a run that fails at once has a log too
+        else:
             self._end_line()
             progress = trainer.progress
             self._write({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
