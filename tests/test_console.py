@@ -1,0 +1,53 @@
+"""What a person sees: a bar on a terminal, plain lines elsewhere, and not too many of them."""
+
+import io
+import os
+import termios
+
+import torch
+from torch import nn
+
+from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.monitoring.console import Console
+
+
+def train(stream, epochs: int, max_lines: int = 50) -> None:
+    model = nn.Linear(1, 1)
+    Trainer(
+        model,
+        nn.MSELoss(),
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        MiniBatchLoader((torch.ones(7, 1), torch.ones(7, 1)), batch_size=3),
+        device="cpu",
+        callbacks=[Console(stream, max_lines)],
+    ).fit(epochs)
+
+
+def shown_epochs(text: str) -> list[str]:
+    return [line.partition("  train_loss")[0].split()[-1] for line in text.splitlines()]
+
+
+def test_a_stream_that_is_no_terminal_gets_one_line_an_epoch():
+    stream = io.StringIO()
+    train(stream, epochs=3)
+    assert shown_epochs(stream.getvalue()) == ["1/3", "2/3", "3/3"]
+    assert "\r" not in stream.getvalue()
+
+
+def test_a_long_run_gets_few_lines_in_equal_distances_and_the_last():
+    stream = io.StringIO()
+    train(stream, epochs=11, max_lines=3)
+    assert shown_epochs(stream.getvalue()) == ["4/11", "8/11", "11/11"]
+
+
+def test_a_terminal_gets_a_bar_with_loss_lr_and_speed_that_is_taken_away_again():
+    controller, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    with os.fdopen(controller, "rb", buffering=0) as screen, os.fdopen(terminal, "w") as stream:
+        train(stream, epochs=2)
+        stream.flush()
+        text = screen.read(1 << 16).decode()
+    assert "/6 [" in text  # 2 epochs of 3 updates
+    assert all(word in text for word in ("loss ", "lr 0.1", "samples/s", "step/s"))
+    assert "epoch 1/2  train_loss" in text
+    assert text.split("\r")[-1].strip() == ""  # nothing of the bar is left
