@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders import BatchLoader as BatchLoader
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders import SampleLoader as SampleLoader
+    from gdtrain.data.mapped import mapped as mapped
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
+    from gdtrain.training.prequential import Prequential as Prequential
     from gdtrain.training.trainer import Trainer as Trainer
     from gdtrain.training.validation import EarlyStopping as EarlyStopping
     from gdtrain.training.validation import Validation as Validation
@@ -32,6 +34,7 @@ _HOMES = {
     "Callback": "gdtrain.training.callbacks",
     "EarlyStopping": "gdtrain.training.validation",
     "MiniBatchLoader": "gdtrain.data.loaders",
+    "Prequential": "gdtrain.training.prequential",
     "SampleLoader": "gdtrain.data.loaders",
     "StepLosses": "gdtrain.training.callbacks",
     "TrainedRun": "gdtrain.config.load_run",
@@ -42,6 +45,7 @@ _HOMES = {
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
     "load_run": "gdtrain.config.load_run",
+    "mapped": "gdtrain.data.mapped",
 }
 
 __all__ = sorted(_HOMES)

@@ -21,12 +21,15 @@ from gdtrain.config.document import Document, key_path
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
+from gdtrain.data.batch import Batch
+from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
-from gdtrain.training import evaluation
+from gdtrain.training import distributed, evaluation, state
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.distributed import World
 from gdtrain.training.signals import on_signal
 
 EXIT_NON_FINITE = 3
@@ -34,9 +37,14 @@ EXIT_NON_FINITE = 3
 # What must be the same for a resumed run to end with the bits of one that was left alone.
 _MUST_MATCH = (
     *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
-    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "precision", "early_stopping"),
+    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
+    *("microbatch_allow", "precision", "early_stopping"),
     "trainer",
 )
+
+
+# What of a data source only decides how the run goes on from here.
+_MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
 
 
 @dataclass
@@ -54,20 +62,21 @@ class TrainJob:
     resume: bool = False
 
     def run(self) -> int:
-        """Train and write everything; return the exit code."""
-        with self._faults_placed(), _notices():
+        """Train and write everything, rank 0 for all ranks; return the exit code."""
+        world = distributed.join(self.config.device, self.config.process_timeout)
+        code = self._train(world)
+        distributed.leave()
+        return code
+
+    def _train(self, world: World) -> int:
+        with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
-        trainer = run.trainer
-        directory = self._directory()
+        trainer, leads = run.trainer, world.rank == 0
+        directory = self._directory() if leads or self.resume else None
         console = Console()
-        trainer.callbacks += [*self._writers(directory), console]
-        self._start(run, directory)
-        print(
-            f"training on {trainer.device}, {run.loader.num_samples:,} samples, "
-            f"{len(run.loader):,} updates an epoch; results go to {directory}",
-            file=sys.stderr,
-        )
+        trainer.callbacks += self._watchers(directory if leads else None, console)
+        self._start(run, directory, leads)
         signals: list[int] = []
 
         def stop(signum: int) -> None:
@@ -76,34 +85,40 @@ class TrainJob:
 
         status = "failed"
         try:
-            with on_signal([signal.SIGINT, signal.SIGTERM], stop):
+            with notices(), on_signal([signal.SIGINT, signal.SIGTERM], stop):
                 trainer.fit(self.config.epochs)
-            status = "interrupted" if signals else "stopped" if trainer.should_stop else "done"
+            interrupted = max(max(seen) for seen in world.gather([*signals[:1], 0][:1]))
+            status = "interrupted" if interrupted else "stopped" if trainer.should_stop else "done"
         except NonFiniteError as error:
             status = "non_finite"
-            print(f"gdtrain: {error}", file=sys.stderr)
+            if leads:
+                print(f"gdtrain: {error}", file=sys.stderr)
         finally:
             console.close()
-            summary = run_directory.write_summary(directory, trainer, status)
+            if leads and directory is not None:
+                summary = run_directory.write_summary(directory, trainer, status)
         if status == "non_finite":
             return EXIT_NON_FINITE
-        if signals:
+        if interrupted and leads:
             print(f"interrupted; go on with --output-dir {directory} --resume", file=sys.stderr)
-            return 128 + signals[0]
-        write_tensors(directory / run_directory.WEIGHTS, trainer.model.state_dict())
-        print(_closing_line(summary, directory), file=sys.stderr)
+        if interrupted:
+            return 128 + interrupted
+        weights = state.weights(trainer)
+        if leads and directory is not None:
+            write_tensors(directory / run_directory.WEIGHTS, weights)
+            print(_closing_line(summary, directory), file=sys.stderr)
         return 0
 
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
-        with self._faults_placed(), _notices():
+        with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
         trainer = run.trainer
         batch = next(trainer.read(run.loader))
         said = f"one update of {len(batch)} samples: loss {float(trainer.train_step(batch)):.4g}"
         if run.validation is not None:
-            batch = next(trainer.read(run.validation))
+            batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
                 trainer.model.eval()
                 loss, _ = trainer.loss_and_output(batch)
@@ -115,51 +130,74 @@ class TrainJob:
     def _check_first_batch(self, run: Run) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
 
-        Of the first batch of the first epoch and of its last one, which may be shorter.
+        Of the first batch of the first epoch and of its last one, which may be shorter; of a
+        stream, of the first one if it is there.
         """
         trainer, plan = run.trainer, run.loader.plan(0)
+        with stage("data"):
+            numbers = plan.ends()
         with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
-            for number in {0, len(plan) - 1}:
-                trainer._compute_loss(next(trainer.read(run.loader, plan, number)))
+            for number in numbers:
+                trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
 
     def _directory(self) -> Path:
         choose = run_directory.latest_directory if self.resume else run_directory.new_directory
         return choose(self.output_dir, self.name)
 
-    def _writers(self, directory: Path) -> list[Callback]:
+    def _watchers(self, directory: Path | None, console: Console) -> list[Callback]:
+        """What logs, saves and shows: on rank 0, but for checkpoints, which take all ranks."""
         section = self.config.checkpoint
-        store = CheckpointStore(directory / run_directory.CHECKPOINTS, section.keep_last)
-        return [
-            MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps),
-            Checkpoints(
-                store,
-                every_n_steps=section.every_n_steps,
-                every_n_epochs=section.every_n_epochs,
-                every_seconds=section.every_seconds,
-            ),
-        ]
+        checkpoints = Checkpoints(
+            CheckpointStore((directory or Path()) / run_directory.CHECKPOINTS, section.keep_last),
+            every_n_steps=section.every_n_steps,
+            every_n_epochs=section.every_n_epochs,
+            every_seconds=section.every_seconds,
+        )
+        if directory is None:
+            return [checkpoints]
+        log = MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)
+        return [log, checkpoints, console]
 
-    def _start(self, run: Run, directory: Path) -> None:
-        """Write what is known before training, after taking up the run that is to go on."""
+    def _start(self, run: Run, directory: Path | None, leads: bool) -> None:
+        """Take up the run that is to go on, and write what is known before training."""
         if self.resume:
-            self._check_same_run(directory)
-            store = CheckpointStore(directory / run_directory.CHECKPOINTS)
-            path, state, skipped = store.load_newest()
-            for reason in skipped:
-                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
-            try:
-                run.trainer.load_state_dict(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())
-                raise CheckpointError(f"{path}: is not of this model; {reason}") from error
-            print(f"going on from {path}", file=sys.stderr)
+            assert directory is not None
+            self._take_up(run, directory, leads)
+        if not leads or directory is None:
+            return
         run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
         run.preprocessing.save(directory / run_directory.PREPROCESSING)
+        processes = run.trainer.world.size
+        print(
+            f"training on {run.trainer.device}"
+            + (f" in {processes} processes" if processes > 1 else "")
+            + f", {run.loader.extent}; "
+            f"results go to {directory}",
+            file=sys.stderr,
+        )
+
+    def _take_up(self, run: Run, directory: Path, leads: bool) -> None:
+        """Put the trainer into the state of the newest checkpoint that can be used."""
+        self._check_same_run(directory)
+        store = CheckpointStore(directory / run_directory.CHECKPOINTS)
+        path, kept, skipped = store.load_newest()
+        try:
+            run.trainer.load_state_dict(kept)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{path}: is not of this model; {reason}") from error
+        if leads:
+            for reason in skipped:
+                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
+            print(f"going on from {path}", file=sys.stderr)
 
     def _check_same_run(self, directory: Path) -> None:
         there = load_config(directory / run_directory.CONFIG)[0].model_dump()
         # As it will be read the next time: a tuple among a registered model's options is a list.
         here = check(read_text(dump(self.config), "")).model_dump()
+        for settings in (there, here):
+            for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
+                del settings["data"][key]
         # Only a cosine schedule depends on how many epochs there are in all.
         decisive = (*_MUST_MATCH, "epochs") if _is_cosine(self.config) else _MUST_MATCH
         differing = [
@@ -173,14 +211,10 @@ class TrainJob:
                 + "; ".join(differing)
             )
 
-    @contextmanager
-    def _faults_placed(self) -> Iterator[None]:
-        """Give the faults that building found their places in the configuration."""
-        try:
-            yield
-        except ConfigError as error:
-            placed = [self.document.fault(key_path(f.key), f.message) for f in error.faults]
-            raise ConfigError(placed) from error
+
+def _first_part(batch: Batch) -> Batch:
+    """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
+    return next(batch.split(evaluation.EVALUATION_BATCH)) if isinstance(batch, LazyBatch) else batch
 
 
 def _is_cosine(config: Config) -> bool:
@@ -188,7 +222,17 @@ def _is_cosine(config: Config) -> bool:
 
 
 @contextmanager
-def _notices() -> Iterator[None]:
+def faults_placed(document: Document) -> Iterator[None]:
+    """Give the faults that building found their places in the configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        placed = [document.fault(key_path(f.key), f.message) for f in error.faults]
+        raise ConfigError(placed) from error
+
+
+@contextmanager
+def notices() -> Iterator[None]:
     """Show what the library has to say about the settings, once and in one line each."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("note: %(message)s"))

@@ -159,8 +159,8 @@ def test_the_table_starts_from_what_trains(capsys):
             [
                 "a.yaml:5:18: microbatch_size: layer '1' (BatchNorm1d) computes its statistics "
                 "over the batch in training mode, so the gradient of a batch is not the sum of its "
-                "microbatches' gradients; use GroupNorm or LayerNorm, put the layer in eval mode, "
-                "or leave microbatch_size out"
+                "parts' gradients; use GroupNorm or LayerNorm, put the layer in eval mode, or name "
+                "it in microbatch_allow to accept statistics of the parts"
             ],
         ),
         (

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader
 from gdtrain.data.batch import Batch, Plan
@@ -342,11 +342,6 @@ class NoSamples(Samples):
         return iter(())
 
 
-class Stream(IterableDataset[Tensor]):
-    def __iter__(self) -> Any:
-        return iter(X)
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -393,7 +388,6 @@ class Stream(IterableDataset[Tensor]):
             torch.zeros(3, device="meta"),
             "inputs: a meta tensor can't be cut into rows; give a dense one",
         ),
-        (Stream(), "an IterableDataset has no length and no order; give a map-style Dataset"),
     ],
 )
 def test_data_that_can_not_be_used_is_refused(data: Any, message: str) -> None:

@@ -1,6 +1,8 @@
 """A batch cut into microbatches has the gradient and the loss of the whole batch."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from torch import nn
 
 from gdtrain import BatchLoader, Trainer
 from gdtrain.data.batch import Batch
-from gdtrain.errors import ModelError
+from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.gradient import batch_gradient
+from gdtrain.training.microbatches import parse_bytes, saved_bytes
 
 draw = torch.Generator().manual_seed(0)
 N = 23
@@ -75,9 +78,126 @@ def test_layers_that_mix_samples_are_refused_unless_they_are_in_eval_mode() -> N
         trainer.fit(1)
     assert str(caught.value) == (
         "microbatch_size: layer '1' (BatchNorm1d) computes its statistics over the batch in "
-        "training mode, so the gradient of a batch is not the sum of its microbatches' "
-        "gradients; use GroupNorm or LayerNorm, put the layer in eval mode, or leave "
-        "microbatch_size out"
+        "training mode, so the gradient of a batch is not the sum of its parts' gradients; use "
+        "GroupNorm or LayerNorm, put the layer in eval mode, or name it in microbatch_allow to "
+        "accept statistics of the parts"
     )
     trainer.model[1].eval()
     assert len(trainer.fit(1)) == 1
+
+
+def test_layers_that_mix_samples_can_be_allowed_by_name() -> None:
+    trainer = make_trainer(nn.BatchNorm1d(3).double(), microbatch_size=5, microbatch_allow=["1"])
+    assert len(trainer.fit(1)) == 1
+
+
+def test_sums_in_float64_lose_less_than_sums_in_float32() -> None:
+    """20,000 equal gradients of 0.1: float32 drifts, float64 gives the one rounding of the end."""
+    ones, targets = torch.ones(20_000, 1), torch.full((20_000, 1), -0.05)
+    errors = {}
+    for kind in (None, "fp64"):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        loader = BatchLoader((ones, targets))
+        options = {"device": "cpu", "microbatch_size": 1, "accumulate_in": kind}
+        trainer = Trainer(model, nn.MSELoss(), optimizer, loader, **options)
+        trainer.batch_gradient(next(trainer.read(loader)))
+        exact = -2 * float(targets[0].double())
+        errors[kind] = abs(float(model.weight.grad) - exact) / exact
+    assert errors["fp64"] < 1e-7 < errors[None]
+
+
+def wide_trainer(**options) -> Trainer:
+    """A model whose activations take 8 · (64 + 64 + 3) bytes a sample."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = (X.repeat(100, 1), LABELS.repeat(100))
+    return Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, BatchLoader(data), device="cpu", **options
+    )
+
+
+def test_auto_keeps_to_the_memory_limit_and_leaves_training_as_it_is() -> None:
+    plain = wide_trainer()
+    auto = wide_trainer(microbatch_size="auto", memory_limit="256KiB")
+    state = torch.get_rng_state()
+    auto.batch_gradient(next(auto.read(auto.loader)))
+    plain.batch_gradient(next(plain.read(plain.loader)))
+    assert torch.equal(torch.get_rng_state(), state)
+    # A backward pass needs the tanh's output (512 bytes) and a little for the loss, twice.
+    assert 100 <= auto.microbatches.size <= 256
+    size = auto.microbatches.size
+    part = Batch(X.repeat(20, 1)[:size].clone(), LABELS.repeat(20)[:size], torch.arange(size))
+    assert saved_bytes(lambda: auto.batch_loss(part)) <= 1.15 * 256 * 1024 / 2
+    for mine, theirs in zip(auto.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-11, atol=1e-14)
+
+
+def test_out_of_memory_halves_the_size_and_applies_nothing_twice() -> None:
+    """The allocator really fails: the address space of a child process is limited."""
+    child = """
+import resource, torch
+from torch import nn
+from gdtrain import BatchLoader, Trainer
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+X, y = torch.randn(60_000, 8), torch.randn(60_000, 1)
+def trainer(size):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 1024), nn.Tanh(), nn.Linear(1024, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    limit = {"memory_limit": "100GB"} if size == "auto" else {}
+    return Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, y)), device="cpu",
+                   microbatch_size=size, **limit)
+small = trainer(1000)
+small.fit(2)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+auto = trainer("auto")
+auto.fit(2)
+assert auto.progress.step == 2
+assert 1000 < auto.microbatches.size < 60_000, auto.microbatches.size
+for p, q in zip(auto.model.parameters(), small.model.parameters(), strict=True):
+    assert torch.allclose(p, q, rtol=1e-4, atol=1e-6)
+print("halved to", auto.microbatches.size)
+"""
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("halved to ")
+
+
+def test_evaluation_and_prediction_go_in_microbatches_too() -> None:
+    trainer = make_trainer(microbatch_size=5)
+    sizes = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    trainer.evaluate()
+    trainer.predict(X)
+    assert sizes == 2 * [5, 5, 5, 5, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(4096, 4096), ("512MB", 512_000_000), ("2GiB", 2**31), ("1.5 KiB", 1536), ("7b", 7)],
+)
+def test_memory_limits(given, expected) -> None:
+    assert parse_bytes(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "lots", "-1MB", "0", 0, True, "10 parsecs"])
+def test_memory_limits_that_are_none(given) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_bytes(given)
+    assert str(caught.value) == (
+        f"memory_limit: must be a number of bytes such as 512MB or 2GiB, got {given!r}"
+    )
+
+
+def test_a_limit_without_auto_has_no_effect_and_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(microbatch_size=5, memory_limit="1GB")
+    assert str(caught.value) == (
+        "memory_limit: has no effect without microbatch_size: auto; set it, or remove it"
+    )

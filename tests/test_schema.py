@@ -152,7 +152,7 @@ def tag_of(model: Any) -> str:
     [
         (losses.Loss, LOSSES),
         (models.Model, MODELS),
-        (data.Source, READERS),
+        (data.Source, [*READERS, "stream"]),
         (get_args(updates.LoaderSection)[0], LOADERS),
         (get_args(updates.OptimizerSection)[0], [*OPTIMIZERS, "lbfgs"]),
     ],

@@ -20,6 +20,7 @@ from gdtrain import (
     Validation,
 )
 from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.training.schedules import ScheduleStepper
 
 X = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sin().sum(dim=1, keepdim=True)
@@ -209,8 +210,8 @@ def test_a_stop_at_any_safe_point_and_a_second_fit_make_the_same_run() -> None:
 def test_a_snapshot_at_any_step_continues_to_the_same_bits(loader) -> None:
     def build():
         trainer = make_trainer(loader, validation=BatchLoader((X, Y)))
-        trainer.scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.9)
-        trainer.scheduler_per = "step"
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(trainer.optimizer, 0.9)
+        trainer.schedule = ScheduleStepper(scheduler, "step")
         return trainer
 
     class Snapshots(Callback):
@@ -319,9 +320,10 @@ def test_validation_by_epochs_and_by_steps() -> None:
 
 def test_reduce_on_plateau_gets_the_validation_loss() -> None:
     trainer = make_trainer(lr=1e-12, validation=BatchLoader((X, Y)))
-    trainer.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         trainer.optimizer, patience=0, factor=0.5, eps=0
     )
+    trainer.schedule = ScheduleStepper(scheduler, "epoch")
     history = trainer.fit(4)
     assert history.lr == [1e-12, 1e-12, 0.5e-12, 0.25e-12]
 
@@ -358,9 +360,9 @@ def test_the_loader_can_be_changed_between_fits() -> None:
     ("options", "message"),
     [
         ({"clip_grad_norm": 0}, "clip_grad_norm: must be > 0, got 0"),
-        ({"microbatch_size": -1}, "microbatch_size: must be > 0, got -1"),
+        ({"microbatch_size": -1}, "microbatch_size: must be > 0 or auto, got -1"),
         ({"engine": "warp"}, "engine: must be one of auto, eager; got 'warp'"),
-        ({"scheduler_per": "day"}, "scheduler_per: must be one of epoch, step; got 'day'"),
+        ({"scheduler_per": "day"}, "scheduler_per: must be epoch or step, got 'day'"),
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp64; got 'fp8'"),
     ],
 )

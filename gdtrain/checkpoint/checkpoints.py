@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
@@ -12,7 +10,8 @@ from gdtrain.training.trainer import Trainer
 class Checkpoints(Callback):
     """Saves the trainer's state every k steps, epochs or seconds, and at the end of each fit.
 
-    A run that is resumed from any of them ends with the same bits as one left alone.
+    A run that is resumed from any of them ends with the same bits as one left alone. Of several
+    processes all have this callback, since they may hold parts of the state; rank 0 writes.
     """
 
     def __init__(
@@ -35,13 +34,15 @@ class Checkpoints(Callback):
     def on_safe_point(self, trainer: Trainer) -> None:
         progress, plan = trainer.progress, trainer.plan
         by_steps = self.every_n_steps is not None and progress.step % self.every_n_steps == 0
-        epoch_done = plan is not None and progress.step_in_epoch == len(plan)
+        epoch_done = plan is not None and plan.is_over(progress.step_in_epoch)
         by_epochs = (
             self.epochs_between is not None
             and epoch_done
             and (progress.epoch + 1) % self.epochs_between == 0
         )
-        by_seconds = self.every_seconds is not None and super().is_due(progress.step)
+        by_seconds = self.every_seconds is not None and bool(
+            trainer.world.first(super().is_due(progress.step))  # clocks differ
+        )
         if by_steps or by_epochs or by_seconds:
             self._save(trainer)
 
@@ -51,8 +52,7 @@ class Checkpoints(Callback):
     def _save(self, trainer: Trainer) -> None:
         now = (trainer.progress.epoch, trainer.progress.step)
         if now != self._saved_at:
-            self.store.save(trainer.progress.step, trainer.state_dict())
+            state = trainer.state_dict()
+            if trainer.world.rank == 0:
+                self.store.save(trainer.progress.step, state)
             self._saved_at = now
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._saved_at = None

@@ -14,14 +14,20 @@ from torch import nn
 from gdtrain.config import registry
 from gdtrain.config.build_data import REGRESSION, prepare_data
 from gdtrain.config.build_model import sized_model
+from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.schema import Config, EarlyStoppingSection
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
+from gdtrain.config.sections.stream import Stream
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
+from gdtrain.data.order import mix
 from gdtrain.errors import ConfigError, Fault, GdtrainError
-from gdtrain.training import evaluation, gradient, schedules
+from gdtrain.training import evaluation, schedules
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.device import parameter_dtype, resolve_device
+from gdtrain.training.prequential import Prequential
 from gdtrain.training.seeding import seed_everything
+from gdtrain.training.sharding import shard
 from gdtrain.training.trainer import Trainer
 from gdtrain.training.validation import EarlyStopping, Validation
 
@@ -73,7 +79,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     """
     seed_everything(config.seed)
     with stage("data"):
-        data = prepare_data(config)
+        is_stream = isinstance(config.data, Stream)
+        data = prepare_stream(config) if is_stream else prepare_data(config)
     with stage("loader"):
         options = config.loader.model_dump(exclude={"name"})
         loader = LOADERS[config.loader.name](data.training, seed=config.seed, **options)
@@ -81,17 +88,22 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
-        last = plan.batch_sizes(len(plan) - 1, len(plan))
-        model = sized_model(config, data, smallest_batch=last[0])
+        model = sized_model(config, data, smallest_batch=plan.smallest_batch)
     with stage("loss"):
         loss = _loss(config, data.preprocessing.num_outputs)
+    with stage(""):
+        if config.strategy == "shard":
+            device = resolve_device(config.device)
+            model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
     with stage("optimizer"):
         optimizer = _optimizer(config, model)
     metrics = _metrics(config)
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
-        scheduler = _scheduler(config, optimizer, len(loader))
+        scheduler = _scheduler(config, optimizer, loader)
         watchers: list[Callback] = []
+        if isinstance(config.data, Stream):
+            watchers.append(Prequential(config.data.window, metrics))
         if config.early_stopping is not None:
             watchers.append(_early_stopping(config.early_stopping, list(metrics)))
         trainer: Trainer = trainer_type(
@@ -109,10 +121,14 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             clip_grad_norm=config.clip_grad_norm,
             clip_grad_value=config.clip_grad_value,
             microbatch_size=config.microbatch_size,
+            memory_limit=config.memory_limit,
+            microbatch_allow=config.microbatch_allow,
+            accumulate_in=config.accumulate_in,
             engine=config.engine,
         )
-        if config.microbatch_size is not None:
-            gradient.check_separable(model.train())
+        trainer.check_separable()
+    if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
+        seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return Run(config, trainer, loader, validation, data.preprocessing)
 
 
@@ -161,14 +177,14 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _scheduler(
-    config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    config: Config, optimizer: torch.optim.Optimizer, loader: Loader
 ) -> torch.optim.lr_scheduler.LambdaLR | None:
     section = config.scheduler
     if section is None:
         return None
     options = section.model_dump(exclude={"name", "per", "warmup"})
     if section.name == "cosine":
-        total = config.epochs * (steps_per_epoch if section.per == "step" else 1)
+        total = config.epochs * (len(loader) if section.per == "step" else 1)
         options["total"] = max(1, total - section.warmup)
     schedule: schedules.Schedule = getattr(schedules, section.name)(**options)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))

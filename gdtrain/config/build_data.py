@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gdtrain.config.schema import Config
 from gdtrain.config.sections.data import Data
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.data import bundled, files, problems, table
+from gdtrain.data.converted import ConvertedFolder
 from gdtrain.data.dataset import (
     LoadedData,
     Preprocessing,
@@ -27,7 +29,7 @@ from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.errors import ConfigError, DataError
 
 # source -> (reader, whether it draws from the seed)
-READERS: dict[str, tuple[Callable[..., LoadedData], bool]] = {
+READERS: dict[str, tuple[Callable[..., LoadedData | ConvertedFolder], bool]] = {
     "digits": (bundled.digits, False),
     "teaching": (problems.teaching, True),
     "linear_regression": (problems.linear_regression, True),
@@ -38,15 +40,16 @@ READERS: dict[str, tuple[Callable[..., LoadedData], bool]] = {
     "npy": (files.npy, False),
     "pt": (files.pt, False),
     "safetensors": (files.safetensors, False),
+    "mapped": (ConvertedFolder, False),
 }
 REGRESSION = ("mse", "l1", "smooth_l1", "huber")
-# loss -> (what its targets must be, a test of it)
-_TARGET_RANGES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+# loss -> (what its targets must be, a test of a tensor or array of them)
+TARGET_RANGES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "bce": ("in 0 … 1", lambda t: (t >= 0) & (t <= 1)),
     "bce_with_logits": ("in 0 … 1", lambda t: (t >= 0) & (t <= 1)),
     "multi_label_soft_margin": ("0 or 1", lambda t: (t == 0) | (t == 1)),
-    "hinge_embedding": ("-1 or 1", lambda t: t.abs() == 1),
-    "soft_margin": ("-1 or 1", lambda t: t.abs() == 1),
+    "hinge_embedding": ("-1 or 1", lambda t: (t == -1) | (t == 1)),
+    "soft_margin": ("-1 or 1", lambda t: (t == -1) | (t == 1)),
     "poisson_nll": (">= 0", lambda t: t >= 0),
     "kl_div": (">= 0", lambda t: t >= 0),
     "multi_label_margin": (
@@ -71,25 +74,17 @@ def prepare_data(config: Config) -> PreparedData:
     loaded = _read(section, config.seed)
     if isinstance(loaded, Dataset):
         return _prepare_dataset(section, loaded, config)
-    check_finite(loaded.targets, "targets")
     labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
     if section.standardize_targets and config.loss.name not in REGRESSION:
         raise ConfigError.of(
             "standardize_targets",
             f"has no meaning under {config.loss.name}; it is for {', '.join(REGRESSION)}",
         )
-    if labels:
-        targets = class_labels(loaded.targets, getattr(config.loss, "ignore_index", None))
-        counted = targets[targets >= 0]
-        classes = int(counted.max()) + 1 if len(counted) else 1
-        num_outputs = max(classes, len(loaded.class_names or ()))
-    else:
-        targets = number_targets(loaded.targets)
-        if not getattr(config.loss, "log_target", False):
-            _check_range(targets, config.loss.name)
-        num_outputs = int(targets[0].numel())
-        if config.loss.name == "multi_label_margin":
-            targets = targets.long()
+    if isinstance(loaded, ConvertedFolder):
+        return _prepare_converted(section, loaded, config, labels)
+    check_finite(loaded.targets, "targets")
+    targets = _fit_targets(config, loaded.targets)
+    num_outputs = _num_outputs(config, [targets], loaded.class_names)
     inputs = loaded.inputs
     if config.model.name not in registry.models.parts and not inputs.is_floating_point():
         inputs = inputs.float()
@@ -105,7 +100,44 @@ def prepare_data(config: Config) -> PreparedData:
     return PreparedData(training, validation, preprocessing)
 
 
-def _read(section: Data, seed: int) -> LoadedData | Dataset[Any]:
+def _prepare_converted(
+    section: Data, folder: ConvertedFolder, config: Config, labels: bool
+) -> PreparedData:
+    """The same without loading the data: the targets are checked in a pass over them."""
+    fit = partial(_fit_targets, config)
+    outputs = _num_outputs(config, folder.fitted_targets(fit), folder.description.class_names)
+    return PreparedData(
+        *folder.prepare(
+            fit,
+            validation_fraction=section.validation_fraction,
+            standardize=section.standardize,
+            standardize_targets=section.standardize_targets,
+            shape=section.shape,
+            num_outputs=outputs,
+            named_classes=labels,
+            seed=config.seed,
+        )
+    )
+
+
+def _fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
+    """Targets, [n, …] from row ``first_row`` on, as the loss takes them; DataError if it can't."""
+    if isinstance(config.loss, CLASS_LABEL_LOSSES):
+        return class_labels(targets, getattr(config.loss, "ignore_index", None), first_row)
+    targets = number_targets(targets)
+    if not getattr(config.loss, "log_target", False):
+        _check_range(targets, config.loss.name, first_row)
+    return targets.long() if config.loss.name == "multi_label_margin" else targets
+
+
+def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | None) -> int:
+    """What the model must give for targets that :func:`_fit_targets` made: classes, or columns."""
+    if not isinstance(config.loss, CLASS_LABEL_LOSSES):
+        return max(int(targets[0].numel()) for targets in fitted)
+    return max(max(int(labels.max()) + 1 for labels in fitted), len(names or ()), 1)
+
+
+def _read(section: Data, seed: int) -> LoadedData | ConvertedFolder | Dataset[Any]:
     name: str = section.source  # type: ignore[attr-defined]
     options = section.model_dump(exclude={"source", *Data.model_fields})
     if name in READERS:
@@ -119,15 +151,17 @@ def _read(section: Data, seed: int) -> LoadedData | Dataset[Any]:
     return LoadedData(as_tensor(given[0], "inputs"), as_tensor(given[1], "targets"))
 
 
-def _check_range(targets: Tensor, loss: str) -> None:
-    if loss not in _TARGET_RANGES:
+def _check_range(targets: Tensor, loss: str, first_row: int) -> None:
+    if loss not in TARGET_RANGES:
         return
-    said, holds = _TARGET_RANGES[loss]
+    said, holds = TARGET_RANGES[loss]
     wrong = (~holds(targets)).nonzero()
     if len(wrong):
         row = int(wrong[0][0])
         value = targets[tuple(wrong[0].tolist())].item()
-        raise DataError(f"targets: row {row} is {value:g}; under {loss} targets must be {said}")
+        raise DataError(
+            f"targets: row {first_row + row} is {value:g}; under {loss} targets must be {said}"
+        )
 
 
 def _prepare_dataset(section: Data, dataset: Dataset[Any], config: Config) -> PreparedData:

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, create_model, field_validator
 
 from gdtrain.config import registry
 from gdtrain.config.registry import Strict
+from gdtrain.config.sections import stream
 from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
 from gdtrain.config.sections.data import Data, DataSection, Source
 from gdtrain.config.sections.losses import Loss, LossSection
@@ -90,10 +91,22 @@ class Config(Strict):
     """Bound on the 2-norm of the gradient."""
     clip_grad_value: PositiveFloat | None = None
     """Bound on each element of the gradient."""
-    microbatch_size: Positive | None = None
-    """Compute each batch's gradient in slices of this many samples, to save memory."""
+    microbatch_size: Positive | Literal["auto"] | None = None
+    """Compute each batch's gradient, and evaluate, in slices of this many samples, to save memory;
+    auto: of as many as memory_limit allows."""
+    memory_limit: Positive | str | None = None
+    """What the activations of a slice may take under auto: bytes, or 512MB, 2GiB; if left out,
+    4MiB on a CPU, a core's cache, and half of the free memory of a device."""
+    microbatch_allow: list[str] = Field([])
+    """Names of layers that mix the samples of a batch and may be given slices all the same."""
+    accumulate_in: Literal["fp64"] | None = None
+    """Add up the gradients of slices in float64."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Of the computation; bf16 keeps float32 parameters."""
+    strategy: Literal["replicate", "shard"] = "replicate"
+    """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
+    process_timeout: PositiveFloat = 600.0
+    """Seconds that a process started by torchrun waits for the others before it gives up."""
     engine: Literal["auto", "eager"] = "auto"
     """How blocks of steps are executed."""
     epochs: Positive
@@ -110,6 +123,20 @@ class Config(Strict):
     """When to save checkpoints."""
     trainer: str | None = None
     """A Trainer subclass registered with register_trainer."""
+
+    @field_validator("loader", mode="before")
+    @classmethod
+    def _in_the_order_of_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        return stream.in_its_order(value) if is_stream else value
+
+    @field_validator("loader", "scheduler", "epochs", "early_stopping")
+    @classmethod
+    def _fits_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
+        said = stream.misfit(info.field_name, value)
+        if said and isinstance(info.data.get("data"), stream.Stream):
+            raise ValueError(said)
+        return value
 
     @field_validator("validation")
     @classmethod

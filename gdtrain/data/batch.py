@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gdtrain.data.bijection import Draws
+
 
 class Batch:
     """The samples of one update.
@@ -67,7 +69,8 @@ class Plan:
     epoch: the epoch it is for, from 0.
     num_samples: draws in the epoch, those of a dropped ragged batch not counted.
     batch_size: samples of every batch but the last, which may have fewer.
-    indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence.
+    indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence. Of a large data set
+        they are :class:`~gdtrain.data.bijection.Draws`, which are sliced and indexed alike.
     rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
         contiguous share of every batch; shares differ by one sample at most, and may be empty.
 
@@ -77,16 +80,47 @@ class Plan:
     epoch: int
     num_samples: int
     batch_size: int
-    indices: Tensor | None
+    indices: Tensor | Draws | None
     rank: int = 0
     world_size: int = 1
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
 
+    @property
+    def num_batches(self) -> int | None:
+        """How many batches there will be; None for a stream, where nobody knows."""
+        return len(self)
+
     def remaining(self, start: int) -> int:
-        """How many batches are there to be read from number ``start`` on."""
+        """How many batches are there to be read from number ``start`` on.
+
+        All that are left; of a stream, those that have arrived, waiting a moment for the first.
+        """
         return len(self) - start
+
+    def is_over(self, start: int) -> bool:
+        """Whether there are no batches from number ``start`` on, and will be none."""
+        return start >= len(self)
+
+    def seek(self, start: int, position: list[int] | None) -> None:
+        """Go on from batch ``start``, before which :meth:`release` gave ``position``."""
+
+    def release(self, stop: int) -> list[int] | None:
+        """Be done with the batches before ``stop``; return where a stream stands then, else None.
+
+        What the numbers mean is known to the stream's source alone.
+        """
+        return None
+
+    def ends(self) -> list[int]:
+        """The first batch and the last, as far as they are known."""
+        return sorted({0, len(self) - 1})
+
+    @property
+    def smallest_batch(self) -> int:
+        """Samples of the shortest batch that may come."""
+        return self.num_samples - (len(self) - 1) * self.batch_size
 
     def share(self, rank: int, world_size: int) -> Plan:
         """The plan by which one of ``world_size`` processes reads."""
@@ -120,7 +154,8 @@ class Plan:
         sizes = [stop - start for start, stop in bounds]
         if self.indices is None and last - first == 1:
             return None, bounds[0][0], sizes
-        return torch.cat([self.take(start, stop) for start, stop in bounds]), 0, sizes
+        positions = torch.cat([torch.arange(start, stop) for start, stop in bounds])
+        return positions if self.indices is None else self.indices[positions], 0, sizes
 
     def batch_indices(self, number: int) -> Tensor:
         """The sample indices of this rank's share of batch ``number``, [B] int64."""

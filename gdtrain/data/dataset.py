@@ -15,7 +15,7 @@ from gdtrain.data.order import generator
 from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.errors import DataError
 
-_SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
+SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Preprocessing:
                 f"{expected} numbers per sample"
             )
         if self.mean:
-            inputs = _standardized(inputs, self.mean, self.std)
+            inputs = standardized(inputs, self.mean, self.std)
         return inputs.reshape(inputs.shape[0], *self.input_shape)
 
     def restore_targets(self, outputs: Tensor) -> Tensor:
@@ -126,10 +126,11 @@ class Preprocessing:
             raise DataError(f"{path}: is not a preprocessing file; {error}") from error
 
 
-def class_labels(targets: Tensor, ignore_index: int | None = None) -> Tensor:
+def class_labels(targets: Tensor, ignore_index: int | None = None, first_row: int = 0) -> Tensor:
     """Targets as class labels [n] int64; ``ignore_index`` may be among them.
 
-    Raises DataError unless all others are whole and >= 0.
+    first_row: the number of the first of them in the data set. Raises DataError unless all
+    others are whole and >= 0.
     """
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
@@ -139,21 +140,21 @@ def class_labels(targets: Tensor, ignore_index: int | None = None) -> Tensor:
             f"{list(targets.shape)}; use one target column, or another loss"
         )
     if targets.is_floating_point():
-        check_finite(targets, "targets")
+        check_finite(targets, "targets", first_row)
         fractional = (targets != targets.round()).nonzero()
         if len(fractional):
             row = int(fractional[0])
             raise DataError(
-                f"targets: row {row} is {targets[row].item():g}; class labels must be whole "
-                "numbers 0, 1, …, or use a loss for numbers such as mse"
+                f"targets: row {first_row + row} is {targets[row].item():g}; class labels must be "
+                "whole numbers 0, 1, …, or use a loss for numbers such as mse"
             )
     labels = targets.to(torch.int64)
     negative = (labels < 0) if ignore_index is None else (labels < 0) & (labels != ignore_index)
     if bool(negative.any()):
         row = int(negative.nonzero()[0])
         raise DataError(
-            f"targets: row {row} has label {targets[row].item():g}, which is out of range; "
-            "class labels must be 0, 1, …"
+            f"targets: row {first_row + row} has label {targets[row].item():g}, which is out of "
+            "range; class labels must be 0, 1, …"
         )
     return labels
 
@@ -178,7 +179,7 @@ def split(num_samples: int, validation_fraction: float, seed: int) -> tuple[Tens
             f"no samples to train on: validation_fraction {validation_fraction:g} takes "
             f"{count} of {num_samples}; use a smaller fraction"
         )
-    shuffled = torch.randperm(num_samples, generator=generator(seed, _SPLIT_KEY))
+    shuffled = torch.randperm(num_samples, generator=generator(seed, SPLIT_KEY))
     return shuffled[count:].sort().values, shuffled[:count].sort().values
 
 
@@ -202,30 +203,49 @@ def prepare(
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
     train, validation = split(inputs.shape[0], validation_fraction, seed)
-    input_shape = list(inputs.shape[1:]) or [1]
-    if shape is not None and inputs.shape[1:].numel() != torch.Size(shape).numel():
-        raise DataError(
-            f"shape {shape} holds {torch.Size(shape).numel()} numbers, "
-            f"but a sample has {inputs.shape[1:].numel()} inputs"
-        )
-    done = Preprocessing(shape or input_shape, num_outputs, data.class_names, data.columns)
+    input_shape = sample_shape(list(inputs.shape[1:]), shape)
+    done = Preprocessing(input_shape, num_outputs, data.class_names, data.columns)
     if standardize:
         mean, std = _statistics(inputs[train], "inputs")
         done = replace(done, mean=mean, std=std)
     if standardize_targets:
         mean, std = _statistics(targets[train], "targets")
         done = replace(done, target_mean=mean, target_std=std)
-        targets = _standardized(targets, mean, std)
+        targets = standardized(targets, mean, std)
     ready = done.apply(inputs)
     held_out = (ready[validation], targets[validation]) if len(validation) else None
     return (ready[train], targets[train]), held_out, done
+
+
+def sample_shape(held: list[int], shape: list[int] | None) -> list[int]:
+    """The shape of one sample's inputs: ``shape`` if given, else as they are held.
+
+    Raises DataError if it does not hold as many numbers.
+    """
+    count = torch.Size(held).numel()
+    if shape is not None and count != torch.Size(shape).numel():
+        raise DataError(
+            f"shape {shape} holds {torch.Size(shape).numel()} numbers, "
+            f"but a sample has {count} inputs"
+        )
+    return shape or held or [1]
 
 
 def _statistics(rows: Tensor, name: str) -> tuple[list[float], list[float]]:
     """Mean and standard deviation (over n) of each column; 1 for a constant column's."""
     flat = rows.reshape(rows.shape[0], -1).double()
     mean, std = flat.mean(dim=0), flat.std(dim=0, correction=0)
-    low, high = flat.amin(dim=0), flat.amax(dim=0)
+    return usable_statistics(mean, std, flat.amin(dim=0), flat.amax(dim=0), name)
+
+
+def usable_statistics(
+    mean: Tensor, std: Tensor, low: Tensor, high: Tensor, name: str
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation to standardise columns by, 1 for a constant column's, as lists.
+
+    All [columns] float64; low, high: the columns' extremes. Raises DataError for a column whose
+    deviation float64 does not hold.
+    """
     std = torch.where(low == high, 1.0, std)  # a constant's rounded std may not be exactly 0
     unusable = (~(mean.isfinite() & std.isfinite() & (std > 0))).nonzero()
     if len(unusable):
@@ -237,7 +257,7 @@ def _statistics(rows: Tensor, name: str) -> tuple[list[float], list[float]]:
     return mean.tolist(), std.tolist()
 
 
-def _standardized(values: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def standardized(values: Tensor, mean: list[float], std: list[float]) -> Tensor:
     """(values - mean) / std by column, computed in float64 and rounded once."""
     flat = values.reshape(values.shape[0], len(mean)).double()
     scaled = (flat - flat.new_tensor(mean)) / flat.new_tensor(std)

@@ -43,7 +43,7 @@ def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
                 held = dict.fromkeys(archive.files)
                 return _named(path, held, archive.__getitem__, inputs, targets)
 
-    return _reading(path, load)
+    return reading(path, load)
 
 
 def npy(path: str, targets: str) -> LoadedData:
@@ -56,7 +56,7 @@ def npy(path: str, targets: str) -> LoadedData:
                 raise DataError(f"{name}: is not an .npy file; use source: npz")
             return as_tensor(array, name)
 
-    return LoadedData(_reading(path, lambda: load(path)), _reading(targets, lambda: load(targets)))
+    return LoadedData(reading(path, lambda: load(path)), reading(targets, lambda: load(targets)))
 
 
 def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
@@ -76,7 +76,7 @@ def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
             raise DataError(f"{path}: must hold a dict of tensors or a pair (inputs, targets)")
         return _named(path, held, held.__getitem__, *names)
 
-    return _reading(path, load)
+    return reading(path, load)
 
 
 def safetensors(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
@@ -86,7 +86,7 @@ def safetensors(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
         with safe_open(path, framework="pt") as file:
             return _named(path, dict.fromkeys(file.keys()), file.get_tensor, inputs, targets)
 
-    return _reading(path, load)
+    return reading(path, load)
 
 
 def _named(
@@ -112,7 +112,7 @@ def check_file(path: str) -> None:
         raise DataError(f"{path}: is a directory; give a file")
 
 
-def _reading(path: str, load: Callable[[], T]) -> T:
+def reading(path: str, load: Callable[[], T]) -> T:
     """Run ``load``, and say in one line of our own why a file can't be read."""
     try:
         check_file(path)

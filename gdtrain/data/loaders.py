@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.bijection import Draws
 from gdtrain.data.order import Order, check_order, epoch_indices
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
 from gdtrain.data.sources import as_samples
-from gdtrain.errors import ConfigError
+from gdtrain.data.stream import StreamPlan, StreamSamples
+from gdtrain.errors import ConfigError, DataError
 
 logger = logging.getLogger("gdtrain")
 
@@ -31,7 +33,7 @@ class Loader:
         data: Any,
         *,
         batch_size: int | None,
-        order: Order,
+        order: Order | None,
         seed: int,
         drop_last: bool = False,
         num_workers: int = 0,
@@ -47,15 +49,29 @@ class Loader:
             seed=self.seed,
             allow_nonfinite=allow_nonfinite,
         )
-        self.order = check_order(order, len(self.samples))
+        self.is_stream = isinstance(self.samples, StreamSamples)
+        if self.is_stream:
+            order = self._stream_order(order)
+        else:
+            order = check_order("reshuffle" if order is None else order, len(self.samples))
+        self.order: Order = order
         self.drop_last = drop_last
         self._next_epoch = 0
         self._pinned_epoch: int | None = None
 
     @property
     def num_samples(self) -> int:
-        """Samples in the data set."""
+        """Samples in the data set. Raises DataError for a stream, where nobody knows."""
+        if self.is_stream:
+            raise DataError("a stream has no number of samples, and can't be evaluated as a whole")
         return len(self.samples)
+
+    @property
+    def extent(self) -> str:
+        """How much there is, in words."""
+        if self.is_stream:
+            return "a stream"
+        return f"{self.num_samples:,} samples, {len(self):,} updates an epoch"
 
     def plan(self, epoch: int) -> Plan:
         """Which samples form which batch in ``epoch`` (from 0); reads none of them.
@@ -63,17 +79,24 @@ class Loader:
         Raises ConfigError if ``drop_last`` leaves no batch at all.
         """
         epoch = whole_number("epoch", epoch, minimum=0)
+        if isinstance(self.samples, StreamSamples):
+            assert self.batch_size is not None
+            stream, drop_last = self.samples, self.drop_last
+            return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
         indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
-        draws = self.num_samples if indices is None else indices.shape[0]
+        draws = self.num_samples if indices is None else len(indices)
         size = draws if self.batch_size is None else min(self.batch_size, draws)
         if self.drop_last and self.batch_size is not None:
             self._check_drop_last(draws, self.batch_size)
             draws -= draws % size
-            indices = None if indices is None else indices[:draws]
+            if indices is not None:
+                indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
         return Plan(epoch, draws, size, indices)
 
     def __len__(self) -> int:
-        """Batches of the next iteration, and so of the next epoch by hand."""
+        """Batches of the next iteration, and so of the next epoch by hand; of no stream."""
+        if self.is_stream:
+            raise TypeError("a stream has no length")
         if self.batch_size is None:
             return 1
         if callable(self.order):
@@ -89,7 +112,8 @@ class Loader:
         """
         epoch = self._iteration_epoch
         self._next_epoch = epoch + 1
-        return self.samples.read(self.plan(epoch))
+        plan = self.plan(epoch)
+        return plan.each_batch() if isinstance(plan, StreamPlan) else self.samples.read(plan)
 
     def set_epoch(self, epoch: int | None) -> None:
         """Pin the epoch that iterations give; None lets them count on from the last one."""
@@ -102,7 +126,19 @@ class Loader:
     @property
     def _draws(self) -> int:
         """Draws in every epoch; a callable order alone decides it anew for each."""
-        return len(self.order) if isinstance(self.order, Tensor) else self.num_samples
+        return len(self.order) if isinstance(self.order, Tensor | Draws) else self.num_samples
+
+    def _stream_order(self, order: Order | None) -> Order:
+        """A stream's own order. Raises ConfigError for another, or for one batch of everything."""
+        if self.batch_size is None:
+            raise ConfigError.of(
+                "loader",
+                "BatchLoader needs every sample for one update, and a stream has no last one; "
+                "use MiniBatchLoader or SampleLoader",
+            )
+        if order is not None and not (isinstance(order, str) and order == "sequential"):
+            raise ConfigError.of("order", "a stream comes in its own order; leave order out")
+        return "sequential"
 
     @staticmethod
     def _check_drop_last(draws: int, batch_size: int) -> None:
@@ -149,14 +185,16 @@ class BatchLoader(Loader):
 class SampleLoader(Loader):
     """Stochastic gradient descent in its classic form: one sample per update.
 
-    A batch keeps its batch dimension: inputs are [1, …]. Arguments as in :class:`BatchLoader`.
+    A batch keeps its batch dimension: inputs are [1, …]. order: ``reshuffle`` if left out; a
+    stream, such as an ``IterableDataset``, has its own. Other arguments as in
+    :class:`BatchLoader`.
     """
 
     def __init__(
         self,
         data: Any,
         *,
-        order: Order = "reshuffle",
+        order: Order | None = None,
         seed: int = 0,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -178,7 +216,7 @@ class MiniBatchLoader(Loader):
 
     The last batch of an epoch has the samples that are left over, and is a real batch with an
     update of its own; ``drop_last`` leaves it out. A batch size over n gives one batch of n.
-    Other arguments as in :class:`BatchLoader`.
+    Other arguments as in :class:`SampleLoader`.
     """
 
     def __init__(
@@ -186,7 +224,7 @@ class MiniBatchLoader(Loader):
         data: Any,
         batch_size: int,
         *,
-        order: Order = "reshuffle",
+        order: Order | None = None,
         seed: int = 0,
         drop_last: bool = False,
         num_workers: int = 0,
@@ -203,7 +241,7 @@ class MiniBatchLoader(Loader):
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
         )
-        if batch_size > self._draws and not callable(self.order):
+        if not self.is_stream and not callable(self.order) and batch_size > self._draws:
             if drop_last:
                 self._check_drop_last(self._draws, batch_size)
             logger.warning(

@@ -9,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain.data.bijection import Draws, Permutation, Replacement
 from gdtrain.data.names import OrderName
 from gdtrain.errors import ConfigError
 
-Order = OrderName | Sequence[int] | Tensor | np.ndarray[Any, Any] | Callable[[int], Any]
+Order = OrderName | Sequence[int] | Tensor | Draws | np.ndarray[Any, Any] | Callable[[int], Any]
+
+# Up to so many samples an order is a tensor, drawn at once; beyond, it is computed as it is read.
+MAX_KEPT = 1 << 20
 
 _MASK = (1 << 64) - 1
 
@@ -38,7 +42,7 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 
 
 def check_order(order: Order, num_samples: int) -> Order:
-    """Return ``order`` in its canonical form: a name, a callable, or an int64 tensor of indices.
+    """Return ``order`` in its canonical form: a name, a callable, or indices as int64 (or Draws).
 
     Raises ConfigError for an unknown name or indices that are not in 0 … num_samples - 1.
     """
@@ -55,12 +59,13 @@ def check_order(order: Order, num_samples: int) -> Order:
     return _check_indices(order, num_samples)
 
 
-def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tensor | None:
+def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tensor | Draws | None:
     """The sample indices of one epoch, in order.
 
     order: what :func:`check_order` returned.
     Returns int64 indices [number of draws], or None for 0 … num_samples - 1 in sequence, which
-    lets a reader slice instead of gather.
+    lets a reader slice instead of gather. What is random is a tensor up to ``MAX_KEPT`` samples
+    (2^20), and :class:`~gdtrain.data.bijection.Draws` beyond, which keep no index in memory.
 
     * ``reshuffle``: a uniformly random permutation, a new one each epoch;
     * ``shuffle_once``: the permutation of epoch 0, every epoch;
@@ -72,17 +77,25 @@ def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tens
         if order == "sequential":
             return None
         if order == "replacement":
+            if num_samples > MAX_KEPT:
+                return Replacement(num_samples, mix(seed, epoch))
             return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
-        draw = generator(seed, 0 if order == "shuffle_once" else epoch)
-        return torch.randperm(num_samples, generator=draw)
+        key = 0 if order == "shuffle_once" else epoch
+        if num_samples > MAX_KEPT:
+            return Permutation(num_samples, mix(seed, key))
+        return torch.randperm(num_samples, generator=generator(seed, key))
     if callable(order):
         return _check_indices(order(epoch), num_samples)
-    assert isinstance(order, Tensor)
+    assert isinstance(order, Tensor | Draws)
     return order
 
 
-def _check_indices(values: Any, num_samples: int) -> Tensor:
+def _check_indices(values: Any, num_samples: int) -> Tensor | Draws:
     """Explicit indices as an int64 tensor [draws]; raises ConfigError if one can't be used."""
+    if isinstance(values, Draws):
+        if values.num_samples != num_samples or not len(values):
+            raise ConfigError.of("order", f"{values!r} are no order of {num_samples} samples")
+        return values
     try:
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.lazy_batch import through
 from gdtrain.errors import DataError
 
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.
 GATHER_BYTES = 1 << 20
 MAX_BATCHES_PER_GATHER = 1024
+DIGEST_SAMPLES = 4096
 
 
 class Samples(ABC):
@@ -33,6 +37,22 @@ class Samples(ABC):
     def targets(self) -> Tensor | None:
         """All targets [n, …] where they are in memory, else None."""
         return None
+
+    def digest(self) -> int:
+        """A number that tells this data set from another: of up to 4,096 samples spread over it."""
+        step = max(1, len(self) // DIGEST_SAMPLES)
+        rows = torch.arange(0, len(self), step)[:DIGEST_SAMPLES]
+        digest = 0
+
+        def add(tensor: Tensor) -> Tensor:
+            nonlocal digest
+            plain = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest = zlib.crc32(plain.numpy().tobytes(), digest)
+            return tensor
+
+        for batch in self.read(Plan(0, len(rows), len(rows), rows)):
+            map_tensors((batch.inputs, batch.targets), add)
+        return digest
 
 
 class TensorSamples(Samples):
@@ -65,16 +85,8 @@ class TensorSamples(Samples):
         at_once = self._batches_per_gather(plan.batch_size)
         for first in range(start, len(plan), at_once):
             chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
-            columns = [torch.split(rows, sizes) for rows in self._take(chosen, begin, sum(sizes))]
             places = torch.arange(begin, begin + sum(sizes)) if chosen is None else chosen
-            indices = torch.split(places, sizes)
-            if len(columns) == 1:
-                yield from (Batch(x, None, i) for x, i in zip(columns[0], indices, strict=True))
-            elif len(columns) == 2:
-                yield from map(Batch, columns[0], columns[1], indices)
-            else:
-                inputs = zip(*columns[:-1], strict=True)
-                yield from map(Batch, inputs, columns[-1], indices)
+            yield from cut(self._take(chosen, begin, sum(sizes)), places, sizes)
 
     def _take(self, chosen: Tensor | None, begin: int, count: int) -> list[Tensor]:
         """``count`` rows of each tensor: views of consecutive ones, else copies of the chosen."""
@@ -87,23 +99,51 @@ class TensorSamples(Samples):
         return max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
 
 
-class CastSamples(Samples):
-    """Samples whose floating-point tensors are cast to another dtype as they are read."""
+class TransformedSamples(Samples):
+    """Samples whose batches are changed by ``function`` as they are read."""
 
-    def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
+    def __init__(self, samples: Samples, function: Callable[[Batch], Batch]) -> None:
         self.samples = samples
-        self.dtype = dtype
+        self.function = function
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        return through(partial(map, self.function), self.samples.read(plan, start))
 
-        for batch in self.samples.read(plan, start):
-            inputs, targets = map_tensors(batch.inputs, cast), map_tensors(batch.targets, cast)
-            yield Batch(inputs, targets, batch.indices)
+
+class CastSamples(TransformedSamples):
+    """Samples whose floating-point tensors are cast to another dtype as they are read."""
+
+    def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        super().__init__(samples, lambda batch: map_batch(batch, cast))
+
+
+def cut(rows: Sequence[Tensor], places: Tensor, sizes: list[int]) -> Iterator[Batch]:
+    """Rows that were read at once, cut into batches.
+
+    rows: the inputs and, last, the targets (a single tensor is inputs), each [k, …].
+    places: [k] int64, the batches' indices. sizes: of the batches, k in all.
+    """
+    columns = [torch.split(tensor, sizes) for tensor in rows]
+    indices = torch.split(places, sizes)
+    if not columns:
+        return (Batch(None, None, i) for i in indices)
+    if len(columns) == 1:
+        return (Batch(x, None, i) for x, i in zip(columns[0], indices, strict=True))
+    if len(columns) == 2:
+        return map(Batch, columns[0], columns[1], indices)
+    return map(Batch, zip(*columns[:-1], strict=True), columns[-1], indices)
+
+
+def map_batch(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with ``function`` applied to each tensor of its inputs and targets."""
+    inputs, targets = map_tensors(batch.inputs, function), map_tensors(batch.targets, function)
+    return Batch(inputs, targets, batch.indices)
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
@@ -139,8 +179,11 @@ def _from_array(value: Any, name: str) -> Tensor:
     return torch.from_numpy(writable if writable.ndim == 0 else np.ascontiguousarray(writable))
 
 
-def check_finite(tensor: Tensor, name: str) -> None:
-    """Raise DataError, naming row and column, if a value is NaN or infinite."""
+def check_finite(tensor: Tensor, name: str, first_row: int = 0) -> None:
+    """Raise DataError, naming row and column, if a value is NaN or infinite.
+
+    first_row: the number of the tensor's first row in the data set.
+    """
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return
     # The sum is finite if every value is, barring overflow; it needs no second array.
@@ -150,7 +193,7 @@ def check_finite(tensor: Tensor, name: str) -> None:
     if bad.shape[0] == 0:
         return
     row, *column = bad[0].tolist()
-    place = f"row {row}" + (f", column {', '.join(map(str, column))}" if column else "")
+    place = f"row {first_row + row}" + (f", column {', '.join(map(str, column))}" if column else "")
     value = tensor[tuple(bad[0].tolist())].item()
     more = f" (and {bad.shape[0] - 1} more)" if bad.shape[0] > 1 else ""
     raise DataError(

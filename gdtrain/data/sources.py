@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.collate import as_batch, collate
+from gdtrain.data.feed import IterableFeed
 from gdtrain.data.order import mix
 from gdtrain.data.samples import Samples, TensorSamples, as_tensor, check_finite
 from gdtrain.data.settings import whole_number
+from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import ConfigError, DataError
 
 
@@ -25,13 +28,16 @@ def as_samples(
 ) -> Samples:
     """Turn what a user has into samples.
 
-    data: a tensor or array, a tuple of them (inputs first, targets last), a map-style Dataset,
-    or Samples. A ``TensorDataset`` is taken as its tensors.
+    data: a tensor or array, a tuple of them (inputs first, targets last), a Dataset, or Samples.
+    An ``IterableDataset`` is a stream. A ``TensorDataset`` is taken as its tensors.
     Raises DataError for empty data, different lengths, or values that are not finite, and
     ConfigError for a setting that would have no effect.
     """
     if isinstance(data, IterableDataset):
-        raise DataError("an IterableDataset has no length and no order; give a map-style Dataset")
+        if num_workers:
+            said = "has no effect on an IterableDataset, which is read as it is trained on; omit it"
+            raise ConfigError.of("num_workers", said)
+        return StreamSamples(IterableFeed(data, collate_fn or collate))
     samples: Samples
     if isinstance(data, Dataset) and type(data) is not TensorDataset:
         if not hasattr(data, "__len__"):
@@ -47,7 +53,7 @@ def as_samples(
         samples = _tensor_samples(
             parts if isinstance(parts, tuple | list) else (parts,), allow_nonfinite
         )
-    if len(samples) == 0:
+    if not isinstance(samples, StreamSamples) and len(samples) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     return samples
 
@@ -89,7 +95,7 @@ class DatasetSamples(Samples):
     ) -> None:
         self.dataset = dataset
         self.num_workers = whole_number("num_workers", num_workers, minimum=0)
-        self.collate_fn = _collate if collate_fn is None else collate_fn
+        self.collate_fn = collate if collate_fn is None else collate_fn
         self.seed = seed
 
     def __len__(self) -> int:
@@ -108,22 +114,4 @@ class DatasetSamples(Samples):
             generator=worker_seeds,
         )
         for item, rows in zip(collated, indices, strict=True):
-            if isinstance(item, DataError):
-                raise item
-            if isinstance(item, tuple | list) and len(item) > 1:
-                inputs = item[0] if len(item) == 2 else tuple(item[:-1])
-                yield Batch(inputs, item[-1], rows)
-            else:
-                yield Batch(item[0] if isinstance(item, tuple | list) else item, None, rows)
-
-
-def _collate(samples: list[Any]) -> Any:
-    """torch's default; returns, not raises, a DataError, which keeps its text across processes."""
-    try:
-        return default_collate(samples)
-    except (TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        return DataError(
-            f"the dataset's samples do not make a batch: {reason}; "
-            "give samples of one shape, or a collate_fn"
-        )
+            yield Batch(*as_batch(item), rows)

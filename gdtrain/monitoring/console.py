@@ -24,6 +24,7 @@ class Console(Callback):
         self.max_lines = max_lines
         self._bar: tqdm[Any] | None = None
         self._start = (0, 0.0)
+        self._next_line = 1024
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._start = (trainer.progress.samples, trainer.progress.seconds)
@@ -35,10 +36,11 @@ class Console(Callback):
         self._open(trainer)
         if self._bar is not None:
             self._advance(trainer)
-            loss = trainer.progress.losses[-1]
-            self._bar.set_postfix_str(
-                f"loss {loss:.4g}, lr {trainer.lr:.3g}, {self._speed(trainer)}", refresh=True
-            )
+            shown = [f"loss {trainer.progress.losses[-1]:.4g}", *_reported(trainer)]
+            shown += [f"lr {trainer.lr:.3g}", self._speed(trainer)]
+            self._bar.set_postfix_str(", ".join(shown), refresh=True)
+        elif trainer.plan is not None and trainer.plan.num_batches is None:
+            self._tell(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         epoch, last = record["epoch"], trainer.num_epochs
@@ -49,10 +51,7 @@ class Console(Callback):
             f"epoch {epoch:>{len(str(last))}}/{last}",
             f"train_loss {record['train_loss']:.4g}",
         ]
-        for key, value in record.items():
-            if key.startswith("val_"):
-                is_share = key.endswith("accuracy")
-                shown.append(f"{key} {value:.2%}" if is_share else f"{key} {value:.4g}")
+        shown += _readings({k: v for k, v in record.items() if k.startswith(("val_", "prequ"))})
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
         line = "  ".join(shown)
         if self._bar is None:
@@ -70,11 +69,21 @@ class Console(Callback):
             self._bar.close()
             self._bar = None
 
+    def _tell(self, trainer: Trainer) -> None:
+        """A line each time that twice as many samples of a stream have passed, at first 1,024."""
+        samples = trainer.progress.samples
+        if samples >= self._next_line:
+            self._next_line = 2 * max(samples, 512)
+            shown = [f"{samples:,} samples", f"loss {trainer.progress.losses[-1]:.4g}"]
+            line = "  ".join([*shown, *_reported(trainer), self._speed(trainer)])
+            print(line, file=self.stream, flush=True)
+
     def _open(self, trainer: Trainer) -> None:
         if self._bar is not None or not self.stream.isatty() or trainer.plan is None:
             return
+        batches = trainer.plan.num_batches
         self._bar = tqdm(
-            total=trainer.num_epochs * len(trainer.plan),
+            total=None if batches is None else trainer.num_epochs * batches,
             initial=trainer.progress.step,
             unit="step",
             file=self.stream,
@@ -91,3 +100,12 @@ class Console(Callback):
         elapsed = trainer.progress.seconds - seconds
         rate = (trainer.progress.samples - samples) / elapsed if elapsed else 0.0
         return f"{rate:,.0f} samples/s"
+
+
+def _reported(trainer: Trainer) -> list[str]:
+    """What the callbacks report, in words."""
+    return [word for callback in trainer.callbacks for word in _readings(callback.report())]
+
+
+def _readings(values: dict[str, Any]) -> list[str]:
+    return [f"{k} {v:.2%}" if k.endswith("accuracy") else f"{k} {v:.4g}" for k, v in values.items()]

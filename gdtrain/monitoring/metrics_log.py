@@ -15,7 +15,8 @@ from gdtrain.training.trainer import Trainer
 class MetricsLog(Callback):
     """Writes three kinds of lines:
 
-    * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates;
+    * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates, and what
+      other callbacks report;
     * ``{"kind": "epoch", "epoch", "step", "samples", "train_loss", …, "lr", "seconds"}``;
     * ``{"kind": "resume", "epoch", "step"}`` where a run was taken up again from a checkpoint:
       lines above it that lie after that step were made again below it.
@@ -45,6 +46,7 @@ class MetricsLog(Callback):
                 "loss": float(progress.losses[-1]),
                 "lr": trainer.lr,
                 "seconds": round(progress.seconds, 6),
+                **{k: v for callback in trainer.callbacks for k, v in callback.report().items()},
             }
         )
 

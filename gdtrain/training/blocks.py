@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
 
+from gdtrain.data.batch import Block, Plan
+from gdtrain.errors import DataError
 from gdtrain.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
 
 # Bounds how late a signal, a clock or a progress bar is looked at …
 BLOCK_SECONDS = 0.1
@@ -35,3 +42,29 @@ class BlockLength:
             self._steps = min(2 * self._steps, MAX_BLOCK_STEPS)
         elif seconds > 2 * BLOCK_SECONDS:
             self._steps = max(1, self._steps // 2)
+
+
+def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
+    """Cut the plan's batches from ``start`` on into blocks that end where somebody looks.
+
+    Where batches arrive over time, a block ends at the latest with those that are there, and a
+    wish to stop ends the wait for more. Raises DataError for data that can't be read on, after
+    the callbacks' ``on_fit_end``: weights and progress are in step then, and worth a checkpoint.
+    """
+    assert trainer.loader is not None
+    plan.seek(start, trainer.progress.position)
+    try:
+        while not plan.is_over(start):
+            arrived = start + plan.remaining(start)
+            if arrived == start and trainer.should_stop:
+                return
+            batches = trainer.read(trainer.loader, plan, start)
+            while start < arrived:
+                left = arrived - start
+                steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
+                steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
+                yield Block(plan, start, start + steps, islice(batches, steps))
+                start += steps
+    except DataError:
+        trainer.emit("on_fit_end")
+        raise

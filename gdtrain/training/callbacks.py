@@ -73,6 +73,10 @@ class Callback:
     def on_fit_end(self, trainer: Trainer) -> None:
         """After the last epoch, or after a stop."""
 
+    def report(self) -> dict[str, float]:
+        """Numbers of its own, by name, that a log or a console is to show at a safe point."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had not been interrupted (plain values)."""
         return {}

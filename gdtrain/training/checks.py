@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from gdtrain.data.batch import Block
 from gdtrain.data.loaders import Loader
-from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.errors import ConfigError, DataError, ModelError, NonFiniteError
+from gdtrain.training.distributed import World
 from gdtrain.training.progress import Progress
 
 # Losses that compare output and target number by number, and would broadcast them.
@@ -110,12 +111,23 @@ def check_parameters(model: nn.Module, loss: Any, optimizer: torch.optim.Optimiz
         )
 
 
-def check_data(loss: Any, output: Any, targets: Any, all_targets: Tensor | None) -> None:
-    """Raise ModelError if this output and these targets do not fit each other and the loss."""
-    if is_elementwise(loss):
-        check_same_shape(output, targets)
-    else:
-        check_classes(loss, output, targets, all_targets)
+class OutputCheck:
+    """Raises ModelError if output and targets do not fit each other and the loss.
+
+    Shapes are looked at in every batch, labels of the whole data set with the first one.
+    """
+
+    def __init__(self, loss: Any) -> None:
+        self.loss = loss
+        self._elementwise = is_elementwise(loss)
+        self._labels_checked = False
+
+    def __call__(self, output: Any, targets: Any, all_targets: Tensor | None) -> None:
+        if self._elementwise:
+            check_same_shape(output, targets)
+        elif not self._labels_checked:
+            check_classes(self.loss, output, targets, all_targets)
+            self._labels_checked = True
 
 
 def check_same_shape(output: Tensor, targets: Any) -> None:
@@ -163,6 +175,22 @@ def check_classes(loss: Any, output: Tensor, targets: Any, all_targets: Tensor |
             f"targets: label {low if low < 0 else high} is out of range; "
             f"the model has {classes} outputs, so labels must be in 0 … {classes - 1}"
         )
+
+
+def check_same_data(world: World, loader: Loader) -> None:
+    """Raise DataError on every rank if one of them was given other data than rank 0."""
+    if world.size == 1:
+        return
+    seen = world.gather([loader.num_samples, loader.batch_size or 0, loader.samples.digest()])
+    other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]
+    if other:
+        names = ("samples", "batch_size", "data digest")
+        said = "; ".join(
+            f"{name} {mine} on rank 0, {theirs} on rank {other[0]}"
+            for name, mine, theirs in zip(names, seen[0], seen[other[0]], strict=True)
+            if mine != theirs
+        )
+        raise DataError(f"the processes see different data: {said}; give all of them the same")
 
 
 def check_losses(progress: Progress, block: Block, lr: float) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan, map_tensors
-from gdtrain.data.samples import CastSamples, Samples, TensorSamples
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.lazy_batch import through
+from gdtrain.data.samples import CastSamples, Samples, TensorSamples, map_batch
 from gdtrain.errors import ConfigError, DeviceError
 
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -108,11 +109,11 @@ class CopiedSamples(Samples):
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         batches = self.samples.read(plan, start)
-        return self._overlapped(batches) if self.device.type == "cuda" else self._plain(batches)
+        return through(self._overlapped if self.device.type == "cuda" else self._plain, batches)
 
     def _plain(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            yield _map_batch(batch, lambda t: t.to(self.device))
+            yield map_batch(batch, lambda t: t.to(self.device))
 
     def _overlapped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Copy from pinned memory on a stream of its own while the batch before it is used."""
@@ -121,9 +122,9 @@ class CopiedSamples(Samples):
         for batch in batches:
             # Pinned memory is handed back to torch's caching allocator only after the copy:
             # it records the stream that read it.
-            pinned = _map_batch(batch, lambda t: t.pin_memory())
+            pinned = map_batch(batch, lambda t: t.pin_memory())
             with torch.cuda.stream(copying):
-                copied = _map_batch(pinned, lambda t: t.to(self.device, non_blocking=True))
+                copied = map_batch(pinned, lambda t: t.to(self.device, non_blocking=True))
             if ahead is not None:
                 yield self._ready(*ahead)
             ahead = copied, copying.record_event()
@@ -139,9 +140,4 @@ class CopiedSamples(Samples):
             tensor.record_stream(computing)
             return tensor
 
-        return _map_batch(batch, used)
-
-
-def _map_batch(batch: Batch, function: Any) -> Batch:
-    inputs, targets = map_tensors(batch.inputs, function), map_tensors(batch.targets, function)
-    return Batch(inputs, targets, batch.indices)
+        return map_batch(batch, used)

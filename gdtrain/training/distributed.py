@@ -43,6 +43,28 @@ class World:
             return flag
         return bool(self.sum(torch.tensor([float(flag)], device=_device()))[0] > 0)
 
+    def sum_floats(self, numbers: list[float]) -> list[float]:
+        """The numbers, each added up over all processes in float64."""
+        if self.size == 1:
+            return numbers
+        total: list[float] = self.sum(
+            torch.tensor(numbers, dtype=torch.float64, device=_device())
+        ).tolist()
+        return total
+
+    def first(self, number: int) -> int:
+        """The first process's number."""
+        if self.size == 1:
+            return number
+        mine = number if self.rank == 0 else 0
+        return int(self.sum(torch.tensor([mine], device=_device()))[0])
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Make tensors that should be alike the first process's, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
     def gather(self, values: Iterable[int]) -> list[list[int]]:
         """The whole numbers of every process, in the order of their ranks; as many on each."""
         mine = torch.tensor(list(values), dtype=torch.int64, device=_device())
@@ -76,8 +98,13 @@ def join(device: str, timeout_seconds: float) -> World:
 
 
 def leave() -> None:
-    """Part from the other processes, if there are any."""
+    """Part from the other processes, if there are any, when all of them have come this far.
+
+    A process that goes while another still talks to it aborts that one. After an error there is
+    no use in waiting: the process ends, and the launcher ends the others.
+    """
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -86,3 +113,53 @@ def _device() -> torch.device:
     if dist.is_initialized() and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+class GradientExchange:
+    """Adds the ranks' contributions to a batch's gradient up, in one all-reduce over one buffer.
+
+    The buffer, allocated once, holds every parameter's gradient, a flag for each that it has
+    one, the sum of the losses and the sum of their weights. After :meth:`run`, ``.grad`` are
+    views into it.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], world: World) -> None:
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.world = world
+        sizes = [p.numel() for p in self.parameters]
+        first = self.parameters[0]
+        dtype = first.dtype
+        for parameter in self.parameters:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        extra = len(self.parameters) + 2
+        self.buffer = torch.zeros(sum(sizes) + extra, dtype=dtype, device=first.device)
+        *views, self._flags, self._sums = torch.split(self.buffer, [*sizes, len(sizes), 2])
+        self._views = [v.view_as(p) for v, p in zip(views, self.parameters, strict=True)]
+
+    def run(self, loss_sum: Tensor, weight: float, divide: bool) -> Tensor:
+        """Set ``.grad`` to the batch's gradient on every rank; return the batch's loss, [].
+
+        loss_sum, weight: this rank's, as :func:`gdtrain.training.gradient.share_gradient` gives
+        them beside ``.grad``. divide: by the sum of the weights; not for losses that are sums.
+        """
+        self.buffer.zero_()
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is not None:
+                self._views[i].copy_(parameter.grad)
+                self._flags[i] = 1
+        self._sums[0] = loss_sum
+        self._sums[1] = weight
+        self.world.sum(self.buffer)
+        if divide:
+            gradients = self.buffer[: -len(self._flags) - 2]
+            gradients /= self._sums[1]
+            self._sums[0] /= self._sums[1]
+        # A parameter that no rank used keeps no gradient, as with one process. On a device the
+        # flags are not read, since that would wait for it: there all have one.
+        used = (
+            self._flags.tolist() if self.buffer.device.type == "cpu" else [1.0] * len(self._views)
+        )
+        for parameter, view, flag in zip(self.parameters, self._views, used, strict=True):
+            parameter.grad = view.to(parameter.dtype) if flag else None
+        batch_loss: Tensor = self._sums[0].clone()
+        return batch_loss

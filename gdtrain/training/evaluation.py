@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.training.device import autocast
-from gdtrain.training.gradient import normaliser
+from gdtrain.training.distributed import World
+from gdtrain.training.gradient import is_sum, normaliser
 from gdtrain.training.seeding import RngState
 
 if TYPE_CHECKING:
@@ -51,29 +53,33 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
         rng.restore(device)
 
 
-def evaluate(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, float]:
-    """The trainer's loss and metrics over all samples of ``batches``.
+def evaluate(trainer: Trainer, batches: Iterator[Batch], world: World) -> dict[str, float]:
+    """The trainer's loss and metrics over all samples of the ``batches`` of all of ``world``.
 
     The loss is the mean over the whole set, its parts weighted by their normalisers; a metric
     is the mean over the samples of what ``metric(output, targets)`` gives for each part.
     """
-    samples, loss_sum, weight_sum = 0, 0.0, 0.0
-    metric_sums = dict.fromkeys(trainer.metrics, 0.0)
+    metrics = trainer.metrics
+    # samples, weights, weighted losses, and of each metric the sum over samples; float64, so
+    # that neither the parts nor the ranks show in the result
+    sums = np.zeros(3 + len(metrics))
     with torch.no_grad(), preserved(trainer.model, trainer.device):
         trainer.model.eval()
         for batch in batches:
-            samples += len(batch)
+            if not len(batch):
+                continue
             loss, output = trainer.loss_and_output(batch)
             weight = normaliser(trainer.loss, batch)
-            if weight:  # with every target ignored, the part's mean would be 0/0
-                loss_sum += float(loss) * weight
-                weight_sum += weight
-            for name, metric in trainer.metrics.items():
-                metric_sums[name] += float(metric(output, batch.targets)) * len(batch)
-    if getattr(trainer.loss, "reduction", "mean") == "sum":
-        weight_sum = 1.0
-    mean = loss_sum / weight_sum if weight_sum else math.nan
-    return {"loss": mean} | {name: total / samples for name, total in metric_sums.items()}
+            means = [float(metric(output, batch.targets)) for metric in metrics.values()]
+            # with every target ignored, the part's mean would be 0/0
+            weighted = float(loss) * weight if weight else 0.0
+            sums += [len(batch), weight, weighted, *(mean * len(batch) for mean in means)]
+    samples, weights, losses, *totals = world.sum_floats(sums.tolist())
+    if is_sum(trainer.loss):
+        weights = 1.0
+    mean_loss = losses / weights if weights else math.nan
+    means = [total / samples for total in totals]
+    return {"loss": mean_loss, **dict(zip(metrics, means, strict=True))}
 
 
 def predict(trainer: Trainer, batches: Iterator[Batch]) -> Tensor:
@@ -84,9 +90,9 @@ def predict(trainer: Trainer, batches: Iterator[Batch]) -> Tensor:
             return torch.cat([trainer.forward(batch.inputs).cpu() for batch in batches])
 
 
-def whole(num_samples: int) -> Plan:
+def whole(num_samples: int, at_most: int | None = None) -> Plan:
     """The plan that reads every sample once, in sequence, in parts of moderate size."""
-    return Plan(0, num_samples, min(num_samples, EVALUATION_BATCH), None)
+    return Plan(0, num_samples, min(num_samples, at_most or EVALUATION_BATCH), None)
 
 
 def accuracy(output: Tensor, targets: Tensor) -> Tensor:

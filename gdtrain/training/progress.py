@@ -19,7 +19,10 @@ class Progress:
     epoch: epochs completed. step: updates made, in all epochs. step_in_epoch: updates made in
     the current epoch. samples: samples used, in all epochs. seconds: time spent in blocks, so
     without evaluation, logging and checkpoints.
-    losses: the losses of the last block, [steps] float64, on the host.
+    position: where a stream stands after the last block, for its source alone to understand;
+    None for data that is not a stream.
+    losses, sizes: of each step of the last block, its loss, [steps] float64, and its samples,
+    [steps] int64, on the host.
     """
 
     epoch: int = 0
@@ -29,8 +32,12 @@ class Progress:
     seconds: float = 0.0
     epoch_loss_sum: float = 0.0
     epoch_samples: int = 0
+    position: list[int] | None = None
     losses: np.ndarray[Any, np.dtype[np.float64]] = field(
         default_factory=lambda: np.empty(0), repr=False, compare=False
+    )
+    sizes: np.ndarray[Any, np.dtype[np.int64]] = field(
+        default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False
     )
 
     def finish(self, block: Block, losses: Tensor, started: float) -> float:
@@ -41,9 +48,10 @@ class Progress:
         started: ``time.perf_counter()`` before the block.
         """
         self.losses = losses.cpu().double().numpy()
-        sizes = np.asarray(block.batch_sizes)
+        self.sizes = sizes = np.asarray(block.batch_sizes)
         self.step += len(block)
         self.step_in_epoch = block.stop
+        self.position = block.plan.release(block.stop)
         self.samples += int(sizes.sum())
         self.epoch_samples += int(sizes.sum())
         # Added one after the other, so that the sum does not depend on where blocks end.
@@ -68,12 +76,13 @@ class Progress:
             "seconds": self.seconds,
         }
         self.step_in_epoch, self.epoch_samples, self.epoch_loss_sum = 0, 0, 0.0
+        self.position = None
         return record
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain numbers."""
         state = asdict(self)
-        del state["losses"]
+        del state["losses"], state["sizes"]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

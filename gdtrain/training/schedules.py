@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
 
+Scheduler = LRScheduler | ReduceLROnPlateau
 # t (updates or epochs so far, from 0) -> factor on the optimizer's learning rate
 Schedule = Callable[[int], float]
 
@@ -59,6 +61,33 @@ def warmup(steps: int, then: Schedule) -> Schedule:
 def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
     """The schedule as a ``torch.optim.lr_scheduler`` for ``Trainer(scheduler=…)``."""
     return LambdaLR(optimizer, schedule)
+
+
+class ScheduleStepper:
+    """Steps a scheduler once per update or once per epoch; without one it does nothing."""
+
+    def __init__(self, scheduler: Scheduler | None, per: Literal["epoch", "step"]) -> None:
+        _check(per in ("epoch", "step"), "scheduler_per", f"must be epoch or step, got {per!r}")
+        by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        _check(
+            not (by_metric and per == "step"),
+            "scheduler_per",
+            "must be epoch for ReduceLROnPlateau, whose metrics are those of epochs",
+        )
+        self.scheduler = scheduler
+        self.per = per
+
+    def after_step(self) -> None:
+        """To be called after each update."""
+        if self.scheduler is not None and self.per == "step":
+            self.scheduler.step()
+
+    def after_epoch(self, record: dict[str, Any]) -> None:
+        """To be called after each epoch with its record, for schedulers that look at a metric."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(record.get("val_loss", record["train_loss"]))
+        elif self.scheduler is not None and self.per == "epoch":
+            self.scheduler.step()
 
 
 def _check(holds: bool, key: str, message: str) -> None:

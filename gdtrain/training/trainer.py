@@ -21,24 +21,27 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import Samples, TensorSamples, as_tensor
-from gdtrain.errors import ConfigError, ModelError
+from gdtrain.errors import ModelError
 from gdtrain.training import checks, evaluation, gradient, state
-from gdtrain.training.blocks import BlockLength
+from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
 from gdtrain.training.device import Precision, autocast, parameter_dtype, place, resolve_device
+from gdtrain.training.distributed import World
 from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.exact_gradient import ExactGradient, closure_step
+from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.progress import History, Progress
+from gdtrain.training.schedules import Scheduler, ScheduleStepper
+from gdtrain.training.sharding import is_sharded
 from gdtrain.training.signals import on_signal
 from gdtrain.training.validation import Validation
 
@@ -60,7 +63,10 @@ class Trainer:
     metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
     callbacks: called in this order, after the validation.
     clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
-    microbatch_size: compute each batch's gradient in slices of this many samples.
+    microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
+        as many as ``memory_limit`` (bytes, or text such as ``512MB``) allows.
+    microbatch_allow: names of layers that mix samples (BatchNorm) and may see slices only.
+    accumulate_in: ``fp64`` adds up the slices' gradients in float64.
     engine: ``auto`` or ``eager``.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
@@ -75,14 +81,17 @@ class Trainer:
         *,
         device: str | torch.device = "auto",
         precision: Precision | None = None,
-        scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+        scheduler: Scheduler | None = None,
         scheduler_per: Literal["epoch", "step"] = "epoch",
         validation: Loader | Validation | None = None,
         metrics: Mapping[str, evaluation.Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
-        microbatch_size: int | None = None,
+        microbatch_size: int | Literal["auto"] | None = None,
+        memory_limit: int | str | None = None,
+        microbatch_allow: Sequence[str] = (),
+        accumulate_in: Literal["fp64"] | None = None,
         engine: Literal["auto", "eager"] = "auto",
     ) -> None:
         own_loss = type(self).compute_loss is not Trainer.compute_loss
@@ -90,12 +99,9 @@ class Trainer:
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
-            microbatch_size=(microbatch_size, 0),
-            scheduler_per=(scheduler_per, ("epoch", "step")),
+            accumulate_in=(accumulate_in or "fp64", ("fp64",)),
             engine=(engine, ("auto", "eager")),
         )
-        if scheduler_per == "step" and isinstance(scheduler, ReduceLROnPlateau):
-            raise ConfigError.of("scheduler_per", "must be epoch for ReduceLROnPlateau")
         checks.check_parameters(model, loss, optimizer)
 
         self.device = resolve_device(device)
@@ -105,12 +111,10 @@ class Trainer:
         self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
         self.optimizer = optimizer
         self.loader = loader
-        self.scheduler = scheduler
-        self.scheduler_per = scheduler_per
+        self.schedule = ScheduleStepper(scheduler, scheduler_per)
         self.metrics = dict(metrics or {})
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
-        self.microbatch_size = microbatch_size
         self.engine = EagerEngine(self)
         if isinstance(validation, Loader):
             validation = Validation(validation)
@@ -121,12 +125,20 @@ class Trainer:
         self.lr: float = optimizer.param_groups[0]["lr"]  # of the last update
         self.num_epochs = 0
         self.plan: Plan | None = None  # of the current epoch
+        self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.should_stop = False
         self.stop_reason: str | None = None
 
-        self._block_length = BlockLength()
-        self._first_batch_checked = False
-        self._elementwise = checks.is_elementwise(loss)
+        self.world = World.current()
+        self.is_sharded = is_sharded(model)
+        if not self.is_sharded:
+            self.world.copy_from_first([*model.parameters(), *model.buffers()])
+        self.microbatches = MicrobatchSize(microbatch_size, memory_limit)
+        self._exact_gradient = ExactGradient(
+            self, self.microbatches, microbatch_allow, in_float64=accumulate_in == "fp64"
+        )
+        self.block_length = BlockLength()
+        self._output_check = checks.OutputCheck(loss)
         self._needs_closure = checks.needs_closure(optimizer)
         self._listeners = Listeners(self.callbacks)
         self._on_device: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
@@ -145,10 +157,10 @@ class Trainer:
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
-        if self.microbatch_size is not None:
-            gradient.check_separable(self.model)
         if not self.model.training:
             self.model.train()
+        self.check_separable()
+        checks.check_same_data(self.world, self.loader)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
         interrupted: list[int] = []
@@ -159,10 +171,12 @@ class Trainer:
 
         default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         with on_signal([signal.SIGINT] if default else [], stop):
-            self._emit("on_fit_start")
-            while self.progress.epoch < num_epochs and not self.should_stop:
+            self.emit("on_fit_start")
+            stopping = self._agree_to_stop()
+            while self.progress.epoch < num_epochs and not stopping:
                 self._run_epoch()
-            self._emit("on_fit_end")
+                stopping = self._agree_to_stop()
+            self.emit("on_fit_end")
         if interrupted:
             raise KeyboardInterrupt
         return self.history
@@ -171,44 +185,61 @@ class Trainer:
         assert self.loader is not None
         self.plan = self.loader.plan(self.progress.epoch)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
-            self._emit("on_epoch_start")
-        for block in self._blocks(self.plan, start=self.progress.step_in_epoch):
+            self.emit("on_epoch_start")
+        for block in blocks(self, self.plan, start=self.progress.step_in_epoch):
             started = time.perf_counter()
             losses = self.engine.run(block)
-            self._block_length.observe(len(block), self.progress.finish(block, losses, started))
+            self.block_length.observe(len(block), self.progress.finish(block, losses, started))
             checks.check_losses(self.progress, block, self.lr)
-            self._emit("on_safe_point")
-            if self.should_stop:
+            self.emit("on_safe_point")
+            if self._agree_to_stop():
                 return
+        if not self.plan.is_over(self.progress.step_in_epoch):
+            return  # stopped while a stream was idle
         record = self.progress.close_epoch() | {"lr": self.lr}
         self.history.epochs.append(record)
-        self._emit("on_epoch_end", record)
-        self._step_epoch_schedule(record)
+        self.emit("on_epoch_end", record)
+        self.schedule.after_epoch(record)
 
     def train_step(self, batch: Batch) -> Tensor:
         """Apply one update; return the batch-mean loss before it, shape [], detached."""
         if self._needs_closure:
-            return self._closure_step(batch)
+            return closure_step(self, batch)
         loss = self.batch_gradient(batch)
-        self._finish_gradient()
+        self.finish_gradient()
         self.optimizer.step()
         return loss
 
     def batch_gradient(self, batch: Batch) -> Tensor:
         """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
-        self.optimizer.zero_grad()
-        return gradient.batch_gradient(self._compute_loss, batch, self.loss, self.microbatch_size)
+        return self._exact_gradient.compute(batch)
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch (or microbatch), averaged over its samples, shape [].
 
         This is the research override. Its default is ``loss(model(inputs), targets)``.
         """
-        return self._output_loss(self.forward(batch.inputs), batch.targets)
+        output = self.forward(batch.inputs)
+        if self.outputs is not None and torch.is_grad_enabled():
+            self.outputs.append((map_tensors(output, Tensor.detach), batch.targets))
+        return self._output_loss(output, batch.targets)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output; several input tensors become several arguments."""
         return self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """:meth:`compute_loss` in the trainer's precision, with its graph for the gradient."""
+        try:
+            with autocast(self.precision, self.device):
+                return self.compute_loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ModelError(
+                "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
+                "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+            ) from error
 
     def loss_and_output(self, batch: Batch) -> tuple[Tensor, Any]:
         """For evaluation: one forward pass, unless ``compute_loss`` is somebody's own."""
@@ -221,19 +252,29 @@ class Trainer:
 
     # ── what research code calls ────────────────────────────────────────────────────────────
 
+    def check_separable(self) -> None:
+        """Raise ModelError if batches are to be cut although a layer mixes their samples."""
+        self._exact_gradient.check_separable()
+
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
         self.should_stop, self.stop_reason = True, reason
 
-    def read(self, loader: Loader, plan: Plan | None = None, start: int = 0) -> Iterator[Batch]:
+    def read(
+        self, loader: Loader, plan: Plan | None = None, start: int = 0, *, shared: bool = True
+    ) -> Iterator[Batch]:
         """The loader's batches on the trainer's device and in its dtype, from number ``start``.
 
-        plan: whose batches; of the loader's epoch 0 if left out.
+        plan: whose batches; of the loader's epoch 0 if left out. shared: of several processes,
+        each reads its share of every batch.
         """
         samples = loader.samples
         if samples not in self._on_device:
             self._on_device[samples] = place(samples, self.device, self.dtype)
-        return self._on_device[samples].read(plan or loader.plan(0), start)
+        plan = plan or loader.plan(0)
+        if shared:
+            plan = plan.share(self.world.rank, self.world.size)
+        return self._on_device[samples].read(plan, start)
 
     def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
         """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
@@ -244,7 +285,11 @@ class Trainer:
         loader = loader or self.loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
-        return evaluation.evaluate(self, self.read(loader, evaluation.whole(loader.num_samples)))
+        plan = evaluation.whole(loader.num_samples, self.microbatches.size)
+        # A forward pass of a split model takes all ranks, so there each of them sees everything.
+        shared = not self.is_sharded
+        batches = self.read(loader, plan, shared=shared)
+        return evaluation.evaluate(self, batches, self.world if shared else World())
 
     def predict(self, inputs: Any) -> Tensor:
         """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such).
@@ -255,7 +300,8 @@ class Trainer:
         tensors = [as_tensor(part, "inputs") for part in parts]
         # Row numbers stand in for the targets, which predictions do not have.
         samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
-        batches = place(samples, self.device, self.dtype).read(evaluation.whole(len(samples)))
+        plan = evaluation.whole(len(samples), self.microbatches.size)
+        batches = place(samples, self.device, self.dtype).read(plan)
         return evaluation.predict(self, batches)
 
     def state_dict(self) -> dict[str, Any]:
@@ -274,71 +320,30 @@ class Trainer:
 
     # ── below the loop ──────────────────────────────────────────────────────────────────────
 
-    def _blocks(self, plan: Plan, start: int) -> Iterator[Block]:
-        """Cut the plan's batches from ``start`` on into blocks that end where somebody looks."""
-        assert self.loader is not None
-        batches = self.read(self.loader, plan, start)
-        while start < len(plan):
-            steps = self._block_length.next(self.progress.step, len(plan) - start, self.callbacks)
-            yield Block(plan, start, start + steps, islice(batches, steps))
-            start += steps
+    def _agree_to_stop(self) -> bool:
+        """Whether any rank was asked to stop; the same answer on all of them."""
+        return self.world.any(self.should_stop)
 
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
         self.lr = self.optimizer.param_groups[0]["lr"]
-        if self.scheduler is not None and self.scheduler_per == "step":
-            self.scheduler.step()
+        self.schedule.after_step()
 
-    def _step_epoch_schedule(self, record: dict[str, Any]) -> None:
-        if self.scheduler is None or self.scheduler_per != "epoch":
-            return
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(record.get("val_loss", record["train_loss"]))
-        else:
-            self.scheduler.step()
-
-    def _closure_step(self, batch: Batch) -> Tensor:
-        """One update of an optimizer that evaluates loss and gradient as often as it likes."""
-        losses: list[Tensor] = []
-
-        def closure() -> Tensor:
-            losses.append(self.batch_gradient(batch))
-            self._finish_gradient()
-            return losses[-1]
-
-        self.optimizer.step(closure)  # type: ignore[arg-type]
-        return losses[0]
-
-    def _finish_gradient(self) -> None:
+    def finish_gradient(self) -> None:
         """Clip, then show the gradient to the callbacks."""
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
             held = (p for group in self.optimizer.param_groups for p in group["params"])
             gradient.clip(held, self.clip_grad_norm, self.clip_grad_value)
-        self._emit("on_before_update")
-
-    def _compute_loss(self, batch: Batch) -> Tensor:
-        try:
-            with autocast(self.precision, self.device):
-                return self.compute_loss(batch)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ModelError(
-                "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
-                "use GroupNorm or LayerNorm, another batch_size, or drop_last"
-            ) from error
+        self.emit("on_before_update")
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
-        if not self._first_batch_checked:
-            known = self.loader.samples.targets if self.loader is not None else None
-            checks.check_data(self.loss, output, targets, known)
-            self._first_batch_checked = True
-        elif self._elementwise:
-            checks.check_same_shape(output, targets)
+        known = self.loader.samples.targets if self.loader is not None else None
+        self._output_check(output, targets, known)
         assert self.loss is not None
         return self.loss(output, targets)
 
-    def _emit(self, event: str, *arguments: Any) -> None:
+    def emit(self, event: str, *arguments: Any) -> None:
+        """Tell the callbacks of one of their moments."""
         if event in ("on_fit_start", "on_epoch_start"):  # callbacks may have been added
             self._listeners = Listeners(self.callbacks)
         self._listeners.emit(event, self, *arguments)

@@ -81,6 +81,7 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
         self.sign = 1.0 if mode == "min" else -1.0
         self.best = math.inf
+        self._resumed = False
         self.epochs_without_improvement = 0
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
@@ -92,16 +93,24 @@ class EarlyStopping(Callback):
             return
         self.epochs_without_improvement += 1
         if self.epochs_without_improvement >= self.patience:
-            trainer.stop(f"{self.monitor} did not improve for {self.patience} epochs")
+            self._stop(trainer)
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        # A further fit() after a stop is a wish to go on, with the patience to do so.
-        if self.epochs_without_improvement >= self.patience:
+        if self.epochs_without_improvement < self.patience:
+            return
+        if self._resumed:  # the run had ended, and ends with the same bits
+            self._resumed = False
+            self._stop(trainer)
+        else:  # a further fit() after a stop is a wish to go on, with the patience to do so
             self.epochs_without_improvement = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resumed = True
         self.best = state["best"]
         self.epochs_without_improvement = state["epochs_without_improvement"]
+
+    def _stop(self, trainer: Trainer) -> None:
+        trainer.stop(f"{self.monitor} did not improve for {self.patience} epochs")

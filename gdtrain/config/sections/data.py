@@ -6,22 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gdtrain.config.registry import Strict
-from gdtrain.config.sections.bounds import FilePath, Fraction, NonNegative, Positive, shorthand
-
-
-class Data(Strict):
-    """What every data source takes."""
-
-    validation_fraction: Fraction = 0.0
-    """Share of the samples, drawn by the seed, that is kept for validation."""
-    standardize: bool = False
-    """Subtract the mean of each input column and divide by its standard deviation, both of the
-    training part; a constant column is only centred."""
-    standardize_targets: bool = False
-    """The same for targets that are numbers; losses are then in standard deviations."""
-    shape: list[Positive] | None = None
-    """Reshape each sample's inputs, for instance [1, 8, 8] for the images that a cnn takes."""
+from gdtrain.config.sections.bounds import FilePath, NonNegative, Positive, shorthand
+from gdtrain.config.sections.source import Data as Data
+from gdtrain.config.sections.stream import Stream
 
 
 class Digits(Data):
@@ -154,7 +141,26 @@ class Safetensors(Data):
     """Name of the targets, [n] or [n, …]."""
 
 
+class Mapped(Data):
+    """A folder that `python -m gdtrain convert` wrote, read as it is needed, at any size."""
+
+    source: Literal["mapped"]
+    path: FilePath
+    """The folder, relative to the working directory."""
+
+
 Source = (
-    Digits | Teaching | LinearRegression | TwoMoons | Quadratic | Csv | Npz | Npy | Pt | Safetensors
+    Digits
+    | Teaching
+    | LinearRegression
+    | TwoMoons
+    | Quadratic
+    | Csv
+    | Npz
+    | Npy
+    | Pt
+    | Safetensors
+    | Mapped
+    | Stream
 )
 DataSection = Annotated[Source, Field(discriminator="source"), shorthand("source")]

@@ -1,0 +1,132 @@
+"""A copy of a trainer's model and loss in float64, to be looked at without touching the trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
+
+from gdtrain.data.batch import Batch, map_tensors
+from gdtrain.errors import ModelError
+from gdtrain.training import evaluation
+from gdtrain.training.checks import OutputCheck
+from gdtrain.training.trainer import Trainer
+
+_CPU = torch.device("cpu")
+
+
+class Twin(nn.Module):
+    """J(θ) of a batch as a module: a trainer's ``compute_loss`` on copies of its tensors.
+
+    The copy is in float64, on the CPU, in training mode, with dropout off; ``forward(batch)`` is
+    the loss, shape []. What the trainer holds besides modules and tensors is shared, and only
+    read. θ, the parameters that are trained, is one flat vector [P] float64 here.
+
+    Raises ModelError if model or loss can't be copied.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.trainer = copy.copy(trainer)
+        self.trainer.device, self.trainer.dtype = _CPU, torch.float64
+        self.trainer.precision = "fp64"
+        memo: dict[int, Any] = {}  # one, so that what is shared stays shared
+        for name, value in vars(trainer).items():
+            if isinstance(value, nn.Module | Tensor):
+                setattr(self.trainer, name, _in_double(_copied(name, value, memo)))
+        self.model: nn.Module = self.trainer.model.train()
+        if isinstance(self.trainer.loss, nn.Module):
+            self.loss = self.trainer.loss
+        self.trainer._output_check = OutputCheck(self.trainer.loss)
+        self.silenced = _silence_dropout(self.model)
+        self.trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.trainer.batch_loss(batch)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of θ."""
+        return sum(p.numel() for p in self.trained.values())
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Let passes through the model leave it as it was; new tensors are float64 meanwhile."""
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            with evaluation.preserved(self, _CPU):
+                yield
+        finally:
+            torch.set_default_dtype(default)
+
+    def gradient(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """What ``compute`` adds to ``.grad``, flat [P], and the loss that it returns, []."""
+        with self.passing():
+            loss = compute().detach()
+            return self.flat({name: p.grad for name, p in self.trained.items()}), loss
+
+    def at(self, theta: Tensor, batch: Batch) -> float:
+        """J(θ) at other parameters, given flat [P]."""
+        parts = torch.split(theta, [p.numel() for p in self.trained.values()])
+        named = zip(self.trained.items(), parts, strict=True)
+        parameters = {name: part.view_as(held) for (name, held), part in named}
+        with torch.no_grad(), self.passing():
+            return float(functional_call(self, parameters, (batch,)))
+
+    def flat(self, named: dict[str, Tensor | None]) -> Tensor:
+        """Tensors by the names of parameters as one vector [P]; None stands for zeros."""
+        pieces = []
+        for name, parameter in self.trained.items():
+            tensor = named[name]
+            zeros = torch.zeros(parameter.numel(), dtype=torch.float64)
+            pieces.append(zeros if tensor is None else tensor.detach().reshape(-1).double())
+        return torch.cat(pieces)
+
+
+def in_double(batch: Batch) -> Batch:
+    """The batch on the CPU, its floating-point numbers in float64."""
+    inputs, targets = map_tensors((batch.inputs, batch.targets), _tensor_in_double)
+    return Batch(inputs, targets, batch.indices.cpu())
+
+
+def pick(batch: Batch, rows: Tensor) -> Batch:
+    """The samples at ``rows``, [b] int64, as a batch."""
+    inputs, targets = map_tensors((batch.inputs, batch.targets), lambda t: t[rows])
+    return Batch(inputs, targets, batch.indices[rows])
+
+
+def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(value, memo)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{name}: can't be copied to be verified: {reason}") from error
+
+
+def _in_double(value: nn.Module | Tensor) -> nn.Module | Tensor:
+    return value.to(_CPU).double() if isinstance(value, nn.Module) else _tensor_in_double(value)
+
+
+def _tensor_in_double(tensor: Tensor) -> Tensor:
+    return tensor.to(_CPU, torch.float64 if tensor.is_floating_point() else None)
+
+
+def _silence_dropout(model: nn.Module) -> list[str]:
+    """Turn dropout off wherever torch.nn has it; return the names of those layers."""
+    silenced = []
+    for name, module in model.named_modules():
+        rate = getattr(module, "dropout", None)  # of attention and recurrent layers
+        if isinstance(module, _DropoutNd) and module.p:
+            module.eval()
+            silenced.append(name)
+        elif isinstance(rate, float) and rate:
+            setattr(module, "dropout", 0.0)  # noqa: B010
+            silenced.append(name)
+    return silenced

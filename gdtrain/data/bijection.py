@@ -1,0 +1,185 @@
+"""Orders of any number of samples, computed at the positions asked for and never kept."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Words = npt.NDArray[np.uint64]
+
+# Pairs of images over 4 million keys tell four rounds on a domain of 1,024 from random, six on
+# one of 256 and eight on one of 64, but not eight on 256. A large order's domain is over 2^20.
+ROUNDS = 8
+
+# SplitMix64: the step of its counter and the two multipliers of its finaliser.
+_GAMMA = 0x9E3779B97F4A7C15
+_MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+_WORD = 1 << 64
+# Positions are worked on so many at a time: the four work arrays stay in a core's cache, and
+# memory beyond the answer's does not grow with the number of positions.
+_CHUNK = 1 << 14
+
+
+class Draws(ABC):
+    """The sample indices of one epoch, a function of the position instead of a tensor.
+
+    num_samples: n; every index is in 0 … n - 1. At most 2^63 - 1.
+    key: 64 bits, well mixed, that select the order.
+
+    ``draws[start:stop]`` is an int64 tensor [stop - start], ``draws[positions]`` one of the shape
+    of the int64 tensor ``positions``, and ``len(draws)`` the number of draws. An instance holds
+    a few numbers, whatever n is.
+    """
+
+    def __init__(self, num_samples: int, key: int) -> None:
+        assert 1 <= num_samples < 1 << 63
+        self.num_samples = num_samples
+        self._num_draws = num_samples
+        self._key = key % _WORD
+
+    def __len__(self) -> int:
+        return self._num_draws
+
+    def __getitem__(self, places: slice | Tensor) -> Tensor:
+        if isinstance(places, slice):
+            places = torch.arange(*places.indices(len(self)))
+        return self.at(places)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} draws of {self.num_samples} samples)"
+
+    def head(self, count: int) -> Draws:
+        """The first ``count`` draws, 0 <= count <= len(self)."""
+        assert 0 <= count <= len(self)
+        shorter = copy.copy(self)
+        shorter._num_draws = count
+        return shorter
+
+    def at(self, positions: Tensor) -> Tensor:
+        """The sample indices at ``positions``, int64 of any shape; the answer has their shape.
+
+        Raises IndexError for a position that is not in 0 … len(self) - 1.
+        """
+        flat = positions.detach().cpu().reshape(-1).numpy()
+        if not len(flat):
+            return torch.empty(positions.shape, dtype=torch.int64)
+        low, high = int(flat.min()), int(flat.max())
+        if low < 0 or high >= len(self):
+            raise IndexError(
+                f"positions must be in 0 … {len(self) - 1}, got {low if low < 0 else high}"
+            )
+        words = flat.view(np.uint64)
+        found = np.empty(len(words), dtype=np.uint64)
+        for start in range(0, len(words), _CHUNK):
+            found[start : start + _CHUNK] = self._images(words[start : start + _CHUNK])
+        return torch.from_numpy(found.view(np.int64)).reshape(positions.shape)
+
+    @abstractmethod
+    def _images(self, positions: Words) -> Words:
+        """The sample indices at a few positions [k], in a new array."""
+
+
+class Permutation(Draws):
+    r"""A keyed bijection of 0 … n - 1 with random access: every sample once, in random order.
+
+    A Feistel network (Luby and Rackoff, 1988) on Z_a × {0, 1}^k, a·2^k ≥ n: the position is
+    L·2^k + R, and every two of the ``ROUNDS`` rounds do
+
+        L ← (L + ⌊a · h(R + κ_i) / 2^64⌋) mod a,    R ← R ⊕ (h(L + κ_{i+1}) mod 2^k)
+
+    with h the finaliser of SplitMix64 (Steele, Lea and Flood, 2014) and κ its sequence from
+    ``key``. Each round can be undone, so the whole is a bijection of 0 … a·2^k - 1. An image
+    beyond n - 1 is sent through again until it falls inside, which leaves a bijection of
+    0 … n - 1 (cycle-walking; Black and Rogaway, 2002, section 3; L modulo a is as in their
+    section 4).
+
+    Here k is half of the bits of n - 1 and a = ⌈n / 2^k⌉. So fewer than 2^k of the a·2^k values
+    lie beyond n: about one position in √n walks, where a domain of a power of four would walk
+    up to three times for each. It shuffles well; it is no cipher.
+    """
+
+    def __init__(self, num_samples: int, key: int) -> None:
+        super().__init__(num_samples, key)
+        self._low_bits = (num_samples - 1).bit_length() // 2
+        self._modulus = -(-num_samples >> self._low_bits)  # a, rounded up; at most 2^32
+        counters = np.arange(ROUNDS, dtype=np.uint64)
+        self._round_keys = _splitmix64(counters, self._key, np.empty_like(counters)).tolist()
+
+    def _images(self, positions: Words) -> Words:
+        images = self._feistel(positions)
+        outside = np.flatnonzero(images >= self.num_samples)
+        while len(outside):
+            again = self._feistel(images[outside])
+            images[outside] = again
+            outside = outside[again >= self.num_samples]
+        return images
+
+    def _feistel(self, values: Words) -> Words:
+        """The image of each value in the network's domain, 0 … a·2^k - 1."""
+        low_bits, modulus = np.uint64(self._low_bits), np.uint64(self._modulus)
+        mask = np.uint64((1 << self._low_bits) - 1)
+        # a·h / 2^64 from the top bits of h, as many as keep the product within 64 bits.
+        hash_bits = np.uint64(64 - self._modulus.bit_length())
+        unused = np.uint64(self._modulus.bit_length())
+        left, right = values >> low_bits, values & mask
+        word, scratch = np.empty_like(left), np.empty_like(left)
+        for number in range(0, ROUNDS, 2):
+            np.add(right, np.uint64(self._round_keys[number]), out=word)
+            _finalize(word, scratch)
+            word >>= unused
+            word *= modulus
+            word >>= hash_bits
+            left += word
+            np.subtract(left, modulus, out=scratch)  # wraps to a huge word where left < a, …
+            np.minimum(left, scratch, out=left)  # … so that the smaller one is left mod a
+            np.add(left, np.uint64(self._round_keys[number + 1]), out=word)
+            _finalize(word, scratch)
+            word &= mask
+            right ^= word
+        left <<= low_bits
+        left |= right
+        return left
+
+
+class Replacement(Draws):
+    """Independent uniform draws from 0 … n - 1 with random access, as many as there are samples.
+
+    The draw at position i is w mod n, where w is the i-th 64-bit word of SplitMix64 (Steele, Lea
+    and Flood, 2014) from ``key``. A word over the largest multiple of n is hashed again, so that
+    each index has the same number of words and none is favoured.
+    """
+
+    def _images(self, positions: Words) -> Words:
+        scratch = np.empty_like(positions)
+        words = _splitmix64(positions, self._key, scratch)
+        fair = np.uint64(_WORD - 1 - _WORD % self.num_samples)  # the last word that is taken
+        unfair = np.flatnonzero(words > fair)
+        while len(unfair):
+            again = _splitmix64(words[unfair], self._key, np.empty(len(unfair), dtype=np.uint64))
+            words[unfair] = again
+            unfair = unfair[again > fair]
+        words %= np.uint64(self.num_samples)
+        return words
+
+
+def _splitmix64(counters: Words, key: int, scratch: Words) -> Words:
+    """Word number ``counters`` (from 0) of the SplitMix64 sequence with seed ``key``."""
+    words = counters * np.uint64(_GAMMA)
+    words += np.uint64((key + _GAMMA) % _WORD)
+    _finalize(words, scratch)
+    return words
+
+
+def _finalize(words: Words, scratch: Words) -> None:
+    """Mix the bits of each word in place: the finaliser of SplitMix64, a bijection."""
+    for shift, multiplier in _MULTIPLIERS:
+        np.right_shift(words, np.uint64(shift), out=scratch)
+        words ^= scratch
+        words *= np.uint64(multiplier)
+    np.right_shift(words, np.uint64(31), out=scratch)
+    words ^= scratch

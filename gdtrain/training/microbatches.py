@@ -1,0 +1,129 @@
+"""How large a microbatch may be: as asked for, or as memory allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Batch
+from gdtrain.errors import ConfigError, DeviceError
+
+T = TypeVar("T")
+
+# Without a limit: on the CPU, what a core's cache holds; on a device, a share of its free memory.
+DEFAULT_CPU_BYTES = 4 << 20
+FREE_SHARE = 0.5
+# Backward keeps gradients of about the size of the activations beside them.
+_BACKWARD_FACTOR = 2
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
+_UNITS["GIB"] = 2**30
+
+
+def parse_bytes(limit: int | str) -> int:
+    """A number of bytes, or text such as ``512MB`` or ``2GiB``. Raises ConfigError otherwise."""
+    if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+        return limit
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?i?B)", str(limit), flags=re.IGNORECASE)
+    count = float(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if count < 1:
+        raise ConfigError.of(
+            "memory_limit", f"must be a number of bytes such as 512MB or 2GiB, got {limit!r}"
+        )
+    return int(count)
+
+
+class MicrobatchSize:
+    """The size of microbatches: fixed, none (whole batches), or ``auto``.
+
+    ``auto`` measures what a sample's activations take, once, and picks the largest size that
+    keeps to ``memory_limit``; when the device runs out of memory all the same, the size is
+    halved and the batch repeated from its start.
+    """
+
+    def __init__(
+        self, size: int | Literal["auto"] | None, memory_limit: int | str | None = None
+    ) -> None:
+        if memory_limit is not None and size != "auto":
+            raise ConfigError.of(
+                "memory_limit", "has no effect without microbatch_size: auto; set it, or remove it"
+            )
+        is_count = isinstance(size, int) and not isinstance(size, bool)
+        if size is not None and size != "auto" and not (is_count and int(size) > 0):
+            raise ConfigError.of("microbatch_size", f"must be > 0 or auto, got {size!r}")
+        self.is_auto = size == "auto"
+        self.limit = None if memory_limit is None else parse_bytes(memory_limit)
+        self.size: int | None = None if size == "auto" or size is None else int(size)
+
+    def __bool__(self) -> bool:
+        return self.is_auto or self.size is not None
+
+    def run(self, work: Callable[[], T], compute: Callable[[Batch], Any], batch: Batch) -> T:
+        """Do ``work``, which reads ``size`` and can be repeated; smaller if memory runs out.
+
+        compute, batch: the forward pass to be measured, and samples to measure it on.
+        Raises DeviceError if not even one sample at a time fits.
+        """
+        if not self.is_auto:
+            return work()
+        if self.size is None:
+            self.size = self._measured(compute, batch)
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise DeviceError(
+                        "microbatch_size: the device is out of memory with one sample at a "
+                        "time; use a smaller model, or a device with more memory"
+                    ) from error
+            # Outside the except clause, whose traceback would keep the failed pass alive.
+            self.size = max(1, self.size // 2)
+
+    def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
+        few, many = min(1, len(batch)), min(33, len(batch))
+        if few == many:
+            return max(1, len(batch))
+        first = next(batch.split(few))  # of a batch that is read as it is used, this much is read
+        of_few = saved_bytes(partial(compute, first))
+        of_many = saved_bytes(partial(compute, next(batch.split(many))))
+        per_sample = max(1.0, _BACKWARD_FACTOR * (of_many - of_few) / (many - few))
+        return max(1, int(self._limit(first) / per_sample))
+
+    def _limit(self, batch: Batch) -> int:
+        if self.limit is not None:
+            return self.limit
+        tensor = batch.inputs if isinstance(batch.inputs, Tensor) else None
+        if tensor is not None and tensor.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(tensor.device)
+            return int(FREE_SHARE * free)
+        return DEFAULT_CPU_BYTES
+
+
+def saved_bytes(forward: Callable[[], Any]) -> int:
+    """Bytes of the distinct tensors that a forward pass keeps for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)  # or its address could be given to another
+        return tensor
+
+    alive: list[Tensor] = []
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        forward()
+    return sum(kept.values())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the CPU's allocator, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -1,0 +1,58 @@
+"""Models larger than one device: parameters split over the processes by FSDP2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.training.distributed import World
+
+# torch.distributed.fsdp and .tensor take almost a second to import, which one process need not
+# spend: they are imported where a model is split, and its tensors known by what they can do.
+
+
+def shard(model: nn.Module, device: torch.device) -> nn.Module:
+    """Split the parameters of ``model`` over all processes, in place, and return it.
+
+    Each layer that holds parameters is gathered when it is used and dropped after it
+    (``fully_shard`` of torch.distributed.fsdp). To be called before the optimizer is made, with
+    the model on its device and in its dtype; every process then holds rank 0's weights.
+    With one process, nothing is split.
+    """
+    world = World.current()
+    if world.size == 1:
+        return model
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    world.copy_from_first([*model.parameters(), *model.buffers()])
+    mesh = init_device_mesh(device.type, (world.size,))
+    for layer in model.modules():
+        if layer is not model and list(layer.parameters(recurse=False)):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model's parameters are split over the processes."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its parts, in a copy; all processes must ask for it together."""
+    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return gathered.detach().clone()
+
+
+def split_like(value: Any, parameter: Tensor) -> Any:
+    """A whole tensor of a parameter's shape, split as the parameter is; anything else as it is."""
+    fits = isinstance(value, Tensor) and value.shape == parameter.shape
+    if not (fits and hasattr(parameter, "full_tensor")):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    there = value.to(parameter.device)
+    return distribute_tensor(there, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]

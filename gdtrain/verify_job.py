@@ -1,0 +1,47 @@
+"""The verify command: is the gradient exact on this configuration's model, loss and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gdtrain.analysis.verify import verify
+from gdtrain.config.build import build, stage
+from gdtrain.config.document import Document
+from gdtrain.config.schema import Config
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.loaders import Loader
+from gdtrain.data.stream import StreamPlan
+from gdtrain.train_job import faults_placed, notices
+
+EXIT_BROKEN = 1
+
+
+@dataclass
+class VerifyJob:
+    """One run of the verify command; it writes nothing.
+
+    document: where each setting stands, for messages. num_samples: how many to compare on, or
+    all of them if there are fewer.
+    """
+
+    config: Config
+    document: Document
+    num_samples: int
+
+    def run(self) -> int:
+        """Print the table of errors; return 0 if every identity holds, else 1."""
+        with faults_placed(self.document), notices():
+            run = build(self.config)
+            with stage(""):
+                report = verify(run.trainer, first_samples(run.loader, self.num_samples))
+        print(report)
+        return 0 if report.holds else EXIT_BROKEN
+
+
+def first_samples(loader: Loader, count: int) -> Batch:
+    """The first samples of the first epoch, or of a stream, at most ``count``, as they come."""
+    plan = loader.plan(0)
+    if isinstance(plan, StreamPlan):
+        return next(replace(plan, batch_size=count, drop_last=False).each_batch())
+    rows = plan.take(0, min(count, plan.num_samples))
+    return next(loader.samples.read(Plan(0, len(rows), len(rows), rows)))
