@@ -1,6 +1,22 @@
-"""Run the command line: ``python -m gdtrain``."""
+"""Run the command line as a program: ``python -m gdtrain``."""
+
+import os
+import sys
 
 from gdtrain.cli import main
 
+
+def run() -> None:
+    """Run the command that was asked for, and end the process with its exit code."""
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of gloo can outlive its process group and abort an interpreter that is ending
+        # ("terminate called without an active exception"). All is written: end without it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run()

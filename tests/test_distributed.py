@@ -130,18 +130,6 @@ def alone() -> dict[str, dict[str, torch.Tensor]]:
     return all_trajectories()
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_follow_one_process_to_1e_10(ranks: int, alone, tmp_path: Path) -> None:
-    for mine in run_ranks(ranks, all_trajectories, (), tmp_path):
-        for name, expected in alone.items():
-            # One process stops on its own last update, as all ranks together do.
-            assert torch.equal(mine[name]["step"], expected["step"])
-            for what in ("weights", "validation", "train_loss"):
-                assert mine[name][what].shape == expected[what].shape
-                differences = (mine[name][what] - expected[what]).abs()
-                assert (differences <= 1e-10).all(), (name, what)
-
-
 def stop_on_one_rank() -> int:
     class StopOnRank1(Callback):
         def on_before_update(self, trainer: Trainer) -> None:
@@ -180,14 +168,12 @@ def faults() -> list[str]:
     return said
 
 
-def stops_and_faults() -> list:
-    return [stop_on_one_rank(), early_stopping(), faults()]
-
-
-def test_all_ranks_stop_together_and_see_the_same_faults(tmp_path: Path) -> None:
-    first, second = run_ranks(2, stops_and_faults, (), tmp_path)
-    assert first == second
-    step, epochs, (data_fault, model_fault) = first
+def test_all_ranks_stop_together_and_see_the_same_faults(two_ranks) -> None:
+    first, second = two_ranks
+    assert first["stops"] == second["stops"]
+    assert first["faults"] == second["faults"]
+    step, epochs = first["stops"]
+    data_fault, model_fault = first["faults"]
     assert 22 < step < 110
     assert epochs == 2
     assert data_fault.startswith("the processes see different data: data digest ")
@@ -219,12 +205,43 @@ def split_trajectory() -> dict[str, torch.Tensor]:
     return {**second.state_dict()["model"], "loss": torch.tensor(evaluated)}
 
 
-def test_a_split_model_follows_one_process_through_a_snapshot(tmp_path: Path) -> None:
+def test_a_split_model_follows_one_process_through_a_snapshot(two_ranks) -> None:
     alone = split_trajectory()
-    for mine in run_ranks(2, split_trajectory, (), tmp_path):
-        assert mine.keys() == alone.keys()
+    for mine in two_ranks:
+        assert mine["split"].keys() == alone.keys()
         for name, expected in alone.items():
-            assert (mine[name] - expected).abs().max() <= 1e-12, name
+            assert (mine["split"][name] - expected).abs().max() <= 1e-12, name
+
+
+def everything() -> dict:
+    return {
+        "trajectories": all_trajectories(),
+        "stops": [stop_on_one_rank(), early_stopping()],
+        "faults": faults(),
+        "split": split_trajectory(),
+    }
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    """What two processes make of it all, in one start of them."""
+    return run_ranks(2, everything, (), tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+def test_ranks_follow_one_process_to_1e_10(ranks: int, alone, two_ranks, tmp_path: Path) -> None:
+    if ranks == 2:
+        followed = [mine["trajectories"] for mine in two_ranks]
+    else:
+        followed = run_ranks(ranks, all_trajectories, (), tmp_path)
+    for mine in followed:
+        for name, expected in alone.items():
+            # One process stops on its own last update, as all ranks together do.
+            assert torch.equal(mine[name]["step"], expected["step"])
+            for what in ("weights", "validation", "train_loss"):
+                assert mine[name][what].shape == expected[what].shape
+                differences = (mine[name][what] - expected[what]).abs()
+                assert (differences <= 1e-10).all(), (name, what)
 
 
 def test_the_command_under_torchrun_gives_what_it_gives_alone(tmp_path: Path) -> None:

@@ -92,8 +92,8 @@ def test_layers_that_mix_samples_can_be_allowed_by_name() -> None:
 
 
 def test_sums_in_float64_lose_less_than_sums_in_float32() -> None:
-    """20,000 equal gradients of 0.1: float32 drifts, float64 gives the one rounding of the end."""
-    ones, targets = torch.ones(20_000, 1), torch.full((20_000, 1), -0.05)
+    """5,000 equal gradients of 0.1: float32 drifts, float64 gives the one rounding of the end."""
+    ones, targets = torch.ones(5_000, 1), torch.full((5_000, 1), -0.05)
     errors = {}
     for kind in (None, "fp64"):
         model = nn.Linear(1, 1, bias=False)
@@ -144,7 +144,7 @@ from gdtrain import BatchLoader, Trainer
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-X, y = torch.randn(60_000, 8), torch.randn(60_000, 1)
+X, y = torch.randn(20_000, 8), torch.randn(20_000, 1)
 def trainer(size):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(8, 1024), nn.Tanh(), nn.Linear(1024, 1))
@@ -155,11 +155,11 @@ def trainer(size):
 small = trainer(1000)
 small.fit(2)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20, resource.RLIM_INFINITY))
 auto = trainer("auto")
 auto.fit(2)
 assert auto.progress.step == 2
-assert 1000 < auto.microbatches.size < 60_000, auto.microbatches.size
+assert 1000 < auto.microbatches.size < 20_000, auto.microbatches.size
 for p, q in zip(auto.model.parameters(), small.model.parameters(), strict=True):
     assert torch.allclose(p, q, rtol=1e-4, atol=1e-6)
 print("halved to", auto.microbatches.size)

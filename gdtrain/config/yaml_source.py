@@ -84,7 +84,8 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
             continue
         reader = _Reader("command line", line=number, column=len(key) + 2)
         reader.prefix = tuple(key.split("."))
-        parsed = reader.read(value)
+        # A dash alone is an empty list's item to YAML, and standard input to everybody else.
+        parsed = reader.read('"-"' if value == "-" else value)
         document.faults += reader.faults
         if not reader.faults:
             _set(document, reader, parsed, place)
