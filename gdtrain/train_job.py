@@ -30,6 +30,7 @@ from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.training import distributed, evaluation, state
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
+from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import on_signal
 
 EXIT_NON_FINITE = 3
@@ -214,7 +215,7 @@ class TrainJob:
 
 def _first_part(batch: Batch) -> Batch:
     """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
-    return next(batch.split(evaluation.EVALUATION_BATCH)) if isinstance(batch, LazyBatch) else batch
+    return next(batch.split(UNMEASURED_SIZE)) if isinstance(batch, LazyBatch) else batch
 
 
 def _is_cosine(config: Config) -> bool:

@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.batch import Plan
+from gdtrain.data.loaders import Loader
+from gdtrain.data.samples import Samples
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
 from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.seeding import RngState
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
 Metric = Callable[[Tensor, Any], Tensor | float]
-
-# Samples per forward pass of an evaluation; a number of passes only, never of a result.
-EVALUATION_BATCH = 1024
 
 
 @contextmanager
@@ -53,12 +53,17 @@ def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
         rng.restore(device)
 
 
-def evaluate(trainer: Trainer, batches: Iterator[Batch], world: World) -> dict[str, float]:
-    """The trainer's loss and metrics over all samples of the ``batches`` of all of ``world``.
+def evaluate(trainer: Trainer, loader: Loader) -> dict[str, float]:
+    """The trainer's loss and metrics over all samples of ``loader``, each once.
 
     The loss is the mean over the whole set, its parts weighted by their normalisers; a metric
     is the mean over the samples of what ``metric(output, targets)`` gives for each part.
     """
+    # A forward pass of a split model takes all ranks, so there each of them sees everything.
+    shared = not trainer.is_sharded
+    world = trainer.world if shared else World()
+    plan = whole(loader.num_samples, trainer.microbatches.size)
+    batches = trainer.read(loader, plan, shared=shared)
     metrics = trainer.metrics
     # samples, weights, weighted losses, and of each metric the sum over samples; float64, so
     # that neither the parts nor the ranks show in the result
@@ -82,8 +87,9 @@ def evaluate(trainer: Trainer, batches: Iterator[Batch], world: World) -> dict[s
     return {"loss": mean_loss, **dict(zip(metrics, means, strict=True))}
 
 
-def predict(trainer: Trainer, batches: Iterator[Batch]) -> Tensor:
-    """The model's outputs [n, …] for the batches' inputs, on the CPU."""
+def predict(trainer: Trainer, samples: Samples) -> Tensor:
+    """The model's outputs [n, …] for the samples' inputs, on the CPU."""
+    batches = samples.read(whole(len(samples), trainer.microbatches.size))
     with torch.no_grad(), preserved(trainer.model, trainer.device):
         trainer.model.eval()
         with autocast(trainer.precision, trainer.device):
@@ -92,7 +98,7 @@ def predict(trainer: Trainer, batches: Iterator[Batch]) -> Tensor:
 
 def whole(num_samples: int, at_most: int | None = None) -> Plan:
     """The plan that reads every sample once, in sequence, in parts of moderate size."""
-    return Plan(0, num_samples, min(num_samples, at_most or EVALUATION_BATCH), None)
+    return Plan(0, num_samples, min(num_samples, at_most or UNMEASURED_SIZE), None)
 
 
 def accuracy(output: Tensor, targets: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Without a limit: on the CPU, what a core's cache holds; on a device, a share of its free memory.
 DEFAULT_CPU_BYTES = 4 << 20
 FREE_SHARE = 0.5
+UNMEASURED_SIZE = 1024  # what an evaluation before any training starts from
 # Backward keeps gradients of about the size of the activations beside them.
 _BACKWARD_FACTOR = 2
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20}
@@ -63,15 +64,21 @@ class MicrobatchSize:
         return self.is_auto or self.size is not None
 
     def run(self, work: Callable[[], T], compute: Callable[[Batch], Any], batch: Batch) -> T:
-        """Do ``work``, which reads ``size`` and can be repeated; smaller if memory runs out.
+        """:meth:`retry` with a size that was measured, if it is to be.
 
         compute, batch: the forward pass to be measured, and samples to measure it on.
+        """
+        if self.is_auto and self.size is None:
+            self.size = self._measured(compute, batch)
+        return self.retry(work)
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Do ``work``, which reads ``size`` and can be repeated; smaller if memory runs out.
+
         Raises DeviceError if not even one sample at a time fits.
         """
         if not self.is_auto:
             return work()
-        if self.size is None:
-            self.size = self._measured(compute, batch)
         while True:
             try:
                 return work()
@@ -84,7 +91,7 @@ class MicrobatchSize:
                         "time; use a smaller model, or a device with more memory"
                     ) from error
             # Outside the except clause, whose traceback would keep the failed pass alive.
-            self.size = max(1, self.size // 2)
+            self.size = max(1, (self.size or UNMEASURED_SIZE) // 2)
 
     def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
         few, many = min(1, len(batch)), min(33, len(batch))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -285,11 +286,7 @@ class Trainer:
         loader = loader or self.loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
-        plan = evaluation.whole(loader.num_samples, self.microbatches.size)
-        # A forward pass of a split model takes all ranks, so there each of them sees everything.
-        shared = not self.is_sharded
-        batches = self.read(loader, plan, shared=shared)
-        return evaluation.evaluate(self, batches, self.world if shared else World())
+        return self.microbatches.retry(partial(evaluation.evaluate, self, loader))
 
     def predict(self, inputs: Any) -> Tensor:
         """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such).
@@ -300,9 +297,8 @@ class Trainer:
         tensors = [as_tensor(part, "inputs") for part in parts]
         # Row numbers stand in for the targets, which predictions do not have.
         samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
-        plan = evaluation.whole(len(samples), self.microbatches.size)
-        batches = place(samples, self.device, self.dtype).read(plan)
-        return evaluation.predict(self, batches)
+        placed = place(samples, self.device, self.dtype)
+        return self.microbatches.retry(partial(evaluation.predict, self, placed))
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of everything that decides how training goes on, in copies.
