@@ -163,21 +163,6 @@ assert 1000 < auto.microbatches.size < 20_000, auto.microbatches.size
 for p, q in zip(auto.model.parameters(), small.model.parameters(), strict=True):
     assert torch.allclose(p, q, rtol=1e-4, atol=1e-6)
 
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-# The 1,024 samples that an evaluation starts from take 400 KB each here, more than is left.
-torch.manual_seed(1)
-wide = nn.Sequential(nn.Linear(8, 100_000), nn.Tanh(), nn.Linear(100_000, 1))
-optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
-with torch.no_grad():
-    expected = torch.cat([wide(part) for part in X[:3000].split(50)])
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, resource.RLIM_INFINITY))
-look = Trainer(wide, nn.MSELoss(), optimizer, BatchLoader((X[:3000], y[:3000])), device="cpu",
-               microbatch_size="auto")
-assert torch.allclose(look.predict(X[:3000]), expected, rtol=1e-4, atol=1e-5)
-assert look.microbatches.size < 1024, look.microbatches.size
-loss = nn.functional.mse_loss(expected, y[:3000]).item()
-assert abs(look.evaluate()["loss"] - loss) < 1e-4 * loss
 print("halved to", auto.microbatches.size)
 """
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60)
