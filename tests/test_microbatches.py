@@ -170,6 +170,39 @@ print("halved to", auto.microbatches.size)
     assert done.stdout.startswith("halved to ")
 
 
+@pytest.mark.parametrize("look", ["evaluate", "predict", "batch_gradient"])
+def test_every_pass_halves_its_slices_until_they_fit(look: str) -> None:
+    """The allocator really fails: 2^50 bytes are more than an address space of 47 bits holds."""
+
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.empty(2**50 if len(x) > 100 else 1, dtype=torch.uint8)
+            return self.layer(x)
+
+    torch.manual_seed(0)
+    model = Hungry()
+    data = (X.repeat(100, 1), LABELS.repeat(100))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = nn.CrossEntropyLoss()
+    trainer = Trainer(
+        model, loss, optimizer, BatchLoader(data), device="cpu", microbatch_size="auto"
+    )
+    if look == "evaluate":
+        expected = loss(model.layer(data[0]), data[1]).item()
+        assert trainer.evaluate()["loss"] == pytest.approx(expected, rel=1e-12)
+    elif look == "predict":
+        assert torch.allclose(trainer.predict(data[0]), model.layer(data[0]).detach())
+    else:
+        expected = torch.autograd.grad(loss(model.layer(data[0]), data[1]), model.layer.weight)[0]
+        trainer.batch_gradient(next(trainer.read(trainer.loader)))
+        assert torch.allclose(model.layer.weight.grad, expected, rtol=1e-11, atol=1e-14)
+    assert 50 < trainer.microbatches.size <= 100
+
+
 def test_evaluation_and_prediction_go_in_microbatches_too() -> None:
     trainer = make_trainer(microbatch_size=5)
     sizes = []
