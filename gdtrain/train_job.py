@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -235,7 +236,8 @@ def faults_placed(document: Document) -> Iterator[None]:
 @contextmanager
 def notices() -> Iterator[None]:
     """Show what the library has to say about the settings, once and in one line each."""
-    handler = logging.StreamHandler(sys.stderr)
+    leads = os.environ.get("RANK", "0") == "0"  # of processes started by torchrun
+    handler = logging.StreamHandler(sys.stderr) if leads else logging.NullHandler()
     handler.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger("gdtrain")
     logger.addHandler(handler)

@@ -91,6 +91,20 @@ def test_layers_that_mix_samples_can_be_allowed_by_name() -> None:
     assert len(trainer.fit(1)) == 1
 
 
+def test_dropout_is_allowed_and_said_to_be_another_draw(caplog) -> None:
+    trainer = make_trainer(nn.Dropout(0.5), microbatch_size=5)
+    trainer.fit(1)
+    trainer.fit(2)
+    assert caplog.messages == [
+        "microbatch_size: dropout draws its masks for each part of a batch: "
+        "as good a draw as that of the whole batch, but another one"
+    ]
+    caplog.clear()
+    make_trainer(nn.Dropout(0.0), microbatch_size=5).fit(1)
+    make_trainer(nn.Dropout(0.5)).fit(1)
+    assert caplog.messages == []
+
+
 def test_sums_in_float64_lose_less_than_sums_in_float32() -> None:
     """5,000 equal gradients of 0.1: float32 drifts, float64 gives the one rounding of the end."""
     ones, targets = torch.ones(5_000, 1), torch.full((5_000, 1), -0.05)

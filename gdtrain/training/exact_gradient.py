@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import DataError
@@ -25,6 +26,9 @@ from gdtrain.training.sharding import is_sharded
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+
+logger = logging.getLogger("gdtrain")
 
 
 class ExactGradient:
@@ -48,6 +52,7 @@ class ExactGradient:
         trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
         self._accumulator = Accumulator(trained) if in_float64 else None
         self._sharded = is_sharded(trainer.model)
+        self._told = False
         replicated = self.world.size > 1 and not self._sharded
         self._exchange = GradientExchange(trained, self.world) if replicated else None
 
@@ -56,6 +61,20 @@ class ExactGradient:
         if self.microbatches or self.world.size > 1:
             cut_by = "microbatch_size" if self.microbatches else "several processes"
             check_separable(self.trainer.model, self.allowed, cut_by)
+            self._tell_of_dropout(cut_by)
+
+    def _tell_of_dropout(self, cut_by: str) -> None:
+        dropping = (
+            isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0
+            for layer in self.trainer.model.modules()
+        )
+        if not self._told and any(dropping):
+            logger.warning(
+                "%s: dropout draws its masks for each part of a batch: "
+                "as good a draw as that of the whole batch, but another one",
+                cut_by,
+            )
+            self._told = True
 
     def compute(self, batch: Batch) -> Tensor:
         """Set ``.grad``; return the loss of the whole batch, shape [], detached.
