@@ -1,0 +1,1 @@
+"""Those whom scripts/benchmark.py compares, each in a process of its own."""
