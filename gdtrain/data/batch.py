@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,9 +188,11 @@ class Block:
 
     def head(self, steps: int) -> Block:
         """The block of its first ``steps`` steps."""
-        return replace(self, stop=self.start + steps)
+        return self if steps == len(self) else replace(self, stop=self.start + steps)
 
     @property
-    def batch_sizes(self) -> list[int]:
-        """The number of samples of each step, on all ranks."""
-        return self.plan.batch_sizes(self.start, self.stop)
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
+        sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
+        sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
+        return sizes

@@ -155,11 +155,25 @@ class _Parser:
         Raises DataError at a line that can't be read, after the samples before it, unless such
         lines are skipped.
         """
+        at_once = self.records.parse_block(block) if block.endswith(b"\n") else None
+        if at_once is not None:
+            rows, ends = at_once
+            places = np.empty((len(rows), 3), np.int64)
+            places[:, 0] = offset + ends
+            places[:, 1] = np.arange(position[1] + 1, position[1] + 1 + len(rows))
+            places[:, 2] = position[2]
+            position[:] = places[-1].tolist()
+            yield Piece(list(self.finish(rows)), places)
+            return
+        yield from self._line_by_line(block, offset, position)
+
+    def _line_by_line(self, block: bytes, offset: int, position: Position) -> Iterator[Piece]:
+        """The same where something in the block is out of the ordinary."""
         ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + 1
         if not block.endswith(b"\n"):
             ends = np.append(ends, len(block))
         lines = _decoded(block)
-        good, rows, faults = self._sort(lines, 0)
+        good, parts, faults = self._sort(lines, 0)
         _, line, skipped = position
         kept = np.zeros(len(lines), dtype=bool)
         kept[good] = True
@@ -174,7 +188,7 @@ class _Parser:
         position[:] = places[-1].tolist()
         notes = [] if not self.skip else self._notes(faults, line, skipped)
         if kept.any() or notes:
-            together = np.concatenate(rows)[: kept.sum()] if rows else np.empty((0, 1))
+            together = np.concatenate(parts)[: kept.sum()] if parts else np.empty((0, 1))
             made: list[Any] = list(self.finish(together)) if kept.any() else [[], []]
             yield Piece(made, places[kept], notes)
         if faults and not self.skip:

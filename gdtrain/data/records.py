@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from gdtrain.data.csv_cells import check_header
+from gdtrain.data.decimals import DecimalGrid
 from gdtrain.data.table import check_columns
 from gdtrain.errors import DataError
 
 Array = np.ndarray[Any, Any]
+
+# The share of lines up to which it is worth to read the others by themselves.
+MOST_ODD = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,17 @@ class Records:
             raise ValueError("lines and rows differ")
         if not np.isfinite(rows).all():
             raise ValueError("not finite")
-        if self.allowed is not None and not self.allowed.holds(self._target_part(rows)).all():
+        if not self._targets_allowed(rows):
             raise ValueError("target out of range")
         return rows
+
+    def parse_block(self, block: bytes) -> tuple[Array, Array] | None:
+        """Whole lines, each with its end, as :meth:`parse` reads them, and where each one ends.
+
+        None if they have to be read line by line: if one of them can't be read, or there is no
+        faster way.
+        """
+        return None
 
     def fault(self, line: str) -> str:
         """Why this one line can't be read."""
@@ -98,8 +110,9 @@ class Records:
             return None
         return f"is {_shown(cell)}, but targets must be {self.allowed.said}"
 
-    def _target_part(self, rows: Array) -> Array:
-        return rows[:, len(self.features) :]
+    def _targets_allowed(self, rows: Array) -> bool:
+        targets = rows[:, len(self.features) :]
+        return self.allowed is None or bool(self.allowed.holds(targets).all())
 
     def _numbers(self, lines: list[str]) -> Array:
         """Rows of float64, NaN for an unknown class; raises ValueError."""
@@ -120,11 +133,34 @@ class CsvRecords(Records):
         columns = [fields.index(field) for field in (*self.features, *self.targets)]
         in_order = columns == list(range(len(fields)))
         self._columns = None if in_order else columns
+        self._grid = DecimalGrid(len(fields), self._columns)
         self._converters: dict[int | str, Callable[[str], float]] | None = None
         if self.labels is not None:
             place = dict(self.labels)
             # By the number of the column; an unknown label is not finite, and so is found.
             self._converters = {columns[-1]: lambda cell: place.get(cell.strip(), np.nan)}
+
+    def parse_block(self, block: bytes) -> tuple[Array, Array] | None:
+        if self.labels is not None:
+            return None
+        plain = block.replace(b"\r\n", b"\n") if b"\r" in block else block
+        read = self._grid.read(plain)
+        if read is None:
+            return None
+        rows, ends, odd = read
+        if len(odd) > MOST_ODD * len(rows):
+            return None
+        if len(plain) < len(block):
+            if len(block) - len(plain) < len(rows):
+                return None  # ends of both kinds
+            ends += np.arange(1, len(rows) + 1)
+        if len(odd):
+            lines = block.decode("utf-8", errors="backslashreplace").split("\n")
+            try:
+                rows[odd] = self.parse([lines[place].removesuffix("\r") for place in odd.tolist()])
+            except ValueError:
+                return None
+        return (rows, ends) if self._targets_allowed(rows) else None
 
     def _numbers(self, lines: list[str]) -> Array:
         if not all(map(str.strip, lines)):  # loadtxt would pass over them
