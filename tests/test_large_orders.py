@@ -25,6 +25,7 @@ numbers, simulate = SIMULATION["Numbers"], SIMULATION["simulate"]
 
 KINDS = [Permutation, Replacement]
 LARGE = 10**12
+WORDS = [10**9, LARGE]  # orders in words of 32 and of 64 bits
 JUST_LARGE = (1 << 20) + 7
 WINDOW = 1 << 18
 # The 0.999 quantiles of chi-square, by degrees of freedom, and of |z|, z standard normal.
@@ -65,12 +66,12 @@ def test_every_small_permutation_is_a_bijection(key: int) -> None:
         assert torch.equal(Permutation(n, key)[:].sort().values, torch.arange(n)), n
 
 
-@pytest.mark.parametrize("n", [10**6 + 3, JUST_LARGE, 1 << 21])
+@pytest.mark.parametrize("n", [10**6 + 3, JUST_LARGE, 1 << 21, 10**7])
 def test_a_large_permutation_is_a_bijection(n: int) -> None:
     assert torch.equal(Permutation(n, mix(0, n))[:].sort().values, torch.arange(n))
 
 
-@pytest.mark.parametrize("n", [LARGE, 2**40 + 1, 2**62, 2**62 + 1, 2**63 - 1])
+@pytest.mark.parametrize("n", [2**32 - 1, 2**32, 2**32 + 1, LARGE, 2**62, 2**62 + 1, 2**63 - 1])
 def test_windows_of_a_huge_permutation_have_no_index_twice(n: int) -> None:
     starts = [0, n // 3, n - 30_000]
     images = torch.cat([Permutation(n, 5)[start : start + 30_000] for start in starts])
@@ -81,21 +82,24 @@ def test_windows_of_a_huge_permutation_have_no_index_twice(n: int) -> None:
 # A permutation against the theory of random ones
 
 
-@pytest.fixture(scope="module")
-def images_by_key() -> Tensor:
-    """Images of six positions of 10^12 under 8,192 keys, [8192, 6]."""
-    positions = torch.tensor([0, 1, 2, LARGE // 2, LARGE // 2 + 1, LARGE - 1])
-    return torch.stack([drawn("reshuffle", LARGE, 0, key)[positions] for key in range(8192)])
+@pytest.fixture(scope="module", params=WORDS)
+def images_by_key(request) -> tuple[int, Tensor]:
+    """A number of samples, and the images of six of their positions under 8,192 keys, [8192, 6]."""
+    n = request.param
+    positions = torch.tensor([0, 1, 2, n // 2, n // 2 + 1, n - 1])
+    return n, torch.stack([drawn("reshuffle", n, 0, key)[positions] for key in range(8192)])
 
 
 @pytest.mark.parametrize("column", range(6))
-def test_a_position_goes_everywhere_over_epochs(images_by_key: Tensor, column: int) -> None:
-    assert chi_square(bins(images_by_key[:, column], LARGE, 256), 256) < CHI_SQUARE[255]
+def test_a_position_goes_everywhere_over_epochs(images_by_key, column: int) -> None:
+    n, images = images_by_key
+    assert chi_square(bins(images[:, column], n, 256), 256) < CHI_SQUARE[255]
 
 
 @pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 2), (3, 4), (0, 5)])
-def test_pairs_of_positions_go_everywhere(images_by_key: Tensor, one: int, two: int) -> None:
-    first, second = (bins(images_by_key[:, column], LARGE, 16) for column in (one, two))
+def test_pairs_of_positions_go_everywhere(images_by_key, one: int, two: int) -> None:
+    n, images = images_by_key
+    first, second = (bins(images[:, column], n, 16) for column in (one, two))
     assert chi_square(16 * first + second, 256) < CHI_SQUARE[255]
 
 
@@ -110,28 +114,32 @@ def test_the_network_has_rounds_enough() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("start", [0, LARGE // 3])
-def test_a_window_of_positions_goes_everywhere(kind: type[Draws], start: int) -> None:
-    images = kind(LARGE, 11)[start : start + WINDOW]
-    assert chi_square(bins(images, LARGE, 1024), 1024) < CHI_SQUARE[1023]
+@pytest.mark.parametrize("n", WORDS)
+@pytest.mark.parametrize("part", [0, 1 / 3])
+def test_a_window_of_positions_goes_everywhere(kind: type[Draws], n: int, part: float) -> None:
+    start = int(part * n)
+    images = kind(n, 11)[start : start + WINDOW]
+    assert chi_square(bins(images, n, 1024), 1024) < CHI_SQUARE[1023]
     assert chi_square(images % 1024, 1024) < CHI_SQUARE[1023]  # the lowest bits too
 
 
-# Positions of 10^12 samples that are 2^20 apart share the network's right half.
+# Positions of 10^9 samples that are 2^15 apart share the network's right half, of 10^12 2^20.
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lag", [1, 2, 3, 1 << 10, 1 << 20, 1 << 30])
-def test_draws_have_no_serial_correlation(kind: type[Draws], lag: int) -> None:
-    draws = kind(LARGE, mix(1, lag))
+@pytest.mark.parametrize("n", WORDS)
+@pytest.mark.parametrize("lag", [1, 2, 3, 1 << 10, 1 << 15, 1 << 20, 1 << 29])
+def test_draws_have_no_serial_correlation(kind: type[Draws], n: int, lag: int) -> None:
+    draws = kind(n, mix(1, lag))
     first, second = draws[:WINDOW], draws[lag : lag + WINDOW]
     assert abs(correlation_z(first, second)) < Z
-    pairs = 32 * bins(first, LARGE, 32) + bins(second, LARGE, 32)
+    pairs = 32 * bins(first, n, 32) + bins(second, n, 32)
     assert chi_square(pairs, 1024) < CHI_SQUARE[1023]
 
 
 @pytest.mark.parametrize("key", range(4))
-def test_half_of_the_steps_descend(key: int) -> None:
+@pytest.mark.parametrize("n", WORDS)
+def test_half_of_the_steps_descend(key: int, n: int) -> None:
     # Mean (n - 1) / 2 and variance (n + 1) / 12 of the Eulerian distribution.
-    images = Permutation(LARGE, mix(2, key))[:WINDOW]
+    images = Permutation(n, mix(2, key))[:WINDOW]
     descents = int((images[1:] < images[:-1]).sum())
     assert abs(descents - (WINDOW - 1) / 2) < Z * math.sqrt((WINDOW + 1) / 12)
 
