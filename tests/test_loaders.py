@@ -220,6 +220,35 @@ def test_reading_from_the_middle_is_the_tail_of_reading_from_the_start(order: An
         assert all(torch.equal(a, b) for a, b in zip(tail, whole[start:], strict=True))
 
 
+@pytest.mark.parametrize("rows", ["whole", "tail", "column", "strided"])
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (4,), (2, 2), (16,), (20,)])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.float16, torch.float32, torch.float64, torch.complex64],
+)
+def test_rows_of_any_width_are_gathered_to_the_bit(
+    rows: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    made = torch.randn(301, *shape, 2, generator=torch.Generator().manual_seed(0)).double()
+    made[5], made[6] = -0.0, torch.nan
+    x = (made * 100).to(dtype)
+    x = {"whole": x, "tail": x[1:], "column": x[..., 1], "strided": x[::2]}[rows]
+    loader = MiniBatchLoader(x, 7, allow_nonfinite=True)
+    for batch in loader:
+        wanted, found = x[batch.indices].contiguous(), batch.inputs.contiguous()
+        assert found.dtype == dtype
+        assert found.shape == wanted.shape
+        assert found.view(-1).view(torch.uint8).equal(wanted.view(-1).view(torch.uint8))
+
+
+def test_many_small_batches_are_cut_in_parts() -> None:
+    n = 1000
+    loader = SampleLoader((torch.arange(n), torch.arange(n) * 2))
+    batches = list(loader)
+    assert sorted(int(b.inputs) for b in batches) == list(range(n))
+    assert all(int(b.targets) == 2 * int(b.inputs) == 2 * int(b.indices) for b in batches)
+
+
 def test_every_iteration_is_the_next_epoch() -> None:
     loader = MiniBatchLoader((X, Y), 3, seed=4)
     by_hand = [draws(loader) for _ in range(3)]
@@ -421,6 +450,14 @@ FILL = "; remove the row or fill in a number before training"
 def test_values_that_are_not_finite_are_named_by_row_and_column(data: Any, place: str) -> None:
     with raises(DataError, place + FILL):
         BatchLoader(data)
+
+
+def test_a_value_far_down_that_is_not_finite_is_found() -> None:
+    x = torch.zeros(100_000, 2)
+    x[70_001, 1] = torch.inf
+    message = "inputs: row 70001, column 1 is inf; remove the row or fill in a number before"
+    with raises(DataError, f"{message} training"):
+        BatchLoader((x, torch.zeros(100_000)))
 
 
 def test_allow_nonfinite_takes_them() -> None:

@@ -93,7 +93,7 @@ WORKLOADS = [
     ),
     Workload("stream", "linear 20-1 from a file", LINEAR, 100_000, 1, kind="stream"),
     Workload("loader-64", "20 columns, batches of 64", LINEAR, 10_000, 64, kind="loader"),
-    Workload("loader-full", "20 columns, all 10,000", LINEAR, 10_000, None, kind="loader"),
+    Workload("loader-full", "20 columns, all 10,000", LINEAR, 10_000, 10_000, kind="loader"),
     *(
         Workload(f"scaling-1e{e}", f"10^{e} samples", TEACHING, 10**e, 64, kind="scaling")
         for e in range(3, 8)
