@@ -40,8 +40,7 @@ EXIT_NON_FINITE = 3
 _MUST_MATCH = (
     *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
     *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
-    *("microbatch_allow", "precision", "early_stopping"),
-    "trainer",
+    *("microbatch_allow", "precision", "early_stopping", "engine", "trainer"),
 )
 
 
@@ -74,6 +73,8 @@ class TrainJob:
         with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
+            with stage(""):
+                run.trainer.choice.settle(self.config.epochs)
         trainer, leads = run.trainer, world.rank == 0
         directory = self._directory() if leads or self.resume else None
         console = Console()
@@ -165,13 +166,14 @@ class TrainJob:
         if self.resume:
             assert directory is not None
             self._take_up(run, directory, leads)
+            run.trainer.choice.settle(self.config.epochs)  # that of the run
         if not leads or directory is None:
             return
         run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
         run.preprocessing.save(directory / run_directory.PREPROCESSING)
         processes = run.trainer.world.size
         print(
-            f"training on {run.trainer.device}"
+            f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
             + (f" in {processes} processes" if processes > 1 else "")
             + f", {run.loader.extent}; "
             f"results go to {directory}",

@@ -62,7 +62,8 @@ def test_training_says_what_it_does_on_plain_lines(capsys):
     lines = err.splitlines()
     assert out == ""
     assert lines[0] == (
-        f"training on {summary('runs/moons/1')['device']}, 30 samples, 4 updates an epoch; "
+        f"training on {summary('runs/moons/1')['device']} with engine eager, "
+        "30 samples, 4 updates an epoch; "
         "results go to runs/moons/1"
     )
     assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1/2", "epoch 2/2"]

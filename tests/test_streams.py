@@ -606,7 +606,9 @@ def test_prequential_readings_are_logged_and_shown(capsys) -> None:
         assert 0 <= record["prequential_accuracy"] <= 1
         assert record["prequential_loss"] > 0
     shown = capsys.readouterr().err
-    assert re.search(r"^training on cpu, a stream; results go to runs/s/1$", shown, re.M)
+    assert re.search(
+        r"^training on cpu with engine eager, a stream; results go to runs/s/1$", shown, re.M
+    )
     assert re.search(r"^epoch 1/1 .*prequential_loss [\d.]+  prequential_accuracy ", shown, re.M)
 
 

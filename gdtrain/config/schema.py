@@ -107,8 +107,9 @@ class Config(Strict):
     """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
     process_timeout: PositiveFloat = 600.0
     """Seconds that a process started by torchrun waits for the others before it gives up."""
-    engine: Literal["auto", "eager"] = "auto"
-    """How blocks of steps are executed."""
+    engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto"
+    """How blocks of steps are executed: one by one with the bits of the hand-written loop (eager),
+    or compiled, by XLA on a CPU (scan) or as a CUDA graph; auto chooses by a fixed rule."""
     epochs: Positive
     """Passes over the training part, in total."""
     validation: ValidationSection = ValidationSection()

@@ -13,10 +13,8 @@ from gdtrain.training.callbacks import Callback
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
-# Bounds how late a signal, a clock or a progress bar is looked at …
+# Bounds how late a signal, a clock or a progress bar is looked at.
 BLOCK_SECONDS = 0.1
-# … and how many losses wait on the device.
-MAX_BLOCK_STEPS = 4096
 
 
 class BlockLength:
@@ -29,7 +27,7 @@ class BlockLength:
         self._steps = 1
 
     def next(self, step: int, remaining: int, callbacks: Iterable[Callback]) -> int:
-        """Steps of the block that starts after ``step`` updates, of ``remaining`` in the epoch.
+        """Steps of the block that starts after ``step`` updates, of ``remaining`` at most.
 
         It ends at the latest where a callback with ``every_n_steps`` is due.
         """
@@ -39,7 +37,7 @@ class BlockLength:
     def observe(self, steps: int, seconds: float) -> None:
         """Learn from a block of ``steps`` that took ``seconds``."""
         if steps == self._steps and seconds < BLOCK_SECONDS / 2:
-            self._steps = min(2 * self._steps, MAX_BLOCK_STEPS)
+            self._steps *= 2
         elif seconds > 2 * BLOCK_SECONDS:
             self._steps = max(1, self._steps // 2)
 
@@ -60,7 +58,7 @@ def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
                 return
             batches = trainer.read(trainer.loader, plan, start)
             while start < arrived:
-                left = arrived - start
+                left = min(arrived - start, trainer.engine.max_block_steps)
                 steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
                 steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
                 yield Block(plan, start, start + steps, islice(batches, steps))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -84,6 +85,21 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
     else:
         samples = CastSamples(samples, dtype)
     return samples if device.type == "cpu" else CopiedSamples(samples, device)
+
+
+class Placement:
+    """Brings samples to a device and a dtype, each set of them once."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = dtype
+        self._placed: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
+
+    def __call__(self, samples: Samples) -> Samples:
+        """The samples as :func:`place` gives them."""
+        if samples not in self._placed:
+            self._placed[samples] = place(samples, self.device, self.dtype)
+        return self._placed[samples]
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:

@@ -34,6 +34,7 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     outputs of layers, loss, gradients. ``trainer`` is in the state before the update.
     """
     assert trainer.loader is not None
+    trainer.engine.publish()
     number = block.start + steps
     batch = next(trainer.read(trainer.loader, block.plan, number))
     texts = trainer.world.gather_text("\n".join(_first(trainer, batch)))

@@ -47,17 +47,18 @@ class Progress:
         here is the one synchronisation of a block.
         started: ``time.perf_counter()`` before the block.
         """
-        self.losses = losses.cpu().double().numpy()
-        self.sizes = sizes = np.asarray(block.batch_sizes)
+        self.losses = losses.double().cpu().numpy()
+        self.sizes = block.sizes
+        samples = int(self.sizes.sum())
         self.step += len(block)
         self.step_in_epoch = block.stop
         self.position = block.plan.release(block.stop)
-        self.samples += int(sizes.sum())
-        self.epoch_samples += int(sizes.sum())
+        self.samples += samples
+        self.epoch_samples += samples
         # Added one after the other, so that the sum does not depend on where blocks end.
-        self.epoch_loss_sum = float(
-            np.add.accumulate(np.concatenate([[self.epoch_loss_sum], self.losses * sizes]))[-1]
-        )
+        sums = self.losses * self.sizes
+        sums[0] += self.epoch_loss_sum
+        self.epoch_loss_sum = float(np.add.accumulate(sums, out=sums)[-1])
         taken = time.perf_counter() - started
         self.seconds += taken
         return taken

@@ -77,6 +77,36 @@ class ScheduleStepper:
         self.scheduler = scheduler
         self.per = per
 
+    @property
+    def by_step(self) -> bool:
+        """Whether settings may change with every update."""
+        return self.scheduler is not None and self.per == "step"
+
+    def rows(self, steps: int, read: Callable[[], list[float]]) -> list[list[float]]:
+        """What ``read`` finds in the optimizer at each of the next steps; the schedule moves on."""
+        rows = []
+        for _ in range(steps):
+            rows.append(read())
+            self.after_step()
+        return rows
+
+    def mark(self) -> Callable[[], None]:
+        """How to come back here, should the next steps not be made after all."""
+        if not self.by_step:
+            return lambda: None
+        assert self.scheduler is not None
+        groups = self.scheduler.optimizer.param_groups
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        state = dict(self.scheduler.state_dict())
+
+        def back() -> None:
+            assert self.scheduler is not None
+            self.scheduler.load_state_dict(state)
+            for group, kept in zip(groups, settings, strict=True):
+                group.update(kept)
+
+        return back
+
     def after_step(self) -> None:
         """To be called after each update."""
         if self.scheduler is not None and self.per == "step":

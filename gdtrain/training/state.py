@@ -37,6 +37,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
             name: kept for name, c in _named(trainer.callbacks) if (kept := c.state_dict())
         },
         "lr": trainer.lr,
+        "engine": trainer.choice.of_run,
         "rng": vars(RngState.take(trainer.device)),
     }
     return {key: map_tensors(value, whole) for key, value in state.items()}
@@ -75,6 +76,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
             raise CheckpointError(f"the state has a callback {name} that this trainer lacks")
         callbacks[name].load_state_dict(saved)
     trainer.lr = state["lr"]
+    trainer.choice.keep(state.get("engine"))
     RngState(**state["rng"]).restore(trainer.device)
     if trainer.world.rank:  # the snapshot is rank 0's; the others must not drop the same units
         seed_everything(mix(trainer.progress.step, trainer.world.rank) % 2**63)

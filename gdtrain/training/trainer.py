@@ -22,21 +22,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
-from gdtrain.data.samples import Samples, TensorSamples, as_tensor
+from gdtrain.data.samples import TensorSamples, as_tensor
 from gdtrain.errors import ModelError, NonFiniteError
 from gdtrain.training import checks, diagnosis, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
-from gdtrain.training.device import Precision, autocast, parameter_dtype, place, resolve_device
+from gdtrain.training.device import Placement, Precision, autocast, parameter_dtype, resolve_device
 from gdtrain.training.distributed import World
+from gdtrain.training.engines.choice import EngineChoice
 from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.engine import Engine
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
 from gdtrain.training.microbatches import MicrobatchSize
@@ -68,7 +69,8 @@ class Trainer:
         as many as ``memory_limit`` (bytes, or text such as ``512MB``) allows.
     microbatch_allow: names of layers that mix samples (BatchNorm) and may see slices only.
     accumulate_in: ``fp64`` adds up the slices' gradients in float64.
-    engine: ``auto`` or ``eager``.
+    engine: ``eager``, with the bits of the hand-written loop; ``scan`` (XLA, on a CPU) or
+        ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
     """
@@ -93,7 +95,7 @@ class Trainer:
         memory_limit: int | str | None = None,
         microbatch_allow: Sequence[str] = (),
         accumulate_in: Literal["fp64"] | None = None,
-        engine: Literal["auto", "eager"] = "auto",
+        engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
         own_loss = type(self).compute_loss is not Trainer.compute_loss
         optimizer = checks.check_parts(loss, optimizer, loader, needs_loss=not own_loss)
@@ -101,7 +103,6 @@ class Trainer:
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
-            engine=(engine, ("auto", "eager")),
         )
         checks.check_parameters(model, loss, optimizer)
 
@@ -109,6 +110,7 @@ class Trainer:
         self.precision = precision
         self.model = model.to(self.device, parameter_dtype(precision, self.device))
         self.dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+        self.placed = Placement(self.device, self.dtype)
         self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
         self.optimizer = optimizer
         self.loader = loader
@@ -116,7 +118,7 @@ class Trainer:
         self.metrics = dict(metrics or {})
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
-        self.engine = EagerEngine(self)
+        self.engine: Engine = EagerEngine(self)  # until fit settles the choice
         if isinstance(validation, Loader):
             validation = Validation(validation)
         self.callbacks = [*([validation] if validation else []), *callbacks]
@@ -145,7 +147,7 @@ class Trainer:
         deferred = self.device.type != "cpu" and not self._needs_closure
         self.guard = Guard(self, deferred=deferred, own_step=own_step)
         self.listeners = Listeners(self.callbacks)
-        self._on_device: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
+        self.choice = EngineChoice(self, engine)
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
 
@@ -165,6 +167,7 @@ class Trainer:
             self.model.train()
         self.check_separable()
         checks.check_same_data(self.world, self.loader)
+        self.choice.settle(num_epochs)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
         with interruptible(self.stop):
@@ -177,11 +180,15 @@ class Trainer:
             except NonFiniteError:  # weights and progress are in step, and worth a checkpoint
                 self.emit("on_fit_end")
                 raise
+            finally:
+                self.engine.publish()
             self.emit("on_fit_end")
         return self.history
 
     def _run_epoch(self) -> None:
         assert self.loader is not None
+        if callable(self.loader.order):
+            self.engine.publish()  # an order may look at the model
         self.plan = self.loader.plan(self.progress.epoch)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
             self.emit("on_epoch_start")
@@ -271,13 +278,10 @@ class Trainer:
         plan: whose batches; of the loader's epoch 0 if left out. shared: of several processes,
         each reads its share of every batch.
         """
-        samples = loader.samples
-        if samples not in self._on_device:
-            self._on_device[samples] = place(samples, self.device, self.dtype)
         plan = plan or loader.plan(0)
         if shared:
             plan = plan.share(self.world.rank, self.world.size)
-        return self._on_device[samples].read(plan, start)
+        return self.placed(loader.samples).read(plan, start)
 
     def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
         """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
@@ -299,14 +303,11 @@ class Trainer:
         tensors = [as_tensor(part, "inputs") for part in parts]
         # Row numbers stand in for the targets, which predictions do not have.
         samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
-        placed = place(samples, self.device, self.dtype)
+        placed = self.placed(samples)
         return self.microbatches.retry(partial(evaluation.predict, self, placed))
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of everything that decides how training goes on, in copies.
-
-        Model, optimizer, scheduler, progress, history, callbacks and random number generators.
-        """
+        """A snapshot, in copies, of everything that decides how training goes on."""
         return state.take(self)
 
     def load_state_dict(self, snapshot: dict[str, Any]) -> None:

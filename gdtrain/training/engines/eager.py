@@ -20,6 +20,7 @@ class EagerEngine:
     """Runs blocks step by step, with the bits of the hand-written PyTorch loop."""
 
     name = "eager"
+    max_block_steps = 4096
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -42,6 +43,9 @@ class EagerEngine:
             again = trainer.read(trainer.loader, block.plan, block.start)
             losses = self._steps(islice(again, sound))
         return _stacked(losses)
+
+    def publish(self) -> None:
+        """Nothing: every update is made where everybody can see it."""
 
     def _steps(self, batches: Iterable[Batch]) -> list[Tensor]:
         guard, step, after = self.trainer.guard, self.trainer.train_step, self.trainer.after_update

@@ -1,0 +1,248 @@
+"""Which engine runs a trainer's blocks: what was asked for, or a fixed rule that asks no clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from gdtrain.data.samples import TensorSamples
+from gdtrain.errors import ConfigError, ModelError
+from gdtrain.training.callbacks import Listeners
+from gdtrain.training.checks import check_arguments
+from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.engine import Engine
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+ENGINES = ("auto", "eager", "scan", "cuda_graph")
+
+# Under auto, a compiled engine must save more than it takes to start (about 2 s for jax) …
+MIN_UPDATES = 100_000
+# … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
+MAX_WORK = 1 << 24
+# What an update of a small model takes under each engine, in seconds, for the estimate.
+_EAGER_SECONDS, _SCAN_SECONDS = 70e-6, 5e-6
+_INSTALL = "pip install 'gdtrain[xla]'"
+# Methods of the trainer that a compiled engine does not call, or between which it has not made
+# its updates visible.
+_OVERRIDES = ("_run_epoch", "train_step", "batch_gradient", "finish_gradient", "after_update")
+
+
+class EngineChoice:
+    """Settles which engine a trainer has.
+
+    wanted: one of :data:`ENGINES`. A choice under ``auto`` is kept: by further calls of ``fit``,
+    and in snapshots, so that a run that is taken up ends with the bits of one left alone.
+    Raises ConfigError if an engine is wanted that can't run the trainer.
+    """
+
+    def __init__(self, trainer: Trainer, wanted: str) -> None:
+        self.trainer = trainer
+        self.wanted = wanted
+        self.of_run: str | None = None  # the name of the engine that was settled on
+        check_arguments(engine=(wanted, ENGINES))
+        if wanted not in ("auto", "eager"):
+            check(trainer, wanted)
+
+    def keep(self, name: str | None) -> None:
+        """Under ``auto``, go on with the engine of the run that is taken up."""
+        if self.wanted == "auto":
+            self.of_run = name
+
+    def settle(self, num_epochs: int) -> None:
+        """Give the trainer the engine for ``fit(num_epochs)``, if it has not got it yet.
+
+        Raises ConfigError if one was asked for, or used before, that can't run this.
+        """
+        trainer, present = self.trainer, self.trainer.engine.name
+        assert trainer.loader is not None
+        if self.of_run == present and (present == "eager" or not any(obstacles(trainer, present))):
+            return
+        wanted = self.of_run if self.wanted == "auto" and self.of_run else self.wanted
+        if wanted == "auto":
+            stream = trainer.loader.is_stream
+            updates = None if stream else len(trainer.loader.plan(0)) * num_epochs
+            trainer.engine = _by_rule(trainer, updates)
+        elif wanted == "eager":
+            trainer.engine = EagerEngine(trainer)
+        else:
+            check(trainer, wanted)
+            try:
+                trainer.engine = _made(trainer, wanted)
+            except ModelError as error:
+                raise _refusal(wanted, str(error)) from error
+        self.of_run = trainer.engine.name
+
+
+def check(trainer: Trainer, name: str) -> None:
+    """Raise ConfigError if the engine of this name can't run the trainer as it is set up."""
+    for reason in obstacles(trainer, name):
+        raise _refusal(name, reason)
+
+
+def _refusal(name: str, reason: str) -> ConfigError:
+    return ConfigError.of("engine", f"{name} can't run this: {reason}; use eager")
+
+
+def _made(trainer: Trainer, name: str) -> Engine:
+    assert trainer.loader is not None
+    plan = trainer.loader.plan(trainer.progress.epoch)
+    # Their imports take a second, which only those who use them should spend.
+    if name == "scan":
+        from gdtrain.training.engines.scan import ScanEngine
+
+        scan = ScanEngine(trainer)
+        scan.prepare(plan)
+        return scan
+    from gdtrain.training.engines.cuda_graph import CudaGraphEngine
+
+    graph = CudaGraphEngine(trainer)
+    graph.prepare(plan)
+    return graph
+
+
+# ── what a compiled engine can't run ────────────────────────────────────────────────────────
+
+
+def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
+    """Why the compiled engine ``name`` can't run the trainer, each reason in words."""
+    device = {"scan": "cpu", "cuda_graph": "cuda"}[name]
+    if name == "cuda_graph" and not torch.cuda.is_available():
+        yield "there is no CUDA device"
+    elif trainer.device.type != device:
+        yield f"it runs on {device}, and the device is {trainer.device}"
+    if name == "scan" and not is_installed():
+        yield f"jax is not installed; {_INSTALL}"
+    yield from _of_trainer(trainer)
+    yield from _of_optimizer(trainer.optimizer)
+    yield from _of_model(trainer, name)
+
+
+def is_installed() -> bool:
+    """Whether jax is there; it is not imported, which would take a second."""
+    return find_spec("jax") is not None and find_spec("jaxlib") is not None
+
+
+def _of_trainer(trainer: Trainer) -> Iterator[str]:
+    from gdtrain.training.trainer import Trainer as Base
+
+    for method in _OVERRIDES:
+        if getattr(type(trainer), method) is not getattr(Base, method):
+            yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
+    if Listeners(trainer.callbacks).has("on_before_update"):
+        yield "a callback looks at every update (on_before_update)"
+    if trainer.world.size > 1:
+        yield "several processes exchange gradients in each update"
+    if trainer.microbatches:
+        yield "microbatch_size cuts each batch"
+    if trainer.precision == "bf16":
+        yield "precision bf16 is computed by autocast"
+    if trainer.loader is not None:
+        samples = trainer.placed(trainer.loader.samples)
+        if trainer.loader.is_stream:
+            yield "a stream arrives batch by batch"
+        elif not isinstance(samples, TensorSamples):
+            yield "the data set is not in memory as tensors; give the loader tensors"
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
+    if type(optimizer) is not torch.optim.SGD:
+        yield f"it makes the updates of torch.optim.SGD, not of {type(optimizer).__name__}"
+    elif has_hooks(optimizer):
+        yield "the optimizer has hooks, which look at every update"
+
+
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether somebody looks at ``optimizer.step``."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
+    modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
+    parameters = [p for module in modules for p in module.parameters()]
+    if {p.dtype for p in parameters} - {trainer.dtype}:
+        yield "the parameters are of several dtypes"
+    elif trainer.dtype not in (torch.float32, torch.float64):
+        yield f"the parameters are {trainer.dtype}"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        yield "a parameter has hooks, which look at every gradient"
+    for module in modules:
+        for path, layer in module.named_modules():
+            if has_layer_hooks(layer):
+                yield f"layer {path!r} has hooks, which look at every pass"
+            dropout = (
+                isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
+            )
+            if dropout and name == "scan":
+                yield f"layer {path!r} ({type(layer).__name__}) draws random numbers"
+
+
+def has_layer_hooks(layer: nn.Module) -> bool:
+    """Whether somebody looks at the layer's passes."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
+
+
+# ── auto ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _by_rule(trainer: Trainer, updates: int | None) -> Engine:
+    """The engine that suits the run, by its settings and what is installed alone.
+
+    A compiled engine runs a model's Python code once, so it is taken unasked only for models,
+    losses and ``compute_loss`` that are known to do the same in every step: PyTorch's layers and
+    the trainer's own. Others may ask for it by name.
+
+    updates: of the whole run; None if nobody knows.
+    """
+    name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
+    if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
+        return EagerEngine(trainer)
+    if _work(trainer) > MAX_WORK and name == "scan":
+        return EagerEngine(trainer)
+    reasons = list(obstacles(trainer, name))
+    if not reasons:
+        try:
+            return _made(trainer, name)
+        except ModelError as error:
+            logger.warning("engine: eager, since %s", error)
+    elif len(reasons) == 1 and _INSTALL in reasons[0]:
+        logger.warning(
+            "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
+            "of %.0f s, to rounding the same",
+            *(_INSTALL, f"{updates:,}", updates * _SCAN_SECONDS, updates * _EAGER_SECONDS),
+        )
+    return EagerEngine(trainer)
+
+
+def _is_plain(trainer: Trainer) -> bool:
+    from gdtrain.training.trainer import Trainer as Base
+
+    layers = [*trainer.model.modules(), trainer.loss]
+    known = all(type(layer).__module__.startswith("torch.nn.") for layer in layers)
+    own = type(trainer).compute_loss is Base.compute_loss and type(trainer).forward is Base.forward
+    return known and own and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+
+
+def _work(trainer: Trainer) -> int:
+    assert trainer.loader is not None
+    size = trainer.loader.batch_size or trainer.loader.num_samples
+    return size * sum(p.numel() for p in trainer.model.parameters())
