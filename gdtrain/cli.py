@@ -73,7 +73,9 @@ def _train(given: list[str]) -> int:
         print(dump(config), end="")
         return 0
     from gdtrain.train_job import TrainJob
+    from gdtrain.training.compiler import leave_compiler_out
 
+    leave_compiler_out()
     job = TrainJob(
         config=config,
         document=document,
