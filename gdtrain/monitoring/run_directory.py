@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import gdtrain
+from gdtrain.checkpoint import disk
 from gdtrain.errors import OutputError
 from gdtrain.monitoring.metrics_log import finite
 from gdtrain.training.trainer import Trainer
@@ -73,10 +74,8 @@ def write_text(path: Path, text: str) -> None:
 
     Raises OutputError if it can't be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
+        disk.replace_file(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
 

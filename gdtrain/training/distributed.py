@@ -74,6 +74,15 @@ class World:
         dist.all_gather(everyone, mine)
         return [theirs.tolist() for theirs in everyone]
 
+    def gather_tensor(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every process, in the order of their ranks; of one shape and dtype."""
+        if self.size == 1:
+            return [tensor]
+        mine = tensor.to(_device())
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine)
+        return [theirs.to(tensor.device) for theirs in everyone]
+
     def gather_bytes(self, content: bytes) -> list[bytes]:
         """The bytes of every process, in the order of their ranks; of any length on each."""
         if self.size == 1:
