@@ -13,10 +13,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from gdtrain import __version__
-from gdtrain.errors import CheckpointError, ConfigError, Fault, GdtrainError, OutputError
+from gdtrain.errors import (
+    CheckpointError,
+    ConfigError,
+    Fault,
+    GdtrainError,
+    OutputError,
+    ProcessError,
+    StorageError,
+)
+from gdtrain.training.signals import SignalDesk
 
 EXIT_BAD_INPUT = 2
 
@@ -29,6 +39,7 @@ examples:
 
 other commands:
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
+  python -m gdtrain replay      rebuild the state before any update of a run, and look at it
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
@@ -41,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     _prepare_streams()
     try:
-        commands = {"convert": _convert, "schema": _schema, "verify": _verify}
+        commands = {
+            "convert": _convert,
+            "replay": _replay,
+            "schema": _schema,
+            "verify": _verify,
+        }
         code = commands[given[0]](given[1:]) if given and given[0] in commands else _train(given)
         sys.stdout.flush()  # here, where a reader that has gone can be told from a fault
         return code
@@ -55,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except GdtrainError as error:
         _say(f"gdtrain: {error}")
-        return EXIT_BAD_INPUT
+        return 1 if isinstance(error, StorageError | ProcessError) else EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 1
@@ -72,16 +88,18 @@ def _train(given: list[str]) -> int:
     if options.print_config:
         print(dump(config), end="")
         return 0
-    from gdtrain.train_job import TrainJob
+    with closing(SignalDesk()) as signals:  # before torch, whose import takes a while
+        from gdtrain.train_job import TrainJob
 
-    job = TrainJob(
-        config=config,
-        document=document,
-        name=Path(options.config).stem,
-        output_dir=options.output_dir,
-        resume=options.resume,
-    )
-    return job.dry_run() if options.dry_run else job.run()
+        job = TrainJob(
+            config=config,
+            document=document,
+            name=Path(options.config).stem,
+            output_dir=options.output_dir,
+            resume=options.resume,
+            signals=signals,
+        )
+        return job.dry_run() if options.dry_run else job.run()
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -161,6 +179,28 @@ def _verify(given: list[str]) -> int:
     from gdtrain.verify_job import VerifyJob
 
     return VerifyJob(config, document, options.samples).run()
+
+
+def _replay(given: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdtrain replay",
+        description="Rebuild the state before one update of a run, from the nearest checkpoint, "
+        "and show the update's samples, loss and gradient norms. Writes nothing.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's directory")
+    parser.add_argument(
+        "--step", type=int, required=True, metavar="N", help="number of the update, from 1"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_import(parser)
+    options = parser.parse_args(given)
+    if options.step < 1:
+        raise ConfigError([Fault("--step", f"must be >= 1, got {options.step}", "command line")])
+    _import_modules(options.imports)
+    from gdtrain.replay_job import ReplayJob
+
+    return ReplayJob(options.run, options.step, options.json).run()
 
 
 def _convert(given: list[str]) -> int:

@@ -52,8 +52,7 @@ def test_the_files_of_a_run(digits_run):
         "preprocessing.json",
         "summary.json",
     ]
-    kept = sorted(path.name for path in (digits_run / "checkpoints").iterdir())
-    assert kept == ["step-0000000000", "step-0000000046"]
+    assert [path.name for path in (digits_run / "checkpoints").iterdir()] == ["step-0000000046"]
 
 
 def test_config_yaml_is_the_configuration(digits_run):
@@ -195,7 +194,7 @@ def test_weights_of_another_model_are_refused(digits_run, tmp_path, change, mess
 def test_damaged_files_of_a_run_are_said_to_be_so(digits_run, tmp_path):
     directory = copied(digits_run, tmp_path)
     (directory / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=r"model.safetensors: can't be read as safetensors; "):
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged \(its header "):
         load_run(directory)
     (directory / "preprocessing.json").write_text('{"mean": [', "utf-8")
     with pytest.raises(DataError, match=r"preprocessing.json: is not a preprocessing file; "):

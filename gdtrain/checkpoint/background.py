@@ -1,4 +1,4 @@
-"""Writing while training goes on: one job at a time, and of those that wait, the newest."""
+"""Writing while training goes on: one job at a time, in their order, and none left out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ Job = Callable[[], object]
 
 
 class Background:
-    """Runs jobs in a thread, at most one at once.
+    """Runs jobs in a thread, at most one at once, while at most one more waits.
 
-    A job that is handed in while another runs waits, and takes the place of one that waits
-    already: a disk that is slower than the training gets fewer jobs, and delays nothing.
     failed: is told of what a job has raised.
     """
 
@@ -23,17 +21,14 @@ class Background:
         self._running = False
         self._error: Exception | None = None
 
-    def submit(self, job: Job, *, certain: bool = False) -> None:
-        """Run ``job`` soon; ``certain``: it may replace nothing, nor be replaced."""
+    def submit(self, job: Job) -> None:
+        """Run ``job`` after those before it; wait here only while another one waits already."""
         with self._state:
-            if certain:
-                self._state.wait_for(lambda: self._waiting is None)
+            self._state.wait_for(lambda: self._waiting is None)
             self._waiting = job
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._run, name="gdtrain-checkpoints", daemon=True).start()
-            if certain:
-                self._state.wait_for(lambda: self._waiting is None)
 
     def wait(self) -> None:
         """Until nothing runs or waits. Raises what the last job raised, if it did."""

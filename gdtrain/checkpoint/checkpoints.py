@@ -9,6 +9,7 @@ from typing import Any
 
 from gdtrain.checkpoint.background import Background
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.errors import StorageError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
 
@@ -21,16 +22,17 @@ class Checkpoints(Callback):
     """Saves the trainer's state every k steps, epochs or seconds, and at both ends of a fit.
 
     A run that is resumed from any of them ends with the same bits as one left alone. What is
-    saved is copied at a safe point, and written while training goes on, one at a time: where
-    the disk can't follow, some are left out. Those at the ends of a fit are waited for. Of
-    several processes all have this callback, since each has a part of the state; rank 0 writes.
+    saved is copied at a safe point, and written while training goes on, one at a time; training
+    waits where the disk can't follow, and for those at the ends of a fit. Of several processes
+    all have this callback, since each has a part of the state; rank 0 writes.
 
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
     it was best is kept besides the last ones. mode: ``min`` or ``max``.
-    settings: of the run, kept in every checkpoint.
+    settings: of the run, kept in every checkpoint beside ``best``: the best metric so far, with
+    its sign turned where higher is better, and infinite at first.
 
     A save that fails is logged and training goes on, with the older checkpoints in place; at the
-    end of a fit it raises OSError or CheckpointError.
+    ends of a fit it raises StorageError or CheckpointError.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Checkpoints(Callback):
         self.settings = settings or {}
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
         self.wanted = False
-        self._best = math.inf
+        self.best = math.inf
         self._end_of_epoch: tuple[int, State] | None = None
         self._background = Background(self._tell)
 
@@ -60,13 +62,26 @@ class Checkpoints(Callback):
         """Save at the next safe point, of whatever rank asked for it."""
         self.wanted = True
 
+    def save_now(self, trainer: Trainer) -> None:
+        """Save unless the newest checkpoint is of this moment, and wait until it is written."""
+        now = (trainer.progress.epoch, trainer.progress.step)
+        if now != self.saved_at:
+            state = self._take(trainer)
+            if trainer.world.rank == 0:
+                self._background.submit(partial(self._save, now[1], state))
+        try:
+            self._background.wait()
+        except OSError as error:
+            said = f"the checkpoint of step {now[1]} could not be saved: {error}"
+            raise StorageError(f"{said}; what was saved before it stays") from error
+
     def is_due(self, step: int) -> bool:
         """At every safe point; ``on_safe_point`` decides, since it may be due for two reasons."""
         return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if self.saved_at is None:
-            self._save_now(trainer)
+            self.save_now(trainer)
 
     def on_safe_point(self, trainer: Trainer) -> None:
         progress, plan = trainer.progress, trainer.plan
@@ -92,34 +107,20 @@ class Checkpoints(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
-        if self._end_of_epoch is not None and value < self._best:
-            self._best = value
+        if self._end_of_epoch is not None and value < self.best:
+            self.best = value
             step, state = self._end_of_epoch
             if trainer.world.rank == 0:
                 mark = partial(self._save_best, step, state, self.sign * value)
-                self._background.submit(mark, certain=True)
+                self._background.submit(mark)
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        self._save_now(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best = float(state["best"])
+        self.save_now(trainer)
 
     def _take(self, trainer: Trainer) -> State:
         self.saved_at = (trainer.progress.epoch, trainer.progress.step)
-        return {**trainer.state_dict(), "settings": self.settings}
-
-    def _save_now(self, trainer: Trainer) -> None:
-        now = (trainer.progress.epoch, trainer.progress.step)
-        if now != self.saved_at:
-            state = self._take(trainer)
-            if trainer.world.rank == 0:
-                self._background.submit(partial(self._save, now[1], state))
-        self._background.wait()
+        return {**trainer.state_dict(), "settings": {**self.settings, "best": self.best}}
 
     def _save(self, step: int, state: State) -> None:
         self.store.save(step, state)

@@ -42,7 +42,7 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def make_directory(path: Path) -> None:
     """Make a directory and those above it, and see to it that a crash does not lose them."""
-    missing = []
+    missing = [] if path.is_dir() or not path.exists() else [path]  # a file: mkdir says so
     while not path.exists():
         missing.append(path)
         path = path.parent

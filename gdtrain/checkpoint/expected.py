@@ -57,10 +57,11 @@ def exact(found: Found, expected: Mapping[str, Tensor], part: str) -> None:
             raise CheckpointError(f"{said} {', '.join(sorted(names))}")
     for name, tensor in expected.items():
         dtype, shape = found[name]
-        if shape != list(tensor.shape) or DTYPES[dtype] != tensor.dtype:
-            here = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            there = f"{str(DTYPES[dtype]).removeprefix('torch.')} {shape}"
-            raise CheckpointError(f"{name} is {there}, but the {part}'s is {here}")
+        if shape != list(tensor.shape):
+            said = f"{name} has shape {shape}, but the {part}'s has {list(tensor.shape)}"
+            raise CheckpointError(said)
+        if DTYPES[dtype] != tensor.dtype:
+            raise CheckpointError(f"{name} is {DTYPES[dtype]}, but the {part}'s is {tensor.dtype}")
 
 
 def _check_optimizer(found: Found, parameters: Mapping[str, Tensor], trainer: Trainer) -> None:

@@ -101,6 +101,20 @@ class CheckpointStore:
         """The newest checkpoint after ``step`` updates, if there is one."""
         return next((saved.path for saved in self._found() if saved.step == step), None)
 
+    def holds_only_the_first(self) -> bool:
+        """Whether there is nothing but the checkpoint before the first update, or parts of it."""
+        return all(
+            path.name == f"step-{0:010d}" or path.name.startswith(disk.UNFINISHED)
+            for path in self.directory.iterdir()
+        )
+
+    def clear(self) -> None:
+        """Remove all checkpoints and the directory."""
+        for saved in self._found():
+            disk.remove(saved.path)
+        disk.remove_unfinished(self.directory)
+        os.rmdir(self.directory)
+
     def _found(self) -> list[Saved]:
         """All checkpoints, the newest first."""
         if not self.directory.is_dir():
@@ -114,16 +128,19 @@ class CheckpointStore:
         return sorted(found, reverse=True)
 
     def _prune(self, saved: Saved) -> None:
-        """Remove what is too old, earlier ones of the same step, and later steps.
+        """Remove what is too old, earlier ones of the same step, the start's, and later steps.
 
-        Later steps are those that a resume could not use and has undone.
+        That of the start stands in until there is another one; later steps are those that a
+        resume could not use and has undone.
         """
         best = self.best()
         others = [other for other in self._found() if other.path not in (saved.path, best)]
         later = [other for other in others if other > saved]
         older = [other for other in others if other < saved]
         same = [other for other in older if other.step == saved.step]
-        old = [other for other in older if other.step != saved.step][self.keep_last - 1 :]
+        begun = [other for other in older if other.step == 0 < saved.step]
+        rest = [other for other in older if 0 < other.step < saved.step]
+        old = [*rest[self.keep_last - 1 :], *begun]
         for other in (*later, *same, *old):
             disk.remove(other.path)
         if later or same or old:
