@@ -32,6 +32,8 @@ _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16:
 class Samples(ABC):
     """A finite, indexable set of samples that can read the batches of a plan."""
 
+    _fingerprint: int | None = None
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -43,6 +45,12 @@ class Samples(ABC):
     def targets(self) -> Tensor | None:
         """All targets [n, …] where they are in memory, else None."""
         return None
+
+    def fingerprint(self) -> int | None:
+        """The :meth:`digest`, computed once; None where reading samples twice may give others."""
+        if self._fingerprint is None:
+            self._fingerprint = self.digest()
+        return self._fingerprint
 
     def digest(self) -> int:
         """A number that tells this data set from another: of up to 4,096 samples spread over it."""

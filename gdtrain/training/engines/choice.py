@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gdtrain.data.samples import TensorSamples
+from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks import Listeners
 from gdtrain.training.checks import check_arguments
@@ -53,9 +54,14 @@ class EngineChoice:
         if wanted not in ("auto", "eager"):
             check(trainer, wanted)
 
+    @property
+    def name(self) -> str:
+        """The engine of the run, or what is wanted while none has been settled on."""
+        return self.of_run or self.wanted
+
     def keep(self, name: str | None) -> None:
         """Under ``auto``, go on with the engine of the run that is taken up."""
-        if self.wanted == "auto":
+        if self.wanted == "auto" and name in ENGINES[1:]:
             self.of_run = name
 
     def settle(self, num_epochs: int) -> None:
@@ -122,7 +128,7 @@ def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
         yield f"it runs on {device}, and the device is {trainer.device}"
     if name == "scan" and not is_installed():
         yield f"jax is not installed; {_INSTALL}"
-    yield from _of_trainer(trainer)
+    yield from _of_trainer(trainer, name)
     yield from _of_optimizer(trainer.optimizer)
     yield from _of_model(trainer, name)
 
@@ -132,7 +138,7 @@ def is_installed() -> bool:
     return find_spec("jax") is not None and find_spec("jaxlib") is not None
 
 
-def _of_trainer(trainer: Trainer) -> Iterator[str]:
+def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
     from gdtrain.training.trainer import Trainer as Base
 
     for method in _OVERRIDES:
@@ -148,8 +154,10 @@ def _of_trainer(trainer: Trainer) -> Iterator[str]:
         yield "precision bf16 is computed by autocast"
     if trainer.loader is not None:
         samples = trainer.placed(trainer.loader.samples)
-        if trainer.loader.is_stream:
-            yield "a stream arrives batch by batch"
+        stream = trainer.loader.samples
+        if isinstance(stream, StreamSamples):
+            if not stream.feed.alike or name != "scan":
+                yield f"the stream of {stream.feed.name} arrives batch by batch"
         elif not isinstance(samples, TensorSamples):
             yield "the data set is not in memory as tensors; give the loader tensors"
 
