@@ -57,7 +57,7 @@ def batch_gradient(
     Returns the batch's loss, shape [], detached.
     """
     if microbatch_size is None or len(batch) <= microbatch_size:
-        value = _scalar(compute_loss(batch))
+        value = scalar(compute_loss(batch))
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
     parts = [(part, normaliser(loss, part)) for part in batch.split(microbatch_size)]
@@ -119,7 +119,7 @@ def _add_parts(
     for part, weight in parts:
         if weight == 0.0:  # every target ignored: its mean would be 0/0
             continue
-        value = _scalar(compute_loss(part)) * (weight * scale)
+        value = scalar(compute_loss(part)) * (weight * scale)
         value.backward()  # type: ignore[no-untyped-call]
         result = result.to(value) + value.detach()
         if accumulator is not None:
@@ -158,7 +158,8 @@ def is_sum(loss: Any) -> bool:
     return getattr(loss, "reduction", "mean") == "sum"
 
 
-def _scalar(value: Tensor) -> Tensor:
+def scalar(value: Tensor) -> Tensor:
+    """A batch's loss. Raises ModelError if it is not one number."""
     if value.ndim:
         raise ModelError(
             f"loss: must be one number per batch, got shape {list(value.shape)}; "

@@ -1,4 +1,4 @@
-"""The engine that runs every model: one call of ``train_step`` for each batch of a block."""
+"""The engine that runs every model: one update after the other, each as soon as asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
+from gdtrain.training.engines.lean import LeanStep, fits
 from gdtrain.training.guard import NotFinite
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class EagerEngine:
         """Nothing: every update is made where everybody can see it."""
 
     def _steps(self, batches: Iterable[Batch]) -> list[Tensor]:
-        guard, step, after = self.trainer.guard, self.trainer.train_step, self.trainer.after_update
+        guard, after = self.trainer.guard, self.trainer.after_update
+        step = LeanStep(self.trainer) if fits(self.trainer) else self.trainer.train_step
         losses: list[Tensor] = []
         for batch in batches:
             guard.before_step()
