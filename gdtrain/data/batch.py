@@ -125,6 +125,8 @@ class Plan:
 
     def share(self, rank: int, world_size: int) -> Plan:
         """The plan by which one of ``world_size`` processes reads."""
+        if (rank, world_size) == (self.rank, self.world_size):
+            return self
         return replace(self, rank=rank, world_size=world_size)
 
     def bounds(self, number: int) -> tuple[int, int]:
@@ -193,6 +195,9 @@ class Block:
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
+        last = self.plan.batch_sizes(self.stop - 1, self.stop)
+        if self.stop - self.start == 1:
+            return np.array(last)
         sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
-        sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
+        sizes[-1] = last[0]
         return sizes

@@ -49,16 +49,20 @@ class Progress:
         """
         self.losses = losses.double().cpu().numpy()
         self.sizes = block.sizes
-        samples = int(self.sizes.sum())
+        # Added one after the other, so that the sum does not depend on where blocks end.
+        if len(block) == 1:
+            samples = int(self.sizes[0])
+            self.epoch_loss_sum += float(self.losses[0]) * samples
+        else:
+            samples = int(self.sizes.sum())
+            sums = self.losses * self.sizes
+            sums[0] += self.epoch_loss_sum
+            self.epoch_loss_sum = float(np.add.accumulate(sums, out=sums)[-1])
         self.step += len(block)
         self.step_in_epoch = block.stop
         self.position = block.plan.release(block.stop)
         self.samples += samples
         self.epoch_samples += samples
-        # Added one after the other, so that the sum does not depend on where blocks end.
-        sums = self.losses * self.sizes
-        sums[0] += self.epoch_loss_sum
-        self.epoch_loss_sum = float(np.add.accumulate(sums, out=sums)[-1])
         taken = time.perf_counter() - started
         self.seconds += taken
         return taken

@@ -195,12 +195,13 @@ class Trainer:
         for block in blocks(self, self.plan, start=self.progress.step_in_epoch):
             started = time.perf_counter()
             losses = self.engine.run(block)
-            if len(losses):
-                made = block.head(len(losses))
-                self.block_length.observe(len(made), self.progress.finish(made, losses, started))
+            made = losses.shape[0]
+            if made:
+                seconds = self.progress.finish(block.head(made), losses, started)
+                self.block_length.observe(made, seconds)
                 self.emit("on_safe_point")
-            if len(losses) < len(block):  # the guard kept the next update from doing harm
-                raise diagnosis.non_finite(self, block, len(losses))
+            if made < len(block):  # the guard kept the next update from doing harm
+                raise diagnosis.non_finite(self, block, made)
             if self._agree_to_stop():
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
@@ -344,6 +345,6 @@ class Trainer:
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
-        if event in ("on_fit_start", "on_epoch_start"):  # callbacks may have been added
+        if self.listeners.callbacks != self.callbacks:  # some may have been added
             self.listeners = Listeners(self.callbacks)
         self.listeners.emit(event, self, *arguments)
