@@ -113,6 +113,7 @@ class Listeners:
     """Which callbacks have a method of their own for which event, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = list(callbacks)
         self._of = {
             event: [c for c in callbacks if getattr(type(c), event) is not getattr(Callback, event)]
             for event in EVENTS
