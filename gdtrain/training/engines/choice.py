@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.stream import StreamSamples
@@ -18,6 +17,7 @@ from gdtrain.training.callbacks import Listeners
 from gdtrain.training.checks import check_arguments
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.watchers import has_layer_hooks, has_step_hooks, overridden
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -139,11 +139,9 @@ def is_installed() -> bool:
 
 
 def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
-    from gdtrain.training.trainer import Trainer as Base
 
-    for method in _OVERRIDES:
-        if getattr(type(trainer), method) is not getattr(Base, method):
-            yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
+    for method in overridden(trainer, _OVERRIDES):
+        yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
     if Listeners(trainer.callbacks).has("on_before_update"):
         yield "a callback looks at every update (on_before_update)"
     if trainer.world.size > 1:
@@ -165,18 +163,8 @@ def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
     if type(optimizer) is not torch.optim.SGD:
         yield f"it makes the updates of torch.optim.SGD, not of {type(optimizer).__name__}"
-    elif has_hooks(optimizer):
+    elif has_step_hooks(optimizer):
         yield "the optimizer has hooks, which look at every update"
-
-
-def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether somebody looks at ``optimizer.step``."""
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-    )
 
 
 def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
@@ -197,16 +185,6 @@ def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
             )
             if dropout and name == "scan":
                 yield f"layer {path!r} ({type(layer).__name__}) draws random numbers"
-
-
-def has_layer_hooks(layer: nn.Module) -> bool:
-    """Whether somebody looks at the layer's passes."""
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
 
 
 # ── auto ────────────────────────────────────────────────────────────────────────────────────
@@ -242,12 +220,13 @@ def _by_rule(trainer: Trainer, updates: int | None) -> Engine:
 
 
 def _is_plain(trainer: Trainer) -> bool:
-    from gdtrain.training.trainer import Trainer as Base
-
     layers = [*trainer.model.modules(), trainer.loss]
     known = all(type(layer).__module__.startswith("torch.nn.") for layer in layers)
-    own = type(trainer).compute_loss is Base.compute_loss and type(trainer).forward is Base.forward
-    return known and own and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    return (
+        known
+        and not overridden(trainer, ("compute_loss", "forward", "batch_loss"))
+        and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    )
 
 
 def _work(trainer: Trainer) -> int:
