@@ -43,7 +43,8 @@ class Feed:
 
     name: for messages. start: its position at its beginning. seekable: whether it can go on from
     any position. restartable: whether it can begin anew. ended: whether all has been handed over.
-    ahead: samples that may be taken before they are needed.
+    ahead: samples that may be taken before they are needed. alike: whether samples are rows of one
+    shape, so that those of several batches can be had together.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Feed:
     restartable: bool
     ended = False
     ahead: int
+    alike = False
 
     def open(self, position: Position) -> None:
         """Go on from ``position``: the start, or any one if it is seekable."""

@@ -30,6 +30,8 @@ class RecordFeed(Feed):
     targets from parsed rows [k, columns]; it runs in the thread and so keeps to numpy.
     """
 
+    alike = True
+
     def __init__(
         self,
         lines: Lines,

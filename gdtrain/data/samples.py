@@ -41,6 +41,10 @@ class Samples(ABC):
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         """The plan's batches from number ``start`` on, in order."""
 
+    def together(self, plan: Plan, first: int, last: int) -> Batch:
+        """The batches ``first`` … ``last - 1`` of a stream's plan as one, a sample a row."""
+        raise NotImplementedError
+
     @property
     def targets(self) -> Tensor | None:
         """All targets [n, …] where they are in memory, else None."""
@@ -147,6 +151,9 @@ class TransformedSamples(Samples):
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         return through(partial(map, self.function), self.samples.read(plan, start))
+
+    def together(self, plan: Plan, first: int, last: int) -> Batch:
+        return self.function(self.samples.together(plan, first, last))
 
 
 class CastSamples(TransformedSamples):

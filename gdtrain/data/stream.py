@@ -127,6 +127,10 @@ class StreamSamples(Samples):
         for number in range(start, start + there):
             yield plan.batch(number)
 
+    def together(self, plan: Plan, first: int, last: int) -> Batch:
+        assert isinstance(plan, StreamPlan)
+        return plan.together(first, last)
+
     def _add(self, piece: Piece) -> None:
         for note in piece.notes:
             logger.warning("%s", note)
@@ -209,9 +213,17 @@ class StreamPlan(Plan):
 
     def batch(self, number: int) -> Batch:
         """Batch ``number``, one of those that :meth:`remaining` has counted."""
-        (size,) = self.batch_sizes(number, number + 1)
-        start = (number - self._cursor.first) * self.batch_size
-        return self.samples.cut(start, size, number * self.batch_size)
+        return self.together(number, number + 1)
+
+    def together(self, first: int, last: int) -> Batch:
+        """The batches ``first`` … ``last - 1``, which :meth:`remaining` has counted, as one."""
+        size = sum(self.batch_sizes(first, last))
+        start = (first - self._cursor.first) * self.batch_size
+        return self.samples.cut(start, size, first * self.batch_size)
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        start = number * self.batch_size
+        return start, start + sum(self.batch_sizes(number, number + 1))
 
     def batch_sizes(self, start: int, stop: int) -> list[int]:
         sizes = [self.batch_size] * (stop - start)

@@ -84,6 +84,10 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
 
+    def listens_to(self, event: str) -> bool:
+        """Whether ``event``, such as ``on_before_update``, is to be told."""
+        return getattr(type(self), event) is not getattr(Callback, event)
+
     def is_due(self, step: int) -> bool:
         """Whether ``on_safe_point`` is to be called at this safe point, after ``step`` updates."""
         if self.every_n_steps is not None:
@@ -114,10 +118,7 @@ class Listeners:
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
-        self._of = {
-            event: [c for c in callbacks if getattr(type(c), event) is not getattr(Callback, event)]
-            for event in EVENTS
-        }
+        self._of = {event: [c for c in callbacks if c.listens_to(event)] for event in EVENTS}
 
     def has(self, event: str) -> bool:
         """Whether a callback listens to the event."""

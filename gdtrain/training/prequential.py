@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from gdtrain.data.settings import whole_number
@@ -14,6 +15,8 @@ from gdtrain.training.evaluation import Metric
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+Array = np.ndarray[Any, Any]
 
 
 class Prequential(Callback):
@@ -34,16 +37,21 @@ class Prequential(Callback):
         super().__init__()
         self.window = whole_number("window", window, minimum=1)
         self.metrics = dict(metrics or {})
-        self._steps: deque[tuple[int, list[float]]] = deque()  # samples, then loss and metrics
+        # Of each block, its steps' samples [steps], and their losses and metrics [steps, 1 + …].
+        self._parts: deque[tuple[Array, Array]] = deque()
         self._samples = 0
         self._measured: list[Any] = []  # per step of the block, on the device
+
+    def listens_to(self, event: str) -> bool:
+        # Without metrics the losses are enough, which every engine gives.
+        return super().listens_to(event) and (event != "on_before_update" or bool(self.metrics))
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if self.metrics:
             trainer.outputs = []
 
     def on_before_update(self, trainer: Trainer) -> None:
-        if not self.metrics or not trainer.outputs:
+        if not trainer.outputs:
             return
         count, sums = 0, torch.zeros(len(self.metrics), dtype=torch.float64, device=trainer.device)
         with torch.no_grad():
@@ -55,33 +63,50 @@ class Prequential(Callback):
         self._measured.append(sums / count)
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        losses, sizes = trainer.progress.losses.tolist(), trainer.progress.sizes.tolist()
-        measured: list[list[float]] = [[] for _ in losses]
-        if len(self._measured) == len(losses):
-            measured = torch.stack(self._measured).tolist()
+        sizes, values = trainer.progress.sizes, trainer.progress.losses[:, None]
+        if len(self._measured) == len(sizes):
+            measured = torch.stack(self._measured).cpu().numpy()
+            values = np.concatenate([values, measured], axis=1)
         self._measured.clear()
-        for size, loss, metrics in zip(sizes, losses, measured, strict=True):
-            self._steps.append((size, [loss, *metrics]))
-            self._samples += size
-        while self._samples - self._steps[0][0] >= self.window:
-            self._samples -= self._steps.popleft()[0]
+        self._add(sizes, values)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         record.update(self.report())
 
     def report(self) -> dict[str, float]:
         """The means over the window by name; empty before the first update."""
-        names = ["loss", *self.metrics]
+        steps = self._steps()
         return {
-            f"prequential_{name}": sum(size * values[i] for size, values in self._steps)
-            / self._samples
-            for i, name in enumerate(names)
-            if self._steps and all(len(values) > i for _, values in self._steps)
+            f"prequential_{name}": sum(size * values[i] for size, *values in steps) / self._samples
+            for i, name in enumerate(["loss", *self.metrics])
+            if steps and all(len(values) > i for _, *values in steps)
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": [[size, *values] for size, values in self._steps]}
+        return {"steps": self._steps()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = deque((size, values) for size, *values in state["steps"])
-        self._samples = sum(size for size, _ in self._steps)
+        self._parts.clear()
+        self._samples = 0
+        for size, *values in state["steps"]:
+            self._add(np.array([size]), np.array([values]))
+
+    def _add(self, sizes: Array, values: Array) -> None:
+        self._parts.append((sizes, values))
+        self._samples += int(sizes.sum())
+        while self._samples - (oldest := int(self._parts[0][0].sum())) >= self.window:
+            self._parts.popleft()
+            self._samples -= oldest
+
+    def _steps(self) -> list[list[Any]]:
+        """The steps of the window, oldest first: the samples, the loss and the metrics of each."""
+        if self._parts:  # of the oldest block, some may have left
+            sizes, values = self._parts[0]
+            gone = int(np.searchsorted(sizes.cumsum(), self._samples - self.window, side="right"))
+            self._samples -= int(sizes[:gone].sum())
+            self._parts[0] = sizes[gone:], values[gone:]
+        return [
+            [size, *numbers]
+            for sizes, values in self._parts
+            for size, numbers in zip(sizes.tolist(), values.tolist(), strict=True)
+        ]

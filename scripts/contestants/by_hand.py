@@ -134,12 +134,12 @@ def loop_over(loader: Iterable[Any]) -> Run:
     return timed(epoch, "cpu")
 
 
-def first_block(workload: Workload, *, engine: str) -> Run:
+def first_block(workload: Workload, device: str, *, engine: str) -> Run:
     """From a Trainer that is made to the end of its first epoch, compilation included."""
 
     def run(_: int) -> float:
         started = time.perf_counter()
-        gdtrain_engine(workload, "cpu", engine=engine)(1)
+        gdtrain_engine(workload, device, engine=engine)(1)
         return time.perf_counter() - started
 
     return run

@@ -79,6 +79,11 @@ class CompiledStep:
         with jax.enable_x64(True):
             return jax.device_put(array, self._cpu)
 
+    def show(self, tensors: Sequence[Tensor]) -> None:
+        """From now on, read these instead of the samples' tensors, which are of their shapes."""
+        self._columns = _arrays(tensors)
+        self._operands.clear()
+
     def take(self) -> None:
         """Start from the present values of the tensors."""
         state, fixed = self.step.tensors()

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Block, Plan
-from gdtrain.data.samples import TensorSamples
+from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.training.engines.compiled_step import CompiledStep
 from gdtrain.training.engines.functional import update_flags
+from gdtrain.training.engines.stream_window import window, window_steps
 from gdtrain.training.engines.xla_program import Array, Call, StepShape
 
 if TYPE_CHECKING:
@@ -44,18 +45,20 @@ class ScanEngine:
 
     def prepare(self, plan: Plan) -> None:
         """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
-        shape, _ = self._shape(plan, 0)
-        self._for_present_structure(plan).program(shape)
+        if plan.num_batches is None and not plan.remaining(0):
+            return  # a stream of which nothing has come
+        shape, _ = self._shape(plan, 0, 1)
+        self._for_present_structure(plan, 0).program(shape)
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
         if self._current is None:
-            self._current = self._for_present_structure(block.plan)
+            self._current = self._for_present_structure(block.plan, block.start)
             self._current.take()
         plan, start = block.plan, block.start
         parts: list[Array] = []
         while start < block.stop:
-            shape, end = self._shape(plan, start)
+            shape, end = self._shape(plan, start, block.stop)
             stop = min(end, block.stop)
             parts.append(self._run_part(plan, start, stop, shape))
             if len(parts[-1]) < stop - start:
@@ -71,11 +74,24 @@ class ScanEngine:
 
     # ── parts of blocks: steps of one size, within a chunk ──────────────────────────────────
 
-    def _shape(self, plan: Plan, start: int) -> tuple[StepShape, int]:
-        """What runs the step ``start``, and the step before which its chunk ends."""
+    def _shape(self, plan: Plan, start: int, stop: int) -> tuple[StepShape, int]:
+        """What runs the step ``start``, and the step before which its chunk ends.
+
+        stop: the end of the block. A chunk of a stream begins where it is needed.
+        """
         scheduled = self.trainer.schedule.by_step
         gathers = plan.indices is not None
         guarded = self.trainer.clip_grad_value is not None  # which would hide what is infinite
+        if plan.num_batches is None:
+            steps = self.max_block_steps = window_steps(plan)
+            (last,) = plan.batch_sizes(stop - 1, stop)
+            full_stop = stop if last == plan.batch_size else stop - 1
+            if start >= full_stop:
+                return StepShape(last, 1, False, False, guarded), stop
+            end = min(full_stop, start + steps)
+            if self._current is not None and self._current.fresh_groups:
+                end = start + 1
+            return StepShape(plan.batch_size, steps, False, scheduled, guarded), end
         full, left = divmod(plan.num_samples, plan.batch_size)
         if start >= full:
             return StepShape(left, 1, gathers, False, guarded), start + 1
@@ -90,13 +106,18 @@ class ScanEngine:
 
     def _run_part(self, plan: Plan, start: int, stop: int, shape: StepShape) -> Array:
         assert self._current is not None
-        first = start // shape.steps * shape.steps
+        is_stream = plan.num_batches is None
+        first = start if is_stream else start // shape.steps * shape.steps
+        first_sample = first * plan.batch_size
         places = None
+        if is_stream:
+            self._current.show(window(self._samples(), plan, start, stop))
         if shape.gathers:
             places = self._chunk(plan, first, shape, once=2 * (stop - start) > shape.steps)
         back = self.trainer.schedule.mark()
         rows = self._settings(stop - start, shape)
-        span = np.array([start - first, stop - first, first * plan.batch_size, start - first])
+        shown = first_sample if is_stream else 0
+        span = np.array([start - first, stop - first, first_sample, start - first, shown])
         losses, bad_loss = self._current.run(shape, Call(places, rows, span))
         if bad_loss is not None:
             self.trainer.guard.found = (bad_loss, None)
@@ -147,7 +168,11 @@ class ScanEngine:
 
     # ── what is compiled ────────────────────────────────────────────────────────────────────
 
-    def _for_present_structure(self, plan: Plan) -> CompiledStep:
+    def _samples(self) -> Samples:
+        assert self.trainer.loader is not None
+        return self.trainer.placed(self.trainer.loader.samples)
+
+    def _for_present_structure(self, plan: Plan, start: int) -> CompiledStep:
         """What was compiled for the model and optimizer as they are, or is to be."""
         trainer = self.trainer
         assert trainer.loader is not None
@@ -162,7 +187,11 @@ class ScanEngine:
             tuple(update_flags(group) for group in trainer.optimizer.param_groups),
         )
         if key not in self._compiled:
-            batch = next(trainer.read(trainer.loader, plan))
+            if plan.num_batches is None:
+                batch = next(trainer.read(trainer.loader, plan, start))
+                samples = TensorSamples(window(samples, plan, start, start + 1))
+            else:
+                batch = next(trainer.read(trainer.loader, plan))
             assert isinstance(samples, TensorSamples)
             self._compiled[key] = CompiledStep(trainer, samples, batch)
         return self._compiled[key]

@@ -52,7 +52,8 @@ class Call(NamedTuple):
 
     places: [steps, size] indices of samples, or None. rows: [steps or 1, settings].
     span: the steps to make, from ``span[0]`` to before ``span[1]``, of a chunk whose first
-    sample is ``span[2]``; and the step to which the first row belongs.
+    sample is ``span[2]``; the step to which the first row belongs; and the number of the sample
+    with which the columns begin.
     """
 
     places: Any
@@ -87,10 +88,10 @@ def compile_block(
     loss_dtype = np.dtype(str(nodes[-2].meta["val"].dtype).removeprefix("torch."))
 
     def block(state: list[Any], losses: Any, operands: Operands, call: Call) -> tuple[Any, Any]:
-        start, stop, first_sample, first_row = call.span
+        start, stop, first_sample, first_row, shown = call.span
 
         def step(i: Any, state: list[Any]) -> tuple[list[Any], Any, Any]:
-            batch = _batch(operands.columns, call.places, i, shape.size, first_sample)
+            batch = _batch(operands.columns, call.places, i, shape.size, first_sample, shown)
             row = call.rows[i - first_row] if shape.scheduled else call.rows[0]
             arguments = [*state, *operands.fixed, row, *batch]
             *new, loss, finite = run_graph(captured.graph, arguments, operands.constants)
@@ -124,7 +125,7 @@ def compile_block(
     call = Call(
         np.zeros((shape.steps, shape.size), np.int64) if shape.gathers else None,
         np.zeros((shape.steps if shape.scheduled else 1, len(row)), row.dtype),
-        np.zeros(4, np.int64),
+        np.zeros(5, np.int64),
     )
     losses = np.zeros(shape.steps + 2, loss_dtype)
     options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1}
@@ -132,11 +133,13 @@ def compile_block(
     return lowered.compile(compiler_options=options), losses
 
 
-def _batch(columns: list[Any], places: Any, step: Any, size: int, first_sample: Any) -> list[Any]:
+def _batch(
+    columns: list[Any], places: Any, step: Any, size: int, first_sample: Any, shown: Any
+) -> list[Any]:
     """The batch's tensors in the order of a captured graph: inputs, targets, indices."""
     if places is None:
         first = first_sample + step * size
-        rows = [lax.dynamic_slice_in_dim(column, first, size) for column in columns]
+        rows = [lax.dynamic_slice_in_dim(column, first - shown, size) for column in columns]
         return _in_order(rows, first + jnp.arange(size))
     chosen = lax.dynamic_index_in_dim(places, step, keepdims=False)
     if size == 1:  # a slice is much faster than a gather of one
