@@ -53,6 +53,18 @@ def update_flags(group: dict[str, Any]) -> tuple[bool, ...]:
     return tuple(bool(group[key]) for key in _FLAGS)
 
 
+def structure_of(trainer: Trainer) -> tuple[Any, ...]:
+    """What a captured step takes for granted, and others may change at safe points."""
+    modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
+    return (
+        tuple(m.training for module in modules for m in module.modules()),
+        tuple(p.requires_grad for module in modules for p in module.parameters()),
+        trainer.clip_grad_norm,
+        trainer.clip_grad_value,
+        tuple(update_flags(group) for group in trainer.optimizer.param_groups),
+    )
+
+
 class FunctionalStep:
     """θ, v, buffers ← one update of torch.optim.SGD on the trainer's own ``compute_loss``.
 
@@ -109,17 +121,20 @@ class FunctionalStep:
         unused = [n for n, g in zip(trained, gradients, strict=True) if g is None]
         return cls(trainer, unused)
 
-    def tensors(self) -> tuple[State, list[Tensor]]:
+    def tensors(self, missing: Sequence[Tensor] = ()) -> tuple[State, list[Tensor]]:
         """The live tensors that make up the state, and the parameters that stay as they are.
 
-        Momentum buffers that the optimizer lacks are made, as zeros, but not given to it.
+        Momentum buffers that the optimizer lacks are zeros, and not given to it; they are made,
+        or taken from among ``missing``.
         """
         parameters = dict(self._loss.named_parameters())
         buffers = dict(self._loss.named_buffers())
         momenta = []
-        for name in self.with_momentum:
+        for number, name in enumerate(self.with_momentum):
             held = self.trainer.optimizer.state.get(parameters[name], {}).get("momentum_buffer")
-            momenta.append(torch.zeros_like(parameters[name]) if held is None else held)
+            if held is None:
+                held = missing[number].zero_() if missing else torch.zeros_like(parameters[name])
+            momenta.append(held)
         state = State(
             [parameters[name].detach() for name in self.trained],
             [buffers[name] for name in self.buffers],

@@ -1,0 +1,88 @@
+"""The functional step on tensors that stay where they are, so that it can be recorded once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.samples import TensorSamples
+from gdtrain.training.engines.functional import FunctionalStep
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+class StaticStep:
+    """Makes updates in place; what differs from one to the next is read from fixed places.
+
+    size: samples of a batch. steps: room for so many of them.
+    places: [steps, size] int64, the samples of each step. rows: [steps, settings], as
+    :class:`FunctionalStep` takes them. losses: [steps]. number: [1], the step that comes next.
+    """
+
+    def __init__(self, trainer: Trainer, samples: TensorSamples, size: int, steps: int) -> None:
+        device = trainer.device
+        first = torch.arange(size) % len(samples)
+        batch = next(samples.read(Plan(0, size, size, first)))
+        self.step = FunctionalStep.after_eager_pass(trainer, batch)
+        row = torch.tensor(self.step.settings_row(), dtype=trainer.dtype, device=device)
+        self.places = first.to(device).repeat(steps, 1)
+        self.rows = row.repeat(steps, 1)
+        self.losses = torch.zeros(steps, dtype=trainer.dtype, device=device)
+        self.number = torch.zeros(1, dtype=torch.int64, device=device)
+        self.state, self.fixed = self.step.tensors()
+        self._columns = samples.tensors
+        self._live = [*self.state.trained, *self.state.buffers, *self.state.momenta]
+
+    def advance(self, *, guarded: bool) -> None:
+        """Make the next update; guarded: unless its loss or gradient is not finite."""
+        with torch.no_grad():
+            places = self.places.index_select(0, self.number)[0]
+            row = self.rows.index_select(0, self.number)[0]
+            *inputs, targets = (column.index_select(0, places) for column in self._columns)
+            if not inputs:  # data without targets
+                inputs, targets = [targets], None
+            batch = Batch(inputs[0] if len(inputs) == 1 else tuple(inputs), targets, places)
+            new, loss, finite = self.step(self.state, self.fixed, row, batch)
+            after = [*new.trained, *new.buffers, *new.momenta]
+            if guarded:
+                pairs = zip(after, self._live, strict=True)
+                after = [torch.where(finite, made, before) for made, before in pairs]
+            torch._foreach_copy_(self._live, after)
+            self.losses.index_copy_(0, self.number, loss.reshape(1).to(self.losses.dtype))
+            self.number += finite if guarded else 1
+
+    def show(self, places: Tensor, rows: Tensor) -> None:
+        """Set the samples and settings of the next ``len(places)`` steps, and begin with them."""
+        count = places.shape[0]
+        self.places[:count].copy_(places, non_blocking=True)
+        self.rows[:count].copy_(rows, non_blocking=True)
+        self.number.zero_()
+
+    def is_sound(self, steps: int) -> bool:
+        """Whether the first losses and the weights are finite; waits for the device."""
+        finite = torch.isfinite(self.losses[:steps]).all()
+        for parameter in self.state.trained:
+            finite = finite & torch.isfinite(parameter).all()
+        return bool(finite)
+
+    def copy(self) -> list[Tensor]:
+        """The state in copies."""
+        return [tensor.clone() for tensor in self._live]
+
+    def put_back(self, copies: list[Tensor]) -> None:
+        """Go back to a state that :meth:`copy` gave."""
+        torch._foreach_copy_(self._live, copies)
+
+    def is_live(self) -> bool:
+        """Whether the state is still that of model and optimizer, whatever was loaded since."""
+        now, _ = self.step.tensors(missing=self.state.momenta)
+        pairs = zip(self._live, [*now.trained, *now.buffers, *now.momenta], strict=True)
+        return all(mine.data_ptr() == theirs.data_ptr() for mine, theirs in pairs)
+
+    def finish(self) -> None:
+        """Give the optimizer the momentum buffers that it has not had."""
+        self.step.keep_momenta(self.state.momenta)
