@@ -23,6 +23,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from contestants import measure, report
 from contestants.registry import CONTESTANTS
@@ -47,15 +48,19 @@ def main() -> None:
             device=options.device,
             repeats=options.repeats,
             window=options.window,
+            keep=lambda results: _keep(results, options.json),
         )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     print(report.text(results))
     if options.plot:
         report.plot(results, options.plot)
     if options.readme:
         text = options.readme.read_text("utf-8")
         options.readme.write_text(report.with_table(text, results), "utf-8")
+
+
+def _keep(results: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,31 @@ class Process:
 
 
 def measure(
-    only: Iterable[str], names: Iterable[str], *, device: str, repeats: int, window: float
+    only: Iterable[str],
+    names: Iterable[str],
+    *,
+    device: str,
+    repeats: int,
+    window: float,
+    keep: Callable[[Results], object],
 ) -> Results:
-    """The machine, who is missing and why, and for each workload and contestant its times."""
+    """The machine, who is missing and why, and for each workload and contestant its times.
+
+    keep: is given what there is so far after each workload.
+    """
     only, names = list(only), list(names)
     missing: dict[str, str] = {}
     for c in CONTESTANTS:
         if c.name in names and (why := c.missing()):
             missing[c.name] = why
     times: dict[str, dict[str, list[float]]] = {}
+    results: Results = {
+        "machine": machine(),
+        "device": device_name(device),
+        "repeats": repeats,
+        "missing": missing,
+        "workloads": times,
+    }
     processes: dict[str, Process] = {}
     try:
         for workload in (w for w in WORKLOADS if w.name in only):
@@ -90,6 +106,7 @@ def measure(
             times[workload.name] = play(
                 workload, joining, processes, missing, device, repeats, window
             )
+            keep(results)
     finally:
         for process in processes.values():
             process.close()
@@ -99,13 +116,8 @@ def measure(
     if "memory" in only:
         _say("memory")
         times["memory"] = memory(device)
-    return {
-        "machine": machine(),
-        "device": device_name(device),
-        "repeats": repeats,
-        "missing": missing,
-        "workloads": times,
-    }
+    keep(results)
+    return results
 
 
 def _interleaved(

@@ -15,8 +15,8 @@ from contestants.workload import Run, Workload
 class Contestant:
     """``place``: module and function that makes its :data:`Run` of a workload.
 
-    needs: the module that must be installed. kinds: what it takes part in. most: the largest share
-    of a workload's samples it is given, for those that are very slow.
+    needs: the module that must be installed. kinds, takes: what it takes part in. compiled: it
+    needs no Python for an update.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Contestant:
     options: dict[str, Any] = field(default_factory=dict)
     takes: Callable[[Workload], bool] = lambda _: True
     devices: tuple[str, ...] = ("cpu",)
+    compiled: bool = False
 
     def missing(self) -> str | None:
         """Why it can't take part on this machine, as far as that is known before it starts."""
@@ -35,6 +36,8 @@ class Contestant:
     def joins(self, workload: Workload, device: str) -> bool:
         """Whether it takes part in ``workload`` on ``device``."""
         here = device in self.devices and device in workload.devices
+        if workload.compiled_only and not self.compiled:
+            return False
         return here and workload.kind in self.kinds and self.takes(workload)
 
     def start(self, workload: Workload, device: str) -> Run:
@@ -68,6 +71,7 @@ CONTESTANTS = [
             "by_hand:gdtrain_engine",
             options={"engine": engine},
             devices=devices,
+            compiled=engine == "scan",
         )
         for engine, devices in (("eager", BOTH), ("scan", ("cpu",)), ("cuda_graph", ("cuda",)))
     ),
@@ -79,8 +83,8 @@ CONTESTANTS = [
     Contestant("HF Trainer", "frameworks:hf_trainer", "transformers"),
     Contestant("Keras (torch)", "frameworks:keras", "keras"),
     Contestant("Composer", "frameworks:composer", "composer"),
-    Contestant("JAX by hand", "compiled:jax_by_hand", "jax"),
-    Contestant("C by hand", "compiled:c_by_hand", takes=lambda w: w.size <= 500),
+    Contestant("JAX by hand", "compiled:jax_by_hand", "jax", compiled=True),
+    Contestant("C by hand", "compiled:c_by_hand", takes=lambda w: w.size <= 500, compiled=True),
     Contestant("SGDRegressor", "compiled:sgd_regressor", "sklearn", takes=_linear),
     Contestant("sklearn MLP", "compiled:sklearn_mlp", "sklearn", takes=_hidden),
     Contestant("River", "online:river_in_memory", "river", takes=_linear),
@@ -99,7 +103,6 @@ CONTESTANTS = [
     Contestant("gdtrain loader", "scaling:loader_alone", kinds=("loader", "scaling")),
     Contestant(
         "gdtrain eager", "by_hand:gdtrain_engine", kinds=("scaling",), options={"engine": "eager"},
-        takes=lambda w: w.num_samples <= 10**6,
     ),
     *(
         Contestant(

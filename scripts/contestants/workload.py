@@ -23,7 +23,8 @@ class Workload:
     kind: ``train`` (time per update), ``stream`` (time per row of a file, parsing included),
     ``loader`` (time per batch, nothing trained), ``scaling`` (time per sample of a loader),
     ``first`` (time to the end of the first block). batch_size: None for all samples, in sequence.
-    Classes are trained for with cross-entropy, numbers with the mean squared error.
+    Classes are trained for with cross-entropy, numbers with the mean squared error. compiled_only:
+    an epoch would take the others too long.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Workload:
     classes: bool = False
     kind: str = "train"
     devices: tuple[str, ...] = ("cpu", "cuda")
+    compiled_only: bool = False
 
     @property
     def size(self) -> int:
@@ -86,7 +88,11 @@ WORKLOADS = [
     Workload("mlp-1", "64-128-10, batch 1", SMALL, 4096, 1, classes=True),
     Workload("mlp-64", "64-128-10, batch 64", SMALL, 32_768, 64, classes=True),
     Workload("mlp784-64", "784-256-10, batch 64", LARGE, 16_384, 64, classes=True),
-    Workload("linear-1", "linear 20-1, batch 1", LINEAR, 8192, 1),
+    Workload("linear-1", "linear 20-1, batch 1", LINEAR, 4096, 1),
+    Workload(
+        "teaching-long", "2-4-1, batch 1, epochs of 262,144", TEACHING, 1 << 18, 1,
+        compiled_only=True,
+    ),
     Workload(
         "wide-full", "4096-8192-8192-1000, all 8,192", WIDE, 8192, None, classes=True,
         devices=("cuda",),
