@@ -30,8 +30,8 @@ ENGINES = ("auto", "eager", "scan", "cuda_graph")
 MIN_UPDATES = 100_000
 # … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
 MAX_WORK = 1 << 24
-# What an update of a small model takes under each engine, in seconds, for the estimate.
-_EAGER_SECONDS, _SCAN_SECONDS = 70e-6, 5e-6
+# For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
+_EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
 _INSTALL = "pip install 'gdtrain[xla]'"
 # Methods of the trainer that a compiled engine does not call, or between which it has not made
 # its updates visible.
@@ -214,7 +214,12 @@ def _by_rule(trainer: Trainer, updates: int | None) -> Engine:
         logger.warning(
             "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
             "of %.0f s, to rounding the same",
-            *(_INSTALL, f"{updates:,}", updates * _SCAN_SECONDS, updates * _EAGER_SECONDS),
+            *(
+                _INSTALL,
+                f"{updates:,}",
+                _SCAN_START + updates * _SCAN_SECONDS,
+                updates * _EAGER_SECONDS,
+            ),
         )
     return EagerEngine(trainer)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 
 from gdtrain.data.batch import Batch
 from gdtrain.training.engines.watchers import has_step_hooks, note_step, overridden
@@ -16,6 +16,8 @@ from gdtrain.training.gradient import scalar
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 # What Tensor.backward calls once it has looked at its arguments.
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
@@ -109,7 +111,7 @@ class LeanStep:
 class _Group:
     """One parameter group of the optimizer."""
 
-    def __init__(self, optimizer: SGD, group: dict[str, Any]) -> None:
+    def __init__(self, optimizer: Optimizer, group: dict[str, Any]) -> None:
         self.parameters = [p for p in group["params"] if p.requires_grad]
         self._optimizer = optimizer
         self._settings = group
@@ -124,7 +126,7 @@ class _Group:
         found = [state.get("momentum_buffer") for state in states]
         self._momenta = None if any(m is None for m in found) else found
 
-    def descend(self, gradients: list[Tensor]) -> None:
+    def descend(self, gradients: Tensors) -> None:
         """Update the group's parameters; see the equations of torch.optim.SGD."""
         settings = self._settings
         if settings["weight_decay"]:
@@ -133,7 +135,7 @@ class _Group:
             gradients = self._with_momentum(gradients, settings)
         torch._foreach_add_(self._plain, gradients, alpha=-settings["lr"])
 
-    def _with_momentum(self, gradients: list[Tensor], settings: dict[str, Any]) -> list[Tensor]:
+    def _with_momentum(self, gradients: Tensors, settings: dict[str, Any]) -> Tensors:
         if self._momenta is None:
             self._make_momenta(gradients, settings)
         else:
@@ -144,7 +146,7 @@ class _Group:
             return torch._foreach_add(gradients, self._momenta, alpha=settings["momentum"])
         return self._momenta
 
-    def _make_momenta(self, gradients: list[Tensor], settings: dict[str, Any]) -> None:
+    def _make_momenta(self, gradients: Tensors, settings: dict[str, Any]) -> None:
         """The first update takes the gradient whole; a parameter that had its first goes on."""
         self._momenta = []
         for parameter, gradient in zip(self.parameters, gradients, strict=True):

@@ -42,10 +42,9 @@ class StaticStep:
         with torch.no_grad():
             places = self.places.index_select(0, self.number)[0]
             row = self.rows.index_select(0, self.number)[0]
-            *inputs, targets = (column.index_select(0, places) for column in self._columns)
-            if not inputs:  # data without targets
-                inputs, targets = [targets], None
-            batch = Batch(inputs[0] if len(inputs) == 1 else tuple(inputs), targets, places)
+            columns = [column.index_select(0, places) for column in self._columns]
+            targets = columns.pop() if len(columns) > 1 else None
+            batch = Batch(columns[0] if len(columns) == 1 else tuple(columns), targets, places)
             new, loss, finite = self.step(self.state, self.fixed, row, batch)
             after = [*new.trained, *new.buffers, *new.momenta]
             if guarded:

@@ -1,0 +1,150 @@
+"""The lean eager update: the bits, gradients and momentum buffers of torch.optim.SGD."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gdtrain import Callback, MiniBatchLoader, Trainer
+from gdtrain.training.engines import lean
+
+N = 30
+DRAW = torch.Generator().manual_seed(0)
+X = torch.randn(N, 5, generator=DRAW)
+Y = torch.randn(N, 3, generator=DRAW)
+
+
+class Uneven(nn.Module):
+    """A model in which some parameters have a gradient in some batches only, two share one, and
+    one is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 3), nn.Linear(5, 3)
+        self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.first if x[0, 0] > 0 else self.second
+        return chosen(x) + (self.a + self.b) + chosen(x.roll(1, 1))
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 3, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table((x[:, 0].abs() * 10).long() % 7)
+
+
+SETTINGS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9, "dampening": 0.2},
+    "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "maximize": {"maximize": True},
+    "foreach": {"foreach": True, "momentum": 0.9},
+    "tensor_lr": {"lr": torch.tensor(0.05)},
+}
+
+
+def by_hand(model, optimizer, epochs, after=lambda: None) -> None:
+    for _ in range(epochs):
+        for s in range(0, N, 4):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(X[s : s + 4]), Y[s : s + 4]).backward()
+            optimizer.step()
+            after()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("kind", [Uneven, Sparse])
+def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, setting) -> None:
+    if kind is Sparse and setting in ("all", "foreach"):
+        return  # torch.optim.SGD does not take sparse gradients with these
+    options = {"lr": 0.05, **SETTINGS[setting]}
+    torch.manual_seed(1)
+    expected = kind()
+    model = copy.deepcopy(expected)
+    theirs = torch.optim.SGD(expected.parameters(), **options)
+    by_hand(expected, theirs, 2)
+    ours = torch.optim.SGD(model.parameters(), **options)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    trainer = Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager")
+    trainer.fit(2)
+    assert lean.fits(trainer) == (setting not in ("maximize", "foreach", "tensor_lr"))
+    for p, q in zip(expected.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert (p.grad is None) == (q.grad is None)
+        if p.grad is not None:
+            assert torch.equal(p.grad.to_dense(), q.grad.to_dense())
+        assert theirs.state[p].keys() == ours.state[q].keys()
+        for key, value in theirs.state[p].items():
+            assert value is ours.state[q][key] is None or torch.equal(
+                value.to_dense(), ours.state[q][key].to_dense()
+            )
+
+
+def test_settings_changed_at_a_safe_point_count_from_the_next_update_on() -> None:
+    class Change(Callback):
+        every_n_steps = 3
+
+        def on_safe_point(self, trainer):
+            (group,) = trainer.optimizer.param_groups
+            group["lr"] *= 0.5
+            group["momentum"] = 0.9 - group["momentum"]
+            with torch.no_grad():
+                trainer.model.weight.mul_(0.5)
+
+    expected = nn.Linear(5, 3)
+    model = copy.deepcopy(expected)
+    theirs = torch.optim.SGD(expected.parameters(), lr=0.1)
+    steps = 0
+
+    def change() -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 3 == 0:
+            theirs.param_groups[0]["lr"] *= 0.5
+            theirs.param_groups[0]["momentum"] = 0.9 - theirs.param_groups[0]["momentum"]
+            with torch.no_grad():
+                expected.weight.mul_(0.5)
+
+    by_hand(expected, theirs, 2, after=change)
+    ours = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    Trainer(model, nn.MSELoss(), ours, loader, device="cpu", callbacks=[Change()]).fit(2)
+    assert torch.equal(expected.weight, model.weight)
+    assert torch.equal(expected.bias, model.bias)
+
+
+def test_whoever_looks_at_each_update_is_called_each_time() -> None:
+    class OwnSGD(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            return super().step(closure)
+
+    seen = []
+    model = nn.Linear(5, 3)
+    model.weight.register_hook(lambda gradient: seen.append("gradient"))
+    model.weight.register_post_accumulate_grad_hook(lambda p: seen.append("accumulated"))
+    model.register_forward_hook(lambda *_: seen.append("forward"))
+    loader = MiniBatchLoader((X, Y), 4)
+    optimizer = OwnSGD(model.parameters(), lr=0.1)
+    Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu").fit(1)
+    assert optimizer.steps == len(loader)
+    plain = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain.register_step_post_hook(lambda *_: seen.append("step"))
+    trainer = Trainer(model, nn.MSELoss(), plain, loader, device="cpu")
+    seen.clear()
+    trainer.fit(1)
+    assert not lean.fits(trainer)
+    assert [seen.count(name) for name in ("step", "gradient", "accumulated", "forward")] == [8] * 4
+    hooked = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), hooked, loader, device="cpu")
+    seen.clear()
+    trainer.fit(1)
+    assert lean.fits(trainer)
+    assert [seen.count(name) for name in ("gradient", "accumulated", "forward")] == [8] * 3
