@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdtrain.data.csv_records import CsvRecords
 from gdtrain.data.decimals import DecimalGrid
-from gdtrain.data.records import CsvRecords
 
 digits = st.text("0123456789", max_size=9)
 

@@ -8,10 +8,11 @@ from gdtrain.config.build_data import TARGET_RANGES, PreparedData
 from gdtrain.config.schema import Config
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
+from gdtrain.data.csv_records import CsvRecords
 from gdtrain.data.dataset import Column, Preprocessing
 from gdtrain.data.lines import Lines
 from gdtrain.data.record_feed import RecordFeed
-from gdtrain.data.records import Array, CsvRecords, JsonRecords, Records, TargetRange
+from gdtrain.data.records import Array, JsonRecords, Records, TargetRange
 from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import ConfigError, DataError
 
