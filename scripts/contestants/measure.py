@@ -222,6 +222,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": " ".join(model.split()),
         "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,

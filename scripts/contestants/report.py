@@ -82,7 +82,8 @@ def machine_line(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = "" if results["device"] == "cpu" else f" {results['device']},"
     return (
-        f"{where}{machine['cpu']}, {machine['cores']} cores, one thread used, {machine['system']}, "
+        f"{where}{machine['cpu']}, {machine['cores']} cores, one thread used, load average "
+        f"{machine['load']} at the start, {machine['system']}, "
         f"Python {machine['python']}, {versions}; medians of {results['repeats']} interleaved "
         "repetitions"
     ).strip()

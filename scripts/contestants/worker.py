@@ -53,8 +53,9 @@ def _start(name: str, workload_name: str, device: str, window: float) -> tuple[R
     run = next(chosen).start(workload, device)
     if workload.kind == "first":  # there is only one first time
         return run, 1
-    run(1)
     epochs = 1
+    if run(1) > 4 * window > 0:  # slow even without what comes at the first epoch
+        return run, epochs
     while (seconds := run(epochs)) < window / 2 and epochs < MOST_EPOCHS:
         epochs *= 2
     return run, max(1, round(epochs * window / max(seconds, 1e-9))) if window else 1

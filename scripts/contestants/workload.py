@@ -85,7 +85,7 @@ WORKLOADS = [
     Workload("teaching-1", "2-4-1, batch 1", TEACHING, 4096, 1),
     Workload("teaching-64", "2-4-1, batch 64", TEACHING, 32_768, 64),
     Workload("teaching-full", "2-4-1, all 500", TEACHING, 500, None),
-    Workload("mlp-1", "64-128-10, batch 1", SMALL, 4096, 1, classes=True),
+    Workload("mlp-1", "64-128-10, batch 1", SMALL, 2048, 1, classes=True),
     Workload("mlp-64", "64-128-10, batch 64", SMALL, 32_768, 64, classes=True),
     Workload("mlp784-64", "784-256-10, batch 64", LARGE, 16_384, 64, classes=True),
     Workload("linear-1", "linear 20-1, batch 1", LINEAR, 4096, 1),
