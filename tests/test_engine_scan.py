@@ -98,6 +98,9 @@ def agree(model, loss, loader, *, epochs=1, **options) -> tuple[Trainer, Trainer
     close = pytest.approx(eager.history.train_loss, rel=TOLERANCE[dtype])
     assert scan.history.train_loss == close
     assert scan.progress.step == eager.progress.step
+    if scan.schedule.scheduler is not None:
+        assert scan.schedule.scheduler.state_dict() == eager.schedule.scheduler.state_dict()
+        assert scan.lr == eager.lr
     return eager, scan
 
 

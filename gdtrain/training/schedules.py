@@ -84,6 +84,8 @@ class ScheduleStepper:
 
     def rows(self, steps: int, read: Callable[[], list[float]]) -> list[list[float]]:
         """What ``read`` finds in the optimizer at each of the next steps; the schedule moves on."""
+        if type(self.scheduler) is LambdaLR and "step" not in vars(self.scheduler):
+            return _rows_of_lambdas(self.scheduler, steps, read)
         rows = []
         for _ in range(steps):
             rows.append(read())
@@ -118,6 +120,24 @@ class ScheduleStepper:
             self.scheduler.step(record.get("val_loss", record["train_loss"]))
         elif self.scheduler is not None and self.per == "epoch":
             self.scheduler.step()
+
+
+def _rows_of_lambdas(
+    scheduler: LambdaLR, steps: int, read: Callable[[], list[float]]
+) -> list[list[float]]:
+    """As :meth:`ScheduleStepper.rows`, with what LambdaLR.step computes and little else."""
+    groups, t = scheduler.optimizer.param_groups, scheduler.last_epoch
+    parts = list(zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True))
+    rows = []
+    for _ in range(steps):
+        rows.append(read())
+        t += 1
+        for group, base, factor in parts:
+            group["lr"] = base * factor(t)
+    scheduler.last_epoch = t
+    scheduler._step_count += steps
+    scheduler._last_lr = [group["lr"] for group in groups]
+    return rows
 
 
 def _check(holds: bool, key: str, message: str) -> None:

@@ -125,7 +125,7 @@ class CudaGraphEngine:
         assert trainer.loader is not None
         samples = trainer.placed(trainer.loader.samples)
         assert isinstance(samples, TensorSamples)
-        key = (size, id(samples), structure_of(trainer))
+        key = (size, samples, structure_of(trainer))
         known = self._recorded.get(key)
         if known is None or not known.static.is_live():
             static = StaticStep(trainer, samples, size, self.max_block_steps)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.training.engines.compiled_step import CompiledStep
-from gdtrain.training.engines.functional import update_flags
+from gdtrain.training.engines.functional import structure_of
 from gdtrain.training.engines.stream_window import window, window_steps
 from gdtrain.training.engines.xla_program import Array, Call, StepShape
 
@@ -41,7 +41,7 @@ class ScanEngine:
         self.trainer = trainer
         self._compiled: dict[Any, CompiledStep] = {}
         self._current: CompiledStep | None = None  # whose state is newer than that of the tensors
-        self._places: tuple[int, int, Any] | None = None
+        self._places: tuple[Plan, int, Any] | None = None
 
     def prepare(self, plan: Plan) -> None:
         """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
@@ -153,7 +153,7 @@ class ScanEngine:
         XLA at the first.
         """
         assert self._current is not None
-        if self._places is not None and self._places[:2] == (id(plan), first):
+        if self._places is not None and self._places[0] is plan and self._places[1] == first:
             return self._places[2]
         start = first * plan.batch_size
         taken = plan.take(start, min(start + shape.steps * shape.size, plan.num_samples)).numpy()
@@ -163,7 +163,7 @@ class ScanEngine:
         places = taken[:room].reshape(shape.steps, shape.size)
         if once:
             return places
-        self._places = id(plan), first, self._current.put(places)
+        self._places = plan, first, self._current.put(places)
         return self._places[2]
 
     # ── what is compiled ────────────────────────────────────────────────────────────────────
@@ -177,15 +177,7 @@ class ScanEngine:
         trainer = self.trainer
         assert trainer.loader is not None
         samples = trainer.placed(trainer.loader.samples)
-        modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
-        key = (
-            id(samples),
-            tuple(m.training for module in modules for m in module.modules()),
-            tuple(p.requires_grad for module in modules for p in module.parameters()),
-            trainer.clip_grad_norm,
-            trainer.clip_grad_value,
-            tuple(update_flags(group) for group in trainer.optimizer.param_groups),
-        )
+        key = (samples, structure_of(trainer))
         if key not in self._compiled:
             if plan.num_batches is None:
                 batch = next(trainer.read(trainer.loader, plan, start))
