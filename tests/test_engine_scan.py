@@ -353,6 +353,20 @@ def test_what_others_change_at_safe_points_counts() -> None:
     )
 
 
+def test_data_changed_in_place_counts_whatever_its_alignment() -> None:
+    torch.manual_seed(2)
+    model = models.mlp([5], 3, hidden=[4]).double()
+    trained = []
+    for engine in ("eager", "scan"):
+        X, y = (column[1:] for column in data(dtype=torch.float64))
+        trainer = trainer_of(engine, model, LOSSES["mse"], SampleLoader((X, y)))
+        trainer.fit(1)
+        X.mul_(0.5)
+        trainer.fit(2)
+        trained.append(trainer)
+    assert difference(*trained) < 1e-10
+
+
 def test_validation_and_early_stopping_see_the_weights_of_each_epoch() -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4]).double()

@@ -36,8 +36,8 @@ class CompiledStep:
         self.fresh_groups: tuple[int, ...] = ()  # whose momentum buffers are still to be made
         self._cpu = jax.local_devices(backend="cpu")[0]
         self._samples = samples  # keeps alive what XLA reads
-        with jax.enable_x64(True):
-            self._columns = [jax.dlpack.from_dlpack(t.contiguous()) for t in samples.tensors]
+        self._columns: list[Any] = []
+        self._versions: list[int] = []  # of the data that the columns are
         self._captured: dict[int, CapturedStep] = {}
         self._programs: dict[StepShape, Any] = {}
         self._losses: dict[StepShape, Any] = {}
@@ -50,6 +50,7 @@ class CompiledStep:
     def program(self, shape: StepShape) -> Any:
         """What runs steps of this shape. Raises ModelError if the step can't be compiled."""
         if shape not in self._programs:
+            self._share_data()
             row = np.array(self.step.settings_row(), self.dtype)
             state, fixed = self.step.tensors()
             captured = self._capture(shape.size, state, fixed, row)
@@ -84,8 +85,18 @@ class CompiledStep:
         self._columns = _arrays(tensors)
         self._operands.clear()
 
+    def _share_data(self) -> None:
+        """Let XLA read the data set; it copies what is not aligned, anew if that has changed."""
+        versions = [tensor._version for tensor in self._samples.tensors]
+        if versions != self._versions:
+            with jax.enable_x64(True), jax.default_device(self._cpu):
+                tensors = [tensor.contiguous() for tensor in self._samples.tensors]
+                self._columns = [jax.dlpack.from_dlpack(tensor) for tensor in tensors]
+            self._versions = versions
+
     def take(self) -> None:
         """Start from the present values of the tensors."""
+        self._share_data()
         state, fixed = self.step.tensors()
         self._tensors, self._fixed = flat(state), _arrays(fixed)
         self._state = _arrays(self._tensors)

@@ -57,6 +57,7 @@ def structure_of(trainer: Trainer) -> tuple[Any, ...]:
     """What a captured step takes for granted, and others may change at safe points."""
     modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
     return (
+        *(trainer.model, trainer.loss),
         tuple(m.training for module in modules for m in module.modules()),
         tuple(p.requires_grad for module in modules for p in module.parameters()),
         trainer.clip_grad_norm,
