@@ -33,7 +33,7 @@ def test_times_are_kept_for_each_contestant_and_repetition(measured) -> None:
     assert all(len(values) == 2 and min(values) > 0 for values in times.values())
     assert results["repeats"] == 2
     assert results["device"] == "cpu"
-    assert set(results["machine"]) == {"cpu", "cores", "system", "python", "versions"}
+    assert set(results["machine"]) == {"cpu", "cores", "load", "system", "python", "versions"}
 
 
 def test_the_table_can_be_shown_again(measured) -> None:
@@ -66,3 +66,12 @@ def test_a_wrong_name_is_refused() -> None:
     done = run("--only", "teaching-2")
     assert done.returncode == 2
     assert "'teaching-2' is none of teaching-1, teaching-64, " in done.stderr
+
+
+def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:
+    root = SCRIPT.parent.parent
+    readme = tmp_path / "README.md"
+    readme.write_text((root / "README.md").read_text("utf-8"), "utf-8")
+    arguments = ("--load", str(root / "benchmarks" / "cpu.json"), "--readme", str(readme))
+    assert run(*arguments).returncode == 0
+    assert readme.read_text("utf-8") == (root / "README.md").read_text("utf-8")

@@ -72,7 +72,7 @@ def times_text(value: float) -> str:
 
 def seconds(value: float) -> str:
     for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale:
+        if value >= 0.9995 * scale:  # 999.6 µs are shown as 1 ms
             return f"{value / scale:.3g} {unit}"
     return f"{value * 1e9:.3g} ns"
 
@@ -177,7 +177,7 @@ def plot(results: Results, path: Path) -> None:
     )
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
-    for axis, (name, times) in zip(axes.flat, shown, strict=False):
+    for axis, (workload, times) in zip(axes.flat, shown, strict=False):
         names = sorted(times, key=lambda c: -median(times[c]))
         middle = [median(times[n]) for n in names]
         spread = [
@@ -186,10 +186,10 @@ def plot(results: Results, path: Path) -> None:
         ]
         colors = ["tab:orange" if n.startswith("gdtrain") else "tab:gray" for n in names]
         axis.barh(names, middle, xerr=spread, color=colors, ecolor="black", capsize=2)
-        for place, value in enumerate(middle):
+        for place, name in enumerate(names):
             axis.annotate(
-                seconds(value),
-                (value, place),
+                seconds(middle[place]),
+                (max(times[name]), place),
                 xytext=(6, -3),
                 textcoords="offset points",
                 fontsize=7,
@@ -197,7 +197,7 @@ def plot(results: Results, path: Path) -> None:
         axis.set_xscale("log")
         axis.margins(x=0.25)
         axis.tick_params(labelsize=8)
-        axis.set_title(title(name), fontsize=9)
+        axis.set_title(title(workload), fontsize=9)
         axis.set_xlabel("seconds", fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=75)
     pyplot.close(figure)
