@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from gdtrain.errors import OutputError
 # A name that nobody takes for finished; whatever bears it after a crash may be removed.
 UNFINISHED = ".unfinished-"
 _REMOVED = f"{UNFINISHED}removed-"
+_AT_ONCE = 1 << 30  # a system call moves less than 2 GiB
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -22,7 +24,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     name, be it a link to somewhere else.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with _closing(handle):
+    with closing(handle):
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
@@ -35,17 +37,27 @@ def replace_file(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
     with suppress(FileNotFoundError):
         os.unlink(unfinished)
-    write_file(unfinished, [content])
-    os.rename(unfinished, path)
+    with cleaned_up(unfinished):
+        write_file(unfinished, [content])
+        os.rename(unfinished, path)
     sync_directory(path.parent)
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, and see to it that a crash does not lose them."""
-    missing = [] if path.is_dir() or not path.exists() else [path]  # a file: mkdir says so
-    while not path.exists():
+    """Make a directory and those above it, and see to it that a crash does not lose them.
+
+    Raises OSError if that fails, and FileExistsError if something else bears its name.
+    """
+    missing = []
+    while not os.path.lexists(path):
         missing.append(path)
         path = path.parent
+    if not path.is_dir():
+        raise FileExistsError(errno.EEXIST, "is not a directory", str(path))
+    # Whoever made it may have died before its name was on the disk; but not in a directory that
+    # may not be read, such as the one above a home.
+    with suppress(PermissionError):
+        sync_directory(path.parent)
     for directory in reversed(missing):
         os.mkdir(directory)
         sync_directory(directory.parent)
@@ -54,31 +66,55 @@ def make_directory(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make sure that the names in a directory are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    with _closing(handle):
+    with closing(handle):
         os.fsync(handle)
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory with the files in it, under a name that nobody takes for finished."""
-    aside = directory.with_name(f"{_REMOVED}{directory.name.removeprefix(UNFINISHED)}")
-    if aside != directory:
-        if aside.exists():
-            remove(aside)
-        os.rename(directory, aside)
-    for entry in os.listdir(aside):
-        os.unlink(aside / entry)
-    os.rmdir(aside)
+def sync_file(path: Path) -> None:
+    """Make sure that what is in a file, if there is one, is on the disk, and its name too."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    with closing(handle):
+        os.fsync(handle)
+
+
+def put_aside(path: Path) -> Path:
+    """Give ``path`` a name that nobody takes for finished, and return it."""
+    aside = path.with_name(f"{_REMOVED}{path.name}")
+    if os.path.lexists(aside):
+        remove(aside)
+    os.rename(path, aside)
+    return aside
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; of a link, the link alone."""
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        os.unlink(path)
+        return
+    for name in os.listdir(path):
+        remove(path / name)
+    os.rmdir(path)
 
 
 def remove_unfinished(directory: Path) -> None:
     """Remove what a crash has left behind in ``directory``."""
     for name in os.listdir(directory):
-        path = directory / name
         if name.startswith(UNFINISHED):
-            if path.is_dir() and not path.is_symlink():
-                remove(path)
-            else:
-                os.unlink(path)
+            remove(directory / name)
+
+
+@contextmanager
+def cleaned_up(path: Path) -> Iterator[None]:
+    """Remove what is at ``path`` if what follows fails, so that a full disk gets its room back."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what failed before is what is to be told
+            remove(path)
+        raise
 
 
 def open_file(path: Path, at_most: int) -> int:
@@ -99,11 +135,19 @@ def open_file(path: Path, at_most: int) -> int:
 def read_file(path: Path, at_most: int) -> bytes:
     """The bytes of a regular file that is no link. Raises as :func:`open_file` does."""
     handle = open_file(path, at_most)
-    with _closing(handle):
-        parts = []
-        while part := os.read(handle, 1 << 20):
-            parts.append(part)
-    return b"".join(parts)
+    with closing(handle):
+        content = bytearray(os.fstat(handle).st_size)
+        read_into(handle, path, memoryview(content))
+    return bytes(content)
+
+
+def read_into(handle: int, path: Path, place: memoryview) -> None:
+    """Fill ``place`` from a file. Raises OutputError if the file ends before that."""
+    while place:
+        count = os.readv(handle, [place[:_AT_ONCE]])
+        if not count:
+            raise OutputError(f"{path} is shorter than it is said to be")
+        place = place[count:]
 
 
 def check_inside(directory: Path, names: Iterable[str]) -> None:
@@ -118,8 +162,9 @@ def check_inside(directory: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _closing(handle: int) -> Iterator[None]:
+def closing(handle: int) -> Iterator[int]:
+    """Close a handle on leaving."""
     try:
-        yield
+        yield handle
     finally:
         os.close(handle)
