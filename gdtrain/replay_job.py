@@ -71,16 +71,29 @@ class ReplayJob:
             source = self._rebuild(run)
         trainer = run.trainer
         start = trainer.progress.step
-        if start < self.step - 1:
-            stop = _StopAfter(self.step - 1)
-            trainer.callbacks.append(stop)
-            try:
-                trainer.fit(config.epochs)
-            except NonFiniteError as error:
-                raise self._no_step(f"the run stopped before it: {error}") from error
+        try:
+            epoch = self._epoch(trainer, config.epochs)
+            trainer.fit(epoch)  # all before it, so that what ends an epoch has been done
+            if trainer.progress.step < self.step - 1:
+                trainer.callbacks.append(_StopAfter(self.step - 1))
+                trainer.fit(epoch + 1)
+        except NonFiniteError as error:
+            raise self._no_step(f"the run stopped before it: {error}") from error
         if trainer.progress.step != self.step - 1:
             raise self._no_step(f"the run ends with step {trainer.progress.step}")
         return self._look(trainer, source, trainer.progress.step - start)
+
+    def _epoch(self, trainer: Trainer, epochs: int) -> int:
+        """The epoch, from 0, in which the step falls."""
+        assert trainer.loader is not None
+        progress = trainer.progress
+        epoch, last = progress.epoch, progress.step - progress.step_in_epoch
+        while epoch < epochs:
+            batches = trainer.loader.plan(epoch).num_batches
+            if batches is None or self.step <= last + batches:
+                return epoch
+            epoch, last = epoch + 1, last + batches
+        raise self._no_step(f"the run ends with step {last}")
 
     def _rebuild(self, run: Run) -> str | None:
         """Take up the nearest checkpoint before the step, if there is one; its name."""
@@ -97,8 +110,6 @@ class ReplayJob:
         assert trainer.loader is not None
         epoch, number = trainer.progress.epoch, trainer.progress.step_in_epoch
         plan = trainer.loader.plan(epoch)
-        if plan.is_over(number):  # an epoch that a checkpoint had left to be closed
-            epoch, number, plan = epoch + 1, 0, trainer.loader.plan(epoch + 1)
         plan.seek(number, trainer.progress.position)
         batch = next(trainer.read(trainer.loader, plan, number))
         trainer.model.train()
