@@ -47,9 +47,9 @@ def same(one: Any, other: Any) -> bool:
 class Run:
     """A run in ``root`` that saves, as a scenario tells it."""
 
-    def __init__(self, recorder: Recorder, keep_last: int) -> None:
+    def __init__(self, recorder: Recorder, keep_last: int, place: str) -> None:
         self.recorder, self.root = recorder, recorder.root
-        self.store = store_in(self.root, keep_last)
+        self.store = store_in(self.root, keep_last, place)
 
     def save(self, step: int, label: int) -> None:
         with self.recorder.promising("newest", label):
@@ -72,8 +72,9 @@ class Run:
         os.close(handle)
 
 
-def store_in(root: Path, keep_last: int) -> CheckpointStore:
-    return CheckpointStore(root / "checkpoints", keep_last, sync_first=[root / LOG])
+def store_in(root: Path, keep_last: int, place: str = "checkpoints") -> CheckpointStore:
+    logs = [root / LOG] if place == "checkpoints" else []
+    return CheckpointStore(root / place, keep_last, sync_first=logs)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Scenario:
     at_first: dict[str, Any] | None = None
     newest_is_logged: bool = False
     damaged_before: int = 0
+    place: str = "checkpoints"
 
 
 def _saves(*steps: int) -> Callable[[Run], None]:
@@ -132,6 +134,11 @@ def _logged(run: Run) -> None:
             run.save(step, step)
 
 
+def _made_and_killed(run: Run) -> None:
+    run.store.directory.mkdir()  # by a program that ended before it flushed anything
+    run.save(1, 1)
+
+
 def _remains(root: Path) -> None:
     _saved_before(3, 1, 2)(root)
     kept = root / "checkpoints"
@@ -151,6 +158,9 @@ def _undone(root: Path) -> None:
 SCENARIOS = {
     "the first save": Scenario(3, _saves(1)),
     "a second save, one kept": Scenario(1, _saves(1, 2)),
+    "the first save, far down": Scenario(3, _saves(1), place="runs/mine/checkpoints"),
+    "the directory made before": Scenario(1, _made_and_killed, place="runs"),
+    "a new log": Scenario(2, _logged, _saved_before(2, 0), {"newest": 0}, newest_is_logged=True),
     "more saves, three kept": Scenario(3, _saves(1, 2, 3, 4, 5)),
     "the same step again": Scenario(2, _same_step_again, _saved_before(2, 6), {"newest": 6}),
     "several pruned at once": Scenario(
@@ -185,7 +195,7 @@ def cut_everywhere(name: str, subsets: int, data: tuple[str, ...] = DATA) -> Fig
         scenario.before(root)
         recorder = Recorder(root)
         with recorder.active():
-            scenario.act(Run(recorder, scenario.keep_last))
+            scenario.act(Run(recorder, scenario.keep_last, scenario.place))
         figures = Figures(calls=len(recorder.calls), kinds=Counter(c[0] for c in recorder.calls))
         looked: dict[Any, tuple[dict[str, Any], list[str]]] = {}
         for cut, tree in after_cuts(recorder, subsets, data=data):
@@ -209,21 +219,21 @@ def _look(root: Path, tree: Tree, scenario: Scenario) -> tuple[dict[str, Any], l
     """What is found after a cut, and what is wrong whenever it was."""
     make_tree(root, tree)
     wrong: list[str] = []
-    seen = _found(root, scenario.keep_last, wrong)
+    store = store_in(root, scenario.keep_last, scenario.place)
+    seen = _found(root, store, wrong)
     if scenario.newest_is_logged and seen["newest"] is not None:
-        lines = (root / LOG).read_bytes().split(b"\n")[: seen["newest"]]
+        lines = _content(root / LOG).split(b"\n")[: seen["newest"]]
         wanted = [f'{{"kind": "step", "step": {k + 1}}}'.encode() for k in range(seen["newest"])]
         if lines != wanted:
             wrong.append(f"the log lacks lines up to step {seen['newest']}")
     if len(seen["halves"]) > scenario.damaged_before:
         wrong += seen["halves"]
-    _go_on(root, scenario.keep_last, wrong)
+    _go_on(root, scenario, wrong)
     shutil.rmtree(root)
     return seen, wrong
 
 
-def _found(root: Path, keep_last: int, wrong: list[str]) -> dict[str, Any]:
-    store = store_in(root, keep_last)
+def _found(root: Path, store: CheckpointStore, wrong: list[str]) -> dict[str, Any]:
     # halves: what bears a whole checkpoint's name
     seen: dict[str, Any] = {"newest": None, "best": None, CONFIG: None, "halves": []}
     try:
@@ -246,6 +256,10 @@ def _found(root: Path, keep_last: int, wrong: list[str]) -> dict[str, Any]:
     return seen
 
 
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
 def _label(state: dict[str, Any], wrong: list[str]) -> int:
     label = int(state["progress"]["step"])
     if not same(state, state_of(label)):
@@ -253,15 +267,15 @@ def _label(state: dict[str, Any], wrong: list[str]) -> int:
     return label
 
 
-def _go_on(root: Path, keep_last: int, wrong: list[str]) -> None:
+def _go_on(root: Path, scenario: Scenario, wrong: list[str]) -> None:
     """Whatever the cut has left, the run goes on saving, and nothing piles up."""
     for step in (11, 12):
-        store = store_in(root, keep_last)
+        store = store_in(root, scenario.keep_last, scenario.place)
         store.save(step, state_of(step))
         if _label(store.load_newest()[1], wrong) != step:
             wrong.append("what was saved afterwards is not the newest")
-    names = [path.name for path in (root / "checkpoints").iterdir()]
-    if sum(name.startswith("step-") for name in names) > keep_last + 1:
+    names = [path.name for path in store.directory.iterdir()]
+    if sum(name.startswith("step-") for name in names) > scenario.keep_last + 1:
         wrong.append(f"{len(names)} checkpoints are kept")
     if any(name.startswith(disk.UNFINISHED) for name in names):
         wrong.append("something unfinished stays for ever")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gdtrain.errors import OutputError
+from gdtrain.errors import OutputError, StorageError
 
 # A name that nobody takes for finished; whatever bears it after a crash may be removed.
 UNFINISHED = ".unfinished-"
@@ -24,7 +24,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     name, be it a link to somewhere else.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with closing(handle):
+    with _named(path), closing(handle):
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
@@ -49,14 +49,14 @@ def make_directory(path: Path) -> None:
     Raises OSError if that fails, and FileExistsError if something else bears its name.
     """
     missing = []
-    while not os.path.lexists(path):
+    while not is_there(path):
         missing.append(path)
         path = path.parent
     if not path.is_dir():
         raise FileExistsError(errno.EEXIST, "is not a directory", str(path))
     # Whoever made it may have died before its name was on the disk; but not in a directory that
     # may not be read, such as the one above a home.
-    with suppress(PermissionError):
+    if os.access(path.parent, os.R_OK):
         sync_directory(path.parent)
     for directory in reversed(missing):
         os.mkdir(directory)
@@ -66,7 +66,7 @@ def make_directory(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make sure that the names in a directory are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    with closing(handle):
+    with _named(path), closing(handle):
         os.fsync(handle)
 
 
@@ -76,14 +76,23 @@ def sync_file(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return
-    with closing(handle):
+    with _named(path), closing(handle):
         os.fsync(handle)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something bears that name, be it a link to nowhere. Raises OSError if unknown."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def put_aside(path: Path) -> Path:
     """Give ``path`` a name that nobody takes for finished, and return it."""
     aside = path.with_name(f"{_REMOVED}{path.name}")
-    if os.path.lexists(aside):
+    if is_there(aside):
         remove(aside)
     os.rename(path, aside)
     return aside
@@ -123,13 +132,17 @@ def open_file(path: Path, at_most: int) -> int:
     Raises OutputError if it is anything else, OSError if it can't be opened.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= at_most:
-        return handle
-    os.close(handle)
-    if not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{path} is not a regular file; remove it")
-    raise OutputError(f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected")
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(f"{path} is not a regular file; remove it")
+        if found.st_size > at_most:
+            said = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
+            raise OutputError(said)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def read_file(path: Path, at_most: int) -> bytes:
@@ -168,3 +181,22 @@ def closing(handle: int) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def needed(what: str) -> Iterator[None]:
+    """Raise StorageError if ``what``, which a run can't do without, can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what} could not be written: {error}") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in errors of calls that know its handle alone."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
