@@ -1,8 +1,8 @@
 """How state is written: tensors as safetensors, everything else as JSON, and nothing that runs.
 
 A checkpoint is two files. ``tensors.safetensors`` holds the tensors by name. ``state.json`` has
-two lines: a header with the format's number and the SHA-256 of the other file and of the second
-line, and the values, with a note wherever a tensor belongs.
+two lines: a header with the format's number, the SHA-256 of the other file and that of both and
+the second line; and the values, with a note wherever a tensor belongs.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def write_state(directory: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     values = json.dumps(flatten(state, "", tensors)).encode()
     digest = write_tensors(directory / TENSORS, tensors)
-    header = _header({TENSORS: digest, "values": hashlib.sha256(values).hexdigest()})
-    disk.write_file(directory / STATE, [header, values, b"\n"])
+    disk.write_file(directory / STATE, [_header(digest, values), values, b"\n"])
     disk.sync_directory(directory)
 
 
@@ -54,9 +53,9 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
     Raises CheckpointError, naming the file, if it is damaged or not what was written.
     """
     with _told(directory):
-        digests, text = _read_values(directory)
+        said, text = _read_values(directory)
         tensors, digest = _read_tensors(directory / TENSORS, check)
-        _compare(directory / TENSORS, digest, digests.get(TENSORS))
+        _compare(directory, digest, said)
     try:
         state = restore(parse(text), tensors)
         if not isinstance(state, dict) or tensors:
@@ -70,14 +69,14 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
 def verify(directory: Path) -> None:
     """Raise CheckpointError, naming the file, unless both are as they were written."""
     with _told(directory):
-        digests, _ = _read_values(directory)
+        said, _ = _read_values(directory)
         path = directory / TENSORS
         with disk.closing(disk.open_file(path, _ANY_SIZE)) as handle:
             read_layout(handle, path)
             with os.fdopen(handle, "rb", closefd=False) as file:
                 file.seek(0)
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-        _compare(path, digest, digests.get(TENSORS))
+        _compare(directory, digest, said)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -127,8 +126,8 @@ def read_weights(path: Path, check: TensorCheck) -> dict[str, Tensor]:
         return _read_tensors(path, check)[0]
 
 
-def _read_values(directory: Path) -> tuple[dict[str, str], bytes]:
-    """The digests and the values' line of a state.json, which is exactly as it was written."""
+def _read_values(directory: Path) -> tuple[str, bytes]:
+    """The tensors' digest and the values' line of a state.json that is exactly as written."""
     if directory.is_symlink():
         raise CheckpointError(f"{directory}: is a symbolic link; a checkpoint is a directory")
     path = directory / STATE
@@ -136,15 +135,15 @@ def _read_values(directory: Path) -> tuple[dict[str, str], bytes]:
     first, _, rest = content.partition(b"\n")
     try:
         header = json.loads(first[:_MAX_HEADER_BYTES])
-        number, digests = header["gdtrain checkpoint"], dict(header["sha256"])
+        number, digest = header["gdtrain checkpoint"], header[TENSORS]
     except _MALFORMED as error:
         raise CheckpointError(f"{path} is damaged (its header can't be read)") from error
     if type(number) is int and number != FORMAT:
         raise CheckpointError(f"{path} is of format {number}; this version reads {FORMAT}")
     values = rest.removesuffix(b"\n")
-    whole = _header(digests) + values + b"\n" == content
-    _compare(path, hashlib.sha256(values).hexdigest() if whole else None, digests.get("values"))
-    return digests, values
+    if not isinstance(digest, str) or _header(digest, values) + values + b"\n" != content:
+        raise CheckpointError(f"{path} is damaged (its digest differs)")
+    return digest, values
 
 
 def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tensor], str]:
@@ -172,13 +171,16 @@ def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tens
     return tensors, digest.hexdigest()
 
 
-def _header(digests: dict[str, str]) -> bytes:
-    return json.dumps({"gdtrain checkpoint": FORMAT, "sha256": digests}).encode() + b"\n"
+def _header(tensors: str, values: bytes) -> bytes:
+    both = hashlib.sha256(f"{FORMAT} {tensors}\n".encode() + values).hexdigest()
+    header = {"gdtrain checkpoint": FORMAT, TENSORS: tensors, "sha256": both}
+    return json.dumps(header).encode() + b"\n"
 
 
-def _compare(path: Path, digest: str | None, said: Any) -> None:
-    if digest is None or digest != said:
-        raise CheckpointError(f"{path} is damaged (its digest differs)")
+def _compare(directory: Path, digest: str, said: str) -> None:
+    if digest != said:
+        said = f"or is not of one checkpoint with its {STATE} (its digest differs)"
+        raise CheckpointError(f"{directory / TENSORS} is damaged, {said}")
 
 
 @contextmanager
