@@ -134,6 +134,11 @@ def _logged(run: Run) -> None:
             run.save(step, step)
 
 
+def _log_made_later(run: Run) -> None:
+    run.save(0, 0)
+    _logged(run)
+
+
 def _made_and_killed(run: Run) -> None:
     run.store.directory.mkdir()  # by a program that ended before it flushed anything
     run.save(1, 1)
@@ -160,7 +165,7 @@ SCENARIOS = {
     "a second save, one kept": Scenario(1, _saves(1, 2)),
     "the first save, far down": Scenario(3, _saves(1), place="runs/mine/checkpoints"),
     "the directory made before": Scenario(1, _made_and_killed, place="runs"),
-    "a new log": Scenario(2, _logged, _saved_before(2, 0), {"newest": 0}, newest_is_logged=True),
+    "a log made after the first save": Scenario(2, _log_made_later, newest_is_logged=True),
     "more saves, three kept": Scenario(3, _saves(1, 2, 3, 4, 5)),
     "the same step again": Scenario(2, _same_step_again, _saved_before(2, 6), {"newest": 6}),
     "several pruned at once": Scenario(

@@ -70,14 +70,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
 
 
-def sync_file(path: Path) -> None:
-    """Make sure that what is in a file, if there is one, is on the disk, and its name too."""
+def sync_file(path: Path) -> bool:
+    """Make sure that what is in a file is on the disk; return whether there is such a file."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return
+        return False
     with _named(path), closing(handle):
         os.fsync(handle)
+    return True
 
 
 def is_there(path: Path) -> bool:

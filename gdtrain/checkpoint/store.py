@@ -46,6 +46,7 @@ class CheckpointStore:
         self.keep_last = keep_last
         self.sync_first = tuple(sync_first)
         self._prepared = False
+        self._synced: set[Path] = set()  # of those, whose names are on the disk
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write ``state`` as the checkpoint after ``step`` updates; return its directory.
@@ -62,8 +63,7 @@ class CheckpointStore:
         with disk.cleaned_up(unfinished):
             os.mkdir(unfinished)
             write_state(unfinished, state)
-            for path in self.sync_first:
-                disk.sync_file(path)
+            self._sync_first()
             os.rename(unfinished, final)
         disk.sync_directory(self.directory)
         verify(final)
@@ -143,10 +143,14 @@ class CheckpointStore:
         """Make the directory, and remove what a crash has left in it."""
         if not self._prepared:
             disk.make_directory(self.directory)
-            for parent in {path.parent for path in self.sync_first}:
-                disk.sync_directory(parent)
             self._prepared = True
         disk.remove_unfinished(self.directory)
+
+    def _sync_first(self) -> None:
+        for path in self.sync_first:
+            if disk.sync_file(path) and path not in self._synced:
+                disk.sync_directory(path.parent)
+                self._synced.add(path)
 
     def _found(self) -> list[Saved]:
         """All checkpoints by their names, the newest first."""
