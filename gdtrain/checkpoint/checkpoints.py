@@ -55,7 +55,7 @@ class Checkpoints(Callback):
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
         self.wanted = False
         self.best = math.inf
-        self._end_of_epoch: tuple[int, State] | None = None
+        self._end_of_epoch: State | None = None
         self._background = Background(self._tell)
 
     def save_soon(self) -> None:
@@ -66,9 +66,7 @@ class Checkpoints(Callback):
         """Save unless the newest checkpoint is of this moment, and wait until it is written."""
         now = (trainer.progress.epoch, trainer.progress.step)
         if now != self.saved_at:
-            state = self._take(trainer)
-            if trainer.world.rank == 0:
-                self._background.submit(partial(self._save, now[1], state))
+            self._submit(trainer, self._take(trainer))
         try:
             self._background.wait()
         except OSError as error:
@@ -99,36 +97,43 @@ class Checkpoints(Callback):
         candidate = epoch_done and self.keep_best is not None
         if by_steps or by_epochs or by_seconds or asked or candidate:
             self.wanted = False
-            step, state = progress.step, self._take(trainer)
+            state = self._take(trainer)
             if candidate:
-                self._end_of_epoch = (step, state)
-            if trainer.world.rank == 0 and (by_steps or by_epochs or by_seconds or asked):
-                self._background.submit(partial(self._save, step, state))
-                if asked:
-                    logger.warning("saving the checkpoint of step %d, as asked", step)
+                self._end_of_epoch = state
+            if by_steps or by_epochs or by_seconds or asked:
+                self._submit(trainer, state)
+            if asked and trainer.world.rank == 0:
+                logger.warning("saving the checkpoint of step %d, as asked", progress.step)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
-        if self._end_of_epoch is not None and value < self.best:
+        if value < self.best:
             self.best = value
-            step, state = self._end_of_epoch
             if trainer.world.rank == 0:
-                mark = partial(self._save_best, step, state, self.sign * value)
-                self._background.submit(mark)
+                step, state = trainer.progress.step, self._end_of_epoch
+                self._background.submit(partial(self._save_best, step, state, self.sign * value))
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.save_now(trainer)
 
     def _take(self, trainer: Trainer) -> State:
-        self.saved_at = (trainer.progress.epoch, trainer.progress.step)
         return {**trainer.state_dict(), "settings": {**self.settings, "best": self.best}}
+
+    def _submit(self, trainer: Trainer, state: State) -> None:
+        self.saved_at = (trainer.progress.epoch, trainer.progress.step)
+        if trainer.world.rank == 0:
+            self._background.submit(partial(self._save, trainer.progress.step, state))
 
     def _save(self, step: int, state: State) -> None:
         self.store.save(step, state)
 
-    def _save_best(self, step: int, state: State, metric: float) -> None:
-        path = self.store.newest(step) or self.store.save(step, state)
+    def _save_best(self, step: int, state: State | None, metric: float) -> None:
+        path = self.store.newest(step)
+        if path is None:
+            # A run that was resumed at the end of an epoch has no state of it, but a checkpoint.
+            assert state is not None
+            path = self.store.save(step, state)
         self.store.mark_best(path, metric)
 
     def _tell(self, error: Exception) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.checkpoint.format import DTYPES, TensorCheck
+from gdtrain.checkpoint.layout import DTYPES, Found, TensorCheck
 from gdtrain.errors import CheckpointError
 from gdtrain.training.seeding import RngState
 from gdtrain.training.state import take_template
@@ -19,8 +19,6 @@ _STATES_PER_PARAMETER = 8
 # Callbacks may keep what they like, up to this and a few times the size of the model.
 _CALLBACK_BYTES = 64 << 20
 _MAX_PROCESSES = 1 << 16
-
-Found = Mapping[str, tuple[str, list[int]]]
 
 
 def tensor_check(trainer: Trainer) -> TensorCheck:

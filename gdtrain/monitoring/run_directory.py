@@ -144,18 +144,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_weights(directory: Path, weights: dict[str, Tensor]) -> None:
-    """Put the final weights in the place of what may be there; raises OSError if that fails."""
+    """Put the final weights in the place of what may be there; raises StorageError on failure."""
     unfinished = directory / f"{disk.UNFINISHED}{WEIGHTS}"
-    unfinished.unlink(missing_ok=True)
-    write_tensors(unfinished, weights)
-    unfinished.replace(directory / WEIGHTS)
-    disk.sync_directory(directory)
+    with disk.needed(WEIGHTS):
+        unfinished.unlink(missing_ok=True)
+        with disk.cleaned_up(unfinished):
+            write_tensors(unfinished, weights)
+            unfinished.replace(directory / WEIGHTS)
+        disk.sync_directory(directory)
 
 
 def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
     """Write summary.json, with null for numbers that are not finite, and return its content.
 
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
+    Raises StorageError if it can't be written.
     """
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
     validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
@@ -177,7 +180,9 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
             "python": platform.python_version(),
         },
     }
-    write_text(directory / SUMMARY, json.dumps(finite(summary), indent=1) + "\n")
+    with disk.needed(SUMMARY):
+        text = json.dumps(finite(summary), indent=1) + "\n"
+        disk.replace_file(directory / SUMMARY, text.encode())
     return summary
 
 
