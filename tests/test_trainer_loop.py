@@ -332,7 +332,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where() -> None:
     trainer = make_trainer(SampleLoader((X, Y), order="sequential"), lr=1e20)
     with pytest.raises(
         NonFiniteError,
-        match=r"^loss is (nan|inf) in epoch 1, step \d, with lr 1e\+20; "
+        match=r"^loss is (nan|inf) in epoch 1, step \d, with lr 1e\+20, on sample \d; first tensor "
+        r"that is not finite: [^;]*; weights and optimizer are as they were before this update; "
         r"try a smaller lr, clip_grad_norm, or standardised inputs$",
     ):
         trainer.fit(1)

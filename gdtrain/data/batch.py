@@ -185,6 +185,10 @@ class Block:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def head(self, steps: int) -> Block:
+        """The block of its first ``steps`` steps."""
+        return replace(self, stop=self.start + steps)
+
     @property
     def batch_sizes(self) -> list[int]:
         """The number of samples of each step, on all ranks."""

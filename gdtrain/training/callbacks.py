@@ -118,6 +118,10 @@ class Listeners:
             for event in EVENTS
         }
 
+    def has(self, event: str) -> bool:
+        """Whether a callback listens to the event."""
+        return bool(self._of[event])
+
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""
         for callback in self._of[event]:

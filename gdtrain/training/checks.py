@@ -1,20 +1,17 @@
-"""What must be true before training goes on: parameters, shapes, label ranges, finite losses."""
+"""What must be true before training goes on: parameters, shapes, label ranges, same data."""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain.data.batch import Block
 from gdtrain.data.loaders import Loader
-from gdtrain.errors import ConfigError, DataError, ModelError, NonFiniteError
+from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.distributed import World
-from gdtrain.training.progress import Progress
 
 # Losses that compare output and target number by number, and would broadcast them.
 ELEMENTWISE = (
@@ -191,19 +188,6 @@ def check_same_data(world: World, loader: Loader) -> None:
             if mine != theirs
         )
         raise DataError(f"the processes see different data: {said}; give all of them the same")
-
-
-def check_losses(progress: Progress, block: Block, lr: float) -> None:
-    """Raise NonFiniteError, naming the step, if a loss of the block that has run is not finite."""
-    finite = np.isfinite(progress.losses)
-    if finite.all():
-        return
-    first = int(np.argmin(finite))
-    raise NonFiniteError(
-        f"loss is {progress.losses[first]} in epoch {block.plan.epoch + 1}, "
-        f"step {progress.step - len(block) + first + 1}, with lr {lr:g}; "
-        "try a smaller lr, clip_grad_norm, or standardised inputs"
-    )
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:

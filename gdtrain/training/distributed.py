@@ -74,6 +74,18 @@ class World:
         dist.all_gather(everyone, mine)
         return [theirs.tolist() for theirs in everyone]
 
+    def gather_bytes(self, content: bytes) -> list[bytes]:
+        """The bytes of every process, in the order of their ranks; of any length on each."""
+        if self.size == 1:
+            return [content]
+        longest = max(length for (length,) in self.gather([len(content)]))
+        padded = [len(content), *content, *bytes(longest - len(content))]
+        return [bytes(data[:length]) for length, *data in self.gather(padded)]
+
+    def gather_text(self, text: str) -> list[str]:
+        """The text of every process, in the order of their ranks."""
+        return [content.decode() for content in self.gather_bytes(text.encode())]
+
 
 def join(device: str, timeout_seconds: float) -> World:
     """Join the processes that torchrun has started; alone, if it has started none or one.

@@ -136,14 +136,18 @@ class ExactGradient:
 def closure_step(trainer: Trainer, batch: Batch) -> Tensor:
     """One update of an optimizer that evaluates loss and gradient as often as it likes (L-BFGS).
 
-    Returns the loss of its first evaluation, which is the one before the update, detached.
+    Returns the loss of its first evaluation, which is the one before the update, detached. Raises
+    NotFinite if that is not finite, or if the update ends at weights that are not; on the way
+    there a line search may try steps that are too long.
     """
     losses: list[Tensor] = []
 
     def closure() -> float:
         losses.append(trainer.batch_gradient(batch))
         trainer.finish_gradient()
+        if len(losses) == 1:
+            trainer.guard.check(losses[0])
         return float(losses[-1])
 
-    trainer.optimizer.step(closure)
+    trainer.guard.protect(lambda: trainer.optimizer.step(closure))
     return losses[0]

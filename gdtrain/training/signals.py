@@ -35,3 +35,22 @@ def on_signal(signals: Sequence[int], stop: Callable[[int], None]) -> Iterator[N
         yield
     finally:
         restore()
+
+
+@contextmanager
+def interruptible(stop: Callable[[str], None]) -> Iterator[None]:
+    """At Ctrl-C call ``stop("interrupted")``, and raise KeyboardInterrupt on leaving.
+
+    Where Ctrl-C does what it does in Python by itself; a handler of somebody's own stays.
+    """
+    interrupted: list[int] = []
+
+    def note(signum: int) -> None:
+        interrupted.append(signum)
+        stop("interrupted")
+
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with on_signal([signal.SIGINT] if default else [], note):
+        yield
+    if interrupted:
+        raise KeyboardInterrupt

@@ -18,7 +18,6 @@ Only the loader knows which form it is. Override, from the widest to the narrowe
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -31,19 +30,20 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import Samples, TensorSamples, as_tensor
-from gdtrain.errors import ModelError
-from gdtrain.training import checks, evaluation, gradient, state
+from gdtrain.errors import ModelError, NonFiniteError
+from gdtrain.training import checks, diagnosis, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
 from gdtrain.training.device import Precision, autocast, parameter_dtype, place, resolve_device
 from gdtrain.training.distributed import World
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
+from gdtrain.training.guard import Guard
 from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.progress import History, Progress
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
 from gdtrain.training.sharding import is_sharded
-from gdtrain.training.signals import on_signal
+from gdtrain.training.signals import interruptible
 from gdtrain.training.validation import Validation
 
 
@@ -141,7 +141,10 @@ class Trainer:
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck(loss)
         self._needs_closure = checks.needs_closure(optimizer)
-        self._listeners = Listeners(self.callbacks)
+        own_step = type(self).train_step is not Trainer.train_step
+        deferred = self.device.type != "cpu" and not self._needs_closure
+        self.guard = Guard(self, deferred=deferred, own_step=own_step)
+        self.listeners = Listeners(self.callbacks)
         self._on_device: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
@@ -153,8 +156,8 @@ class Trainer:
         Ctrl-C stops at the next safe point, with weights and progress in step, and then raises
         KeyboardInterrupt; a second Ctrl-C does so at once.
 
-        Raises ModelError if model, loss and data do not fit, and NonFiniteError if the loss
-        becomes NaN or infinite.
+        Raises ModelError if model, loss and data do not fit, and NonFiniteError, with everything as
+        before that update, if a loss or gradient is NaN or infinite.
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
@@ -164,22 +167,17 @@ class Trainer:
         checks.check_same_data(self.world, self.loader)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
-        interrupted: list[int] = []
-
-        def stop(signum: int) -> None:
-            interrupted.append(signum)
-            self.stop("interrupted")
-
-        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        with on_signal([signal.SIGINT] if default else [], stop):
+        with interruptible(self.stop):
             self.emit("on_fit_start")
-            stopping = self._agree_to_stop()
-            while self.progress.epoch < num_epochs and not stopping:
-                self._run_epoch()
+            try:
                 stopping = self._agree_to_stop()
+                while self.progress.epoch < num_epochs and not stopping:
+                    self._run_epoch()
+                    stopping = self._agree_to_stop()
+            except NonFiniteError:  # weights and progress are in step, and worth a checkpoint
+                self.emit("on_fit_end")
+                raise
             self.emit("on_fit_end")
-        if interrupted:
-            raise KeyboardInterrupt
         return self.history
 
     def _run_epoch(self) -> None:
@@ -190,9 +188,12 @@ class Trainer:
         for block in blocks(self, self.plan, start=self.progress.step_in_epoch):
             started = time.perf_counter()
             losses = self.engine.run(block)
-            self.block_length.observe(len(block), self.progress.finish(block, losses, started))
-            checks.check_losses(self.progress, block, self.lr)
-            self.emit("on_safe_point")
+            if len(losses):
+                made = block.head(len(losses))
+                self.block_length.observe(len(made), self.progress.finish(made, losses, started))
+                self.emit("on_safe_point")
+            if len(losses) < len(block):  # the guard kept the next update from doing harm
+                raise diagnosis.non_finite(self, block, len(losses))
             if self._agree_to_stop():
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
@@ -208,6 +209,7 @@ class Trainer:
             return closure_step(self, batch)
         loss = self.batch_gradient(batch)
         self.finish_gradient()
+        self.guard.check(loss)
         self.optimizer.step()
         return loss
 
@@ -328,6 +330,7 @@ class Trainer:
     def finish_gradient(self) -> None:
         """Clip, then show the gradient to the callbacks."""
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
+            self.guard.check()  # clipping would make what is infinite finite
             held = (p for group in self.optimizer.param_groups for p in group["params"])
             gradient.clip(held, self.clip_grad_norm, self.clip_grad_value)
         self.emit("on_before_update")
@@ -341,5 +344,5 @@ class Trainer:
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
         if event in ("on_fit_start", "on_epoch_start"):  # callbacks may have been added
-            self._listeners = Listeners(self.callbacks)
-        self._listeners.emit(event, self, *arguments)
+            self.listeners = Listeners(self.callbacks)
+        self.listeners.emit(event, self, *arguments)

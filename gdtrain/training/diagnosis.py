@@ -1,0 +1,130 @@
+"""Why a run stopped: which tensor of a bad update was the first that is not finite, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.batch import Batch, Block, map_tensors
+from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.errors import NonFiniteError
+from gdtrain.training.evaluation import preserved
+from gdtrain.training.guard import first_bad, tensors_in
+from gdtrain.training.microbatches import UNMEASURED_SIZE
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+SHOWN_SAMPLES = 12
+_DATA_REMEDY = "remove or mend that sample, or mask it in compute_loss"
+_OVERFLOW_REMEDY = "try a smaller lr, or less weight_decay"
+_REMEDY = "try a smaller lr, clip_grad_norm, or standardised inputs"
+
+
+def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
+    """The error of a block whose update after ``steps`` was not made; the same on all ranks.
+
+    Its batch is read and computed once more, without side effects, to find the first tensor
+    that is not finite in the order in which they come to be: weights, buffers, inputs, targets,
+    outputs of layers, loss, gradients. ``trainer`` is in the state before the update.
+    """
+    assert trainer.loader is not None
+    number = block.start + steps
+    batch = next(trainer.read(trainer.loader, block.plan, number))
+    texts = trainer.world.gather_text("\n".join(_first(trainer, batch) or ()))
+    first, remedy = next((t.split("\n") for t in texts if t), ("none; it is finite now", _REMEDY))
+    indices = block.plan.share(0, 1).batch_indices(number)
+    shown = ", ".join(map(str, indices[:SHOWN_SAMPLES].tolist()))
+    more = f", … ({len(indices)} in all)" if len(indices) > SHOWN_SAMPLES else ""
+    loss = trainer.guard.found[0]
+    bad_loss = loss is not None and not math.isfinite(loss)
+    return NonFiniteError(
+        (f"loss is {loss}" if bad_loss else "gradient is not finite")
+        + f" in epoch {block.plan.epoch + 1}, step {trainer.progress.step + 1}, with lr "
+        f"{trainer.optimizer.param_groups[0]['lr']:g}, on sample{'s' * (len(indices) > 1)} "
+        f"{shown}{more}; first tensor that is not finite: {first}; weights and optimizer are "
+        f"as they were before this update; {remedy}"
+    )
+
+
+def _first(trainer: Trainer, batch: Batch) -> tuple[str, str] | None:
+    """The first tensor that is not finite on this rank, and what to do about it."""
+    model = trainer.model
+    if name := first_bad(model.named_parameters()):
+        return f"{name}, which overflowed in an earlier update", _OVERFLOW_REMEDY
+    if name := first_bad(model.named_buffers()):
+        return f"the buffer {name}", _REMEDY
+    size = trainer.microbatches.size
+    if size is None and isinstance(batch, LazyBatch):
+        size = UNMEASURED_SIZE
+    for part in batch.split(size or max(1, len(batch))):
+        for what, tree in (("inputs", part.inputs), ("targets", part.targets)):
+            if place := _first_row(tree, part.indices):
+                return f"{what} of {place}", _DATA_REMEDY
+    found = None if trainer.is_sharded else _computed(trainer, batch, size)
+    loss, gradient = trainer.guard.found
+    if found is None and gradient is not None:
+        found = f"the gradient of {gradient}"
+    if found is None and loss is not None and not math.isfinite(loss):
+        found = "the loss"
+    return None if found is None else (found, _REMEDY)
+
+
+def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
+    """The first that is not finite of what is computed from the batch."""
+    model, outputs = trainer.model, trainer.outputs
+    trainer.outputs = None  # nobody watches this pass
+    try:
+        with preserved(model, trainer.device), _outputs_watched(model) as seen:
+            for part in batch.split(size or max(1, len(batch))):
+                loss = trainer.batch_loss(part)
+                if seen:
+                    return seen[0]
+                if not bool(torch.isfinite(loss)):
+                    return "the loss, of outputs that are finite"
+                loss.backward()  # type: ignore[no-untyped-call]
+            name = first_bad((name, p.grad) for name, p in model.named_parameters())
+            return None if name is None else f"the gradient of {name}"
+    finally:
+        trainer.outputs = outputs
+
+
+@contextmanager
+def _outputs_watched(model: nn.Module) -> Iterator[list[str]]:
+    """Notes the layers, from the first on, whose outputs are not finite."""
+    seen: list[str] = []
+
+    def watch(name: str) -> Any:
+        def look(layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if first_bad(("", t) for t in tensors_in([output])) is not None:
+                seen.append(f"the output of layer {name or 'model'!r} ({type(layer).__name__})")
+
+        return look
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in model.named_modules()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _first_row(tree: Any, indices: Tensor) -> str | None:
+    """Where the first number of the inputs or targets that is not finite stands."""
+    places: list[str] = []
+
+    def look(tensor: Tensor) -> None:
+        bad = (~torch.isfinite(tensor)).nonzero()
+        if len(bad):
+            row, *column = bad[0].tolist()
+            value = tensor[tuple(bad[0].tolist())].item()
+            where = f", column {', '.join(map(str, column))}," if column else ""
+            places.append(f"sample {int(indices[row])}{where} which is {value}")
+
+    map_tensors(tree, look)
+    return places[0] if places else None
