@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from gdtrain.config import registry
 from gdtrain.config.build_data import PreparedData
+from gdtrain.config.memory import built_if_it_fits
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import models
@@ -58,7 +60,9 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
     """
     options = config.model.model_dump(exclude={"name"})
     if config.model.name in MODELS:
-        return MODELS[config.model.name](input_shape, num_outputs, **options)
+        build = partial(MODELS[config.model.name], input_shape, num_outputs, **options)
+        # Beside the weights, their gradient.
+        return built_if_it_fits(build, copies=2)
     supplied = {
         "in_features": int(torch.Size(input_shape).numel()),
         "input_shape": input_shape,
