@@ -32,7 +32,13 @@ def prepare_stream(config: Config) -> PreparedData:
     allowed = _allowed(config, classes)
     kind = CsvRecords if of_csv else JsonRecords
     records: Records = kind(
-        lines.name, first, section.features, targets, classes=names, allowed=allowed
+        lines.name,
+        first,
+        section.features,
+        targets,
+        classes=names,
+        allowed=allowed,
+        in_float32=config.precision != "fp64",
     )
     width = len(records.features)
     shape = section.shape or [width]
