@@ -27,7 +27,7 @@ T = TypeVar("T")
 _SAID = (OSError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, SafetensorError)
 _UNSAID = (
     *(EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
-    *(struct.error, tokenize.TokenError, zlib.error),
+    *(struct.error, SyntaxError, tokenize.TokenError, zlib.error),
 )
 
 
@@ -126,6 +126,9 @@ def reading(path: str, load: Callable[[], T]) -> T:
             f"{path}: holds more than tensors, or is no .pt file; refused, for it could run code"
         ) from error
     except (*_SAID, *_UNSAID) as error:
-        said = str(error).splitlines() if isinstance(error, _SAID) else []
-        reason = said[0] if said else "it is damaged, or of another format"
+        is_said = isinstance(error, _SAID) and not isinstance(error, UnicodeError)
+        said = str(error).splitlines() if is_said else []
+        # numpy names parts of a damaged header by their address.
+        told = said and " object at 0x" not in said[0]
+        reason = said[0] if told else "it is damaged, or of another format"
         raise DataError(f"{path}: can't be read: {reason}") from error
