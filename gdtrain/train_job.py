@@ -22,13 +22,13 @@ from gdtrain.config.document import Document, key_path
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
-from gdtrain.training import distributed, evaluation, state
+from gdtrain.training import diagnosis, distributed, evaluation, state
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
@@ -116,9 +116,15 @@ class TrainJob:
         with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
-        trainer = run.trainer
-        batch = next(trainer.read(run.loader))
-        said = f"one update of {len(batch)} samples: loss {float(trainer.train_step(batch)):.4g}"
+        trainer, plan = run.trainer, run.loader.plan(0)
+        batch = next(trainer.read(run.loader, plan))
+        block = Block(plan, 0, 1, [batch])
+        with faults_placed(self.document), stage(""):
+            losses = trainer.engine.run(block)
+        if not len(losses):
+            print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        said = f"one update of {len(batch)} samples: loss {float(losses[0]):.4g}"
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
