@@ -64,7 +64,7 @@ def _run_all(kind: str, seeds: range, folder: Path, most_shown: int) -> int:
                 print(f"seed {seed}, {case.kind}: {outcome.fault or outcome.err}\n")
         if (seed - seeds.start) % 1000 == 999:
             print(f"{kind}: {seed - seeds.start + 1} cases, {faults} wrong", file=sys.stderr)
-    columns = ["cases", "exit 0", "exit 2", "tracebacks", "hangs", "files left", "wrong"]
+    columns = ["cases", "exit 0", "exit 2", "exit 3", "tracebacks", "hangs", "files left", "wrong"]
     print(f"{kind:<20}" + "".join(f"{column:>12}" for column in columns))
     total: Counter[str] = Counter()
     for name, row in sorted(table.items()):

@@ -56,7 +56,7 @@ def _replace(draw: random.Random, config: Config) -> None:
 
 def _wrap(draw: random.Random, config: Config) -> None:
     holder, key = draw.choice(_places(config))
-    for _ in range(draw.choice([1, 2, 25, 200])):
+    for _ in range(draw.choice([1, 2, 25, 60])):
         holder[key] = draw.choice([lambda v: [v], lambda v: {"name": v}])(holder[key])
 
 
@@ -91,7 +91,57 @@ def _graft(draw: random.Random, config: Config) -> None:
     config[key] = other[key]
 
 
-TREE_CHANGES = [_replace, _replace, _replace, _wrap, _remove, _add, _rename, _swap, _graft]
+def _resize(draw: random.Random, config: Config) -> None:
+    """A size that is large for some of the settings, and too large for others."""
+    section, key = draw.choice(SIZES)
+    size: float = draw.choice([2**31 - 1, 2**31 - 1, 2**31, 10**12, 10**18, 2**62, 10**39])
+    if draw.random() < 0.4:
+        section, key = draw.choice(NUMBERS)
+        size = draw.choice([1e38, 3e38, 1e39, -1e39, 1e308, 5e-324])
+    value = [size] * draw.choice([1, 2, 4]) if key in LISTS else size
+    held = config.setdefault(section, {}) if section else config
+    if not isinstance(held, dict):  # a name alone, or what an earlier change has put there
+        held = config[section] = {"name": held}
+    held[key] = value
+
+
+SIZES = [("model", "hidden"), ("model", "hidden"), ("model", "channels"), ("model", "kernel_size")]
+SIZES += [("data", "num_samples"), ("data", "num_samples"), ("data", "num_features")]
+SIZES += [("data", "shape"), ("data", "window"), ("data", "num_classes"), ("data", "spectrum")]
+SIZES += [("loader", "batch_size"), ("loader", "order"), ("optimizer", "history_size")]
+SIZES += [("", "epochs"), ("", "seed"), ("", "microbatch_size"), ("", "memory_limit")]
+SIZES += [("scheduler", "warmup"), ("scheduler", "every"), ("loss", "ignore_index")]
+SIZES += [("checkpoint", "keep_last"), ("log", "every_n_steps"), ("early_stopping", "patience")]
+NUMBERS = [("optimizer", "lr"), ("optimizer", "weight_decay"), ("data", "noise"), ("data", "bias")]
+NUMBERS += [("data", "weights"), ("data", "spectrum"), ("loss", "weight"), ("loss", "pos_weight")]
+NUMBERS += [("loss", "margin"), ("loss", "beta"), ("loss", "delta"), ("loss", "eps")]
+NUMBERS += [
+    ("", "clip_grad_norm"),
+    ("", "clip_grad_value"),
+    ("scheduler", "b"),
+    ("model", "dropout"),
+]
+NUMBERS += [
+    ("early_stopping", "min_delta"),
+    ("", "process_timeout"),
+    ("checkpoint", "every_seconds"),
+]
+LISTS = ("weights", "weight", "pos_weight", "hidden", "channels", "shape", "spectrum", "order")
+
+
+TREE_CHANGES = [
+    _resize,
+    _resize,
+    _replace,
+    _replace,
+    _replace,
+    _wrap,
+    _remove,
+    _add,
+    _rename,
+    _swap,
+    _graft,
+]
 
 
 def _places(config: Config) -> list[tuple[Any, Any]]:
@@ -221,7 +271,9 @@ def _changed_data(draw: random.Random, config: Config, folder: Path) -> Case:
         draw.choice(changes)(draw, raw)
     content: bytes | None = bytes(raw)
     if draw.random() < 0.06:
-        content = draw.choice([None, b"", b"\0" * 64, b"\x80\x02.", (folder / "x.npy").read_bytes()])
+        content = draw.choice(
+            [None, b"", b"\0" * 64, b"\x80\x02.", (folder / "x.npy").read_bytes()]
+        )
     return Case(f"data {suffix}", [], {CONFIG: _encoded(text_of(draw, config)), name: content})
 
 
@@ -253,7 +305,9 @@ CELLS += ['"x0": 1', "[" * 2000, '{"a":' * 500, "2147483648", "92233720368547758
 
 def _flip_in_header(draw: random.Random, raw: bytearray) -> None:
     if raw:
-        raw[draw.randrange(min(len(raw), 400))] = draw.choice([*b"0123456789<>[]{}(),':\"fOVU ", 255])
+        raw[draw.randrange(min(len(raw), 400))] = draw.choice(
+            [*b"0123456789<>[]{}(),':\"fOVU ", 255]
+        )
 
 
 def _encoded(text: str) -> bytes:

@@ -20,8 +20,18 @@ from gdtrain.data.convert import convert
 NUM_SAMPLES = 24
 NUM_INPUTS = 4
 CLASSES = 3
-ACTIVATIONS = "relu tanh sigmoid gelu silu elu leaky_relu softplus identity".split()
-OUTPUT_ACTIVATIONS = "none sigmoid tanh softplus softmax log_softmax".split()
+ACTIVATIONS = [
+    "relu",
+    "tanh",
+    "sigmoid",
+    "gelu",
+    "silu",
+    "elu",
+    "leaky_relu",
+    "softplus",
+    "identity",
+]
+OUTPUT_ACTIVATIONS = ["none", "sigmoid", "tanh", "softplus", "softmax", "log_softmax"]
 
 Config = dict[str, Any]
 Targets = np.ndarray[Any, Any]
@@ -208,7 +218,7 @@ def _loss(
         "smooth_l1": {"beta": draw.choice([0, 0.5])},
         "huber": {"delta": 0.5},
         "cross_entropy": {"weight": weight, "ignore_index": -1, "label_smoothing": 0.1},
-        "nll": {"weight": weight, "ignore_index": 1},
+        "nll": {"weight": weight, "ignore_index": 7},
         "multi_margin": {"p": draw.choice([1, 2]), "margin": 0.5, "weight": weight},
         "bce": {"weight": weight},
         "bce_with_logits": {"weight": weight, "pos_weight": list(weight)},
