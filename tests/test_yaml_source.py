@@ -198,7 +198,7 @@ def test_depth_at_the_bound_is_read():
     [
         (b"a: 1\nbc: \xff\n", "2:5: is not UTF-8 text; save it as UTF-8"),
         (b"\xff\xfea\x00", "1:1: is not UTF-8 text; save it as UTF-8"),
-        (b"#" * (MAX_BYTES + 1), "1:1: is over 256 KiB; a configuration is small"),
+        (b"#" * (MAX_BYTES + 1), "1:1: is over 64 KiB; a configuration is small"),
         (None, "1:1: file not found; check the path"),
     ],
 )

@@ -13,6 +13,8 @@ from gdtrain.config.document import Document, KeyPath
 from gdtrain.config.schema import config_model
 from gdtrain.errors import Fault
 
+MOST_TOLD = 50
+
 # Keys that belong to another form of the same section: (section, form) -> key -> why it has none.
 NO_EFFECT = {
     ("loader", "batch"): {
@@ -29,16 +31,23 @@ NO_EFFECT = {
 
 
 def faults_of(document: Document, error: ValidationError) -> list[Fault]:
-    """One fault a setting: where it may be of several types, pydantic complains once for each."""
+    """One fault a setting: where it may be of several types, pydantic complains once for each.
+
+    Of very many, the first are told, and that there are more.
+    """
     by_key: dict[str, Fault] = {}
-    for details in error.errors():
+    for details in error.errors()[:MOST_TOLD]:
         fault = _fault(document, details)
         by_key.setdefault(fault.key, fault)
-    return [
+    faults = [
         fault
         for key, fault in by_key.items()
         if not any(other.startswith(key + "[") for other in by_key)
     ]
+    more = error.error_count() - MOST_TOLD
+    if more > 0:
+        faults.append(document.fault((), f"has {more:,} more faults; correct the others first"))
+    return faults
 
 
 def _fault(document: Document, details: ErrorDetails) -> Fault:

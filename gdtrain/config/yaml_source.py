@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,12 @@ import yaml
 from gdtrain.config.document import Document, KeyPath, Place, dotted
 from gdtrain.errors import ConfigError, Fault
 
-MAX_BYTES = 1 << 18
+# So that reading takes a tenth of a second at most, whatever the text.
+MAX_BYTES = 1 << 16
+MAX_VALUES = 3000  # and keys
 MAX_DEPTH = 20
+# How many faults in YAML are told together.
+MAX_FAULTS = 20
 
 # The scalars of YAML 1.2's core schema, so that 1e-3 is a number and `on` is a word.
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -32,10 +38,14 @@ def read_file(path: str | Path) -> Document:
         return ConfigError([Fault("", message, name, line, column)])
 
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise broken("is a pipe or a device; save the configuration in a file")
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise broken("file not found; check the path") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise broken(f"can't be read: {reason}; give a readable YAML file") from None
@@ -49,6 +59,11 @@ def read_file(path: str | Path) -> Document:
         column = error.start - (before.rfind(b"\n") + 1) + 1
         raise broken("is not UTF-8 text; save it as UTF-8", line, column) from None
     return read_text(text, name)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but don't wait for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(text: str, name: str) -> Document:
@@ -138,17 +153,22 @@ class _Reader:
         self.faults: list[Fault] = []
         self.prefix: KeyPath = ()
         self._first = (line, column)
+        self._count = 0
         self._events: Iterator[yaml.Event] = iter(())
 
     def add(self, path: KeyPath, message: str, mark: Any = None) -> None:
+        if len(self.faults) == MAX_FAULTS:
+            path, message = (), f"has more faults than these {MAX_FAULTS}; correct them first"
         place = self._place(mark)
         self.faults.append(
             Fault(dotted(self.prefix + path), message, place.path, place.line, place.column)
         )
+        if len(self.faults) > MAX_FAULTS:
+            raise _EnoughError
 
     def read(self, text: str) -> Any:
         try:
-            self._events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
+            self._events = iter(yaml.parse(text, Loader=_ShallowLoader))
             return self._read_stream()
         except yaml.MarkedYAMLError as error:
             said = " ".join(filter(None, (error.context, error.problem)))
@@ -169,9 +189,10 @@ class _Reader:
                 )
             )
         except _TooDeepError as deep:
-            self.add(
-                (), f"is nested over {MAX_DEPTH} levels deep; a configuration is flat", deep.mark
-            )
+            said = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
+            self.add((), said, deep.mark)
+        except _EnoughError:
+            pass
         return None
 
     def _read_stream(self) -> Any:
@@ -190,6 +211,7 @@ class _Reader:
         mark = event.start_mark
         if depth > MAX_DEPTH:
             raise _TooDeepError(mark)
+        self._count_one(mark)
         self.document.values[path] = self._place(mark)
         where = path[len(self.prefix) :]
         if isinstance(event, yaml.AliasEvent):
@@ -214,6 +236,7 @@ class _Reader:
         mapping: dict[str, Any] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             mark = event.start_mark
+            self._count_one(mark)
             if not isinstance(event, yaml.ScalarEvent):
                 self.add(path[len(self.prefix) :], "a key must be a word", mark)
                 self._node(event, (*path, "?"), depth + 1)
@@ -230,6 +253,14 @@ class _Reader:
             mapping[key] = self._node(next(self._events), where, depth + 1)
         return mapping
 
+    def _count_one(self, mark: Any) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            self.add(
+                (), f"holds over {MAX_VALUES:,} keys and values; a configuration is small", mark
+            )
+            raise _EnoughError
+
     def _place(self, mark: Any) -> Place:
         line, column = self._first
         if mark is None:
@@ -239,6 +270,19 @@ class _Reader:
         return Place(self.document.path, line + mark.line, mark.column + 1)
 
 
+class _ShallowLoader(yaml.SafeLoader):
+    """Notices brackets nested too deep as they are scanned, far ahead of the events of each."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise _TooDeepError(self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+
 class _TooDeepError(Exception):
     def __init__(self, mark: Any) -> None:
         self.mark = mark
+
+
+class _EnoughError(Exception):
+    """What has been read shows that the rest is not worth reading; the faults say why."""

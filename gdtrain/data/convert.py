@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gdtrain.data.csv_cells import ColumnScan, Rows, read_rows
 from gdtrain.data.dataset import Column
+from gdtrain.data.files import check_file
 from gdtrain.data.table import check_columns, labels_of
 from gdtrain.errors import ConfigError, DataError, OutputError
 
@@ -47,6 +48,8 @@ class Converted:
         """Read a folder's description. Raises DataError if it is not a converted folder."""
         path = Path(folder) / DESCRIPTION
         try:
+            if path.exists():
+                check_file(str(path))
             fields: Any = json.loads(path.read_text("utf-8"))
             return TypeAdapter(cls).validate_python(fields)
         except FileNotFoundError:

@@ -104,12 +104,16 @@ def _named(
     return LoadedData(inputs=parts[0], targets=parts[1])
 
 
-def check_file(path: str) -> None:
-    """Raise DataError unless ``path`` is there and is no directory."""
+def check_file(path: str, may_be_pipe: bool = False) -> None:
+    """Raise DataError unless ``path`` is a file that is there: no directory, pipe or device."""
     if not Path(path).exists():
         raise DataError(f"{path}: file not found; paths are relative to the working directory")
     if Path(path).is_dir():
         raise DataError(f"{path}: is a directory; give a file")
+    if not may_be_pipe and not Path(path).is_file():
+        raise DataError(
+            f"{path}: is a pipe or a device; give a file, or read it with source: stream"
+        )
 
 
 def reading(path: str, load: Callable[[], T]) -> T:
