@@ -117,7 +117,8 @@ class TrainJob:
             run = build(self.config)
             self._check_first_batch(run)
         trainer, plan = run.trainer, run.loader.plan(0)
-        batch = next(trainer.read(run.loader, plan))
+        with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
+            batch = next(trainer.read(run.loader, plan))
         block = Block(plan, 0, 1, [batch])
         with faults_placed(self.document), stage(""):
             losses = trainer.engine.run(block)

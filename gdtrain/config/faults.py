@@ -46,7 +46,7 @@ def faults_of(document: Document, error: ValidationError) -> list[Fault]:
     ]
     more = error.error_count() - MOST_TOLD
     if more > 0:
-        faults.append(document.fault((), f"has {more:,} more faults; correct the others first"))
+        faults.append(document.fault((), f"has {more:,} faults besides these; correct these first"))
     return faults
 
 

@@ -86,6 +86,8 @@ def _list(dumper: yaml.SafeDumper, items: list[Any] | tuple[Any, ...]) -> yaml.N
 def _word(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     """Quoted where our reader, unlike PyYAML's, would take the bare word for something else."""
     style = None if plain_scalar(text) == text else "'"
+    if "\x85" in text:  # a line end that PyYAML writes so that it is read as another
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -167,8 +167,10 @@ class _Reader:
             raise _EnoughError
 
     def read(self, text: str) -> Any:
+        loader: Any = None
         try:
-            self._events = iter(yaml.parse(text, Loader=_ShallowLoader))
+            loader = _ShallowLoader(text)
+            self._events = iter(loader.get_event, None)
             return self._read_stream()
         except yaml.MarkedYAMLError as error:
             said = " ".join(filter(None, (error.context, error.problem)))
@@ -188,6 +190,8 @@ class _Reader:
                     column,
                 )
             )
+        except (ValueError, OverflowError):  # a version, or a character written by its number
+            self.add((), "is not valid YAML: a number in it is out of range", loader.get_mark())
         except _TooDeepError as deep:
             said = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
             self.add((), said, deep.mark)

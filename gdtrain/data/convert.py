@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -51,7 +52,7 @@ class Converted:
             if path.exists():
                 check_file(str(path))
             fields: Any = json.loads(path.read_text("utf-8"))
-            return TypeAdapter(cls).validate_python(fields)
+            return _checked().validate_python(fields)
         except FileNotFoundError:
             raise DataError(
                 f"{folder}: is not a folder that `python -m gdtrain convert` wrote; "
@@ -63,6 +64,11 @@ class Converted:
             raise DataError(f"{path}: does not describe a converted folder; {said}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: does not describe a converted folder; {error}") from error
+
+
+@cache
+def _checked() -> TypeAdapter[Converted]:
+    return TypeAdapter(Converted)
 
 
 def convert(
