@@ -13,7 +13,8 @@ from gdtrain.config.document import Document
 from gdtrain.config.faults import faults_of
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config, config_model
-from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_file
+from gdtrain.config.yaml_reader import plain_scalar
+from gdtrain.config.yaml_source import apply_overrides, read_file
 from gdtrain.errors import ConfigError, Fault
 
 
