@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -61,8 +62,8 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
     options = config.model.model_dump(exclude={"name"})
     if config.model.name in MODELS:
         build = partial(MODELS[config.model.name], input_shape, num_outputs, **options)
-        # Beside the weights, their gradient.
-        return built_if_it_fits(build, copies=2)
+        extent = f"{math.prod(input_shape):,} inputs and {num_outputs:,} outputs"
+        return built_if_it_fits(build, copies=2, extent=extent)  # beside the weights, a gradient
     supplied = {
         "in_features": int(torch.Size(input_shape).numel()),
         "input_shape": input_shape,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
 from gdtrain.config.build_data import TARGET_RANGES, PreparedData
 from gdtrain.config.schema import Config
@@ -42,8 +42,7 @@ def prepare_stream(config: Config) -> PreparedData:
     )
     width = len(records.features)
     shape = section.shape or [width]
-    if torch.Size(shape).numel() != width:
-        held = torch.Size(shape).numel()
+    if (held := math.prod(shape)) != width:
         raise DataError(f"shape {shape} holds {held} numbers, but a sample has {width} inputs")
     whole = classes is not None or config.loss.name == "multi_label_margin"
 

@@ -36,21 +36,27 @@ def out_of_memory(error: BaseException, key: str) -> str | None:
     return f"{what} more memory than there is; {_REMEDIES.get(key, _REMEDIES[''])}"
 
 
-def check_bytes(key: str, needed: int, remedy: str) -> None:
-    """Raise ConfigError if the setting ``key`` needs more bytes than the machine has."""
-    there = machine_bytes()
+def built_if_it_fits(build: Callable[[], nn.Module], copies: int, extent: str) -> nn.Module:
+    """``build()``, after a look at what ``copies`` of its parameters take, without allocating.
+
+    extent: how large it is, in words. Raises ConfigError if the machine has less memory.
+    """
+    try:
+        with torch.device("meta"):
+            model = build()
+    except (RuntimeError, TypeError) as error:
+        if out_of_memory(error, "model") is None:
+            raise
+        said = f"needs more memory than there is for {extent}; {_REMEDIES['model']}"
+        raise ConfigError.of("", said) from error
+    tensors: list[Any] = [*model.parameters(), *model.buffers()]
+    needed, there = copies * sum(tensor.nbytes for tensor in tensors), machine_bytes()
     if there is not None and needed > there:
         raise ConfigError.of(
-            key, f"needs {_said(needed)} of memory, and there are {_said(there)}; {remedy}"
+            "",
+            f"needs {_said(needed)} of memory for {extent}, and there are {_said(there)}; "
+            f"{_REMEDIES['model']}",
         )
-
-
-def built_if_it_fits(build: Callable[[], nn.Module], copies: int) -> nn.Module:
-    """``build()``, after a look at what ``copies`` of its parameters take, without allocating."""
-    with torch.device("meta"):
-        model = build()
-    tensors: list[Any] = [*model.parameters(), *model.buffers()]
-    check_bytes("", copies * sum(tensor.nbytes for tensor in tensors), _REMEDIES["model"])
     return build()
 
 

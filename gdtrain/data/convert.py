@@ -53,7 +53,7 @@ class Converted:
                 check_file(str(path))
             fields: Any = json.loads(path.read_text("utf-8"))
             return _checked().validate_python(fields)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{folder}: is not a folder that `python -m gdtrain convert` wrote; "
                 f"it has no {DESCRIPTION}"

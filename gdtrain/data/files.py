@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from gdtrain.data.samples import as_tensor
 from gdtrain.errors import DataError
 
 T = TypeVar("T")
+
+# How .npy files begin, and .npz ones, which are zip archives.
+_NUMPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
 
 # What the readers raise on damaged files: errors that say why, and slips of their parsers.
 _SAID = (OSError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, SafetensorError)
@@ -36,7 +39,7 @@ def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
 
     def load() -> LoadedData:
         with Path(path).open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = _load_numpy(path, file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: is not an .npz archive; use source: npy")
             with archive:
@@ -51,12 +54,20 @@ def npy(path: str, targets: str) -> LoadedData:
 
     def load(name: str) -> Tensor:
         with Path(name).open("rb") as file:
-            array = np.load(file, allow_pickle=False)
+            array = _load_numpy(name, file)
             if not isinstance(array, np.ndarray):
                 raise DataError(f"{name}: is not an .npy file; use source: npz")
             return as_tensor(array, name)
 
     return LoadedData(reading(path, lambda: load(path)), reading(targets, lambda: load(targets)))
+
+
+def _load_numpy(path: str, file: BinaryIO) -> Any:
+    start = file.read(len(_NUMPY))
+    file.seek(0)
+    if not start.startswith((_NUMPY, *_ZIP)):  # numpy would take it for a pickle
+        raise DataError(f"{path}: can't be read: it is no file that np.save or np.savez wrote")
+    return np.load(file, allow_pickle=False)
 
 
 def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
