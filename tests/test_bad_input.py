@@ -261,6 +261,19 @@ def test_a_model_that_this_machine_has_no_memory_for(capsys, model, data, extent
     )
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_a_dry_run_whose_loss_is_not_a_number_says_so(capsys, optimizer):
+    loss = "{name: poisson_nll, log_input: false}"  # of rates that are negative
+    changes = {"seed": "1", "loss": loss, "optimizer": f"{{name: {optimizer}, lr: 0.1}}"}
+    Path("a.yaml").write_text(text_of(changes), "utf-8")
+    before = sorted(Path().rglob("*"))
+    assert main(["--config", "a.yaml", "--dry-run"]) == 3
+    assert capsys.readouterr().err.startswith(
+        "gdtrain: loss is nan in epoch 1, step 1, with lr 0.1, on samples 0, 1, 2; "
+    )
+    assert sorted(Path().rglob("*")) == before
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 @pytest.mark.parametrize("source", ["csv", "npz", "npy", "pt", "safetensors"])
 def test_a_pipe_is_no_data_file(capsys, source):
