@@ -74,3 +74,11 @@ class CheckpointError(GdtrainError, ValueError):
 
 class NonFiniteError(GdtrainError, ArithmeticError):
     """A loss or a gradient became infinite or NaN, and training stopped."""
+
+
+class StorageError(GdtrainError, OSError):
+    """What a run has to keep could not be written: the disk is full, or fails."""
+
+
+class ProcessError(GdtrainError, RuntimeError):
+    """Another process of the run has ended, or has not answered in time."""

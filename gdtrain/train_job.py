@@ -15,38 +15,26 @@ from typing import Any
 import torch
 
 from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.format import write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import Run, build, stage
 from gdtrain.config.document import Document, key_path
-from gdtrain.config.load import check, dump, load_config
+from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
-from gdtrain.config.yaml_source import read_text
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
-from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
+from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
+from gdtrain.resume import is_restart, settings_of, take_up
 from gdtrain.training import diagnosis, distributed, evaluation, state
-from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
-from gdtrain.training.signals import on_signal
+from gdtrain.training.signals import SignalDesk
+from gdtrain.training.trainer import Trainer
+from gdtrain.training.validation import best_of
 
 EXIT_NON_FINITE = 3
-
-# What must be the same for a resumed run to end with the bits of one that was left alone.
-_MUST_MATCH = (
-    *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
-    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
-    *("microbatch_allow", "precision", "early_stopping"),
-    "trainer",
-)
-
-
-# What of a data source only decides how the run goes on from here.
-_MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
 
 
 @dataclass
@@ -54,12 +42,13 @@ class TrainJob:
     """One run of the train command.
 
     document: where each setting stands, for messages. name: of the configuration, for the
-    default output directory.
+    default output directory. signals: takes them from the start of the program on.
     """
 
     config: Config
     document: Document
     name: str
+    signals: SignalDesk
     output_dir: Path | None = None
     resume: bool = False
 
@@ -75,41 +64,48 @@ class TrainJob:
             run = build(self.config)
             self._check_first_batch(run)
         trainer, leads = run.trainer, world.rank == 0
-        directory = self._directory() if leads or self.resume else None
+        directory = self._directory(leads)
         console = Console()
-        trainer.callbacks += self._watchers(directory if leads else None, console)
-        self._start(run, directory, leads)
-        signals: list[int] = []
-
-        def stop(signum: int) -> None:
-            signals.append(signum)
-            trainer.stop(signal.Signals(signum).name)
-
-        status = "failed"
-        try:
-            with notices(), on_signal([signal.SIGINT, signal.SIGTERM], stop):
+        checkpoints = self._checkpoints(directory)
+        log = [MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)]
+        trainer.callbacks += [*(log if leads else []), checkpoints, *([console] if leads else [])]
+        with notices(), run_directory.locked(directory if leads else None):
+            self._start(run, directory, checkpoints)
+            self.signals.watch(
+                lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
+            )
+            status, interrupted = "failed", 0
+            try:
                 trainer.fit(self.config.epochs)
-            interrupted = max(max(seen) for seen in world.gather([*signals[:1], 0][:1]))
-            status = "interrupted" if interrupted else "stopped" if trainer.should_stop else "done"
-        except NonFiniteError as error:
-            status = "non_finite"
+                status, interrupted = self._ending(trainer)
+            except NonFiniteError as error:
+                status = "non_finite"
+                if leads:
+                    print(f"gdtrain: {error}", file=sys.stderr)
+                    print(_replay_hint(directory, trainer.progress.step + 1), file=sys.stderr)
+            finally:
+                console.close()
+                if leads:
+                    summary = run_directory.write_summary(directory, trainer, status)
+            if status == "non_finite":
+                return EXIT_NON_FINITE
+            if interrupted:
+                if leads:
+                    said = f"interrupted; go on with --output-dir {directory} --resume"
+                    print(said, file=sys.stderr)
+                return 128 + interrupted
+            weights = state.weights(trainer)
             if leads:
-                print(f"gdtrain: {error}", file=sys.stderr)
-        finally:
-            console.close()
-            if leads and directory is not None:
-                summary = run_directory.write_summary(directory, trainer, status)
-        if status == "non_finite":
-            return EXIT_NON_FINITE
-        if interrupted and leads:
-            print(f"interrupted; go on with --output-dir {directory} --resume", file=sys.stderr)
-        if interrupted:
-            return 128 + interrupted
-        weights = state.weights(trainer)
-        if leads and directory is not None:
-            write_tensors(directory / run_directory.WEIGHTS, weights)
-            print(_closing_line(summary, directory), file=sys.stderr)
-        return 0
+                run_directory.write_weights(directory, weights)
+                print(_closing_line(summary, directory), file=sys.stderr)
+            return 0
+
+    def _ending(self, trainer: Trainer) -> tuple[str, int]:
+        """How training ended, and the signal that ended it early, if one did, on any rank."""
+        signum = max(max(seen) for seen in trainer.world.gather([self.signals.stopped_by]))
+        if signum and trainer.progress.epoch < self.config.epochs:
+            return "interrupted", signum
+        return "stopped" if trainer.should_stop and not signum else "done", 0
 
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
@@ -149,33 +145,55 @@ class TrainJob:
             for number in numbers:
                 trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
 
-    def _directory(self) -> Path:
-        choose = run_directory.latest_directory if self.resume else run_directory.new_directory
-        return choose(self.output_dir, self.name)
+    def _directory(self, leads: bool) -> Path:
+        """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
+        if self._goes_on():
+            return run_directory.latest_directory(self.output_dir, self.name)
+        self.resume = False
+        if leads:
+            return run_directory.new_directory(self.output_dir, self.name)
+        return self.output_dir or Path()  # where this rank writes nothing
 
-    def _watchers(self, directory: Path | None, console: Console) -> list[Callback]:
-        """What logs, saves and shows: on rank 0, but for checkpoints, which take all ranks."""
+    def _goes_on(self) -> bool:
+        """As asked for, or after a restart by torchrun, if the run had begun by then."""
+        if self.resume or not is_restart():
+            return self.resume
+        self.resume = run_directory.has_begun(self.output_dir, self.name)
+        return self.resume
+
+    def _checkpoints(self, directory: Path) -> Checkpoints:
+        """The callback that all ranks have, since each holds a part of the state."""
         section = self.config.checkpoint
-        checkpoints = Checkpoints(
-            CheckpointStore((directory or Path()) / run_directory.CHECKPOINTS, section.keep_last),
+        store = CheckpointStore(
+            directory / run_directory.CHECKPOINTS,
+            section.keep_last,
+            sync_first=[directory / run_directory.METRICS],
+        )
+        return Checkpoints(
+            store,
             every_n_steps=section.every_n_steps,
             every_n_epochs=section.every_n_epochs,
             every_seconds=section.every_seconds,
+            keep_best=section.keep_best,
+            mode=best_of(section.keep_best or ""),
+            settings=settings_of(self.config),
         )
-        if directory is None:
-            return [checkpoints]
-        log = MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)
-        return [log, checkpoints, console]
 
-    def _start(self, run: Run, directory: Path | None, leads: bool) -> None:
-        """Take up the run that is to go on, and write what is known before training."""
+    def _start(self, run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+        """Take up the run that is to go on, or write what is known before training.
+
+        config.yaml comes last: a run has begun, and can be resumed, once it is there.
+        """
+        leads = run.trainer.world.rank == 0
         if self.resume:
-            assert directory is not None
-            self._take_up(run, directory, leads)
-        if not leads or directory is None:
+            take_up(run, directory, checkpoints)
+        else:
+            checkpoints.save_now(run.trainer)
+        if not leads:
             return
+        preprocessing = directory / run_directory.PREPROCESSING
+        run_directory.write_text(preprocessing, run.preprocessing.text())
         run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
-        run.preprocessing.save(directory / run_directory.PREPROCESSING)
         processes = run.trainer.world.size
         print(
             f"training on {run.trainer.device}"
@@ -185,49 +203,14 @@ class TrainJob:
             file=sys.stderr,
         )
 
-    def _take_up(self, run: Run, directory: Path, leads: bool) -> None:
-        """Put the trainer into the state of the newest checkpoint that can be used."""
-        self._check_same_run(directory)
-        store = CheckpointStore(directory / run_directory.CHECKPOINTS)
-        path, kept, skipped = store.load_newest()
-        try:
-            run.trainer.load_state_dict(kept)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: is not of this model; {reason}") from error
-        if leads:
-            for reason in skipped:
-                print(f"skipped a checkpoint: {reason}", file=sys.stderr)
-            print(f"going on from {path}", file=sys.stderr)
-
-    def _check_same_run(self, directory: Path) -> None:
-        there = load_config(directory / run_directory.CONFIG)[0].model_dump()
-        # As it will be read the next time: a tuple among a registered model's options is a list.
-        here = check(read_text(dump(self.config), "")).model_dump()
-        for settings in (there, here):
-            for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
-                del settings["data"][key]
-        # Only a cosine schedule depends on how many epochs there are in all.
-        decisive = (*_MUST_MATCH, "epochs") if _is_cosine(self.config) else _MUST_MATCH
-        differing = [
-            f"{key}: the run has {there[key]}, this configuration {here[key]}"
-            for key in decisive
-            if there[key] != here[key]
-        ]
-        if differing:
-            raise CheckpointError(
-                f"{directory} is a run with other settings, so it can't be resumed; "
-                + "; ".join(differing)
-            )
-
 
 def _first_part(batch: Batch) -> Batch:
     """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
     return next(batch.split(UNMEASURED_SIZE)) if isinstance(batch, LazyBatch) else batch
 
 
-def _is_cosine(config: Config) -> bool:
-    return config.scheduler is not None and config.scheduler.name == "cosine"
+def _replay_hint(directory: Path, step: int) -> str:
+    return f"look at that update with: python -m gdtrain replay --step {step} {directory}"
 
 
 @contextmanager

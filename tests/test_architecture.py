@@ -10,7 +10,7 @@ import gdtrain
 PACKAGE = Path(gdtrain.__file__).parent
 # From the top down. A file may import from its own room and from those below it.
 ROOMS = ["cli", "config", "analysis", "monitoring", "checkpoint", "training", "data", "errors"]
-TOP = ("cli", "__main__", "train_job", "verify_job")
+TOP = ("cli", "__main__", "commands", "replay_job", "resume", "train_job", "verify_job")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

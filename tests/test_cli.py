@@ -177,9 +177,13 @@ def test_a_batch_size_over_n_is_one_batch_and_is_said(capsys):
 
 def test_a_diverging_run_ends_with_3_and_no_weights(capsys):
     assert run("loss=mse", "data=teaching", "model=linear", "optimizer.lr=1e5", "epochs=50") == 3
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("gdtrain: loss is ")
-    assert last.endswith("try a smaller lr, clip_grad_norm, or standardised inputs")
+    said, hint = capsys.readouterr().err.splitlines()[-2:]
+    assert said.startswith("gdtrain: loss is ")
+    assert said.endswith("try a smaller lr, clip_grad_norm, or standardised inputs")
+    step = summary("runs/moons/1")["steps"] + 1
+    assert hint == (
+        f"look at that update with: python -m gdtrain replay --step {step} runs/moons/1"
+    )
     assert summary("runs/moons/1")["status"] == "non_finite"
     assert not Path("runs/moons/1/model.safetensors").exists()
     assert "NaN" not in Path("runs/moons/1/metrics.jsonl").read_text("utf-8")
@@ -227,13 +231,13 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
         "step-0000000008",
     ]
     finished = weights("runs/moons/2")
-    newest = Path("runs/moons/2/checkpoints/step-0000000008/values.json")
+    newest = Path("runs/moons/2/checkpoints/step-0000000008/state.json")
     newest.write_bytes(newest.read_bytes()[:-9])
     capsys.readouterr()
     assert run(every, "--resume") == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
-        "skipped a checkpoint: runs/moons/2/checkpoints/step-0000000008: values.json is damaged "
+        "skipped a checkpoint: runs/moons/2/checkpoints/step-0000000008/state.json is damaged "
         "(its digest differs)"
     )
     assert lines[1] == "going on from runs/moons/2/checkpoints/step-0000000006"

@@ -11,7 +11,7 @@ from torch import nn
 
 import gdtrain
 from gdtrain import load_run
-from gdtrain.checkpoint.format import read_state, write_state
+from gdtrain.checkpoint.format import read_state, write_state, write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli import main
 from gdtrain.config.load import load_config
@@ -194,7 +194,7 @@ def test_weights_of_another_model_are_refused(digits_run, tmp_path, change, mess
 def test_damaged_files_of_a_run_are_said_to_be_so(digits_run, tmp_path):
     directory = copied(digits_run, tmp_path)
     (directory / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match=r"model.safetensors: can't be read as safetensors; "):
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged \(its header "):
         load_run(directory)
     (directory / "preprocessing.json").write_text('{"mean": [', "utf-8")
     with pytest.raises(DataError, match=r"preprocessing.json: is not a preprocessing file; "):
@@ -322,6 +322,24 @@ def test_a_state_is_read_back_as_it_was(tmp_path):
     assert found["a"][3] == (1, 2.5, None, True)
 
 
+def test_tensors_are_a_safetensors_file_like_any_other(tmp_path):
+    """Read by the library itself: every dtype, empty and single numbers, in any mixture."""
+    tensors = {
+        str(dtype).removeprefix("torch."): torch.arange(5).to(dtype)
+        for dtype in (torch.bool, torch.uint8, torch.int16, torch.int64, torch.float16)
+    } | {
+        "bfloat16": torch.tensor(1.5, dtype=torch.bfloat16),
+        "transposed": torch.arange(6.0).reshape(2, 3).T,
+        "empty": torch.empty(0, 3, dtype=torch.float64),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = load_file(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
 def test_what_could_run_code_is_not_saved(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         write_state(tmp_path, {"optimizer": {"hook": print}})
@@ -340,11 +358,11 @@ def test_the_newest_checkpoints_are_kept_and_damaged_ones_passed_over(tmp_path):
     for step in (8, 9, 10, 11):
         store.save(step, {"step": step})
     assert names(store) == ["step-0000000010", "step-0000000011"]
-    (store.directory / "step-0000000011" / "values.json").write_text("{}", "utf-8")
+    (store.directory / "step-0000000011" / "state.json").write_text("{}", "utf-8")
     path, state, skipped = store.load_newest()
     assert (path.name, state) == ("step-0000000010", {"step": 10})
-    assert skipped == [f"{store.directory}/step-0000000011: values.json is damaged "
-                       "(its digest differs)"]  # fmt: skip
+    damaged = f"{store.directory}/step-0000000011/state.json is damaged"
+    assert skipped == [f"{damaged} (its header can't be read)"]
 
 
 def test_a_checkpoint_after_a_resume_removes_the_damaged_one_ahead_and_not_itself(tmp_path):
@@ -354,7 +372,18 @@ def test_a_checkpoint_after_a_resume_removes_the_damaged_one_ahead_and_not_itsel
     assert names(store) == ["step-0000000009"]
     store.save(9, {"step": 9, "epoch": 1})
     assert store.load_newest()[1] == {"step": 9, "epoch": 1}
-    assert names(store) == ["step-0000000009"]
+    assert names(store) == ["step-0000000009-1"]
+
+
+def test_the_best_is_kept_whatever_its_age_until_another_is_marked(tmp_path):
+    store = CheckpointStore(tmp_path / "c", keep_last=1)
+    store.mark_best(store.save(1, {"step": 1}), 0.5)
+    store.save(2, {"step": 2})
+    assert names(store) == ["best.json", "step-0000000001", "step-0000000002"]
+    assert store.best() == store.directory / "step-0000000001"
+    store.mark_best(store.save(3, {"step": 3}), 0.4)
+    store.save(4, {"step": 4})
+    assert names(store) == ["best.json", "step-0000000003", "step-0000000004"]
 
 
 def test_unfinished_checkpoints_do_not_count(tmp_path):
@@ -363,3 +392,5 @@ def test_unfinished_checkpoints_do_not_count(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         store.load_newest()
     assert str(caught.value) == f"{store.directory}: holds no checkpoint to resume from"
+    store.save(1, {})
+    assert names(store) == ["step-0000000001"]

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from functools import partial
+from typing import Any
+
+from gdtrain.checkpoint.background import Background
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.errors import StorageError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
 
+logger = logging.getLogger("gdtrain")
+
+State = dict[str, Any]
+
 
 class Checkpoints(Callback):
-    """Saves the trainer's state every k steps, epochs or seconds, and at the end of each fit.
+    """Saves the trainer's state every k steps, epochs or seconds, and at both ends of a fit.
 
-    A run that is resumed from any of them ends with the same bits as one left alone. Of several
-    processes all have this callback, since they may hold parts of the state; rank 0 writes.
+    A run that is resumed from any of them ends with the same bits as one left alone. What is
+    saved is copied at a safe point, and written while training goes on, one at a time; training
+    waits where the disk can't follow, and for those at the ends of a fit. Of several processes
+    all have this callback, since each has a part of the state; rank 0 writes.
+
+    keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
+    it was best is kept besides the last ones. mode: ``min`` or ``max``.
+    settings: of the run, kept in every checkpoint beside ``best``: the best metric so far, with
+    its sign turned where higher is better, and infinite at first.
+
+    A save that fails is logged and training goes on, with the older checkpoints in place; at the
+    ends of a fit it raises StorageError or CheckpointError.
     """
 
     def __init__(
@@ -21,15 +42,46 @@ class Checkpoints(Callback):
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         every_seconds: float | None = None,
+        keep_best: str | None = None,
+        mode: str = "min",
+        settings: State | None = None,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, every_seconds=every_seconds)
         self.store = store
         self.epochs_between = every_n_epochs
-        self._saved_at: tuple[int, int] | None = None
+        self.keep_best = keep_best
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.settings = settings or {}
+        self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
+        self.wanted = False
+        self.best = math.inf
+        self._end_of_epoch: tuple[int, State] | None = None
+        self._background = Background(self._tell)
+
+    def save_soon(self) -> None:
+        """Save at the next safe point, of whatever rank asked for it."""
+        self.wanted = True
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save unless the newest checkpoint is of this moment, and wait until it is written."""
+        now = (trainer.progress.epoch, trainer.progress.step)
+        if now != self.saved_at:
+            state = self._take(trainer)
+            if trainer.world.rank == 0:
+                self._background.submit(partial(self._save, now[1], state))
+        try:
+            self._background.wait()
+        except OSError as error:
+            said = f"the checkpoint of step {now[1]} could not be saved: {error}"
+            raise StorageError(f"{said}; what was saved before it stays") from error
 
     def is_due(self, step: int) -> bool:
         """At every safe point; ``on_safe_point`` decides, since it may be due for two reasons."""
         return True
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.saved_at is None:
+            self.save_now(trainer)
 
     def on_safe_point(self, trainer: Trainer) -> None:
         progress, plan = trainer.progress, trainer.plan
@@ -43,16 +95,40 @@ class Checkpoints(Callback):
         by_seconds = self.every_seconds is not None and bool(
             trainer.world.first(super().is_due(progress.step))  # clocks differ
         )
-        if by_steps or by_epochs or by_seconds:
-            self._save(trainer)
+        asked = trainer.world.any(self.wanted)
+        candidate = epoch_done and self.keep_best is not None
+        if by_steps or by_epochs or by_seconds or asked or candidate:
+            self.wanted = False
+            step, state = progress.step, self._take(trainer)
+            if candidate:
+                self._end_of_epoch = (step, state)
+            if trainer.world.rank == 0 and (by_steps or by_epochs or by_seconds or asked):
+                self._background.submit(partial(self._save, step, state))
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        value = self.sign * float(record.get(self.keep_best or "", math.nan))
+        if self._end_of_epoch is not None and value < self.best:
+            self.best = value
+            step, state = self._end_of_epoch
+            if trainer.world.rank == 0:
+                mark = partial(self._save_best, step, state, self.sign * value)
+                self._background.submit(mark)
+        self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        self._save(trainer)
+        self.save_now(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
-        now = (trainer.progress.epoch, trainer.progress.step)
-        if now != self._saved_at:
-            state = trainer.state_dict()
-            if trainer.world.rank == 0:
-                self.store.save(trainer.progress.step, state)
-            self._saved_at = now
+    def _take(self, trainer: Trainer) -> State:
+        self.saved_at = (trainer.progress.epoch, trainer.progress.step)
+        return {**trainer.state_dict(), "settings": {**self.settings, "best": self.best}}
+
+    def _save(self, step: int, state: State) -> None:
+        self.store.save(step, state)
+
+    def _save_best(self, step: int, state: State, metric: float) -> None:
+        path = self.store.newest(step) or self.store.save(step, state)
+        self.store.mark_best(path, metric)
+
+    def _tell(self, error: Exception) -> None:
+        self.saved_at = None  # or the end of the fit would count on it
+        logger.warning("a checkpoint could not be saved, older ones stay: %s", error)

@@ -29,7 +29,7 @@ from gdtrain.training.prequential import Prequential
 from gdtrain.training.seeding import seed_everything
 from gdtrain.training.sharding import shard
 from gdtrain.training.trainer import Trainer
-from gdtrain.training.validation import EarlyStopping, Validation
+from gdtrain.training.validation import EarlyStopping, Validation, best_of
 
 LOADERS: dict[str, Callable[..., Loader]] = {
     "batch": BatchLoader,
@@ -89,6 +89,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             watchers.append(Prequential(config.data.window, metrics))
         if config.early_stopping is not None:
             watchers.append(_early_stopping(config.early_stopping, list(metrics)))
+        if config.checkpoint.keep_best is not None:
+            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, list(metrics))
         trainer: Trainer = trainer_type(
             model,
             loss,
@@ -186,14 +188,17 @@ def _metrics(config: Config) -> dict[str, evaluation.Metric]:
 
 
 def _early_stopping(section: EarlyStoppingSection, metrics: list[str]) -> EarlyStopping:
-    known = ["train_loss", "val_loss", *(f"val_{name}" for name in metrics)]
-    if section.monitor not in known:
-        said = f"must be one of {', '.join(known)}; got {section.monitor!r}"
-        raise ConfigError.of("early_stopping.monitor", said)
-    mode = section.mode or ("max" if section.monitor.endswith("accuracy") else "min")
+    _check_monitored("early_stopping.monitor", section.monitor, metrics)
+    mode = section.mode or best_of(section.monitor)
     return EarlyStopping(
         section.monitor, patience=section.patience, min_delta=section.min_delta, mode=mode
     )
+
+
+def _check_monitored(key: str, metric: str, metrics: list[str]) -> None:
+    known = ["train_loss", "val_loss", *(f"val_{name}" for name in metrics)]
+    if metric not in known:
+        raise ConfigError.of(key, f"must be one of {', '.join(known)}; got {metric!r}")
 
 
 def _validation(config: Config, loader: Loader | None) -> Validation | None:

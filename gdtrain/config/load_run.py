@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gdtrain.checkpoint.expected import exact
 from gdtrain.checkpoint.format import read_weights
 from gdtrain.config import registry
 from gdtrain.config.build_model import build_model
@@ -17,7 +18,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.data.table import read_inputs
-from gdtrain.errors import CheckpointError, DataError, OutputError
+from gdtrain.errors import DataError, OutputError
 from gdtrain.monitoring.run_directory import CONFIG, PREPROCESSING, WEIGHTS
 from gdtrain.training.device import autocast, parameter_dtype
 from gdtrain.training.seeding import RngState
@@ -96,23 +97,7 @@ def load_run(directory: str | Path) -> TrainedRun:
     model = build_model(config, preprocessing.input_shape, preprocessing.num_outputs)
     state.restore(torch.device("cpu"))  # initial weights were drawn, and are thrown away
     model.to(dtype=parameter_dtype(config.precision, torch.device("cpu")))
-    weights = read_weights(directory / WEIGHTS)
-    _check_weights(directory / WEIGHTS, model.state_dict(), weights)
+    expected = model.state_dict()
+    weights = read_weights(directory / WEIGHTS, lambda found: exact(found, expected, "model"))
     model.load_state_dict(weights)
     return TrainedRun(config, model.eval(), preprocessing)
-
-
-def _check_weights(path: Path, expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless names and shapes are the model's."""
-    for said, names in (
-        ("lacks", expected.keys() - found.keys()),
-        ("has, unlike the model,", found.keys() - expected.keys()),
-    ):
-        if names:
-            raise CheckpointError(f"{path}: {said} {', '.join(sorted(names))}")
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {list(found[name].shape)}, "
-                f"but the model's has {list(tensor.shape)}"
-            )

@@ -65,7 +65,9 @@ class CheckpointSection(Strict):
     every_seconds: PositiveFloat | None = None
     """At the first safe point after this many seconds."""
     keep_last: Positive = 3
-    """How many to keep."""
+    """How many of the newest to keep."""
+    keep_best: str | None = None
+    """A metric of the epochs, such as val_loss: the checkpoint of its best epoch is kept too."""
 
 
 class Config(Strict):
@@ -152,6 +154,16 @@ class Config(Strict):
         data = info.data.get("data")
         if value and isinstance(data, Data) and not data.validation_fraction:
             raise ValueError("have no effect without data.validation_fraction; set it")
+        return value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _can_be_kept(cls, value: CheckpointSection, info: ValidationInfo) -> CheckpointSection:
+        data = info.data.get("data")
+        of_validation = (value.keep_best or "").startswith("val_")
+        if of_validation and isinstance(data, Data) and not data.validation_fraction:
+            said = f"keeps the best {value.keep_best} but data.validation_fraction is 0; set it"
+            raise ValueError(said)
         return value
 
     @field_validator("early_stopping")

@@ -107,7 +107,11 @@ class Preprocessing:
 
     def save(self, path: Path) -> None:
         """Write as JSON; floats keep all their bits."""
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        path.write_text(self.text(), "utf-8")
+
+    def text(self) -> str:
+        """What :meth:`save` writes."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Preprocessing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -92,6 +93,25 @@ class Loader:
             if indices is not None:
                 indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
         return Plan(epoch, draws, size, indices)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which samples come when, in numbers and words; alike for like loaders.
+
+        ``data`` is a digest of up to 4,096 samples, None for a Dataset or a stream.
+        """
+        order: Any = self.order if isinstance(self.order, str) else "a callable"
+        if isinstance(self.order, Tensor):
+            order = f"{len(self.order)} indices, {zlib.crc32(self.order.numpy().tobytes()):08x}"
+        elif isinstance(self.order, Draws):
+            order = repr(self.order)
+        return {
+            "samples": None if self.is_stream else self.num_samples,
+            "batch_size": self.batch_size,
+            "order": order,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "data": self.samples.fingerprint(),
+        }
 
     def __len__(self) -> int:
         """Batches of the next iteration, and so of the next epoch by hand; of no stream."""

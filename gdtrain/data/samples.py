@@ -26,6 +26,8 @@ DIGEST_SAMPLES = 4096
 class Samples(ABC):
     """A finite, indexable set of samples that can read the batches of a plan."""
 
+    _fingerprint: int | None = None
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -37,6 +39,12 @@ class Samples(ABC):
     def targets(self) -> Tensor | None:
         """All targets [n, …] where they are in memory, else None."""
         return None
+
+    def fingerprint(self) -> int | None:
+        """The :meth:`digest`, computed once; None where reading samples twice may give others."""
+        if self._fingerprint is None:
+            self._fingerprint = self.digest()
+        return self._fingerprint
 
     def digest(self) -> int:
         """A number that tells this data set from another: of up to 4,096 samples spread over it."""

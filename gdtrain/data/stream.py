@@ -39,6 +39,9 @@ class StreamSamples(Samples):
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
 
+    def fingerprint(self) -> int | None:
+        return None
+
     @property
     def ended(self) -> bool:
         """Whether all samples of the stream have arrived."""

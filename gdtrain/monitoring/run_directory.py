@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import gdtrain
+from gdtrain.checkpoint import disk
+from gdtrain.checkpoint.format import write_tensors
+from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError
 from gdtrain.monitoring.metrics_log import finite
 from gdtrain.training.trainer import Trainer
@@ -26,11 +34,13 @@ CHECKPOINTS = "checkpoints"
 def new_directory(wanted: Path | None, name: str) -> Path:
     """Make the directory of a new run: ``wanted``, or the next free ``runs/<name>/<n>``.
 
-    Raises OutputError if ``wanted`` is there already and not empty, or can't be made.
+    Raises OutputError if ``wanted`` is there already and holds something else than the remains
+    of a run that ended before it began, or can't be made.
     """
     try:
         if wanted is not None:
-            wanted.mkdir(parents=True, exist_ok=True)
+            disk.make_directory(wanted)
+            _clear_remains(wanted)
             if any(wanted.iterdir()):
                 raise OutputError(
                     f"{wanted} is not empty; choose another --output-dir, "
@@ -38,7 +48,7 @@ def new_directory(wanted: Path | None, name: str) -> Path:
                 )
             return wanted
         parent = _runs_of(name)
-        parent.mkdir(parents=True, exist_ok=True)
+        disk.make_directory(parent)
         number = max(_numbers(parent), default=0)
         while True:
             number += 1
@@ -46,6 +56,7 @@ def new_directory(wanted: Path | None, name: str) -> Path:
                 (parent / str(number)).mkdir()
             except FileExistsError:
                 continue
+            disk.sync_directory(parent)
             return parent / str(number)
     except OSError as error:
         where = wanted or Path("runs") / name
@@ -55,17 +66,70 @@ def new_directory(wanted: Path | None, name: str) -> Path:
 def latest_directory(wanted: Path | None, name: str) -> Path:
     """The directory of the run to resume: ``wanted``, or the newest ``runs/<name>/<n>``.
 
-    Raises OutputError if there is none.
+    Raises OutputError if there is none, or if something in it is a link to somewhere else.
     """
-    if wanted is not None:
-        if not (wanted / CONFIG).is_file():
-            raise OutputError(f"{wanted} holds no run to resume; check --output-dir")
-        return wanted
-    parent = _runs_of(name)
-    numbers = _numbers(parent) if parent.is_dir() else []
-    if not numbers:
-        raise OutputError(f"{parent} holds no run to resume; give --output-dir, or omit --resume")
-    return parent / str(max(numbers))
+    directory = wanted
+    if directory is None:
+        parent = _runs_of(name)
+        numbers = _numbers(parent) if parent.is_dir() else []
+        if not numbers:
+            said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
+            raise OutputError(said)
+        directory = parent / str(max(numbers))
+    disk.check_inside(directory, (CONFIG, METRICS, SUMMARY, WEIGHTS, PREPROCESSING, CHECKPOINTS))
+    if not (directory / CONFIG).is_file():
+        raise OutputError(f"{directory} holds no run to resume; check --output-dir")
+    return directory
+
+
+def has_begun(wanted: Path | None, name: str) -> bool:
+    """Whether :func:`latest_directory` would give a directory."""
+    try:
+        latest_directory(wanted, name)
+    except OutputError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(directory: Path | None) -> Iterator[None]:
+    """Keep a run to one process at a time; the system ends the lock with the process.
+
+    Raises OutputError if another process trains in ``directory``. With None, does nothing.
+    """
+    if directory is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            said = f"another process is training in {directory}; wait for it, or end it"
+            raise OutputError(said) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear_remains(directory: Path) -> None:
+    """Remove what a run has left that was ended before its first checkpoint was complete.
+
+    It had no config.yaml yet, and so could not be resumed.
+    """
+    names = {path.name for path in directory.iterdir()}
+    own = {PREPROCESSING, CHECKPOINTS}
+    if not names or not all(n in own or n.startswith(disk.UNFINISHED) for n in names):
+        return
+    kept = directory / CHECKPOINTS
+    if kept.is_dir() and not CheckpointStore(kept).holds_only_the_first():
+        return
+    if kept.is_dir():
+        CheckpointStore(kept).clear()
+    (directory / PREPROCESSING).unlink(missing_ok=True)
+    disk.remove_unfinished(directory)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,12 +137,19 @@ def write_text(path: Path, text: str) -> None:
 
     Raises OutputError if it can't be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        unfinished.write_text(text, "utf-8")
-        unfinished.replace(path)
+        disk.replace_file(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
+
+
+def write_weights(directory: Path, weights: dict[str, Tensor]) -> None:
+    """Put the final weights in the place of what may be there; raises OSError if that fails."""
+    unfinished = directory / f"{disk.UNFINISHED}{WEIGHTS}"
+    unfinished.unlink(missing_ok=True)
+    write_tensors(unfinished, weights)
+    unfinished.replace(directory / WEIGHTS)
+    disk.sync_directory(directory)
 
 
 def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     assert trainer.loader is not None
     number = block.start + steps
     batch = next(trainer.read(trainer.loader, block.plan, number))
-    texts = trainer.world.gather_text("\n".join(_first(trainer, batch) or ()))
-    first, remedy = next((t.split("\n") for t in texts if t), ("none; it is finite now", _REMEDY))
+    texts = trainer.world.gather_text("\n".join(_first(trainer, batch)))
+    _, first, remedy = min(texts, key=lambda text: text[0]).split("\n")
     indices = block.plan.share(0, 1).batch_indices(number)
     shown = ", ".join(map(str, indices[:SHOWN_SAMPLES].tolist()))
     more = f", … ({len(indices)} in all)" if len(indices) > SHOWN_SAMPLES else ""
@@ -52,27 +52,30 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     )
 
 
-def _first(trainer: Trainer, batch: Batch) -> tuple[str, str] | None:
-    """The first tensor that is not finite on this rank, and what to do about it."""
+def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
+    """The first tensor that is not finite on this rank, and what to do about it.
+
+    Before them a digit, which is smaller the earlier it came to be: of all ranks, that of the
+    smallest is the cause, and what others saw its effect.
+    """
     model = trainer.model
     if name := first_bad(model.named_parameters()):
-        return f"{name}, which overflowed in an earlier update", _OVERFLOW_REMEDY
+        return "0", f"{name}, which overflowed in an earlier update", _OVERFLOW_REMEDY
     if name := first_bad(model.named_buffers()):
-        return f"the buffer {name}", _REMEDY
+        return "1", f"the buffer {name}", _REMEDY
     size = trainer.microbatches.size
     if size is None and isinstance(batch, LazyBatch):
         size = UNMEASURED_SIZE
     for part in batch.split(size or max(1, len(batch))):
         for what, tree in (("inputs", part.inputs), ("targets", part.targets)):
             if place := _first_row(tree, part.indices):
-                return f"{what} of {place}", _DATA_REMEDY
-    found = None if trainer.is_sharded else _computed(trainer, batch, size)
+                return "2", f"{what} of {place}", _DATA_REMEDY
+    if not trainer.is_sharded and (found := _computed(trainer, batch, size)):
+        return "3", found, _REMEDY
     loss, gradient = trainer.guard.found
-    if found is None and gradient is not None:
-        found = f"the gradient of {gradient}"
-    if found is None and loss is not None and not math.isfinite(loss):
-        found = "the loss"
-    return None if found is None else (found, _REMEDY)
+    if loss is not None and not math.isfinite(loss):
+        return "4", "the loss", _REMEDY
+    return "4", "the gradient" + (f" of {gradient}" if gradient else ""), _REMEDY
 
 
 def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:

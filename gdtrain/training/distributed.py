@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gdtrain.errors import DeviceError
+from gdtrain.errors import DeviceError, ProcessError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` up over all processes, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with _talking():
+                dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -63,7 +65,8 @@ class World:
         """Make tensors that should be alike the first process's, in place."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor.detach(), src=0)
+                with _talking():
+                    dist.broadcast(tensor.detach(), src=0)
 
     def gather(self, values: Iterable[int]) -> list[list[int]]:
         """The whole numbers of every process, in the order of their ranks; as many on each."""
@@ -71,8 +74,19 @@ class World:
         if self.size == 1:
             return [mine.tolist()]
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(everyone, mine)
+        with _talking():
+            dist.all_gather(everyone, mine)
         return [theirs.tolist() for theirs in everyone]
+
+    def gather_tensor(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every process, in the order of their ranks; of one shape and dtype."""
+        if self.size == 1:
+            return [tensor]
+        mine = tensor.to(_device())
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        with _talking():
+            dist.all_gather(everyone, mine)
+        return [theirs.to(tensor.device) for theirs in everyone]
 
     def gather_bytes(self, content: bytes) -> list[bytes]:
         """The bytes of every process, in the order of their ranks; of any length on each."""
@@ -116,8 +130,22 @@ def leave() -> None:
     no use in waiting: the process ends, and the launcher ends the others.
     """
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        with _talking():
+            dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    """Say what it means when another process can't be reached."""
+    try:
+        yield
+    except RuntimeError as error:  # of gloo and nccl alike; they have no type of their own
+        reason = str(error).splitlines()[0]
+        raise ProcessError(
+            f"another process of the run has ended or does not answer ({reason}); "
+            "start all of them again with --resume"
+        ) from error
 
 
 def _device() -> torch.device:

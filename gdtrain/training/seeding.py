@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_WORDS = 624  # of a Mersenne Twister's state
 
 
 def seed_everything(seed: int) -> None:
@@ -22,12 +25,12 @@ def seed_everything(seed: int) -> None:
 class RngState:
     """A snapshot of the global generators of Python, numpy, torch and one device.
 
-    python: ``random.getstate()``; numpy: ``np.random.get_state()``, its key as whole numbers;
-    cpu: torch's, [5056] uint8; device: the device's own generator, or None for the CPU.
+    python: ``random.getstate()``; numpy: ``np.random.get_state()``; cpu: torch's, [5056] uint8;
+    device: the device's own generator, or None for the CPU.
     """
 
     python: tuple[Any, ...]
-    numpy: tuple[Any, ...]
+    numpy: Any
     cpu: Tensor
     device: Tensor | None
 
@@ -36,7 +39,7 @@ class RngState:
         """The state of all generators as they stand."""
         return cls(
             python=random.getstate(),
-            numpy=_numpy_state(),
+            numpy=np.random.get_state(legacy=True),
             cpu=torch.get_rng_state(),
             device=_device_state(device),
         )
@@ -44,8 +47,7 @@ class RngState:
     def restore(self, device: torch.device) -> None:
         """Put all generators back to this state."""
         random.setstate(self.python)
-        name, key, *rest = self.numpy
-        np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
+        np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         if self.device is None:
             return
@@ -54,10 +56,43 @@ class RngState:
         elif device.type == "mps":
             torch.mps.set_rng_state(self.device)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as tensors, for a file: a Mersenne Twister as [627] int64.
 
-def _numpy_state() -> tuple[Any, ...]:
-    name, key, *rest = np.random.get_state(legacy=True)
-    return (name, tuple(np.asarray(key).tolist()), *rest)
+        These are its 624 words, its place among them, whether a normal number is left over,
+        and the bits of that number.
+        """
+        _, words, left = self.python
+        _, key, place, has_left, cached = self.numpy
+        kept = {
+            "python": _twister(words[:_WORDS], words[_WORDS], left),
+            "numpy": _twister(key.tolist(), place, cached if has_left else None),
+            "cpu": self.cpu.clone(),
+        }
+        return kept if self.device is None else kept | {"device": self.device.clone()}
+
+    @classmethod
+    def of_tensors(cls, kept: Mapping[str, Tensor]) -> RngState:
+        """What :meth:`tensors` gave. Raises ValueError or KeyError for anything else."""
+        words, place, left = _parts(kept["python"])
+        key, where, cached = _parts(kept["numpy"])
+        numpy = ("MT19937", np.array(key, np.uint32), where, int(cached is not None), cached or 0.0)
+        return cls((3, (*words, place), left), numpy, kept["cpu"], kept.get("device"))
+
+
+def _twister(words: Any, place: int, left: float | None) -> Tensor:
+    bits = torch.tensor([left or 0.0], dtype=torch.float64).view(torch.int64)
+    return torch.cat([torch.tensor([*words, place, left is not None]), bits])
+
+
+def _parts(kept: Tensor) -> tuple[list[int], int, float | None]:
+    if kept.dtype != torch.int64 or kept.shape != (_WORDS + 3,):
+        raise ValueError("a generator's state has another shape")
+    *words, place, has_left, _ = kept.tolist()
+    if not (0 <= min(words) <= max(words) < 2**32 and 0 <= place <= _WORDS):
+        raise ValueError("a generator's state is out of its range")
+    left = float(kept[-1:].view(torch.float64)) if has_left else None
+    return words, place, left
 
 
 def _device_state(device: torch.device) -> Tensor | None:

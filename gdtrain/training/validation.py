@@ -53,6 +53,11 @@ class Validation(Callback):
         self.results = list(state["results"])
 
 
+def best_of(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a metric are better, by its name."""
+    return "max" if metric.endswith("accuracy") else "min"
+
+
 class EarlyStopping(Callback):
     """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
 

@@ -1,0 +1,54 @@
+"""Writing while training goes on: one job at a time, in their order, and none left out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+Job = Callable[[], object]
+
+
+class Background:
+    """Runs jobs in a thread, at most one at once, while at most one more waits.
+
+    failed: is told of what a job has raised.
+    """
+
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        self._failed = failed
+        self._state = threading.Condition()
+        self._waiting: Job | None = None
+        self._running = False
+        self._error: Exception | None = None
+
+    def submit(self, job: Job) -> None:
+        """Run ``job`` after those before it; wait here only while another one waits already."""
+        with self._state:
+            self._state.wait_for(lambda: self._waiting is None)
+            self._waiting = job
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="gdtrain-checkpoints", daemon=True).start()
+
+    def wait(self) -> None:
+        """Until nothing runs or waits. Raises what the last job raised, if it did."""
+        with self._state:
+            self._state.wait_for(lambda: not self._running)
+            error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        while True:
+            with self._state:
+                job, self._waiting = self._waiting, None
+                self._state.notify_all()
+                if job is None:
+                    self._running = False
+                    return
+            self._error = None
+            try:
+                job()
+            except Exception as error:  # told now, and raised where the training waits for it
+                self._error = error
+                self._failed(error)

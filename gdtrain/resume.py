@@ -1,0 +1,93 @@
+"""Going on with a run: the newest checkpoint that can be used, and proof that it is of this run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.expected import tensor_check
+from gdtrain.config.build import Run
+from gdtrain.config.load import check, dump, load_config
+from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import read_text
+from gdtrain.errors import CheckpointError
+from gdtrain.monitoring import run_directory
+
+# What must be the same for a resumed run to end with the bits of one that was left alone.
+_MUST_MATCH = (
+    *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
+    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
+    *("microbatch_allow", "precision", "early_stopping"),
+    "trainer",
+)
+# What of a data source only decides how the run goes on from here.
+_MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew, after one of its group had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+    """Put the trainer into the state of the newest checkpoint that can be used.
+
+    Says on rank 0 which that is, and which were passed over and why. Raises CheckpointError if
+    there is none, or if it is of another configuration, model or data, naming both sides.
+    """
+    _check_same_settings(directory, run.config)
+    trainer, store = run.trainer, checkpoints.store
+    path, state, skipped = store.load_newest(tensor_check(trainer))
+    try:
+        checkpoints.best = _check_settings(path, state.pop("settings", None), run.config)
+        trainer.load_state_dict(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: is not of this run; {error}") from error
+    checkpoints.saved_at = (trainer.progress.epoch, trainer.progress.step)
+    if trainer.world.rank == 0:
+        for reason in skipped:
+            print(f"skipped a checkpoint: {reason}", file=sys.stderr)
+        print(f"going on from {path}", file=sys.stderr)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The configuration as it is kept in every checkpoint: as text, which is pure data."""
+    return {"config": dump(config)}
+
+
+def _check_same_settings(directory: Path, config: Config) -> None:
+    there = load_config(directory / run_directory.CONFIG)[0]
+    _compare(str(directory), there, config)
+
+
+def _check_settings(path: Path, settings: Any, config: Config) -> float:
+    """Look at the settings kept in a checkpoint; return its best metric."""
+    held = settings if isinstance(settings, dict) else {}
+    text, best = held.get("config"), held.get("best")
+    if not isinstance(text, str) or not isinstance(best, float):
+        raise CheckpointError("its settings are not those of a run")
+    _compare(str(path), check(read_text(text, f"{path}: settings")), config)
+    return best
+
+
+def _compare(name: str, there: Config, here: Config) -> None:
+    theirs = there.model_dump()
+    # As it will be read the next time: a tuple among a registered model's options is a list.
+    ours = check(read_text(dump(here), "")).model_dump()
+    for settings in (theirs, ours):
+        for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
+            del settings["data"][key]
+    # Only a cosine schedule depends on how many epochs there are in all.
+    by_length = here.scheduler is not None and here.scheduler.name == "cosine"
+    differing = [
+        f"{key}: the run has {theirs[key]}, this configuration {ours[key]}"
+        for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)
+        if theirs[key] != ours[key]
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{name} is a run with other settings, so it can't be resumed; " + "; ".join(differing)
+        )
