@@ -37,7 +37,7 @@ def broken_case(seed: int, folder: Path) -> Case:
     # To follow a file is to wait for more; a case must come to an end.
     config["data"].pop("follow", None)
     kinds = [_changed_tree, _changed_text, _overridden, _changed_data, _changed_data]
-    return draw.choice(kinds)(draw, config, folder)
+    return draw.choice([*kinds, *kinds, _converted])(draw, config, folder)
 
 
 # ── the tree of settings ────────────────────────────────────────────────────────────────────
@@ -275,6 +275,20 @@ def _changed_data(draw: random.Random, config: Config, folder: Path) -> Case:
             [None, b"", b"\0" * 64, b"\x80\x02.", (folder / "x.npy").read_bytes()]
         )
     return Case(f"data {suffix}", [], {CONFIG: _encoded(text_of(draw, config)), name: content})
+
+
+def _converted(draw: random.Random, config: Config, folder: Path) -> Case:
+    """The convert command, on a table that was changed."""
+    name = draw.choice(["labels.csv", "named.csv", "number.csv"])
+    raw = bytearray((folder / name).read_bytes())
+    for _ in range(draw.choice([1, 1, 2, 4])):
+        draw.choice([*BYTE_CHANGES, *[_other_cell] * 10])(draw, raw)
+    options = [[], [], ["--categorical", "x0"], ["--features", "x1"], ["--dtype", "float64"]]
+    options += [["--delimiter", mark] for mark in (";", "", ",,", '"', "é")]
+    options += [["--rows-per-shard", count] for count in ("0", "-1", "3")]
+    target = draw.choice(["t0", "t0", "t0", "x1", "zz", ""])
+    given = ["convert", name, "made", "--target", target, *draw.choice(options)]
+    return Case("convert", given, {name: bytes(raw)}, made="made")
 
 
 def _files_read(data: Config, folder: Path) -> list[str]:

@@ -172,7 +172,7 @@ def check_hook(audit: Audit, folder: Path) -> list[str]:
         "os.mkdir": "__import__('os').mkdir('/tmp/none/none')",
         "pickle.find_class": "__import__('pickle').loads(b'cos\\nsystem\\n.')",
         "subprocess.Popen": "__import__('subprocess').run(['true'])",
-        "socket.": "__import__('socket').socket().connect(('127.0.0.1', 9))",
+        "socket.": "__import__('socket').gethostbyname('localhost')",
     }
     for event, code in tries.items():
         with audited(audit, [str(folder)]), suppress(Exception):

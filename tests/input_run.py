@@ -6,6 +6,7 @@ import io
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 import traceback
@@ -28,14 +29,16 @@ FAULT = re.compile(r"(?s)(note: .+|rank \d: .+|[^\n]*?:\d+:\d+: [^\n]+)")
 
 @dataclass(frozen=True)
 class Case:
-    """Input for the command line: arguments besides ``--config``, and files that differ.
+    """Input for the command line: its arguments, and files that differ.
 
-    files: name -> content; None for a file that is not there.
+    files: name -> content; None for a file that is not there. made: what a command writes that
+    is no training.
     """
 
     kind: str
     arguments: list[str]
     files: dict[str, bytes | None]
+    made: str | None = None
 
 
 @dataclass
@@ -79,24 +82,36 @@ class Hang(BaseException):
 
 
 def run_case(case: Case, folder: Path) -> Outcome:
-    """Run a case as a dry run, and again without ``--dry-run`` if it was refused.
+    """Run a case: training as a dry run, and again without ``--dry-run`` if it was refused.
 
     folder: the working directory, which holds the data files; they come back as they were.
     """
     with _files_of(case, folder):
         before = _listing(folder)
-        outcome = _run([*case.arguments, "--dry-run"])
-        if outcome.code == 2 and not outcome.fault:
-            again = _run(case.arguments)
-            only_in_training = "training needs more memory" in outcome.err
-            if (again.code, again.err) != (2, outcome.err) and not only_in_training:
-                outcome = again
-                outcome.traceback = outcome.traceback or (
-                    f"refused only in the dry run; exit code {again.code}: {again.err}"
-                )
+        if case.made is None:
+            outcome = _trained(case)
+        else:
+            outcome = _run(case.arguments)
+            if outcome.code == 0:
+                shutil.rmtree(folder / case.made)
         after = _listing(folder)
         outcome.left = sorted({name for name, _ in before.items() ^ after.items()})
         return outcome
+
+
+def _trained(case: Case) -> Outcome:
+    given = ["--config", CONFIG, *case.arguments]
+    outcome = _run([*given, "--dry-run"])
+    # What the first update needs shows as it is made, and then a run has begun.
+    by_update = "training needs more memory" in outcome.err
+    if outcome.code == 2 and not outcome.fault and not by_update:
+        again = _run(given)
+        if (again.code, again.err) != (2, outcome.err):
+            again.traceback = again.traceback or (
+                f"refused only in the dry run; exit code {again.code}: {again.err}"
+            )
+            return again
+    return outcome
 
 
 def _run(arguments: list[str]) -> Outcome:
@@ -114,7 +129,7 @@ def _run(arguments: list[str]) -> Outcome:
             warnings.simplefilter("error")
             signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
             try:
-                outcome.code = main(["--config", CONFIG, *arguments])
+                outcome.code = main(arguments)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
     except Hang:

@@ -328,6 +328,11 @@ def _watching(draw: random.Random, config: Config) -> Config:
 
 def _rest(draw: random.Random, config: Config) -> Config:
     checkpoint = _some(draw, {"every_n_steps": 5, "every_n_epochs": 1, "every_seconds": 0.5})
+    best = ["train_loss"]
+    if config["data"].get("validation_fraction"):
+        best += ["val_loss", *(f"val_{name}" for name in config.get("metrics", []))]
+    if config["data"]["source"] != "stream":
+        checkpoint |= _some(draw, {"keep_best": draw.choice(best)})
     return _some(
         draw,
         {
