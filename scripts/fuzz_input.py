@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -16,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from broken_input import broken_case
+from hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cost_of_bomb
 from input_run import MOST_SECONDS, Outcome, run_case
 from valid_input import valid_case, write_data
 
@@ -26,7 +29,10 @@ def main() -> int:
     parser.add_argument("--valid", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--start", type=int, default=0, help="the first seed; to go on from it")
     parser.add_argument("--show", type=int, default=10, help="faults that are shown whole")
+    parser.add_argument("--hostile", action="store_true", help="the hostile cases, and no others")
     options = parser.parse_args()
+    if options.hostile:
+        return _hostile()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -73,6 +79,26 @@ def _run_all(kind: str, seeds: range, folder: Path, most_shown: int) -> int:
     print(f"{'all':<20}" + "".join(f"{total[column]:>12,}" for column in columns))
     print(f"slowest: {slowest[0]:.2f} s (seed {slowest[1]})\n")
     return faults
+
+
+def _hostile() -> int:
+    """Run the hostile cases under the audit hook, weigh the bombs, and print what was seen."""
+    script = Path(__file__).resolve().parents[1] / "tests" / "hostile_run.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    wrong = [case for case in found["cases"] if case["wrong"]]
+    codes = Counter(case["code"] for case in found["cases"])
+    print(f"hostile cases {len(found['cases'])}, exit codes {dict(codes)}, wrong {len(wrong)}")
+    print(f"audit events {found['events']:,}, peak memory {found['peak_kib'] / 1024:.0f} MiB")
+    for case in wrong:
+        print(case)
+    costs = {name: cost_of_bomb(text) for name, text in BOMBS.items()}
+    slowest = max(costs, key=lambda name: costs[name][0])
+    largest = max(costs, key=lambda name: costs[name][1])
+    print(f"bombs {len(costs)}; slowest {1e3 * costs[slowest][0]:.0f} ms ({slowest}), ", end="")
+    print(f"largest {costs[largest][1] / 1e6:.1f} MB ({largest})")
+    dear = costs[slowest][0] > BOMB_SECONDS or costs[largest][1] > BOMB_BYTES
+    return 1 if wrong or dear else 0
 
 
 def _marks(outcome: Outcome) -> dict[str, int]:

@@ -8,6 +8,8 @@ import os
 import pickle
 import socket
 import struct
+import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from gdtrain.config.load import check
+from gdtrain.config.yaml_source import MAX_BYTES, read_text
+from gdtrain.errors import ConfigError
 
 CONFIG = """\
 data: {source: csv, path: data.csv, target: y}
@@ -160,6 +166,32 @@ BOMBS = {
     "many blanks": " " * 65000,
     "too long": "#" * (1 << 20),
 }
+
+
+# What a bomb may cost.
+BOMB_SECONDS, BOMB_BYTES = 0.1, 10_000_000
+
+
+def cost_of_bomb(text: str) -> tuple[float, int]:
+    """Processor seconds, the best of a few times, and bytes at the peak, to refuse a text."""
+
+    def refuse() -> None:
+        try:
+            check(read_text(text[:MAX_BYTES], "a.yaml"))
+        except ConfigError:
+            return
+        raise AssertionError("a bomb was taken for a configuration")
+
+    seconds: list[float] = []
+    while len(seconds) < 5 and (not seconds or min(seconds) > BOMB_SECONDS / 2):
+        started = time.process_time()
+        refuse()
+        seconds.append(time.process_time() - started)
+    tracemalloc.start()
+    refuse()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return min(seconds), peak
 
 
 def bombs() -> list[Hostile]:
