@@ -104,6 +104,8 @@ class Checkpoints(Callback):
                 self._end_of_epoch = (step, state)
             if trainer.world.rank == 0 and (by_steps or by_epochs or by_seconds or asked):
                 self._background.submit(partial(self._save, step, state))
+                if asked:
+                    logger.warning("saving the checkpoint of step %d, as asked", step)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
