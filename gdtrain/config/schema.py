@@ -107,7 +107,7 @@ class Config(Strict):
     """Of the computation; bf16 keeps float32 parameters."""
     strategy: Literal["replicate", "shard"] = "replicate"
     """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
-    process_timeout: PositiveFloat = 600.0
+    process_timeout: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds that a process started by torchrun waits for the others before it gives up."""
     engine: Literal["auto", "eager"] = "auto"
     """How blocks of steps are executed."""
