@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from functools import partial
 from typing import Any
 
@@ -78,6 +79,7 @@ class Checkpoints(Callback):
         return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._last_call = time.monotonic()
         if self.saved_at is None:
             self.save_now(trainer)
 

@@ -56,14 +56,14 @@ class LogSection(Strict):
 
 
 class CheckpointSection(Strict):
-    """When to save checkpoints, besides the one at the end or at an interruption."""
+    """When to save checkpoints, besides those at the start, the end and an interruption."""
 
     every_n_steps: Positive | None = None
     """After every k-th update."""
     every_n_epochs: Positive | None = None
     """After every k-th epoch."""
-    every_seconds: PositiveFloat | None = None
-    """At the first safe point after this many seconds."""
+    every_seconds: PositiveFloat | None = 60.0
+    """At the first safe point after this many seconds; null in the file: never by the clock."""
     keep_last: Positive = 3
     """How many of the newest to keep."""
     keep_best: str | None = None
