@@ -66,7 +66,7 @@ class RngState:
         _, key, place, has_left, cached = self.numpy
         kept = {
             "python": _twister(words[:_WORDS], words[_WORDS], left),
-            "numpy": _twister(key.tolist(), place, cached if has_left else None),
+            "numpy": _twister(key, place, cached if has_left else None),
             "cpu": self.cpu.clone(),
         }
         return kept if self.device is None else kept | {"device": self.device.clone()}
@@ -82,7 +82,8 @@ class RngState:
 
 def _twister(words: Any, place: int, left: float | None) -> Tensor:
     bits = torch.tensor([left or 0.0], dtype=torch.float64).view(torch.int64)
-    return torch.cat([torch.tensor([*words, place, left is not None]), bits])
+    numbers = np.array([place, left is not None], np.int64)
+    return torch.cat([torch.from_numpy(np.concatenate([np.array(words, np.int64), numbers])), bits])
 
 
 def _parts(kept: Tensor) -> tuple[list[int], int, float | None]:
