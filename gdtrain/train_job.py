@@ -20,14 +20,14 @@ from gdtrain.config.build import Run, build, stage
 from gdtrain.config.document import Document, key_path
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.resume import is_restart, settings_of, take_up
-from gdtrain.training import distributed, evaluation, state
+from gdtrain.training import diagnosis, distributed, evaluation, state
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import SignalDesk
@@ -112,9 +112,16 @@ class TrainJob:
         with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
-        trainer = run.trainer
-        batch = next(trainer.read(run.loader))
-        said = f"one update of {len(batch)} samples: loss {float(trainer.train_step(batch)):.4g}"
+        trainer, plan = run.trainer, run.loader.plan(0)
+        with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
+            batch = next(trainer.read(run.loader, plan))
+        block = Block(plan, 0, 1, [batch])
+        with faults_placed(self.document), stage(""):
+            losses = trainer.engine.run(block)
+        if not len(losses):
+            print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        said = f"one update of {len(batch)} samples: loss {float(losses[0]):.4g}"
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):

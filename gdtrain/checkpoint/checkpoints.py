@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from functools import partial
 from typing import Any
 
@@ -78,6 +79,7 @@ class Checkpoints(Callback):
         return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._last_call = time.monotonic()
         if self.saved_at is None:
             self.save_now(trainer)
 
@@ -102,6 +104,8 @@ class Checkpoints(Callback):
                 self._end_of_epoch = state
             if by_steps or by_epochs or by_seconds or asked:
                 self._submit(trainer, state)
+            if asked and trainer.world.rank == 0:
+                logger.warning("saving the checkpoint of step %d, as asked", progress.step)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))

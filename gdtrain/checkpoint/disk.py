@@ -46,14 +46,15 @@ def replace_file(path: Path, content: bytes) -> None:
 def make_directory(path: Path) -> None:
     """Make a directory and those above it, and see to it that a crash does not lose them.
 
-    Raises OSError if that fails, and FileExistsError if something else bears its name.
+    Raises OSError if that fails, or if something else bears one of their names.
     """
     missing = []
     while not is_there(path):
         missing.append(path)
         path = path.parent
     if not path.is_dir():
-        raise FileExistsError(errno.EEXIST, "is not a directory", str(path))
+        code = errno.ENOTDIR if missing else errno.EEXIST
+        raise OSError(code, os.strerror(code), str(path))
     # Whoever made it may have died before its name was on the disk; but not in a directory that
     # may not be read, such as the one above a home.
     if os.access(path.parent, os.R_OK):

@@ -47,7 +47,7 @@ def new_directory(wanted: Path | None, name: str) -> Path:
                     "or give --resume to go on with the run in it"
                 )
             return wanted
-        parent = Path("runs") / name
+        parent = _runs_of(name)
         disk.make_directory(parent)
         number = max(_numbers(parent), default=0)
         while True:
@@ -70,7 +70,7 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
     """
     directory = wanted
     if directory is None:
-        parent = Path("runs") / name
+        parent = _runs_of(name)
         numbers = _numbers(parent) if parent.is_dir() else []
         if not numbers:
             said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
@@ -184,6 +184,20 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
         text = json.dumps(finite(summary), indent=1) + "\n"
         disk.replace_file(directory / SUMMARY, text.encode())
     return summary
+
+
+def _runs_of(name: str) -> Path:
+    """``runs/<name>``. Raises OutputError if that is no directory of its own in ``runs``."""
+    if name in ("", ".", ".."):
+        raise OutputError(
+            f"a configuration named {name!r} has no place in runs; rename it, or give this option"
+        )
+    parent = Path("runs") / name
+    if parent.is_symlink():
+        raise OutputError(
+            f"{parent} is a symbolic link, and may lead out of runs; remove it, or give this option"
+        )
+    return parent
 
 
 def _numbers(parent: Path) -> list[int]:
