@@ -115,7 +115,7 @@ def _at(state: Any, path: tuple[Any, ...]) -> Any:
 def _replaced(rng: random.Random, state: dict[str, Any]) -> str:
     """One value in the state becomes another; or a key goes, comes or is renamed."""
     # Each part of the state is hit as often as any other, however many values it has.
-    part = rng.choice(sorted(state))
+    part = rng.choice(sorted(state, key=str))
     path = rng.choice([(part, *rest) for rest in [(), *_paths(state[part])]])
     held, key = _at(state, path[:-1]), path[-1]
     kind = rng.choice(["value"] * 6 + ["gone", "foreign", "renamed"])
@@ -284,7 +284,7 @@ def _settings_mutation(rng: random.Random, directory: Path) -> str:
 def _place_mutation(rng: random.Random, directory: Path) -> str:
     """Something else in the place of a file or a checkpoint."""
     kept = directory.parent
-    outside = kept.parent.parent / "outside"
+    outside = kept.parent.parent.parent / "outside"
     path = directory / rng.choice(["tensors.safetensors", "state.json"])
     kind = rng.randrange(9)
     if kind == 0:
@@ -503,7 +503,16 @@ class Watch:
         if self.learning:
             self.known.add(str(what))
         elif str(what) not in self.known:
-            self.seen.append(what)
+            self.seen.append((f"{what[0]} {what[1]} from {_stack()}", what[0]))
+
+
+def _stack() -> str:
+    """Where it came from, without opening a file to say so."""
+    frame, places = sys._getframe(2), []
+    while frame is not None and len(places) < 8:
+        places.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")  # noqa: PTH119
+        frame = frame.f_back
+    return " < ".join(places)
 
 
 def _resume(place: Path, name: str) -> tuple[int | None, str]:
@@ -601,19 +610,18 @@ def run(place: Path, number: int, seed: int) -> Figures:
             figures.problems.append(f"{case}: {said[-600:]}")
         usual = ("note: ", "skipped a checkpoint: ", "going on from ", "training on ")
         faults = [line for line in said.splitlines() if not line.startswith(usual)]
-        few = len(faults) == 1 or (": settings:" in said and 1 < len(faults) < 10)
         dirty = any(not c.isprintable() and c not in "\r\n" for c in said)
-        if len(said) > 20_000 or dirty or (code == 2 and not few):
+        if len(said) > 20_000 or dirty or (code == 2 and len(faults) != 1):
             figures.long_answers += 1
             figures.problems.append(
                 f"{case}: {len(faults)} faults, {len(said)} long, {said[:300]!r}"
             )
-        for event, what in watch.seen:
+        for what, event in watch.seen:
             figures.imports += event == "import"
             is_open = event in ("open", *CHANGING, *LOOKING)
             figures.opens_outside += is_open
             figures.executions += not is_open and event != "import"
-            figures.problems.append(f"{case}: {event} {what}")
+            figures.problems.append(f"{case}: {what}")
         intact = (outside / "precious").read_text() == "precious"
         if not intact or sorted(path.name for path in outside.rglob("*")) != moved:
             figures.harmed += 1
