@@ -509,13 +509,13 @@ class Watch:
 def _stack() -> str:
     """Where it came from, without opening a file to say so."""
     frame, places = sys._getframe(2), []
-    while frame is not None and len(places) < 8:
+    while frame is not None and len(places) < 16:
         places.append(f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}")  # noqa: PTH119
         frame = frame.f_back
     return " < ".join(places)
 
 
-def _resume(place: Path, name: str) -> tuple[int | None, str]:
+def _resume(place: Path, name: str, watch: Watch) -> tuple[int | None, str]:
     """Resume in this process; return the exit code, or None after a traceback, and stderr."""
     from gdtrain.cli import main
 
@@ -527,6 +527,7 @@ def _resume(place: Path, name: str) -> tuple[int | None, str]:
         except TimeoutError:
             raise
         except BaseException:
+            watch.on = watch.learning = False  # to tell of it opens the program's own files
             said.write(traceback.format_exc())
             code = None
     return code, said.getvalue()
@@ -583,7 +584,7 @@ def run(place: Path, number: int, seed: int) -> Figures:
             if damage:
                 (directory / "state.json").write_bytes(b"{")
             watch.learning = True
-            code, said = _resume(place, name)
+            code, said = _resume(place, name, watch)
             watch.learning = False
             assert code == (2 if damage else 0), said
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -596,7 +597,7 @@ def run(place: Path, number: int, seed: int) -> Figures:
         watch.on = True
         signal.alarm(60)
         try:
-            code, said = _resume(place, name)
+            code, said = _resume(place, name, watch)
         except TimeoutError:
             figures.hangs += 1
             figures.problems.append(f"{case}: hangs")

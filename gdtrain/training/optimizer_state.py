@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.errors import CheckpointError
-from gdtrain.training.plain import is_finite, is_number, shown
+from gdtrain.training.plain import is_number, shown
 
 # What these keep of each parameter: of its shape (like), or a counter. Others keep what they like.
 _LIKE = {
@@ -18,6 +18,8 @@ _LIKE = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
 }
+# Of rates and other settings; what is computed from them must fit float32.
+_MAX_SETTING = 1e30
 _COUNTERS = {torch.optim.Adam: ("step",), torch.optim.AdamW: ("step",)}
 
 
@@ -78,7 +80,8 @@ def _check_state(
     for key, value in kept.items():
         what = f"optimizer: {key} of {name}"
         if key in counters:
-            number = float(value) if isinstance(value, Tensor) and not value.dim() else math.nan
+            single = isinstance(value, Tensor) and not value.dim() and value.is_floating_point()
+            number = float(value) if single else math.nan
             demand(number >= 0 and math.isfinite(number), f"{what} is not a count of steps")
         elif value is not None or kind is not torch.optim.SGD:
             same = isinstance(value, Tensor) and value.shape == parameter.shape
@@ -111,11 +114,13 @@ def check_like(where: str, found: Any, template: Any, settings: bool = False) ->
         )
     elif isinstance(template, int | float):
         # Infinite is the best metric of a schedule that has seen none; a rate never is.
-        bounded = is_finite(found) if settings or "lr" in where else is_number(found)
-        demand(bounded and found == found, f"{where} is not a number")
+        demand(is_number(found) and found == found, f"{where} is not a number")
+        if settings or "lr" in where:
+            demand(abs(found) <= _MAX_SETTING, f"{where} is {found}, which nothing can bear")
         demand(not settings or found >= min(template, 0), f"{where} is negative")
     elif template is None:
-        allowed = found is None or (not settings and is_number(found))
+        fixed = settings or "lr_lambdas" in where  # of functions, None stands for no state
+        allowed = found is None or (not fixed and is_number(found))
         demand(allowed, f"{where}: the state has one, and none is here")
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-# A hostile file must not make a run impossible to end, or a counter that no array can hold.
-_MAX_COUNT = 1 << 62
+# Far beyond any run, and such that a checkpoint's name and arrays can hold what is added to it.
+_MAX_COUNT = 10**17
 _SHOWN = 80
 
 

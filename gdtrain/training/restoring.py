@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.loaders import Loader
+from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import CheckpointError
 from gdtrain.training.optimizer_state import check_like, check_optimizer, demand
 from gdtrain.training.plain import is_count, is_finite, is_number, shown, shown_names
@@ -111,7 +112,13 @@ def _check_progress(found: Any, template: Mapping[str, Any], loader: Loader | No
     demand(steps <= found["step"], "progress: step_in_epoch is over step")
     demand(samples <= found["samples"], "progress: epoch_samples is over samples")
     demand((samples > 0) == (steps > 0), "progress: samples of the epoch without a step")
-    if loader is not None and not loader.is_stream and steps:
+    if loader is None:
+        return
+    if isinstance(loader.samples, StreamSamples):
+        place = found["position"]
+        fits = place is None or len(place) == len(loader.samples.position)
+        demand(fits, "progress: position is not one of this kind of stream")
+    elif steps:
         plan = loader.plan(found["epoch"])
         demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
         most = min(steps * plan.batch_size, plan.num_samples)
