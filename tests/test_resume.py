@@ -160,7 +160,7 @@ def _other_data(state):
         ),
         (
             lambda s: s["optimizer"]["state"].update({"7.weight": {}}),
-            "optimizer: the state is of a parameter 7.weight, not held here",
+            "optimizer: the state is of a parameter 7.weight, not here",
         ),
         (
             lambda s: s["optimizer"]["groups"][0].update(foreign=1),

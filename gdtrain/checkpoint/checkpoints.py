@@ -24,7 +24,7 @@ class Checkpoints(Callback):
 
     A run that is resumed from any of them ends with the same bits as one left alone. What is
     saved is copied at a safe point, and written while training goes on, one at a time; training
-    waits where the disk can't follow, and for those at the ends of a fit. Of several processes
+    waits where the disk can't follow, and for the one at the end of a fit. Of several processes
     all have this callback, since each has a part of the state; rank 0 writes.
 
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
@@ -33,7 +33,7 @@ class Checkpoints(Callback):
     its sign turned where higher is better, and infinite at first.
 
     A save that fails is logged and training goes on, with the older checkpoints in place; at the
-    ends of a fit it raises StorageError or CheckpointError.
+    end of a fit it raises StorageError or CheckpointError.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._last_call = time.monotonic()
-        self.save_now(trainer)
+        if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
+            self._submit(trainer, self._take(trainer))
 
     def on_safe_point(self, trainer: Trainer) -> None:
         progress, plan = trainer.progress, trainer.plan

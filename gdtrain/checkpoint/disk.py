@@ -133,7 +133,12 @@ def open_file(path: Path, at_most: int) -> int:
 
     Raises OutputError if it is anything else, OSError if it can't be opened.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OutputError(f"{path} is a symbolic link, not a regular file") from error
+        raise
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):

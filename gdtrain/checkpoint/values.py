@@ -20,26 +20,34 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     What JSON lacks is written as a list whose first item says what it is.
     Raises CheckpointError for what is no dict, list, tuple, tensor, number, text or None.
     """
+    kind = type(value)  # the usual kinds first: a state has thousands of numbers and names
+    if kind is float:
+        return ["float", value.hex()]
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
     if isinstance(value, Tensor):
         while name in tensors:  # {"a.b": …} beside {"a": {"b": …}}
             name += "'"
         tensors[name] = value
         return ["tensor", name]
     if isinstance(value, dict):
-        items = [
-            [
-                flatten(key, name, tensors),
-                flatten(item, f"{name}.{key}" if name else str(key), tensors),
-            ]
-            for key, item in value.items()
+        start = f"{name}." if name else ""
+        return [
+            "dict",
+            *(
+                [
+                    key if type(key) is str else flatten(key, name, tensors),
+                    flatten(item, f"{start}{key}", tensors),
+                ]
+                for key, item in value.items()
+            ),
         ]
-        return ["dict", *items]
     if isinstance(value, list | tuple):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return [kind, *(flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value))]
-    if isinstance(value, float):
+        said = "tuple" if isinstance(value, tuple) else "list"
+        return [said, *(flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value))]
+    if isinstance(value, float):  # of a type of its own, such as numpy's float64
         return ["float", value.hex()]
-    if value is None or isinstance(value, str | int):
+    if isinstance(value, str | int):
         return value
     raise CheckpointError(
         f"{name}: a {type(value).__name__} can't be saved; "

@@ -207,6 +207,10 @@ class StreamPlan(Plan):
             raise DataError("a stream is read by one process; train on it without torchrun")
         return self
 
+    def bounds(self, number: int) -> tuple[int, int]:
+        start = number * self.batch_size
+        return start, start + self.batch_sizes(number, number + 1)[0]
+
     def batch(self, number: int) -> Batch:
         """Batch ``number``, one of those that :meth:`remaining` has counted."""
         (size,) = self.batch_sizes(number, number + 1)

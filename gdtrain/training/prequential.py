@@ -11,6 +11,7 @@ import torch
 from gdtrain.data.settings import whole_number
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.evaluation import Metric
+from gdtrain.training.plain import is_count, is_number
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -83,5 +84,8 @@ class Prequential(Callback):
         return {"steps": [[size, *values] for size, values in self._steps]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._steps = deque((size, values) for size, *values in state["steps"])
+        steps = [(size, values) for size, *values in state["steps"]]
+        if not all(is_count(size) and size and all(map(is_number, v)) and v for size, v in steps):
+            raise ValueError("steps: one is not of an update")
+        self._steps = deque(steps)
         self._samples = sum(size for size, _ in self._steps)
