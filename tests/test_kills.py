@@ -148,7 +148,7 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
         "utf-8",
     )
     done = subprocess.run(
-        [*command, *arguments, "--import", "parts", "trainer=mortal"],
+        [*command, *arguments, "--import", "parts", "trainer=mortal", "process_timeout=120"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
