@@ -2,13 +2,20 @@
 
 import os
 import sys
+import traceback
 
 from gdtrain.cli import main
 
 
 def run() -> None:
     """Run the command that was asked for, and end the process with its exit code."""
-    code = main()
+    try:
+        code = main()
+    except Exception:
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            raise
+        traceback.print_exc()
+        code = 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # Threads of gloo can outlive its process group and abort an interpreter that is ending
         # ("terminate called without an active exception"). All is written: end without it.

@@ -75,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(given: list[str]) -> int:
     options = _train_parser().parse_intermixed_args(given)
-    import_modules(options.imports)
-    from gdtrain.config.load import dump, load_config
+    with closing(SignalDesk()) as signals:  # before anything that takes a while
+        import_modules(options.imports)
+        from gdtrain.config.load import dump, load_config
 
-    config, document = load_config(options.config, options.overrides)
-    if options.print_config:
-        print(dump(config), end="")
-        return 0
-    with closing(SignalDesk()) as signals:  # before torch, whose import takes a while
+        config, document = load_config(options.config, options.overrides)
+        if options.print_config:
+            print(dump(config), end="")
+            return 0
         from gdtrain.train_job import TrainJob
         from gdtrain.training.compiler import leave_compiler_out
 

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from gdtrain.errors import ConfigError, Fault, OutputError
+from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 
 
 def schema(given: list[str]) -> int:
@@ -107,6 +107,8 @@ def convert(given: list[str]) -> int:
     except ConfigError as error:
         said = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
         raise ConfigError([Fault(*fault, "command line") for fault in said]) from error
+    except DataError as error:
+        raise ConfigError([Fault("CSV", str(error), "command line")]) from error
     except OutputError as error:
         raise ConfigError([Fault("OUT", str(error), "command line")]) from error
     print(

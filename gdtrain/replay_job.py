@@ -71,6 +71,7 @@ class ReplayJob:
             source = self._rebuild(run)
         trainer = run.trainer
         start = trainer.progress.step
+        trainer.choice.settle(config.epochs)  # the engine of the whole run
         try:
             epoch = self._epoch(trainer, config.epochs)
             trainer.fit(epoch)  # all before it, so that what ends an epoch has been done

@@ -13,7 +13,7 @@ from gdtrain.config.build import Run
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
-from gdtrain.errors import CheckpointError
+from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.monitoring import run_directory
 
 # What must be the same for a resumed run to end with the bits of one that was left alone.
@@ -47,6 +47,7 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error
     checkpoints.saved_at = (trainer.progress.epoch, trainer.progress.step)
     if trainer.world.rank == 0:
+        store.remove_remains()
         for reason in skipped:
             print(f"skipped a checkpoint: {reason}", file=sys.stderr)
         print(f"going on from {path}", file=sys.stderr)
@@ -66,9 +67,13 @@ def _check_settings(path: Path, settings: Any, config: Config) -> float:
     """Look at the settings kept in a checkpoint; return its best metric."""
     held = settings if isinstance(settings, dict) else {}
     text, best = held.get("config"), held.get("best")
-    if not isinstance(text, str) or not isinstance(best, float):
+    if not isinstance(text, str) or not isinstance(best, float) or best != best:
         raise CheckpointError("its settings are not those of a run")
-    _compare(str(path), check(read_text(text, f"{path}: settings")), config)
+    try:
+        there = check(read_text(text, f"{path}: settings"))
+    except ConfigError as error:
+        raise CheckpointError(f"its settings can't be read; {error.faults[0]}") from error
+    _compare(str(path), there, config)
     return best
 
 

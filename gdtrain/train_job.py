@@ -20,14 +20,15 @@ from gdtrain.config.build import Run, build, stage
 from gdtrain.config.document import Document, key_path
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.resume import is_restart, settings_of, take_up
-from gdtrain.training import distributed, evaluation, state
+from gdtrain.training import diagnosis, distributed, evaluation, state
+from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import SignalDesk
@@ -70,12 +71,13 @@ class TrainJob:
         console = Console()
         checkpoints = self._checkpoints(directory)
         log = [MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)]
-        trainer.callbacks += [*(log if leads else []), checkpoints, *([console] if leads else [])]
+        shown = [console] if leads else []
+        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, _Stops(self.signals)]
+        self.signals.watch(
+            lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
+        )
         with notices(), run_directory.locked(directory if leads else None):
             self._start(run, directory, checkpoints)
-            self.signals.watch(
-                lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
-            )
             status, interrupted = "failed", 0
             try:
                 trainer.fit(self.config.epochs)
@@ -114,9 +116,16 @@ class TrainJob:
         with faults_placed(self.document), notices():
             run = build(self.config)
             self._check_first_batch(run)
-        trainer = run.trainer
-        batch = next(trainer.read(run.loader))
-        said = f"one update of {len(batch)} samples: loss {float(trainer.train_step(batch)):.4g}"
+        trainer, plan = run.trainer, run.loader.plan(0)
+        with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
+            batch = next(trainer.read(run.loader, plan))
+        block = Block(plan, 0, 1, [batch])
+        with faults_placed(self.document), stage(""):
+            losses = trainer.engine.run(block)
+        if not len(losses):
+            print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        said = f"one update of {len(batch)} samples: loss {float(losses[0]):.4g}"
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
@@ -198,6 +207,18 @@ class TrainJob:
             f"results go to {directory}",
             file=sys.stderr,
         )
+
+
+class _Stops(Callback):
+    """Stops a fit for a signal that came before it had begun, and was told to nobody then."""
+
+    def __init__(self, signals: SignalDesk) -> None:
+        super().__init__()
+        self.signals = signals
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.signals.stopped_by:
+            trainer.stop(signal.Signals(self.signals.stopped_by).name)
 
 
 def _first_part(batch: Batch) -> Batch:

@@ -1,10 +1,13 @@
 """Bad input: exit code 2, one line per fault with its place, no traceback, nothing written."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bad_cases import CASES, FILES, text_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -199,6 +202,86 @@ def test_configurations(capsys, old, new, faults):
     assert old in CONFIG
     Path("a.yaml").write_text(CONFIG.replace(old, new), "utf-8")
     assert faults_of(capsys) == faults
+
+
+def test_there_are_at_least_120_written_cases():
+    assert len(CASES) >= 120
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_written_cases(capsys, name):
+    changes, faults = CASES[name]
+    for file, text in FILES.items():
+        Path(file).write_text(text, "utf-8")
+    np.savez("labels.npz", x=np.ones((2, 1)), y=np.array([0, 10**18]))
+    Path("a.yaml").write_text(text_of(changes), "utf-8")
+    assert faults_of(capsys) == faults
+
+
+def test_what_the_written_cases_change_is_right(capsys):
+    for file, text in FILES.items():
+        Path(file).write_text(text, "utf-8")
+    Path("a.yaml").write_text(text_of({}), "utf-8")
+    assert main(["--config", "a.yaml", "--dry-run"]) == 0
+    assert "nothing written" in capsys.readouterr().out
+
+
+def test_of_very_many_faults_the_first_are_told(capsys):
+    hidden = ", ".join(["0"] * 60)
+    Path("a.yaml").write_text(text_of({"model": f"{{name: mlp, hidden: [{hidden}]}}"}), "utf-8")
+    faults = faults_of(capsys)
+    assert faults[:2] == [
+        "a.yaml:1:1: has 10 faults besides these; correct these first",
+        "a.yaml:2:29: model.hidden[0]: must be >= 1, got 0",
+    ]
+    assert faults[-1] == "a.yaml:2:176: model.hidden[49]: must be >= 1, got 0"
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "extent"),
+    [
+        ("{name: mlp, hidden: [2000000000]}", "digits", "64 inputs and 10 outputs"),
+        ("{name: mlp, hidden: [1000000, 1000000]}", "digits", "64 inputs and 10 outputs"),
+        (
+            "{name: cnn, channels: [1000000], kernel_size: 9999}",
+            "{source: digits, shape: [1, 8, 8]}",
+            "64 inputs and 10 outputs",
+        ),
+    ],
+)
+def test_a_model_that_this_machine_has_no_memory_for(capsys, model, data, extent):
+    changes = {"model": model, "data": data, "loss": "cross_entropy"}
+    Path("a.yaml").write_text(text_of(changes), "utf-8")
+    (fault,) = faults_of(capsys)
+    amount = r"[\d,]+\.\d GiB"
+    assert re.fullmatch(
+        rf"a\.yaml:2:8: model: needs {amount} of memory for {extent}, and there are {amount}; "
+        "use fewer or smaller layers",
+        fault,
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_a_dry_run_whose_loss_is_not_a_number_says_so(capsys, optimizer):
+    loss = "{name: poisson_nll, log_input: false}"  # of rates that are negative
+    changes = {"seed": "1", "loss": loss, "optimizer": f"{{name: {optimizer}, lr: 0.1}}"}
+    Path("a.yaml").write_text(text_of(changes), "utf-8")
+    before = sorted(Path().rglob("*"))
+    assert main(["--config", "a.yaml", "--dry-run"]) == 3
+    assert capsys.readouterr().err.startswith(
+        "gdtrain: loss is nan in epoch 1, step 1, with lr 0.1, on samples 0, 1, 2; "
+    )
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("source", ["csv", "npz", "npy", "pt", "safetensors"])
+def test_a_pipe_is_no_data_file(capsys, source):
+    os.mkfifo("pipe")
+    more = {"csv": ", target: y", "npy": ", targets: pipe"}.get(source, "")
+    Path("a.yaml").write_text(text_of({"data": f"{{source: {source}, path: pipe{more}}}"}), "utf-8")
+    said = "pipe: is a pipe or a device; give a file, or read it with source: stream"
+    assert faults_of(capsys) == [f"a.yaml:1:7: data: {said}"]
 
 
 def test_a_configuration_that_is_not_utf_8(capsys):

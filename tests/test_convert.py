@@ -163,10 +163,10 @@ def test_what_the_command_refuses(capsys) -> None:
         "command line:1:1: OUT: full/a/b: can't be written: Not a directory"
     )
     assert refused(capsys, "u.csv", "out", *price) == (
-        "gdtrain: u.csv: file not found; paths are relative to the working directory"
+        "command line:1:1: CSV: u.csv: file not found; paths are relative to the working directory"
     )
     assert refused(capsys, "t.csv", "out", "--target", "prize") == (
-        "gdtrain: t.csv: has no column 'prize'; did you mean price?"
+        "command line:1:1: CSV: t.csv: has no column 'prize'; did you mean price?"
     )
     assert refused(capsys, "t.csv", "out", *price, "--rows-per-shard", "0") == (
         "command line:1:1: --rows-per-shard: must be >= 1, got 0"
@@ -193,7 +193,8 @@ def test_what_the_command_refuses(capsys) -> None:
 )
 def test_rows_that_can_not_be_converted_leave_nothing(capsys, row, said) -> None:
     Path("t.csv").write_text(Path("t.csv").read_text() + row + "\n")
-    assert refused(capsys, "t.csv", "out", "--target", "price") == f"gdtrain: t.csv: {said}"
+    told = refused(capsys, "t.csv", "out", "--target", "price")
+    assert told == f"command line:1:1: CSV: t.csv: {said}"
 
 
 def test_a_column_of_names_is_refused(monkeypatch) -> None:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from torch import nn
 
-from gdtrain.config.build import LOADERS, LOSSES, OPTIMIZERS
+from gdtrain.config.build import LOADERS, OPTIMIZERS
 from gdtrain.config.build_data import READERS
+from gdtrain.config.build_loss import LOSSES
 from gdtrain.config.build_model import MODELS
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.schema import Config
@@ -61,6 +62,7 @@ def errors(value: Any, schema: Any, at: str = "$") -> list[str]:
                 found.append(f"{at}.{key}: unknown")
     if isinstance(value, list):
         found += [f"{at}: too short"] * (len(value) < schema.get("minItems", 0))
+        found += [f"{at}: too long"] * (len(value) > schema.get("maxItems", len(value)))
         for i, item in enumerate(value):
             found += errors(item, schema.get("items", {}), f"{at}[{i}]")
     if isinstance(value, str):
@@ -79,7 +81,7 @@ def test_keywords_are_known():
     known = {
         *("$schema", "$defs", "$ref", "title", "description", "default", "type", "properties"),
         *("required", "additionalProperties", "items", "minItems", "anyOf", "oneOf", "const"),
-        *("enum", "pattern", "minLength", "maxLength", "minimum", "maximum"),
+        *("maxItems", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum"),
         *("exclusiveMinimum", "exclusiveMaximum", "discriminator"),
     }
 

@@ -1,19 +1,15 @@
 """The YAML reader: values and their places, and the refusal of everything that is not data."""
 
 import math
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdtrain.config.document import Document, Place, dotted, key_path
-from gdtrain.config.yaml_source import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    apply_overrides,
-    read_file,
-    read_text,
-)
+from gdtrain.config.yaml_reader import MAX_DEPTH, MAX_FAULTS, MAX_VALUES
+from gdtrain.config.yaml_source import MAX_BYTES, apply_overrides, read_file, read_text
 from gdtrain.errors import ConfigError
 
 TEXT = """\
@@ -188,6 +184,43 @@ def test_what_is_not_plain_data_is_refused_with_its_place(text, faults):
     assert fault_lines(text) == faults
 
 
+def test_brackets_are_too_deep_before_what_is_in_them_is_looked_at():
+    assert fault_lines("[" * 60000) == [
+        f"a.yaml:1:{MAX_DEPTH + 1}: is nested over {MAX_DEPTH} levels deep; a configuration is flat"
+    ]
+
+
+def test_many_values_are_refused_and_as_many_as_the_bound_are_read():
+    fine = f"a: [{', '.join(['1'] * (MAX_VALUES - 3))}]\n"
+    assert fault_lines(fine) == []
+    assert fault_lines(fine + "b: 1\n") == [
+        "a.yaml:2:1: holds over 3,000 keys and values; a configuration is small"
+    ]
+
+
+def test_reading_stops_at_many_faults():
+    faults = fault_lines("a: 1\n" * 100)
+    assert len(faults) == MAX_FAULTS + 1
+    assert faults[:1] == ["a.yaml:2:1: a: duplicate key; it is already set at line 1"]
+    assert faults[-1] == "a.yaml:22:1: has more faults than these 20; correct them first"
+
+
+@pytest.mark.parametrize("text", ['a: "\\UFFFFFFFF"\n', 'a: "\\U00110000"\n'])
+def test_a_character_by_a_number_that_is_none_is_refused(text):
+    assert fault_lines(text) == ["a.yaml:1:7: is not valid YAML: a number in it is out of range"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/dev/null"])
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(ConfigError) as caught:
+        read_file(name)
+    said = "is a pipe or a device; save the configuration in a file"
+    assert str(caught.value) == f"{name}:1:1: {said}"
+
+
 def test_depth_at_the_bound_is_read():
     deep = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert fault_lines(f"a: {deep}\n") == []
@@ -198,7 +231,7 @@ def test_depth_at_the_bound_is_read():
     [
         (b"a: 1\nbc: \xff\n", "2:5: is not UTF-8 text; save it as UTF-8"),
         (b"\xff\xfea\x00", "1:1: is not UTF-8 text; save it as UTF-8"),
-        (b"#" * (MAX_BYTES + 1), "1:1: is over 256 KiB; a configuration is small"),
+        (b"#" * (MAX_BYTES + 1), "1:1: is over 64 KiB; a configuration is small"),
         (None, "1:1: file not found; check the path"),
     ],
 )

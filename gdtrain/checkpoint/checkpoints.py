@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ class Checkpoints(Callback):
 
     A run that is resumed from any of them ends with the same bits as one left alone. What is
     saved is copied at a safe point, and written while training goes on, one at a time; training
-    waits where the disk can't follow, and for those at the ends of a fit. Of several processes
+    waits where the disk can't follow, and for the one at the end of a fit. Of several processes
     all have this callback, since each has a part of the state; rank 0 writes.
 
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
@@ -32,7 +33,7 @@ class Checkpoints(Callback):
     its sign turned where higher is better, and infinite at first.
 
     A save that fails is logged and training goes on, with the older checkpoints in place; at the
-    ends of a fit it raises StorageError or CheckpointError.
+    end of a fit it raises StorageError or CheckpointError.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Checkpoints(Callback):
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
         self.wanted = False
         self.best = math.inf
-        self._end_of_epoch: tuple[int, State] | None = None
+        self._end_of_epoch: State | None = None
         self._background = Background(self._tell)
 
     def save_soon(self) -> None:
@@ -65,10 +66,8 @@ class Checkpoints(Callback):
     def save_now(self, trainer: Trainer) -> None:
         """Save unless the newest checkpoint is of this moment, and wait until it is written."""
         now = (trainer.progress.epoch, trainer.progress.step)
-        if now != self.saved_at:
-            state = self._take(trainer)
-            if trainer.world.rank == 0:
-                self._background.submit(partial(self._save, now[1], state))
+        if trainer.world.any(now != self.saved_at):  # rank 0 alone knows of a save that failed
+            self._submit(trainer, self._take(trainer))
         try:
             self._background.wait()
         except OSError as error:
@@ -80,8 +79,9 @@ class Checkpoints(Callback):
         return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        if self.saved_at is None:
-            self.save_now(trainer)
+        self._last_call = time.monotonic()
+        if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
+            self._submit(trainer, self._take(trainer))
 
     def on_safe_point(self, trainer: Trainer) -> None:
         progress, plan = trainer.progress, trainer.plan
@@ -99,34 +99,43 @@ class Checkpoints(Callback):
         candidate = epoch_done and self.keep_best is not None
         if by_steps or by_epochs or by_seconds or asked or candidate:
             self.wanted = False
-            step, state = progress.step, self._take(trainer)
+            state = self._take(trainer)
             if candidate:
-                self._end_of_epoch = (step, state)
-            if trainer.world.rank == 0 and (by_steps or by_epochs or by_seconds or asked):
-                self._background.submit(partial(self._save, step, state))
+                self._end_of_epoch = state
+            if by_steps or by_epochs or by_seconds or asked:
+                self._submit(trainer, state)
+            if asked and trainer.world.rank == 0:
+                logger.warning("saving the checkpoint of step %d, as asked", progress.step)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
-        if self._end_of_epoch is not None and value < self.best:
+        if value < self.best:
             self.best = value
-            step, state = self._end_of_epoch
             if trainer.world.rank == 0:
-                mark = partial(self._save_best, step, state, self.sign * value)
-                self._background.submit(mark)
+                step, state = trainer.progress.step, self._end_of_epoch
+                self._background.submit(partial(self._save_best, step, state, self.sign * value))
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.save_now(trainer)
 
     def _take(self, trainer: Trainer) -> State:
-        self.saved_at = (trainer.progress.epoch, trainer.progress.step)
         return {**trainer.state_dict(), "settings": {**self.settings, "best": self.best}}
+
+    def _submit(self, trainer: Trainer, state: State) -> None:
+        self.saved_at = (trainer.progress.epoch, trainer.progress.step)
+        if trainer.world.rank == 0:
+            self._background.submit(partial(self._save, trainer.progress.step, state))
 
     def _save(self, step: int, state: State) -> None:
         self.store.save(step, state)
 
-    def _save_best(self, step: int, state: State, metric: float) -> None:
-        path = self.store.newest(step) or self.store.save(step, state)
+    def _save_best(self, step: int, state: State | None, metric: float) -> None:
+        path = self.store.newest(step)
+        if path is None:
+            # A run that was resumed at the end of an epoch has no state of it, but a checkpoint.
+            assert state is not None
+            path = self.store.save(step, state)
         self.store.mark_best(path, metric)
 
     def _tell(self, error: Exception) -> None:

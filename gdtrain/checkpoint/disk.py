@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gdtrain.errors import OutputError
+from gdtrain.errors import OutputError, StorageError
 
 # A name that nobody takes for finished; whatever bears it after a crash may be removed.
 UNFINISHED = ".unfinished-"
 _REMOVED = f"{UNFINISHED}removed-"
+_AT_ONCE = 1 << 30  # a system call moves less than 2 GiB
 
 
 def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
@@ -22,7 +24,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     name, be it a link to somewhere else.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with _closing(handle):
+    with _named(path), closing(handle):
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
@@ -35,17 +37,28 @@ def replace_file(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
     with suppress(FileNotFoundError):
         os.unlink(unfinished)
-    write_file(unfinished, [content])
-    os.rename(unfinished, path)
+    with cleaned_up(unfinished):
+        write_file(unfinished, [content])
+        os.rename(unfinished, path)
     sync_directory(path.parent)
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, and see to it that a crash does not lose them."""
-    missing = [] if path.is_dir() or not path.exists() else [path]  # a file: mkdir says so
-    while not path.exists():
+    """Make a directory and those above it, and see to it that a crash does not lose them.
+
+    Raises OSError if that fails, or if something else bears one of their names.
+    """
+    missing = []
+    while not is_there(path):
         missing.append(path)
         path = path.parent
+    if not path.is_dir():
+        code = errno.ENOTDIR if missing else errno.EEXIST
+        raise OSError(code, os.strerror(code), str(path))
+    # Whoever made it may have died before its name was on the disk; but not in a directory that
+    # may not be read, such as the one above a home.
+    if os.access(path.parent, os.R_OK):
+        sync_directory(path.parent)
     for directory in reversed(missing):
         os.mkdir(directory)
         sync_directory(directory.parent)
@@ -54,31 +67,65 @@ def make_directory(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make sure that the names in a directory are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    with _closing(handle):
+    with _named(path), closing(handle):
         os.fsync(handle)
 
 
-def remove(directory: Path) -> None:
-    """Remove a directory with the files in it, under a name that nobody takes for finished."""
-    aside = directory.with_name(f"{_REMOVED}{directory.name.removeprefix(UNFINISHED)}")
-    if aside != directory:
-        if aside.exists():
-            remove(aside)
-        os.rename(directory, aside)
-    for entry in os.listdir(aside):
-        os.unlink(aside / entry)
-    os.rmdir(aside)
+def sync_file(path: Path) -> bool:
+    """Make sure that what is in a file is on the disk; return whether there is such a file."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    with _named(path), closing(handle):
+        os.fsync(handle)
+    return True
+
+
+def is_there(path: Path) -> bool:
+    """Whether something bears that name, be it a link to nowhere. Raises OSError if unknown."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def put_aside(path: Path) -> Path:
+    """Give ``path`` a name that nobody takes for finished, and return it."""
+    aside = path.with_name(f"{_REMOVED}{path.name}")
+    if is_there(aside):
+        remove(aside)
+    os.rename(path, aside)
+    return aside
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a directory with all that is in it; of a link, the link alone."""
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        os.unlink(path)
+        return
+    for name in os.listdir(path):
+        remove(path / name)
+    os.rmdir(path)
 
 
 def remove_unfinished(directory: Path) -> None:
     """Remove what a crash has left behind in ``directory``."""
     for name in os.listdir(directory):
-        path = directory / name
         if name.startswith(UNFINISHED):
-            if path.is_dir() and not path.is_symlink():
-                remove(path)
-            else:
-                os.unlink(path)
+            remove(directory / name)
+
+
+@contextmanager
+def cleaned_up(path: Path) -> Iterator[None]:
+    """Remove what is at ``path`` if what follows fails, so that a full disk gets its room back."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what failed before is what is to be told
+            remove(path)
+        raise
 
 
 def open_file(path: Path, at_most: int) -> int:
@@ -86,24 +133,41 @@ def open_file(path: Path, at_most: int) -> int:
 
     Raises OutputError if it is anything else, OSError if it can't be opened.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= at_most:
-        return handle
-    os.close(handle)
-    if not stat.S_ISREG(found.st_mode):
-        raise OutputError(f"{path} is not a regular file; remove it")
-    raise OutputError(f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected")
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OutputError(f"{path} is a symbolic link, not a regular file") from error
+        raise
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(f"{path} is not a regular file; remove it")
+        if found.st_size > at_most:
+            said = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
+            raise OutputError(said)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def read_file(path: Path, at_most: int) -> bytes:
     """The bytes of a regular file that is no link. Raises as :func:`open_file` does."""
     handle = open_file(path, at_most)
-    with _closing(handle):
-        parts = []
-        while part := os.read(handle, 1 << 20):
-            parts.append(part)
-    return b"".join(parts)
+    with closing(handle):
+        content = bytearray(os.fstat(handle).st_size)
+        read_into(handle, path, memoryview(content))
+    return bytes(content)
+
+
+def read_into(handle: int, path: Path, place: memoryview) -> None:
+    """Fill ``place`` from a file. Raises OutputError if the file ends before that."""
+    while place:
+        count = os.readv(handle, [place[:_AT_ONCE]])
+        if not count:
+            raise OutputError(f"{path} is shorter than it is said to be")
+        place = place[count:]
 
 
 def check_inside(directory: Path, names: Iterable[str]) -> None:
@@ -118,8 +182,28 @@ def check_inside(directory: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _closing(handle: int) -> Iterator[None]:
+def closing(handle: int) -> Iterator[int]:
+    """Close a handle on leaving."""
     try:
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def needed(what: str) -> Iterator[None]:
+    """Raise StorageError if ``what``, which a run can't do without, can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what} could not be written: {error}") from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in errors of calls that know its handle alone."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.checkpoint.format import DTYPES, TensorCheck
+from gdtrain.checkpoint.layout import DTYPES, Found, TensorCheck
 from gdtrain.errors import CheckpointError
+from gdtrain.training.plain import shown, shown_names
 from gdtrain.training.seeding import RngState
 from gdtrain.training.state import take_template
 from gdtrain.training.trainer import Trainer
@@ -19,8 +20,6 @@ _STATES_PER_PARAMETER = 8
 # Callbacks may keep what they like, up to this and a few times the size of the model.
 _CALLBACK_BYTES = 64 << 20
 _MAX_PROCESSES = 1 << 16
-
-Found = Mapping[str, tuple[str, list[int]]]
 
 
 def tensor_check(trainer: Trainer) -> TensorCheck:
@@ -42,7 +41,7 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
         known = ("model.", "loss.", "optimizer.state.", "rng.", "callbacks.")
         if foreign := [name for name in found if not name.startswith(known)]:
-            raise CheckpointError(f"has {foreign[0]}, which is no part of a trainer's state")
+            raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
 
     return check
 
@@ -54,7 +53,7 @@ def exact(found: Found, expected: Mapping[str, Tensor], part: str) -> None:
         (f"has, unlike the {part},", found.keys() - expected.keys()),
     ):
         if names:
-            raise CheckpointError(f"{said} {', '.join(sorted(names))}")
+            raise CheckpointError(f"{said} {shown_names(names)}")
     for name, tensor in expected.items():
         dtype, shape = found[name]
         if shape != list(tensor.shape):
@@ -70,20 +69,21 @@ def _check_optimizer(found: Found, parameters: Mapping[str, Tensor], trainer: Tr
     most = _STATES_PER_PARAMETER * len(parameters) + 3 * history
     if len(found) > most:
         raise CheckpointError(f"has {len(found)} tensors of the optimizer; at most {most} can be")
-    for name, (_, shape) in found.items():
-        owners = [key for key in parameters if name.startswith(f"{key}.")]
+    for full, (_, shape) in found.items():
+        name = shown(full)
+        owners = [key for key in parameters if full.startswith(f"{key}.")]
         if not owners:
             raise CheckpointError(f"has optimizer state {name}, of a parameter that is not here")
         owner = parameters[max(owners, key=len)]
-        if shape not in (list(owner.shape), [], [total]):
+        if shape not in (list(owner.shape), [], *([[total]] if history else [])):
             raise CheckpointError(
                 f"optimizer state {name} has shape {shape}, and the parameter {list(owner.shape)}"
             )
 
 
 def _check_rng(found: Found, own: Mapping[str, Tensor]) -> None:
-    for name, (dtype, shape) in found.items():
-        rank, _, kind = name.partition(".")
+    for full, (dtype, shape) in found.items():
+        name, (rank, _, kind) = shown(full), full.partition(".")
         if not (rank.isdecimal() and int(rank) < _MAX_PROCESSES):
             raise CheckpointError(f"has rng.{name}, which is no process's generator")
         like = own.get(kind)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from gdtrain.config import registry
 from gdtrain.config.build_data import REGRESSION, prepare_data
+from gdtrain.config.build_loss import build_loss
 from gdtrain.config.build_model import sized_model
 from gdtrain.config.build_stream import prepare_stream
+from gdtrain.config.memory import out_of_memory
 from gdtrain.config.schema import Config, EarlyStoppingSection
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
@@ -40,23 +40,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
-}
-LOSSES: dict[str, type[nn.Module]] = {
-    "l1": nn.L1Loss,
-    "mse": nn.MSELoss,
-    "smooth_l1": nn.SmoothL1Loss,
-    "huber": nn.HuberLoss,
-    "cross_entropy": nn.CrossEntropyLoss,
-    "nll": nn.NLLLoss,
-    "multi_margin": nn.MultiMarginLoss,
-    "bce": nn.BCELoss,
-    "bce_with_logits": nn.BCEWithLogitsLoss,
-    "poisson_nll": nn.PoissonNLLLoss,
-    "kl_div": nn.KLDivLoss,
-    "hinge_embedding": nn.HingeEmbeddingLoss,
-    "soft_margin": nn.SoftMarginLoss,
-    "multi_label_margin": nn.MultiLabelMarginLoss,
-    "multi_label_soft_margin": nn.MultiLabelSoftMarginLoss,
 }
 
 
@@ -90,7 +73,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("model"):
         model = sized_model(config, data, smallest_batch=plan.smallest_batch)
     with stage("loss"):
-        loss = _loss(config, data.preprocessing.num_outputs)
+        loss = build_loss(config, data.preprocessing.num_outputs)
     with stage(""):
         if config.strategy == "shard":
             device = resolve_device(config.device)
@@ -150,23 +133,11 @@ def stage(key: str) -> Iterator[None]:
             raise ConfigError([Fault(own, rest)]) from error
         in_data = not key and own in ("inputs", "targets")
         raise ConfigError([Fault("data" if in_data else key, message)]) from error
-
-
-def _loss(config: Config, num_outputs: int) -> Any:
-    options = config.loss.model_dump(exclude={"name"})
-    if config.loss.name in registry.losses.parts:
-        part = registry.losses.parts[config.loss.name]
-        return part(**options) if isinstance(part, type) else partial(part, **options)
-    for key in ("weight", "pos_weight"):
-        if options.get(key) is not None:
-            if len(options[key]) != num_outputs:
-                raise ConfigError.of(
-                    key,
-                    f"must hold one number for each of the {num_outputs} outputs, "
-                    f"got {len(options[key])}",
-                )
-            options[key] = torch.tensor(options[key])
-    return LOSSES[config.loss.name](**options)
+    except (MemoryError, RuntimeError, TypeError) as error:
+        said = out_of_memory(error, key)
+        if said is None:
+            raise
+        raise ConfigError([Fault(key, said)]) from error
 
 
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:

@@ -25,7 +25,7 @@ from gdtrain.data.dataset import (
     prepare,
     split,
 )
-from gdtrain.data.samples import as_tensor, check_finite
+from gdtrain.data.samples import as_tensor, check_finite, check_range
 from gdtrain.errors import ConfigError, DataError
 
 # source -> (reader, whether it draws from the seed)
@@ -88,6 +88,9 @@ def prepare_data(config: Config) -> PreparedData:
     inputs = loaded.inputs
     if config.model.name not in registry.models.parts and not inputs.is_floating_point():
         inputs = inputs.float()
+    if not section.standardize and config.precision != "fp64":
+        check_finite(inputs, "inputs")
+        check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
         LoadedData(inputs, targets, loaded.class_names if labels else None, loaded.columns),
         validation_fraction=section.validation_fraction,
@@ -125,6 +128,8 @@ def _fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
     if isinstance(config.loss, CLASS_LABEL_LOSSES):
         return class_labels(targets, getattr(config.loss, "ignore_index", None), first_row)
     targets = number_targets(targets)
+    if not config.data.standardize_targets and config.precision != "fp64":
+        check_range(targets, "targets", first_row)
     if not getattr(config.loss, "log_target", False):
         _check_range(targets, config.loss.name, first_row)
     return targets.long() if config.loss.name == "multi_label_margin" else targets

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from torch.utils.data import Dataset
 
 from gdtrain.config import registry
 from gdtrain.config.build_data import PreparedData
+from gdtrain.config.memory import built_if_it_fits
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import models
@@ -58,7 +61,9 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
     """
     options = config.model.model_dump(exclude={"name"})
     if config.model.name in MODELS:
-        return MODELS[config.model.name](input_shape, num_outputs, **options)
+        build = partial(MODELS[config.model.name], input_shape, num_outputs, **options)
+        extent = f"{math.prod(input_shape):,} inputs and {num_outputs:,} outputs"
+        return built_if_it_fits(build, copies=2, extent=extent)  # beside the weights, a gradient
     supplied = {
         "in_features": int(torch.Size(input_shape).numel()),
         "input_shape": input_shape,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
 from gdtrain.config.build_data import TARGET_RANGES, PreparedData
 from gdtrain.config.schema import Config
@@ -33,12 +33,17 @@ def prepare_stream(config: Config) -> PreparedData:
     allowed = _allowed(config, classes)
     kind = CsvRecords if of_csv else JsonRecords
     records: Records = kind(
-        lines.name, first, section.features, targets, classes=names, allowed=allowed
+        lines.name,
+        first,
+        section.features,
+        targets,
+        classes=names,
+        allowed=allowed,
+        in_float32=config.precision != "fp64",
     )
     width = len(records.features)
     shape = section.shape or [width]
-    if torch.Size(shape).numel() != width:
-        held = torch.Size(shape).numel()
+    if (held := math.prod(shape)) != width:
         raise DataError(f"shape {shape} holds {held} numbers, but a sample has {width} inputs")
     whole = classes is not None or config.loss.name == "multi_label_margin"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,8 @@ from pydantic_core import ErrorDetails
 from gdtrain.config.document import Document, KeyPath
 from gdtrain.config.schema import config_model
 from gdtrain.errors import Fault
+
+MOST_TOLD = 50
 
 # Keys that belong to another form of the same section: (section, form) -> key -> why it has none.
 NO_EFFECT = {
@@ -29,16 +32,37 @@ NO_EFFECT = {
 
 
 def faults_of(document: Document, error: ValidationError) -> list[Fault]:
-    """One fault a setting: where it may be of several types, pydantic complains once for each."""
+    """One fault a setting: where it may be of several types, pydantic complains once for each.
+
+    Of very many, the first are told, and that there are more.
+    """
     by_key: dict[str, Fault] = {}
-    for details in error.errors():
+    for details in error.errors()[:MOST_TOLD]:
         fault = _fault(document, details)
-        by_key.setdefault(fault.key, fault)
-    return [
+        first = by_key.setdefault(fault.key, fault)
+        # Of a list that may be a word as well, what is wrong with it as a list.
+        if first is not fault and details["type"] == "too_short":
+            by_key[fault.key] = fault
+        elif first is not fault and details["type"] == "literal_error":
+            by_key[fault.key] = _or_a_word(first, details)
+    faults = [
         fault
         for key, fault in by_key.items()
         if not any(other.startswith(key + "[") for other in by_key)
     ]
+    more = error.error_count() - MOST_TOLD
+    if more > 0:
+        faults.append(document.fault((), f"has {more:,} faults besides these; correct these first"))
+    return faults
+
+
+def _or_a_word(fault: Fault, details: ErrorDetails) -> Fault:
+    """``must be a whole number, got …`` of a setting that may be a word as well."""
+    must, got, value = fault.message.partition(", got ")
+    if not got or not isinstance(details["input"], str):
+        return fault
+    word = str(details["ctx"]["expected"]).strip("'")
+    return replace(fault, message=f"{must} or {word}{got}{value}")
 
 
 def _fault(document: Document, details: ErrorDetails) -> Fault:

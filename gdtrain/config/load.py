@@ -13,7 +13,8 @@ from gdtrain.config.document import Document
 from gdtrain.config.faults import faults_of
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config, config_model
-from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_file
+from gdtrain.config.yaml_reader import plain_scalar
+from gdtrain.config.yaml_source import apply_overrides, read_file
 from gdtrain.errors import ConfigError, Fault
 
 
@@ -86,6 +87,8 @@ def _list(dumper: yaml.SafeDumper, items: list[Any] | tuple[Any, ...]) -> yaml.N
 def _word(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     """Quoted where our reader, unlike PyYAML's, would take the bare word for something else."""
     style = None if plain_scalar(text) == text else "'"
+    if "\x85" in text:  # a line end that PyYAML writes so that it is read as another
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -56,14 +56,14 @@ class LogSection(Strict):
 
 
 class CheckpointSection(Strict):
-    """When to save checkpoints, besides the one at the end or at an interruption."""
+    """When to save checkpoints, besides those at the start, the end and an interruption."""
 
     every_n_steps: Positive | None = None
     """After every k-th update."""
     every_n_epochs: Positive | None = None
     """After every k-th epoch."""
-    every_seconds: PositiveFloat | None = None
-    """At the first safe point after this many seconds."""
+    every_seconds: PositiveFloat | None = 60.0
+    """At the first safe point after this many seconds; null in the file: never by the clock."""
     keep_last: Positive = 3
     """How many of the newest to keep."""
     keep_best: str | None = None
@@ -107,7 +107,7 @@ class Config(Strict):
     """Of the computation; bf16 keeps float32 parameters."""
     strategy: Literal["replicate", "shard"] = "replicate"
     """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
-    process_timeout: PositiveFloat = 600.0
+    process_timeout: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds that a process started by torchrun waits for the others before it gives up."""
     engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto"
     """How blocks of steps are executed: one by one with the bits of the hand-written loop (eager),

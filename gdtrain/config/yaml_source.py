@@ -1,26 +1,20 @@
-"""Read YAML as pure data, with the line and column of everything, and refuse what is not data."""
+"""Where a configuration comes from: a file, a text, and settings on the command line."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from gdtrain.config.document import Document, KeyPath, Place, dotted
+from gdtrain.config.document import Document, Place
+from gdtrain.config.yaml_reader import Reader
 from gdtrain.errors import ConfigError, Fault
 
-MAX_BYTES = 1 << 18
-MAX_DEPTH = 20
+# With the bounds of the reader: reading takes a tenth of a second at most, whatever the text.
+MAX_BYTES = 1 << 16
 
-# The scalars of YAML 1.2's core schema, so that 1e-3 is a number and `on` is a word.
-_NULL = re.compile(r"~|null|Null|NULL|")
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9]{1,40}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _OVERRIDE_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -32,10 +26,14 @@ def read_file(path: str | Path) -> Document:
         return ConfigError([Fault("", message, name, line, column)])
 
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise broken("is a pipe or a device; save the configuration in a file")
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise broken("file not found; check the path") from None
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise broken(f"can't be read: {reason}; give a readable YAML file") from None
@@ -51,12 +49,17 @@ def read_file(path: str | Path) -> Document:
     return read_text(text, name)
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file, but don't wait for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_text(text: str, name: str) -> Document:
     """Read a configuration from a string; ``name`` stands for the file in messages.
 
     Faults that leave the rest readable go into the document. Raises ConfigError for others.
     """
-    reader = _Reader(name)
+    reader = Reader(name)
     data = reader.read(text)
     if data is None and not reader.faults:
         reader.add((), "is empty; a configuration has at least data, model, loss and loader")
@@ -82,7 +85,7 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
             message = f"{text!r} is not a setting; write section.key=value"
             document.faults.append(Fault("", message, place.path, number, 1))
             continue
-        reader = _Reader("command line", line=number, column=len(key) + 2)
+        reader = Reader("command line", line=number, column=len(key) + 2)
         reader.prefix = tuple(key.split("."))
         # A dash alone is an empty list's item to YAML, and standard input to everybody else.
         parsed = reader.read('"-"' if value == "-" else value)
@@ -91,7 +94,7 @@ def apply_overrides(document: Document, overrides: list[str]) -> None:
             _set(document, reader, parsed, place)
 
 
-def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
+def _set(document: Document, reader: Reader, value: Any, place: Place) -> None:
     path = reader.prefix
     target = document.data
     for depth, part in enumerate(path[:-1], start=1):
@@ -113,132 +116,3 @@ def _set(document: Document, reader: _Reader, value: Any, place: Place) -> None:
     target[str(path[-1])] = value
     document.values |= reader.document.values
     document.keys |= reader.document.keys | {path: place}
-
-
-def plain_scalar(text: str) -> Any:
-    """The value of a word without quotes: null, a truth value, a number or the word itself."""
-    if _NULL.fullmatch(text):
-        return None
-    if _BOOL.fullmatch(text):
-        return text.lower() == "true"
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    if special := _SPECIAL.fullmatch(text):
-        return float((special[1] or "") + (special[2] or special[3]).lower())
-    return text
-
-
-class _Reader:
-    """Turns YAML events into Python values, noting places and faults."""
-
-    def __init__(self, name: str, line: int = 1, column: int = 1) -> None:
-        self.document = Document(name)
-        self.faults: list[Fault] = []
-        self.prefix: KeyPath = ()
-        self._first = (line, column)
-        self._events: Iterator[yaml.Event] = iter(())
-
-    def add(self, path: KeyPath, message: str, mark: Any = None) -> None:
-        place = self._place(mark)
-        self.faults.append(
-            Fault(dotted(self.prefix + path), message, place.path, place.line, place.column)
-        )
-
-    def read(self, text: str) -> Any:
-        try:
-            self._events = iter(yaml.parse(text, Loader=yaml.SafeLoader))
-            return self._read_stream()
-        except yaml.MarkedYAMLError as error:
-            said = " ".join(filter(None, (error.context, error.problem)))
-            self.add((), f"is not valid YAML: {said}", error.problem_mark or error.context_mark)
-        except yaml.reader.ReaderError as error:
-            before = text[: error.position]
-            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
-            if line == 1:
-                column += self._first[1] - 1
-            said = f"has a character that YAML forbids: U+{error.character:04X}"
-            self.faults.append(
-                Fault(
-                    dotted(self.prefix),
-                    f"{said}; write it as an escape in double quotes",
-                    self.document.path,
-                    line + self._first[0] - 1,
-                    column,
-                )
-            )
-        except _TooDeepError as deep:
-            self.add(
-                (), f"is nested over {MAX_DEPTH} levels deep; a configuration is flat", deep.mark
-            )
-        return None
-
-    def _read_stream(self) -> Any:
-        next(self._events)  # stream start
-        event = next(self._events)
-        if isinstance(event, yaml.StreamEndEvent):
-            return None
-        value = self._node(next(self._events), self.prefix, 0)
-        next(self._events)  # document end
-        event = next(self._events)
-        if not isinstance(event, yaml.StreamEndEvent):
-            self.add((), "holds several documents; one file is one configuration", event.start_mark)
-        return value
-
-    def _node(self, event: yaml.Event, path: KeyPath, depth: int) -> Any:
-        mark = event.start_mark
-        if depth > MAX_DEPTH:
-            raise _TooDeepError(mark)
-        self.document.values[path] = self._place(mark)
-        where = path[len(self.prefix) :]
-        if isinstance(event, yaml.AliasEvent):
-            self.add(where, f"alias *{event.anchor} is not allowed; write the value out", mark)
-            return None
-        assert isinstance(event, yaml.NodeEvent)
-        if event.anchor is not None:
-            self.add(where, f"anchor &{event.anchor} is not allowed; remove it", mark)
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            self.add(where, f"tag {tag} is not allowed; a configuration is pure data", mark)
-        if isinstance(event, yaml.ScalarEvent):
-            return event.value if event.style else plain_scalar(event.value)
-        if isinstance(event, yaml.SequenceStartEvent):
-            items: list[Any] = []
-            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
-                items.append(self._node(event, (*path, len(items)), depth + 1))
-            return items
-        return self._mapping(path, depth)
-
-    def _mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
-            mark = event.start_mark
-            if not isinstance(event, yaml.ScalarEvent):
-                self.add(path[len(self.prefix) :], "a key must be a word", mark)
-                self._node(event, (*path, "?"), depth + 1)
-                self._node(next(self._events), (*path, "?"), depth + 1)
-                continue
-            key = event.value
-            where = (*path, key)
-            if key in mapping:
-                first = self.document.keys[where]
-                said = f"duplicate key; it is already set at line {first.line}"
-                self.add(where[len(self.prefix) :], said, mark)
-            else:
-                self.document.keys[where] = self._place(mark)
-            mapping[key] = self._node(next(self._events), where, depth + 1)
-        return mapping
-
-    def _place(self, mark: Any) -> Place:
-        line, column = self._first
-        if mark is None:
-            return Place(self.document.path, line, column)
-        if mark.line == 0:
-            return Place(self.document.path, line, column + mark.column)
-        return Place(self.document.path, line + mark.line, mark.column + 1)
-
-
-class _TooDeepError(Exception):
-    def __init__(self, mark: Any) -> None:
-        self.mark = mark

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from gdtrain.data.csv_cells import ColumnScan, Rows, read_rows
 from gdtrain.data.dataset import Column
+from gdtrain.data.files import check_file
 from gdtrain.data.table import check_columns, labels_of
 from gdtrain.errors import ConfigError, DataError, OutputError
 
@@ -47,9 +49,11 @@ class Converted:
         """Read a folder's description. Raises DataError if it is not a converted folder."""
         path = Path(folder) / DESCRIPTION
         try:
+            if path.exists():
+                check_file(str(path))
             fields: Any = json.loads(path.read_text("utf-8"))
-            return TypeAdapter(cls).validate_python(fields)
-        except FileNotFoundError:
+            return _checked().validate_python(fields)
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{folder}: is not a folder that `python -m gdtrain convert` wrote; "
                 f"it has no {DESCRIPTION}"
@@ -60,6 +64,11 @@ class Converted:
             raise DataError(f"{path}: does not describe a converted folder; {said}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: does not describe a converted folder; {error}") from error
+
+
+@cache
+def _checked() -> TypeAdapter[Converted]:
+    return TypeAdapter(Converted)
 
 
 def convert(

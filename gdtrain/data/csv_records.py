@@ -11,6 +11,7 @@ import numpy as np
 from gdtrain.data.csv_cells import check_header
 from gdtrain.data.decimals import DecimalGrid
 from gdtrain.data.records import Array, Records
+from gdtrain.errors import DataError
 
 # The share of lines up to which it is worth to read the others by themselves.
 MOST_ODD = 0.25
@@ -20,7 +21,10 @@ class CsvRecords(Records):
     """Lines of a CSV file; a quoted cell may hold commas, but no end of a line."""
 
     def __init__(self, name: str, header: str, *arguments: Any, **options: Any) -> None:
-        fields = [field.strip() for field in next(csv.reader([header]), [])]
+        try:
+            fields = [field.strip() for field in next(csv.reader([header], strict=True), [])]
+        except csv.Error as error:
+            raise DataError(f"{name}: line 1: {error}") from error
         check_header(name, fields)
         super().__init__(name, fields, *arguments, **options)
         columns = [fields.index(field) for field in (*self.features, *self.targets)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -226,11 +227,10 @@ def sample_shape(held: list[int], shape: list[int] | None) -> list[int]:
 
     Raises DataError if it does not hold as many numbers.
     """
-    count = torch.Size(held).numel()
-    if shape is not None and count != torch.Size(shape).numel():
+    count = math.prod(held)
+    if shape is not None and count != math.prod(shape):
         raise DataError(
-            f"shape {shape} holds {torch.Size(shape).numel()} numbers, "
-            f"but a sample has {count} inputs"
+            f"shape {shape} holds {math.prod(shape)} numbers, but a sample has {count} inputs"
         )
     return shape or held or [1]
 

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +23,14 @@ from gdtrain.errors import DataError
 
 T = TypeVar("T")
 
+# How .npy files begin, and .npz ones, which are zip archives.
+_NUMPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
+
 # What the readers raise on damaged files: errors that say why, and slips of their parsers.
 _SAID = (OSError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, SafetensorError)
 _UNSAID = (
     *(EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
-    *(struct.error, tokenize.TokenError, zlib.error),
+    *(struct.error, SyntaxError, tokenize.TokenError, zlib.error),
 )
 
 
@@ -36,7 +39,7 @@ def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
 
     def load() -> LoadedData:
         with Path(path).open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
+            archive = _load_numpy(path, file)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: is not an .npz archive; use source: npy")
             with archive:
@@ -51,12 +54,20 @@ def npy(path: str, targets: str) -> LoadedData:
 
     def load(name: str) -> Tensor:
         with Path(name).open("rb") as file:
-            array = np.load(file, allow_pickle=False)
+            array = _load_numpy(name, file)
             if not isinstance(array, np.ndarray):
                 raise DataError(f"{name}: is not an .npy file; use source: npz")
             return as_tensor(array, name)
 
     return LoadedData(reading(path, lambda: load(path)), reading(targets, lambda: load(targets)))
+
+
+def _load_numpy(path: str, file: BinaryIO) -> Any:
+    start = file.read(len(_NUMPY))
+    file.seek(0)
+    if not start.startswith((_NUMPY, *_ZIP)):  # numpy would take it for a pickle
+        raise DataError(f"{path}: can't be read: it is no file that np.save or np.savez wrote")
+    return np.load(file, allow_pickle=False)
 
 
 def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
@@ -104,12 +115,16 @@ def _named(
     return LoadedData(inputs=parts[0], targets=parts[1])
 
 
-def check_file(path: str) -> None:
-    """Raise DataError unless ``path`` is there and is no directory."""
+def check_file(path: str, may_be_pipe: bool = False) -> None:
+    """Raise DataError unless ``path`` is a file that is there: no directory, pipe or device."""
     if not Path(path).exists():
         raise DataError(f"{path}: file not found; paths are relative to the working directory")
     if Path(path).is_dir():
         raise DataError(f"{path}: is a directory; give a file")
+    if not may_be_pipe and not Path(path).is_file():
+        raise DataError(
+            f"{path}: is a pipe or a device; give a file, or read it with source: stream"
+        )
 
 
 def reading(path: str, load: Callable[[], T]) -> T:
@@ -126,6 +141,9 @@ def reading(path: str, load: Callable[[], T]) -> T:
             f"{path}: holds more than tensors, or is no .pt file; refused, for it could run code"
         ) from error
     except (*_SAID, *_UNSAID) as error:
-        said = str(error).splitlines() if isinstance(error, _SAID) else []
-        reason = said[0] if said else "it is damaged, or of another format"
+        is_said = isinstance(error, _SAID) and not isinstance(error, UnicodeError)
+        said = str(error).splitlines() if is_said else []
+        # numpy names parts of a damaged header by their address.
+        told = said and " object at 0x" not in said[0]
+        reason = said[0] if told else "it is damaged, or of another format"
         raise DataError(f"{path}: can't be read: {reason}") from error

@@ -37,7 +37,7 @@ class Lines:
             if path == STDIN:
                 self._handle = 0
             else:
-                check_file(path)
+                check_file(path, may_be_pipe=True)
                 self._handle = os.open(path, os.O_RDONLY)
             mode = os.fstat(self._handle).st_mode
         except OSError as error:

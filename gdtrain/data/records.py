@@ -30,7 +30,7 @@ class Records:
 
     fields: all fields of a record. features: the names of the inputs; all but the targets if
     None. targets: names. classes: labels whose places stand for them in the one target.
-    allowed: what targets must be.
+    allowed: what targets must be. in_float32: numbers must be such as float32 holds.
 
     Raises DataError, naming ``name``, for a field that is not there or is chosen twice.
     """
@@ -43,6 +43,7 @@ class Records:
         targets: list[str],
         classes: Sequence[str] | None = None,
         allowed: TargetRange | None = None,
+        in_float32: bool = False,
     ) -> None:
         self.fields = fields
         self.features = check_columns(name, fields, features, targets)
@@ -50,6 +51,7 @@ class Records:
         self.allowed = allowed
         self.labels = None if classes is None else {c: float(i) for i, c in enumerate(classes)}
         self.whole_width = features is None
+        self.largest = float(np.finfo(np.float32 if in_float32 else np.float64).max)
 
     _in_text = True  # whether the numbers of a record stand in text, as the cells of a CSV file do
 
@@ -61,7 +63,7 @@ class Records:
         rows = self._numbers(lines)
         if rows.shape != (len(lines), len(self.features) + len(self.targets)):
             raise ValueError("lines and rows differ")
-        if not np.isfinite(rows).all():
+        if not (np.abs(rows) <= self.largest).all():  # nor NaN
             raise ValueError("not finite")
         if not self._targets_allowed(rows):
             raise ValueError("target out of range")
@@ -98,6 +100,9 @@ class Records:
             return "is empty" if cell == "" else f"is {_shown(cell)}, which is not a number"
         if not np.isfinite(value):
             return f"is {_shown(cell)}, which is not finite"
+        if abs(value) > self.largest:
+            said = "which float32 does not hold; rescale it, or set precision: fp64"
+            return f"is {_shown(cell)}, {said}"
         if name not in self.targets or self.allowed is None:
             return None
         if self.allowed.holds(np.array([[value]])).all():

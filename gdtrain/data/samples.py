@@ -261,3 +261,21 @@ def check_finite(tensor: Tensor, name: str, first_row: int = 0) -> None:
     raise DataError(
         f"{name}: {place} is {value}{more}; remove the row or fill in a number before training"
     )
+
+
+def check_range(tensor: Tensor, name: str, first_row: int = 0) -> None:
+    """Raise DataError, naming row and column, if a finite value is over what float32 holds.
+
+    first_row: the number of the tensor's first row in the data set.
+    """
+    if tensor.dtype != torch.float64:
+        return
+    bad = (tensor.abs() > torch.finfo(torch.float32).max).nonzero()
+    if len(bad):
+        row, *column = bad[0].tolist()
+        place = f"row {first_row + row}"
+        place += f", column {', '.join(map(str, column))}" if column else ""
+        raise DataError(
+            f"{name}: {place} is {tensor[tuple(bad[0].tolist())].item():g}, which float32 does "
+            "not hold; rescale it, or set precision: fp64"
+        )

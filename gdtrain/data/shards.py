@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import mmap
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,11 @@ class ShardedArray:
                     f"{file}: has rows of shape {shape[1:]}, but {first} of {self._row_shape}; "
                     "all shards must be of one width"
                 )
-        self.row_bytes = self.dtype.itemsize * torch.Size(self._row_shape).numel()
+        self.row_bytes = self.dtype.itemsize * math.prod(self._row_shape)
         if not self.row_bytes:
             raise DataError(f"{path}: holds no numbers, its rows are of shape {self._row_shape}")
+        if self.row_bytes >= 2**31:  # numpy has no larger items
+            raise DataError(f"{path}: has rows of {self.row_bytes:,} bytes; 2 GiB are too many")
         row = np.dtype(f"V{self.row_bytes}")
         parts = [(shape[0], data) for _, _, shape, data in opened if shape[0]]
         self._shards = [np.ndarray((count,), row, buffer=data) for count, data in parts]

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gdtrain.checkpoint.disk import needed
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
 
@@ -22,6 +23,7 @@ class MetricsLog(Callback):
       lines above it that lie after that step were made again below it.
 
     Numbers that are not finite are written as null. :func:`read_metrics` reads the file back.
+    Raises StorageError if the disk fails, since no resumed run could fill the gap.
     """
 
     def __init__(self, path: Path, every_n_steps: int = 50) -> None:
@@ -30,7 +32,8 @@ class MetricsLog(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         if not self.path.exists():
-            self.path.touch()  # a run that fails at once has a log too
+            with needed("the log"):
+                self.path.touch()  # a run that fails at once has a log too
         else:
             self._end_line()
             progress = trainer.progress
@@ -54,12 +57,12 @@ class MetricsLog(Callback):
         self._write({"kind": "epoch", **record, "seconds": round(record["seconds"], 6)})
 
     def _write(self, record: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with needed("the log"), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite(record)) + "\n")
 
     def _end_line(self) -> None:
         """Close a line that a crash cut short, so that nothing is written behind it."""
-        with self.path.open("rb+") as file:
+        with needed("the log"), self.path.open("rb+") as file:
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":

@@ -47,7 +47,7 @@ def new_directory(wanted: Path | None, name: str) -> Path:
                     "or give --resume to go on with the run in it"
                 )
             return wanted
-        parent = Path("runs") / name
+        parent = _runs_of(name)
         disk.make_directory(parent)
         number = max(_numbers(parent), default=0)
         while True:
@@ -70,7 +70,7 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
     """
     directory = wanted
     if directory is None:
-        parent = Path("runs") / name
+        parent = _runs_of(name)
         numbers = _numbers(parent) if parent.is_dir() else []
         if not numbers:
             said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
@@ -144,18 +144,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_weights(directory: Path, weights: dict[str, Tensor]) -> None:
-    """Put the final weights in the place of what may be there; raises OSError if that fails."""
+    """Put the final weights in the place of what may be there; raises StorageError on failure."""
     unfinished = directory / f"{disk.UNFINISHED}{WEIGHTS}"
-    unfinished.unlink(missing_ok=True)
-    write_tensors(unfinished, weights)
-    unfinished.replace(directory / WEIGHTS)
-    disk.sync_directory(directory)
+    with disk.needed(WEIGHTS):
+        unfinished.unlink(missing_ok=True)
+        with disk.cleaned_up(unfinished):
+            write_tensors(unfinished, weights)
+            unfinished.replace(directory / WEIGHTS)
+        disk.sync_directory(directory)
 
 
 def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
     """Write summary.json, with null for numbers that are not finite, and return its content.
 
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
+    Raises StorageError if it can't be written.
     """
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
     validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
@@ -177,8 +180,24 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
             "python": platform.python_version(),
         },
     }
-    write_text(directory / SUMMARY, json.dumps(finite(summary), indent=1) + "\n")
+    with disk.needed(SUMMARY):
+        text = json.dumps(finite(summary), indent=1) + "\n"
+        disk.replace_file(directory / SUMMARY, text.encode())
     return summary
+
+
+def _runs_of(name: str) -> Path:
+    """``runs/<name>``. Raises OutputError if that is no directory of its own in ``runs``."""
+    if name in ("", ".", ".."):
+        raise OutputError(
+            f"a configuration named {name!r} has no place in runs; rename it, or give this option"
+        )
+    parent = Path("runs") / name
+    if parent.is_symlink():
+        raise OutputError(
+            f"{parent} is a symbolic link, and may lead out of runs; remove it, or give this option"
+        )
+    return parent
 
 
 def _numbers(parent: Path) -> list[int]:

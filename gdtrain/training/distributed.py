@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gdtrain.errors import DeviceError, ProcessError
+from gdtrain.errors import ProcessError
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class World:
         """The first process's number."""
         if self.size == 1:
             return number
-        mine = number if self.rank == 0 else 0
+        mine = int(number) if self.rank == 0 else 0  # a bool would be another dtype than 0
         return int(self.sum(torch.tensor([mine], device=_device()))[0])
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
@@ -105,7 +105,7 @@ def join(device: str, timeout_seconds: float) -> World:
     """Join the processes that torchrun has started; alone, if it has started none or one.
 
     device: ``auto``, ``cpu``, ``cuda``, …; decides between nccl and gloo.
-    Raises DeviceError if the processes can't be connected.
+    Raises ProcessError if the processes can't be connected in that time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
@@ -119,7 +119,7 @@ def join(device: str, timeout_seconds: float) -> World:
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"{size} processes can't be connected: {reason}") from error
+        raise ProcessError(f"{size} processes can't be connected: {reason}") from error
     return World.current()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -147,7 +148,8 @@ def closure_step(trainer: Trainer, batch: Batch) -> Tensor:
         trainer.finish_gradient()
         if len(losses) == 1:
             trainer.guard.check(losses[0])
-        return float(losses[-1])
+        loss = float(losses[-1])
+        return math.inf if math.isnan(loss) else loss  # torch's search can't compare a NaN
 
     trainer.guard.protect(lambda: trainer.optimizer.step(closure))
     return losses[0]

@@ -31,7 +31,7 @@ def parse_bytes(limit: int | str) -> int:
         return limit
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?i?B)", str(limit), flags=re.IGNORECASE)
     count = float(match[1]) * _UNITS[match[2].upper()] if match else 0
-    if count < 1:
+    if not 1 <= count < 2**63:
         raise ConfigError.of(
             "memory_limit", f"must be a number of bytes such as 512MB or 2GiB, got {limit!r}"
         )

@@ -12,6 +12,7 @@ import torch
 from gdtrain.data.settings import whole_number
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.evaluation import Metric
+from gdtrain.training.plain import is_count, is_number
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -86,9 +87,12 @@ class Prequential(Callback):
         return {"steps": self._steps()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        steps = [(size, values) for size, *values in state["steps"]]
+        if not all(is_count(size) and size and all(map(is_number, v)) and v for size, v in steps):
+            raise ValueError("steps: one is not of an update")
         self._parts.clear()
         self._samples = 0
-        for size, *values in state["steps"]:
+        for size, values in steps:
             self._add(np.array([size]), np.array([values]))
 
     def _add(self, sizes: Array, values: Array) -> None:

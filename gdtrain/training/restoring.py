@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gdtrain.data.loaders import Loader
+from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import CheckpointError
+from gdtrain.training.optimizer_state import check_like, check_optimizer, demand
+from gdtrain.training.plain import is_count, is_finite, is_number, shown, shown_names
 from gdtrain.training.seeding import RngState
 
 logger = logging.getLogger("gdtrain")
@@ -19,8 +22,6 @@ _PARTS = (
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
     *("lr", "rng", "data", "made_by"),
 )
-# A hostile file must not make a run impossible to end, or a counter that no array can hold.
-_MAX_COUNT = 1 << 62
 
 
 def check_fits(state: Any, template: dict[str, Any]) -> None:
@@ -28,34 +29,34 @@ def check_fits(state: Any, template: dict[str, Any]) -> None:
 
     template: what :func:`gdtrain.training.state.take_template` gives.
     """
-    _demand(isinstance(state, dict) and set(state) == set(_PARTS), "it is not a trainer's state")
+    demand(isinstance(state, dict) and set(state) == set(_PARTS), "it is not a trainer's state")
     for part in ("model", "loss"):
         _check_tensors(part, state[part], template[part])
-    _check_optimizer(state["optimizer"], template)
+    check_optimizer(state["optimizer"], template)
     _check_data(state["data"], template["data"])
-    _check_like("scheduler", state["scheduler"], template["scheduler"])
-    _check_progress(state["progress"], template["progress"])
-    _demand(_is_real(state["lr"]), "lr is not a number")
+    _check_progress(state["progress"], template["progress"], template["loader"])
+    check_like("scheduler", state["scheduler"], template["scheduler"])
+    _check_counts(state["scheduler"], template["scheduler"], state["progress"]["step"])
+    demand(is_finite(state["lr"]), "lr is not a number")
     history = state["history"]
-    _demand(
-        isinstance(history, list)
-        and all(isinstance(r, dict) and all(isinstance(k, str) for k in r) for r in history),
+    demand(
+        isinstance(history, list) and all(map(_is_record, history)),
         "its history is not a list of epochs",
     )
-    _demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
+    demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
     for name in state["callbacks"]:
-        _demand(
+        demand(
             name in template["callbacks"],
-            f"the state has a callback {name} that this trainer lacks",
+            f"the state has a callback {shown(name)} that this trainer lacks",
         )
-    _demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
-    _check_rng(state["rng"])
+    demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
+    _check_rng(state["rng"], template["rng"])
 
 
 def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Say what the last bits depend on and has changed since the state was taken."""
     changed = [
-        f"{name} {then.get(name)} then, {value} now"
+        f"{name} {shown(then.get(name))} then, {value} now"
         for name, value in now.items()
         if then.get(name) != value
     ]
@@ -68,127 +69,99 @@ def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _check_tensors(part: str, found: Any, expected: Mapping[str, Tensor]) -> None:
-    _demand(isinstance(found, dict), f"{part} is not a mapping")
-    missing, foreign = (
-        sorted(expected.keys() - found.keys()),
-        sorted(found.keys() - expected.keys()),
-    )
-    _demand(not missing, f"{part}: the state lacks {', '.join(missing)}")
-    _demand(not foreign, f"{part}: the state has {', '.join(foreign)}, which is not in this {part}")
+    demand(isinstance(found, dict), f"{part} is not a mapping")
+    missing, foreign = expected.keys() - found.keys(), found.keys() - expected.keys()
+    demand(not missing, f"{part}: the state lacks {shown_names(missing)}")
+    there = f"the state has {shown_names(map(str, foreign))}"
+    demand(not foreign, f"{part}: {there}, which is not in this {part}")
     for name, tensor in expected.items():
         theirs = found[name]
-        _demand(isinstance(theirs, Tensor), f"{part}: {name} is not a tensor")
-        _demand(
+        demand(isinstance(theirs, Tensor), f"{part}: {name} is not a tensor")
+        demand(
             theirs.shape == tensor.shape and theirs.dtype == tensor.dtype,
             f"{part}: {name} is {_said(theirs)} in the state and {_said(tensor)} here",
         )
 
 
-def _check_optimizer(found: Any, template: dict[str, Any]) -> None:
-    _demand(
-        isinstance(found, dict) and set(found) == {"state", "groups"}, "optimizer is not complete"
-    )
-    parameters: Mapping[str, Tensor] = template["parameters"]
-    _demand(isinstance(found["state"], dict), "optimizer: its state is not a mapping")
-    total = sum(p.numel() for p in parameters.values())
-    for name, kept in found["state"].items():
-        _demand(name in parameters, f"optimizer: the state is of a parameter {name}, not held here")
-        _demand(isinstance(kept, dict), f"optimizer: the state of {name} is not a mapping")
-        for key, value in kept.items():
-            if isinstance(value, Tensor):
-                shapes = (parameters[name].shape, torch.Size([]), torch.Size([total]))
-                _demand(
-                    value.shape in shapes,
-                    f"optimizer: {key} of {name} has shape {list(value.shape)} in the state, and "
-                    f"the parameter {list(parameters[name].shape)} here",
-                )
-    groups, here = found["groups"], template["groups"]
-    _demand(isinstance(groups, list) and len(groups) == len(here), "optimizer: other groups")
-    theirs = {_members(group): group for group in groups}
-    for group in here:
-        members = _members(group)
-        _demand(members in theirs, "optimizer: its groups hold other parameters than here")
-        _check_like("optimizer", {**theirs[members], "params": []}, {**group, "params": []})
-
-
-def _members(group: Any) -> frozenset[str]:
-    names = group.get("params") if isinstance(group, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError("optimizer: a group has no list of parameters")
-    return frozenset(names)
-
-
 def _check_data(found: Any, here: Any) -> None:
     if here is None or found is None:
         return
-    _demand(isinstance(found, dict), "data is not a mapping")
+    demand(isinstance(found, dict), "data is not a mapping")
     differing = [
-        f"{name} {found.get(name)} in the state, {value} here"
+        f"{name} {shown(found.get(name))} in the state, {value} here"
         for name, value in here.items()
         if found.get(name) != value
     ]
-    _demand(not differing, f"the data or loader is another: {'; '.join(differing)}")
+    demand(not differing, f"the data or loader is another: {'; '.join(differing)}")
 
 
-def _check_progress(found: Any, template: Mapping[str, Any]) -> None:
-    _demand(isinstance(found, dict) and found.keys() == template.keys(), "progress is incomplete")
+def _check_progress(found: Any, template: Mapping[str, Any], loader: Loader | None) -> None:
+    demand(isinstance(found, dict) and found.keys() == template.keys(), "progress is incomplete")
     for name, value in template.items():
         theirs = found[name]
         if name == "position":
-            _demand(
-                theirs is None or (isinstance(theirs, list) and all(map(_is_count, theirs))),
+            demand(
+                theirs is None or (isinstance(theirs, list) and all(map(is_count, theirs))),
                 "progress: position is no list of whole numbers",
             )
         elif isinstance(value, int):
-            _demand(_is_count(theirs), f"progress: {name} is not a whole number >= 0")
+            demand(is_count(theirs), f"progress: {name} is not a whole number >= 0")
         else:
-            _demand(_is_real(theirs), f"progress: {name} is not a number")
-    _demand(found["step_in_epoch"] <= found["step"], "progress: step_in_epoch is over step")
+            demand(is_finite(theirs), f"progress: {name} is not a number")
+    steps, samples = found["step_in_epoch"], found["epoch_samples"]
+    demand(steps <= found["step"], "progress: step_in_epoch is over step")
+    demand(samples <= found["samples"], "progress: epoch_samples is over samples")
+    demand((samples > 0) == (steps > 0), "progress: samples of the epoch without a step")
+    if loader is None:
+        return
+    if isinstance(loader.samples, StreamSamples):
+        place = found["position"]
+        fits = place is None or len(place) == len(loader.samples.position)
+        demand(fits, "progress: position is not one of this kind of stream")
+    elif steps:
+        plan = loader.plan(found["epoch"])
+        demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
+        most = min(steps * plan.batch_size, plan.num_samples)
+        demand(samples == most, f"progress: epoch_samples is {samples}, and should be {most}")
 
 
-def _check_rng(found: Any) -> None:
-    _demand(isinstance(found, list) and len(found) > 0, "rng: there are no generators")
+def _is_record(record: Any) -> bool:
+    """Whether it is what :meth:`Progress.close_epoch` and callbacks make of an epoch."""
+    if not isinstance(record, dict) or "train_loss" not in record:
+        return False
+    numbers = ("epoch", "step", "samples", "train_loss", "seconds", "lr")
+    return all(
+        isinstance(key, str)
+        and (is_number(value) or not (key in numbers or key.startswith("val_")))
+        for key, value in record.items()
+    )
+
+
+def _check_rng(found: Any, here: Mapping[str, Tensor]) -> None:
+    demand(isinstance(found, list) and len(found) > 0, "rng: there are no generators")
     try:
         for kept in found:
             state = RngState.of_tensors(kept)
-            size = torch.get_rng_state().shape
-            _demand(state.cpu.dtype == torch.uint8 and state.cpu.shape == size, "rng: other torch")
+            for tensor, own in ((state.cpu, here["cpu"]), (state.device, here.get("device"))):
+                if tensor is not None and own is not None:
+                    same = tensor.dtype == own.dtype and tensor.shape == own.shape
+                    demand(same, "it is of another version of torch")
             torch.Generator().set_state(state.cpu)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"rng: {error}") from error
+        raise CheckpointError(f"rng: {shown(str(error))}") from error
 
 
-def _check_like(where: str, found: Any, template: Any) -> None:
-    """Raise CheckpointError unless ``found`` has the structure of ``template``."""
-    if isinstance(template, dict):
-        same = isinstance(found, dict) and found.keys() == template.keys()
-        _demand(same, f"{where}: the state's is another, with other settings than here")
-        for key, value in template.items():
-            _check_like(f"{where}: {key}", found[key], value)
-    elif isinstance(template, list | tuple):
-        _demand(isinstance(found, list | tuple), f"{where} is not a list")
-        for value in found if template else ():
-            _check_like(where, value, template[0])
-    elif isinstance(template, bool | str):
-        _demand(type(found) is type(template), f"{where} is not a {type(template).__name__}")
-    elif isinstance(template, int | float):
-        _demand(_is_real(found) or isinstance(found, float), f"{where} is not a number")
-    elif template is None:
-        _demand(not isinstance(found, dict), f"{where}: the state has one, and none is here")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _MAX_COUNT
-
-
-def _is_real(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _check_counts(scheduler: Any, template: Any, steps: int) -> None:
+    """Raise CheckpointError if a scheduler has counted more steps than were made."""
+    if not isinstance(template, dict):
+        return
+    for key in ("last_epoch", "_step_count"):
+        if key in template:
+            most = steps + max(template[key], 0) + 1
+            demand(0 <= scheduler[key] <= most, f"scheduler: {key} is not what it has counted")
+    for number, one in enumerate(template.get("_schedulers", ())):
+        _check_counts(scheduler["_schedulers"][number], one, steps)
 
 
 def _said(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _demand(holds: bool, message: str) -> None:
-    if not holds:
-        raise CheckpointError(message)

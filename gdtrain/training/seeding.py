@@ -66,7 +66,7 @@ class RngState:
         _, key, place, has_left, cached = self.numpy
         kept = {
             "python": _twister(words[:_WORDS], words[_WORDS], left),
-            "numpy": _twister(key.tolist(), place, cached if has_left else None),
+            "numpy": _twister(key, place, cached if has_left else None),
             "cpu": self.cpu.clone(),
         }
         return kept if self.device is None else kept | {"device": self.device.clone()}
@@ -82,14 +82,16 @@ class RngState:
 
 def _twister(words: Any, place: int, left: float | None) -> Tensor:
     bits = torch.tensor([left or 0.0], dtype=torch.float64).view(torch.int64)
-    return torch.cat([torch.tensor([*words, place, left is not None]), bits])
+    numbers = np.array([place, left is not None], np.int64)
+    return torch.cat([torch.from_numpy(np.concatenate([np.array(words, np.int64), numbers])), bits])
 
 
 def _parts(kept: Tensor) -> tuple[list[int], int, float | None]:
     if kept.dtype != torch.int64 or kept.shape != (_WORDS + 3,):
         raise ValueError("a generator's state has another shape")
     *words, place, has_left, _ = kept.tolist()
-    if not (0 <= min(words) <= max(words) < 2**32 and 0 <= place <= _WORDS):
+    # All words 0 would give 0 for ever, and drawing a normal number would never end.
+    if not (0 <= min(words) <= max(words) < 2**32 and any(words) and 0 <= place <= _WORDS):
         raise ValueError("a generator's state is out of its range")
     left = float(kept[-1:].view(torch.float64)) if has_left else None
     return words, place, left

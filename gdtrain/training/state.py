@@ -92,12 +92,18 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     """Put a trainer that was built alike into ``state``, which stays as it is.
 
     The global random number generators are set too. Raises CheckpointError, before anything is
-    changed, if the trainer was built differently.
+    changed but callbacks, if the trainer was built differently.
     """
     check_fits(state, take_template(trainer))
     trainer.choice.keep(state["made_by"].get("engine"))
     tell_differences(state["made_by"], made_by(trainer))
     state = map_tensors(state, torch.clone)
+    callbacks = dict(named(trainer.callbacks))
+    for name, saved in state["callbacks"].items():
+        try:
+            callbacks[name].load_state_dict(saved)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the state of the callback {name} does not fit it") from error
     here = trainer.model.state_dict()
     trainer.model.load_state_dict({k: split_like(v, here[k]) for k, v in state["model"].items()})
     if isinstance(trainer.loss, nn.Module):
@@ -107,12 +113,6 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.schedule.scheduler.load_state_dict(state["scheduler"])
     trainer.progress.load_state_dict(state["progress"])
     trainer.history.epochs = [dict(record) for record in state["history"]]
-    callbacks = dict(named(trainer.callbacks))
-    for name, saved in state["callbacks"].items():
-        try:
-            callbacks[name].load_state_dict(saved)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the state of the callback {name} does not fit it") from error
     trainer.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 
@@ -129,6 +129,9 @@ def take_template(trainer: Trainer) -> dict[str, Any]:
         "progress": trainer.progress.state_dict(),
         "callbacks": [name for name, _ in named(trainer.callbacks)],
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
+        "loader": trainer.loader,
+        "optimizer": type(trainer.optimizer),
+        "rng": RngState.take(trainer.device).tensors(),
     }
 
 

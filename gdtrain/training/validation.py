@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.plain import is_count, is_number
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -50,6 +51,10 @@ class Validation(Callback):
         return {"results": self.results}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for result in state["results"]:
+            counts = is_count(result["epoch"]) and is_count(result["step"])
+            if not counts or not all(map(is_number, result.values())):
+                raise ValueError("results: one is not of an evaluation")
         self.results = list(state["results"])
 
 
@@ -113,9 +118,11 @@ class EarlyStopping(Callback):
         return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        best, epochs = state["best"], state["epochs_without_improvement"]
+        if not (is_number(best) and is_count(epochs)):
+            raise ValueError("best is not a metric, or epochs_without_improvement no number")
         self._resumed = True
-        self.best = state["best"]
-        self.epochs_without_improvement = state["epochs_without_improvement"]
+        self.best, self.epochs_without_improvement = best, epochs
 
     def _stop(self, trainer: Trainer) -> None:
         trainer.stop(f"{self.monitor} did not improve for {self.patience} epochs")

@@ -6,9 +6,21 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+# What float32 holds, in which most is computed: torch raises an error for more, and takes less
+# for 0.
+LARGEST, SMALLEST = 1e38, 1e-38
+
+
+def _not_too_small(value: float) -> float:
+    if value < SMALLEST:
+        raise ValueError(f"must be >= {SMALLEST:g}, got {value:g}")
+    return value
+
+
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST), AfterValidator(_not_too_small)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weights = Annotated[list[NonNegative], Field(min_length=1)]
 

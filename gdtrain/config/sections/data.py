@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from gdtrain.config.sections.bounds import FilePath, NonNegative, Positive, shorthand
+from gdtrain.config.sections.bounds import FilePath, NonNegative, Number, Positive, shorthand
 from gdtrain.config.sections.source import Data as Data
 from gdtrain.config.sections.stream import Stream
 
@@ -35,9 +35,9 @@ class LinearRegression(Data):
     """Rows."""
     num_features: Positive = 10
     """Input columns; with weights, there must be as many of these."""
-    weights: Annotated[list[float], Field(min_length=1)] | None = None
+    weights: Annotated[list[Number], Field(min_length=1)] | None = None
     """w; drawn from a normal distribution if left out."""
-    bias: float = 0.0
+    bias: Number = 0.0
     """b."""
     noise: NonNegative = 0.1
     """Standard deviation of the noise."""
@@ -65,7 +65,9 @@ class Quadratic(Data):
     """Least squares whose mean squared error has a Hessian with the chosen eigenvalues."""
 
     source: Literal["quadratic"]
-    spectrum: Annotated[list[NonNegative], Field(min_length=1)] = Field([1.0, 10.0])
+    spectrum: Annotated[list[NonNegative], Field(min_length=1, max_length=2048)] = Field(
+        [1.0, 10.0]
+    )
     """The eigenvalues; their number is the number of input columns."""
     num_samples: Positive | None = None
     """Rows, at least one per eigenvalue; as many if left out."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gdtrain.config.registry import Strict
-from gdtrain.config.sections.bounds import NonNegative, PositiveFloat, Weights, shorthand
+from gdtrain.config.sections.bounds import NonNegative, Number, PositiveFloat, Weights, shorthand
 
 Label = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
@@ -68,7 +68,7 @@ class MultiMargin(Strict):
     name: Literal["multi_margin"]
     p: Literal[1, 2] = 1
     """Exponent."""
-    margin: float = 1.0
+    margin: Number = 1.0
     """Margin."""
     weight: Weights | None = None
     """One weight per class."""
@@ -118,7 +118,7 @@ class HingeEmbedding(Strict):
     """Hinge loss of distances, against targets -1 and 1."""
 
     name: Literal["hinge_embedding"]
-    margin: float = 1.0
+    margin: Number = 1.0
     """Margin."""
 
 

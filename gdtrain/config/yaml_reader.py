@@ -1,0 +1,189 @@
+"""Read YAML as pure data, with the line and column of everything, and refuse what is not data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from gdtrain.config.document import Document, KeyPath, Place, dotted
+from gdtrain.errors import Fault
+
+MAX_VALUES = 3000  # and keys
+MAX_DEPTH = 20
+# How many faults in YAML are told together.
+MAX_FAULTS = 20
+
+# The scalars of YAML 1.2's core schema, so that 1e-3 is a number and `on` is a word.
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]{1,40}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+
+def plain_scalar(text: str) -> Any:
+    """The value of a word without quotes: null, a truth value, a number or the word itself."""
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if special := _SPECIAL.fullmatch(text):
+        return float((special[1] or "") + (special[2] or special[3]).lower())
+    return text
+
+
+class Reader:
+    """Turns YAML events into Python values, noting places and faults.
+
+    name: of the file, for messages. line, column: of the text's first character in it.
+    """
+
+    def __init__(self, name: str, line: int = 1, column: int = 1) -> None:
+        self.document = Document(name)
+        self.faults: list[Fault] = []
+        self.prefix: KeyPath = ()
+        self._first = (line, column)
+        self._count = 0
+        self._events: Iterator[yaml.Event] = iter(())
+
+    def add(self, path: KeyPath, message: str, mark: Any = None) -> None:
+        if len(self.faults) == MAX_FAULTS:
+            path, message = (), f"has more faults than these {MAX_FAULTS}; correct them first"
+        place = self._place(mark)
+        self.faults.append(
+            Fault(dotted(self.prefix + path), message, place.path, place.line, place.column)
+        )
+        if len(self.faults) > MAX_FAULTS:
+            raise _EnoughError
+
+    def read(self, text: str) -> Any:
+        loader: Any = None
+        try:
+            loader = _ShallowLoader(text)
+            self._events = iter(loader.get_event, None)
+            return self._read_stream()
+        except yaml.MarkedYAMLError as error:
+            said = " ".join(filter(None, (error.context, error.problem)))
+            self.add((), f"is not valid YAML: {said}", error.problem_mark or error.context_mark)
+        except yaml.reader.ReaderError as error:
+            before = text[: error.position]
+            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+            if line == 1:
+                column += self._first[1] - 1
+            said = f"has a character that YAML forbids: U+{error.character:04X}"
+            self.faults.append(
+                Fault(
+                    dotted(self.prefix),
+                    f"{said}; write it as an escape in double quotes",
+                    self.document.path,
+                    line + self._first[0] - 1,
+                    column,
+                )
+            )
+        except (ValueError, OverflowError):  # a version, or a character written by its number
+            self.add((), "is not valid YAML: a number in it is out of range", loader.get_mark())
+        except _TooDeepError as deep:
+            said = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
+            self.add((), said, deep.mark)
+        except _EnoughError:
+            pass
+        return None
+
+    def _read_stream(self) -> Any:
+        next(self._events)  # stream start
+        event = next(self._events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None
+        value = self._node(next(self._events), self.prefix, 0)
+        next(self._events)  # document end
+        event = next(self._events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            self.add((), "holds several documents; one file is one configuration", event.start_mark)
+        return value
+
+    def _node(self, event: yaml.Event, path: KeyPath, depth: int) -> Any:
+        mark = event.start_mark
+        if depth > MAX_DEPTH:
+            raise _TooDeepError(mark)
+        self._count_one(mark)
+        self.document.values[path] = self._place(mark)
+        where = path[len(self.prefix) :]
+        if isinstance(event, yaml.AliasEvent):
+            self.add(where, f"alias *{event.anchor} is not allowed; write the value out", mark)
+            return None
+        assert isinstance(event, yaml.NodeEvent)
+        if event.anchor is not None:
+            self.add(where, f"anchor &{event.anchor} is not allowed; remove it", mark)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            self.add(where, f"tag {tag} is not allowed; a configuration is pure data", mark)
+        if isinstance(event, yaml.ScalarEvent):
+            return event.value if event.style else plain_scalar(event.value)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._node(event, (*path, len(items)), depth + 1))
+            return items
+        return self._mapping(path, depth)
+
+    def _mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            mark = event.start_mark
+            self._count_one(mark)
+            if not isinstance(event, yaml.ScalarEvent):
+                self.add(path[len(self.prefix) :], "a key must be a word", mark)
+                self._node(event, (*path, "?"), depth + 1)
+                self._node(next(self._events), (*path, "?"), depth + 1)
+                continue
+            key = event.value
+            where = (*path, key)
+            if key in mapping:
+                first = self.document.keys[where]
+                said = f"duplicate key; it is already set at line {first.line}"
+                self.add(where[len(self.prefix) :], said, mark)
+            else:
+                self.document.keys[where] = self._place(mark)
+            mapping[key] = self._node(next(self._events), where, depth + 1)
+        return mapping
+
+    def _count_one(self, mark: Any) -> None:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            self.add(
+                (), f"holds over {MAX_VALUES:,} keys and values; a configuration is small", mark
+            )
+            raise _EnoughError
+
+    def _place(self, mark: Any) -> Place:
+        line, column = self._first
+        if mark is None:
+            return Place(self.document.path, line, column)
+        if mark.line == 0:
+            return Place(self.document.path, line, column + mark.column)
+        return Place(self.document.path, line + mark.line, mark.column + 1)
+
+
+class _ShallowLoader(yaml.SafeLoader):
+    """Notices brackets nested too deep as they are scanned, far ahead of the events of each."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= MAX_DEPTH:
+            raise _TooDeepError(self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+
+class _TooDeepError(Exception):
+    def __init__(self, mark: Any) -> None:
+        self.mark = mark
+
+
+class _EnoughError(Exception):
+    """What has been read shows that the rest is not worth reading; the faults say why."""

@@ -1,0 +1,129 @@
+"""A disk that fails: it is said, the old checkpoint stays, and saving works once the disk does."""
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from failing_disks import WAYS, Figures, fail_fits, fail_saves
+from fake_disk import Failing
+from power_cuts import state_of
+
+from gdtrain.checkpoint.store import CheckpointStore
+
+CONFIG = """\
+data: {source: digits}
+model: {name: mlp, hidden: [64]}
+loss: cross_entropy
+loader: {name: minibatch, batch_size: 64}
+optimizer: {lr: 0.1, momentum: 0.9}
+epochs: 100000
+checkpoint: {every_n_steps: 20}
+log: {every_n_steps: 1}
+"""
+
+# The long form, with every error for every call: scripts/torture_store.py.
+
+
+def assert_none_silent(figures: Figures) -> None:
+    assert figures.silent == 0, figures.first
+    assert figures.calls > 50
+    assert figures.cases >= figures.calls / 2
+    assert figures.told > figures.cases / 2
+
+
+def test_a_save_whose_nth_call_fails_says_so_and_harms_nothing() -> None:
+    assert_none_silent(fail_saves(lambda n: [WAYS[n % 9], WAYS[(n + 4) % 9]]))
+
+
+def test_a_fit_with_a_failing_call_raises_or_ends_well_saved() -> None:
+    assert_none_silent(
+        fail_fits(lambda n: [WAYS[n // 3 % 9]] if n % 3 == 0 else [(0, True)][n % 4 :])
+    )
+
+
+def test_the_room_of_an_unfinished_checkpoint_is_given_back(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    store.save(1, state_of(1))
+    said = r"^\[Errno 28\] No space left on device: '.*/\.unfinished-step-0000000002/tensors"
+    with Failing(tmp_path, 5, errno.ENOSPC).active() as failing, pytest.raises(OSError, match=said):
+        store.save(2, state_of(2))
+    assert failing.failed[0].startswith("write ")
+    assert [path.name for path in store.directory.iterdir()] == ["step-0000000001"]
+
+
+@contextlib.contextmanager
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    """A file system of its own, in memory."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting takes more rights than these")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def command(config: Path, directory: Path, *more: str) -> list[str]:
+    config.write_text(CONFIG)
+    given = ["--config", str(config), "--output-dir", str(directory), *more]
+    return [sys.executable, "-m", "gdtrain", *given]
+
+
+def test_a_disk_that_fills_up_ends_a_run_with_what_was_saved(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=2m") as disk:
+        run = disk / "run"
+        started = command(tmp_path / "c.yaml", run)
+        with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            deadline = time.monotonic() + 60
+            while not (run / "checkpoints" / "step-0000000020").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+            with contextlib.suppress(OSError):
+                while os.write(filler, bytes(4096)):
+                    pass
+            os.close(filler)
+            said = process.stderr.read()
+        assert process.returncode == 1, said
+        assert "Traceback" not in said
+        assert "No space left on device" in said.splitlines()[-1]
+        _, state, skipped = CheckpointStore(run / "checkpoints").load_newest()
+        assert state["progress"]["step"] >= 20
+        assert skipped == []
+        (disk / "filler").unlink()
+        epochs = f"epochs={state['progress']['epoch'] + 2}"
+        resumed = command(tmp_path / "c.yaml", run, "--resume", epochs)
+        again = subprocess.run(resumed, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+
+
+def test_a_run_on_a_read_only_disk_says_so(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "ro") as disk:
+        done = subprocess.run(
+            command(tmp_path / "c.yaml", disk / "run"), capture_output=True, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"command line:1:1: --output-dir: {disk / 'run'} can't be made: "
+        "Read-only file system; choose another\n"
+    )
+
+
+def test_files_that_may_not_grow_end_the_run_at_its_first_save(tmp_path: Path) -> None:
+    limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    limit += "os.execv(sys.argv[1], sys.argv[1:])"
+    started = command(tmp_path / "c.yaml", tmp_path / "run")
+    done = subprocess.run([sys.executable, "-c", limit, *started], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr.splitlines()[-1]

@@ -1,0 +1,467 @@
+"""Real runs in real processes that are killed, signalled and resumed, and what must come of them.
+
+A nursery is a process that has imported torch and gdtrain, and forks one child for each process
+of a run: what the child does is ``python -m gdtrain``, without the seconds of imports. The tests
+use this file in a short form, ``scripts/torture_kills.py`` in the long one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.monitoring.metrics_log import read_metrics
+
+READY = "nursery: here the program starts\n"
+PATIENCE = 60.0  # seconds in which any process must have come to its end
+
+# Ragged batches, momentum, a schedule, clipping, dropout; BatchNorm where batches are not cut.
+CONFIG = """\
+seed: {seed}
+device: cpu
+data: {{source: two_moons, num_samples: 53, validation_fraction: 0.25, standardize: true}}
+model: {{name: mlp, hidden: [8, 8], dropout: 0.2, batch_norm: {batch_norm}}}
+loss: cross_entropy
+loader: {loader}
+optimizer: {{lr: 0.05, momentum: 0.9, weight_decay: 0.001}}
+scheduler: {{name: cosine, warmup: 3}}
+clip_grad_norm: 1.0
+validation: {{every_n_epochs: 2}}
+early_stopping: {{monitor: train_loss, patience: 1000}}
+log: {{every_n_steps: 1}}
+checkpoint: {{every_n_steps: {every}, keep_last: 2, keep_best: val_loss}}
+process_timeout: 25
+epochs: {epochs}
+"""
+# form -> (loader, batch_norm if there is one process, epochs, steps between checkpoints)
+FORMS: dict[str, tuple[str, bool, int, int]] = {
+    "batch": ("{name: batch, order: reshuffle}", True, 60, 3),
+    "sample": ("sample", False, 3, 5),
+    "minibatch": ("{name: minibatch, batch_size: 9}", True, 16, 2),
+}
+
+
+@dataclass
+class Ended:
+    """How the processes of a run ended: their exit codes (negative: the signal), by rank."""
+
+    codes: list[int]
+    seconds: float
+    log: str
+
+
+class Nursery:
+    """Starts processes of runs by forking, and waits for their ends."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert self._ask({"do": "hello"}) == "ready"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def start(self, arguments: list[str], folder: Path, ranks: int = 1, **options: Any) -> Run:
+        """Start ``python -m gdtrain arguments`` in ``folder``, on so many ranks.
+
+        die_at: the number of the disk call in which rank 0 kills itself.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        pids = []
+        log = folder / f"log-{time.monotonic_ns()}"
+        for rank in range(ranks):
+            env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
+            if ranks > 1:
+                env |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+            request = {
+                "do": "start",
+                "arguments": arguments,
+                "folder": str(folder),
+                "env": env | options.get("env", {}),
+                "log": str(log),
+                "die_at": options.get("die_at", 0) if rank == 0 else 0,
+            }
+            pids.append(int(self._ask(request)))
+        return Run(self, pids, log, time.monotonic())
+
+    def poll(self, pid: int) -> int | None:
+        """The exit code of a child that has ended, negative for a signal, or None."""
+        status = self._ask({"do": "poll", "pid": pid})
+        return None if status is None else os.waitstatus_to_exitcode(int(status))
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@dataclass
+class Run:
+    """The processes of a run that has been started."""
+
+    nursery: Nursery
+    pids: list[int]
+    log: Path
+    started: float
+    codes: dict[int, int] = field(default_factory=dict)
+
+    def alive(self) -> list[int]:
+        """The processes that have not ended."""
+        for pid in self.pids:
+            if pid not in self.codes and (code := self.nursery.poll(pid)) is not None:
+                self.codes[pid] = code
+        return [pid for pid in self.pids if pid not in self.codes]
+
+    def send(self, signum: int, ranks: list[int] | None = None) -> None:
+        """Send a signal to some of the processes, or all of them, that have not ended."""
+        alive = self.alive()
+        for rank, pid in enumerate(self.pids):
+            if pid in alive and (ranks is None or rank in ranks):
+                os.kill(pid, signum)
+
+    def wait_until(self, moment: float) -> bool:
+        """Sleep until so many seconds after the start; whether somebody is alive then."""
+        while (left := self.started + moment - time.monotonic()) > 0:
+            if not self.alive():
+                return False
+            time.sleep(min(left, 0.01))
+        return bool(self.alive())
+
+    def end(self, patience: float = PATIENCE) -> Ended:
+        """Wait for all of them; a hang is an AssertionError, after which nobody is left."""
+        until = time.monotonic() + patience
+        while alive := self.alive():
+            if time.monotonic() > until:
+                self.send(signal.SIGKILL)
+                raise AssertionError(f"hung: {alive}; {self.text()}")
+            time.sleep(0.01)
+        seconds = time.monotonic() - self.started
+        return Ended([self.codes[pid] for pid in self.pids], seconds, self.text())
+
+    def text(self) -> str:
+        """What all of them have printed."""
+        return self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+
+
+# ── what is left of a run ───────────────────────────────────────────────────────────────────
+
+
+def write_config(folder: Path, form: str, ranks: int, seed: int = 0) -> list[str]:
+    """Write the configuration of a form; the arguments that train it into ``folder/out``."""
+    loader, batch_norm, epochs, every = FORMS[form]
+    text = CONFIG.format(
+        seed=seed,
+        loader=loader,
+        batch_norm="true" if batch_norm and ranks == 1 else "false",
+        epochs=epochs,
+        every=every,
+    )
+    (folder / "a.yaml").write_text(text, "utf-8")
+    return ["--config", "a.yaml", "--output-dir", "out"]
+
+
+def digest(out: Path) -> str:
+    """Of every bit that training has made: parameters, buffers, optimizer, and the weights file."""
+    path, _, skipped = CheckpointStore(out / "checkpoints").load_newest()
+    assert skipped == []
+    found = hashlib.sha256((out / "model.safetensors").read_bytes())
+    for name, tensor in sorted(load_file(path / "tensors.safetensors").items()):
+        found.update(name.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def step_log(out: Path) -> list[dict[str, Any]]:
+    """The records of a run, without what the clock has put there."""
+    records = read_metrics(out / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+
+def resumes_by_epoch(out: Path) -> dict[int, int]:
+    """How often the run was taken up in each epoch."""
+    counts: dict[int, int] = {}
+    for line in (out / "metrics.jsonl").read_text("utf-8").splitlines():
+        if '"resume"' in line:
+            epoch = json.loads(line)["epoch"]
+            counts[epoch] = counts.get(epoch, 0) + 1
+    return counts
+
+
+@dataclass
+class Undisturbed:
+    """A run that was left alone: what every other one must come to."""
+
+    digest: str
+    log: list[dict[str, Any]]
+    seconds: float
+    disk_calls: int
+
+
+def undisturbed(nursery: Nursery, folder: Path, form: str, ranks: int) -> Undisturbed:
+    """Train without disturbance, and count the calls that reach for the disk."""
+    folder.mkdir(parents=True)
+    arguments = write_config(folder, form, ranks)
+    ended = nursery.start(arguments, folder, ranks, die_at=-1).end()
+    assert set(ended.codes) == {0}, ended.log
+    calls = int((folder / "disk-calls").read_text("utf-8"))
+    return Undisturbed(digest(folder / "out"), step_log(folder / "out"), ended.seconds, calls)
+
+
+def arguments_now(arguments: list[str], folder: Path) -> list[str]:
+    """With ``--resume`` if the run has begun, as a person would see by its config.yaml."""
+    return [*arguments, "--resume"] if (folder / "out" / "config.yaml").exists() else arguments
+
+
+# ── kill -9 ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Kill:
+    """One kill: at a time after the start, or in a disk call of rank 0; whom it hits."""
+
+    seconds: float = 0.0
+    disk_call: int = 0
+    ranks: list[int] | None = None
+
+
+def draw_kills(
+    draw: random.Random, clean: Undisturbed, ranks: int, inside: bool, count: int
+) -> list[Kill]:
+    """``count`` kills for one run; several come soon after another, to fall into one epoch."""
+    kills = []
+    for _ in range(count):
+        whom = draw.choice([None, [0], [1]]) if ranks > 1 else None
+        if inside:
+            first, last = (1, clean.disk_calls) if count == 1 else (50, 100)
+            kills.append(Kill(disk_call=draw.randint(first, last)))
+        else:
+            kills.append(Kill(seconds=draw.uniform(0.0, clean.seconds), ranks=whom))
+    return kills
+
+
+def killed_run(
+    nursery: Nursery, folder: Path, form: str, ranks: int, kills: list[Kill]
+) -> tuple[int, list[float]]:
+    """Train to the end through all the kills.
+
+    Returns how many of them hit a living run, and how long survivors took to end.
+    """
+    folder.mkdir(parents=True)
+    arguments = write_config(folder, form, ranks)
+    hits, survived = 0, []
+    for kill in kills:
+        run = nursery.start(arguments_now(arguments, folder), folder, ranks, die_at=kill.disk_call)
+        if kill.disk_call:
+            while len(run.alive()) == ranks:
+                time.sleep(0.002)
+        elif run.wait_until(kill.seconds):
+            run.send(signal.SIGKILL, kill.ranks)
+        moment = time.monotonic()
+        ended = run.end()
+        hits += -signal.SIGKILL in ended.codes
+        if ranks > 1 and ended.codes.count(-signal.SIGKILL) == 1:
+            assert 0 not in ended.codes, ended.log
+            survived.append(time.monotonic() - moment)
+    ended = nursery.start(arguments_now(arguments, folder), folder, ranks).end()
+    assert set(ended.codes) == {0}, ended.log
+    return hits, survived
+
+
+def check_same(folder: Path, clean: Undisturbed) -> None:
+    """The run in ``folder`` came to the bits and the log of the undisturbed one."""
+    assert digest(folder / "out") == clean.digest
+    assert step_log(folder / "out") == clean.log
+    left = [path.name for path in (folder / "out" / "checkpoints").iterdir()]
+    assert not [name for name in left if name.startswith(".")], left
+
+
+# ── signals ─────────────────────────────────────────────────────────────────────────────────
+
+
+def signalled_run(
+    nursery: Nursery,
+    folder: Path,
+    form: str,
+    ranks: int,
+    signum: int,
+    moment: float,
+    whom: list[int] | None,
+) -> str:
+    """Send one signal at a moment, look at what is promised, and train to the end.
+
+    Returns what happened: ``early`` (before training), ``stopped``, ``saved`` or ``over``.
+    """
+    folder.mkdir(parents=True)
+    arguments, out = write_config(folder, form, ranks), folder / "out"
+    run = nursery.start(arguments, folder, ranks)
+    while not run.log.exists() or not run.text().startswith(READY):
+        time.sleep(0.001)  # from here on it is our program, and not the interpreter's start
+    begun = time.monotonic() - run.started
+    if not run.wait_until(begun + moment):
+        happened = "over"
+    else:
+        happened = "stopped" if "training on" in run.text() else "early"
+        run.send(signum, whom)
+    ended = run.end()
+    if signum == signal.SIGUSR1:
+        assert set(ended.codes) == {0}, (ended.codes, ended.log)
+        return "saved" if "as asked" in ended.log else "over"
+    if set(ended.codes) == {0}:
+        return "over"  # the signal came when all was done
+    if happened == "early" and 128 + signum in ended.codes and not (out / "config.yaml").exists():
+        # Of several processes, only those that had the signal end by it before training.
+        assert whom is not None or set(ended.codes) == {128 + signum}, (ended.codes, ended.log)
+    else:
+        assert set(ended.codes) == {128 + signum}, (ended.codes, ended.log)
+        assert json.loads((out / "summary.json").read_text("utf-8"))["status"] == "interrupted"
+        steps = json.loads((out / "summary.json").read_text("utf-8"))["steps"]
+        saved, _, skipped = CheckpointStore(out / "checkpoints").load_newest()
+        assert (saved.name.split("-")[1], skipped) == (f"{steps:010d}", [])
+        happened = "stopped"
+    ended = nursery.start(arguments_now(arguments, folder), folder, ranks).end()
+    assert set(ended.codes) == {0}, (ended.codes, ended.log)
+    return happened
+
+
+# ── the nursery's own process ───────────────────────────────────────────────────────────────
+
+
+class _CountedDisk:
+    """The os module as the checkpoint room sees it; each call that changes the disk counts."""
+
+    COUNTED = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "close")
+
+    def __init__(self, die_at: int) -> None:
+        self.calls, self.die_at = 0, die_at
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in self.COUNTED:
+            return real
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        return counted
+
+
+@contextmanager
+def nursery() -> Iterator[Nursery]:
+    """A nursery that is closed in the end."""
+    made = Nursery()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _child(request: dict[str, Any]) -> None:
+    """What a forked child does: what ``python -m gdtrain`` would."""
+    from gdtrain import __main__, cli
+    from gdtrain.checkpoint import disk, format, store
+
+    os.setpgid(0, 0)
+    os.chdir(request["folder"])
+    os.environ.update(request["env"])
+    handle = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    counted = _CountedDisk(request["die_at"])
+    if request["die_at"]:
+        disk.os = format.os = store.os = counted  # type: ignore[attr-defined]
+    sys.argv = ["gdtrain", *request["arguments"]]
+    code = 1
+    os.write(1, READY.encode())
+    try:
+        if request["die_at"] < 0:  # run would leave before the calls are written down
+            code = cli.main()
+        else:
+            __main__.run()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        if request["die_at"] < 0 and os.environ.get("RANK", "0") == "0":
+            Path("disk-calls").write_text(str(counted.calls), "utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _serve() -> None:
+    """Fork children as asked on standard input, one JSON object a line."""
+    import torch
+
+    import gdtrain.train_job  # noqa: F401  what children would import
+
+    torch.set_num_threads(1)
+    statuses: dict[int, int] = {}
+    while line := _line():
+        request = json.loads(line)
+        answer: Any = "ready"
+        if request["do"] == "start":
+            pid = os.fork()
+            if not pid:
+                _child(request)
+            answer = pid
+        elif request["do"] == "poll":
+            pid = request["pid"]
+            if pid not in statuses:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    statuses[pid] = status
+            answer = statuses.get(pid)
+        os.write(1, (json.dumps(answer) + "\n").encode())
+
+
+def _line() -> bytes:
+    """One line of standard input, without a buffer that children would inherit."""
+    line = b""
+    while not line.endswith(b"\n"):
+        select.select([0], [], [])
+        part = os.read(0, 1)
+        if not part:
+            return b""
+        line += part
+    return line
+
+
+if __name__ == "__main__":
+    _serve()
