@@ -195,9 +195,6 @@ class Block:
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
-        last = self.plan.batch_sizes(self.stop - 1, self.stop)
-        if self.stop - self.start == 1:
-            return np.array(last)
         sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
-        sizes[-1] = last[0]
+        sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
         return sizes

@@ -47,14 +47,16 @@ class Progress:
         here is the one synchronisation of a block.
         started: ``time.perf_counter()`` before the block.
         """
-        self.losses = losses.double().cpu().numpy()
-        self.sizes = block.sizes
-        # Added one after the other, so that the sum does not depend on where blocks end.
-        if len(block) == 1:
-            samples = int(self.sizes[0])
-            self.epoch_loss_sum += float(self.losses[0]) * samples
+        if len(block) == 1:  # as often as there are epochs, where a batch is everything
+            (samples,) = block.plan.batch_sizes(block.start, block.stop)
+            loss = losses.item()
+            self.losses, self.sizes = np.array([loss]), np.array([samples])
+            self.epoch_loss_sum += loss * samples
         else:
+            self.losses = losses.double().cpu().numpy()
+            self.sizes = block.sizes
             samples = int(self.sizes.sum())
+            # Added one after the other, so that the sum does not depend on where blocks end.
             sums = self.losses * self.sizes
             sums[0] += self.epoch_loss_sum
             self.epoch_loss_sum = float(np.add.accumulate(sums, out=sums)[-1])
