@@ -54,12 +54,11 @@ checkpoint: {every_n_steps: 1, keep_last: 9, keep_best: val_loss}
 data: {source: digits}
 model: {name: mlp, hidden: [4]}
 loss: cross_entropy
-loader: {name: sample, order: replacement}
+loader: {name: minibatch, batch_size: 250, order: replacement}
 optimizer: {name: adam, lr: 0.01}
-scheduler: {name: step, every: 300, gamma: 0.5, per: step}
+scheduler: {name: step, every: 3, gamma: 0.5, per: step}
 epochs: 1
-checkpoint: {every_n_steps: 500, keep_last: 9}
-log: {every_n_steps: 500}
+checkpoint: {every_n_steps: 2, keep_last: 9}
 """,
     "stream": """\
 data: {source: stream, format: jsonl, path: PATH, target: y, features: [a, b], window: 8}
