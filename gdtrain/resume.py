@@ -48,6 +48,7 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error
     checkpoints.saved_at = (trainer.progress.epoch, trainer.progress.step)
     if trainer.world.rank == 0:
+        store.remove_remains()
         for reason in skipped:
             print(f"skipped a checkpoint: {reason}", file=sys.stderr)
         print(f"going on from {path}", file=sys.stderr)

@@ -28,6 +28,7 @@ from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.resume import is_restart, settings_of, take_up
 from gdtrain.training import diagnosis, distributed, evaluation, state
+from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import SignalDesk
@@ -68,12 +69,13 @@ class TrainJob:
         console = Console()
         checkpoints = self._checkpoints(directory)
         log = [MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)]
-        trainer.callbacks += [*(log if leads else []), checkpoints, *([console] if leads else [])]
+        shown = [console] if leads else []
+        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, _Stops(self.signals)]
+        self.signals.watch(
+            lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
+        )
         with notices(), run_directory.locked(directory if leads else None):
             self._start(run, directory, checkpoints)
-            self.signals.watch(
-                lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
-            )
             status, interrupted = "failed", 0
             try:
                 trainer.fit(self.config.epochs)
@@ -202,6 +204,18 @@ class TrainJob:
             f"results go to {directory}",
             file=sys.stderr,
         )
+
+
+class _Stops(Callback):
+    """Stops a fit for a signal that came before it had begun, and was told to nobody then."""
+
+    def __init__(self, signals: SignalDesk) -> None:
+        super().__init__()
+        self.signals = signals
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.signals.stopped_by:
+            trainer.stop(signal.Signals(self.signals.stopped_by).name)
 
 
 def _first_part(batch: Batch) -> Batch:

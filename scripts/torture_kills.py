@@ -116,7 +116,8 @@ def restarts(folder: Path, clean: Clean, count: int, seed: int) -> bool:
         command += ["--nproc-per-node", "2", "--max-restarts", "3", "--monitor-interval", "0.1"]
         with (where / "log").open("w") as log:
             agent = subprocess.Popen(
-                [*command, "-m", "gdtrain", *arguments],
+                # Imports of torch can take long on a busy machine, and ranks wait for each other.
+                [*command, "-m", "gdtrain", *arguments, "process_timeout=120"],
                 cwd=where,
                 stdout=log,
                 stderr=log,

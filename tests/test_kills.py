@@ -18,9 +18,12 @@ from torture import (
     killed_run,
     nursery,
     signalled_run,
+    step_log,
     undisturbed,
     write_config,
 )
+
+from gdtrain.checkpoint.store import CheckpointStore
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +148,7 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
         "utf-8",
     )
     done = subprocess.run(
-        [*command, *arguments, "--import", "parts", "trainer=mortal"],
+        [*command, *arguments, "--import", "parts", "trainer=mortal", "process_timeout=120"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -156,3 +159,35 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "going on from out/checkpoints/step-" in done.stderr
     check_same(tmp_path, clean("batch", 2))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+def test_a_run_goes_on_with_other_processes_in_the_same_order(made, tmp_path, before, after):
+    arguments, out = write_config(tmp_path, "sample", 2), tmp_path / "out"
+    half = made.start([*arguments, "scheduler=null", "epochs=1"], tmp_path, before).end()
+    assert set(half.codes) == {0}, half.log
+    ended = made.start([*arguments, "scheduler=null", "--resume"], tmp_path, after).end()
+    assert set(ended.codes) == {0}, ended.log
+    assert (
+        f"note: resumed under other conditions (processes {before} then, {after} now): the same "
+        "samples in the same order, but the last bits may differ from an undisturbed run's"
+    ) in ended.log
+    steps = [record["step"] for record in step_log(out) if record["kind"] == "step"]
+    assert steps == list(range(1, 121))
+    samples = [record["samples"] for record in step_log(out) if record["kind"] == "epoch"]
+    assert samples == [40, 80, 120]
+
+
+def test_two_ranks_whose_loss_is_not_finite_end_with_3_and_a_checkpoint_from_before(made, tmp_path):
+    arguments = write_config(tmp_path, "minibatch", 2)
+    diverging = ["loss=mse", "data=teaching", "data.num_samples=40", "model=linear"]
+    diverging += ["optimizer.lr=1e6", "clip_grad_norm=null", "validation=null"]
+    diverging += ["checkpoint.keep_best=null"]
+    ended = made.start([*arguments, *diverging], tmp_path, 2).end()
+    assert ended.codes == [3, 3], ended.log
+    (said,) = [line for line in ended.log.splitlines() if line.startswith("gdtrain: ")]
+    step = int(re.search(r"step (\d+)", said)[1])
+    path, state, skipped = CheckpointStore(tmp_path / "out" / "checkpoints").load_newest()
+    assert (state["progress"]["step"], skipped) == (step - 1, [])
+    assert path.name == f"step-{step - 1:010d}"
+    assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())

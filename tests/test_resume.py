@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_guard import StopAfter
 from torch import nn
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
@@ -40,17 +41,6 @@ class NoisyTrainer(Trainer):
 
         noise = random.gauss(0, 1) + float(np.random.standard_normal())
         return super().compute_loss(batch) * (1 + 0.01 * noise)
-
-
-class StopAfter(Callback):
-    every_n_steps = 1
-
-    def __init__(self, step: int) -> None:
-        self.last = step
-
-    def on_safe_point(self, trainer: Trainer) -> None:
-        if trainer.progress.step == self.last:
-            trainer.stop("here")
 
 
 def build(form: str, *callbacks: Callback) -> Trainer:
@@ -160,7 +150,7 @@ def _other_data(state):
         ),
         (
             lambda s: s["optimizer"]["state"].update({"7.weight": {}}),
-            "optimizer: the state is of a parameter 7.weight, not held here",
+            "optimizer: the state is of a parameter 7.weight, not here",
         ),
         (
             lambda s: s["optimizer"]["groups"][0].update(foreign=1),

@@ -66,7 +66,7 @@ class Checkpoints(Callback):
     def save_now(self, trainer: Trainer) -> None:
         """Save unless the newest checkpoint is of this moment, and wait until it is written."""
         now = (trainer.progress.epoch, trainer.progress.step)
-        if now != self.saved_at:
+        if trainer.world.any(now != self.saved_at):  # rank 0 alone knows of a save that failed
             self._submit(trainer, self._take(trainer))
         try:
             self._background.wait()
@@ -80,7 +80,7 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._last_call = time.monotonic()
-        if self.saved_at is None:
+        if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
             self._submit(trainer, self._take(trainer))
 
     def on_safe_point(self, trainer: Trainer) -> None:

@@ -139,6 +139,11 @@ class CheckpointStore:
         disk.remove_unfinished(self.directory)
         os.rmdir(self.directory)
 
+    def remove_remains(self) -> None:
+        """Remove what a crash has left; raises StorageError if the disk does not let it."""
+        with disk.needed(f"order in {self.directory}"):
+            disk.remove_unfinished(self.directory)
+
     def _prepare(self) -> None:
         """Make the directory, and remove what a crash has left in it."""
         if not self._prepared:

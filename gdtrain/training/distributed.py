@@ -58,7 +58,7 @@ class World:
         """The first process's number."""
         if self.size == 1:
             return number
-        mine = number if self.rank == 0 else 0
+        mine = int(number) if self.rank == 0 else 0  # a bool would be another dtype than 0
         return int(self.sum(torch.tensor([mine], device=_device()))[0])
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:

@@ -184,14 +184,17 @@ def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
     also multiplies them by ``one``, and so leaves their bits.
     """
     local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
-    plain = [t for t in local if t.layout == torch.strided and t.is_floating_point()]
+    plain: list[Tensor] = []
+    other: list[Tensor] = []
+    for tensor in local:
+        # The kernel takes dense real numbers, and mps has had it in some releases only.
+        fits = tensor.layout == torch.strided and tensor.is_floating_point()
+        (plain if fits and tensor.device.type != "mps" else other).append(tensor)
     if plain:
         torch._amp_foreach_non_finite_check_and_unscale_(plain, flag, one)
-    if len(plain) < len(local):
-        for tensor in local:
-            if tensor.layout != torch.strided or tensor.is_complex():
-                values = tensor.coalesce().values() if tensor.is_sparse else tensor
-                flag.logical_or_(~torch.isfinite(values).all())
+    for tensor in other:
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        flag.logical_or_(~torch.isfinite(values).all())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

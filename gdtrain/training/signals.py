@@ -93,6 +93,7 @@ class SignalDesk:
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._serve, name="gdtrain-signals", daemon=True)
         self._thread.start()
+        os.register_at_fork(after_in_child=self._leave)
 
     def watch(self, stop: Callable[[int], None], save: Callable[[], None]) -> None:
         """From now on call ``stop(signum)`` at the first stopping signal, ``save()`` at SIGUSR1.
@@ -115,6 +116,15 @@ class SignalDesk:
         os.close(self._writer)
         self._thread.join()
         os.close(self._reader)
+        self._previous = {}
+
+    def _leave(self) -> None:
+        """In a process that was forked off, such as a data loader's: the pipe is not its own."""
+        if self._previous:
+            signal.set_wakeup_fd(-1)
+            for signum in self._previous:
+                ends = signum == signal.SIGTERM
+                signal.signal(signum, signal.SIG_DFL if ends else signal.SIG_IGN)
 
     def _serve(self) -> None:
         while received := os.read(self._reader, 64):
