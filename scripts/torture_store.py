@@ -89,7 +89,12 @@ def hostile(seed: int) -> list[Row]:
     }
     print(f"hostile: exit codes {found.codes}, {found.peak_mb:.0f} MB more at the peak")
     return [
-        (f"hostile, without {name}", found.cases - min(number, found.cases), found.cases, first)
+        (
+            f"hostile, without {name}",
+            found.cases - min(number, found.cases),
+            found.cases,
+            first if number else "",
+        )
         for name, number in bad.items()
     ]
 
