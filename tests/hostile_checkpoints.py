@@ -11,6 +11,7 @@ import copy
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -53,12 +54,11 @@ checkpoint: {every_n_steps: 1, keep_last: 9, keep_best: val_loss}
 data: {source: digits}
 model: {name: mlp, hidden: [4]}
 loss: cross_entropy
-loader: {name: sample, order: replacement}
+loader: {name: minibatch, batch_size: 250, order: replacement}
 optimizer: {name: adam, lr: 0.01}
-scheduler: {name: step, every: 300, gamma: 0.5, per: step}
+scheduler: {name: step, every: 3, gamma: 0.5, per: step}
 epochs: 1
-checkpoint: {every_n_steps: 500, keep_last: 9}
-log: {every_n_steps: 500}
+checkpoint: {every_n_steps: 2, keep_last: 9}
 """,
     "stream": """\
 data: {source: stream, format: jsonl, path: PATH, target: y, features: [a, b], window: 8}
@@ -558,6 +558,8 @@ def run(place: Path, number: int, seed: int) -> Figures:
     """Resume from so many hostile checkpoints in this process, and count what they caused."""
     import torch
 
+    from gdtrain.checkpoint.format import read_state
+
     torch.set_num_threads(1)
     watch, figures, codes = Watch(), Figures(), Counter[str]()
     runs = _prepare(place)
@@ -578,15 +580,20 @@ def run(place: Path, number: int, seed: int) -> Figures:
 
     signal.signal(signal.SIGALRM, alarm)
     watch.inside = os.path.realpath(work / "out")
-    for name in runs:  # a sound resume, and one that is refused, show what is usual
-        for damage in (False, True):
-            directory = fresh(name)
-            if damage:
-                (directory / "state.json").write_bytes(b"{")
-            watch.learning = True
-            code, said = _resume(place, name, watch)
-            watch.learning = False
-            assert code == (2 if damage else 0), said
+    # Sound resumes, here and by other numbers of processes, and one that is refused show what is
+    # usual; torch, for one, reads its callers' source when it is seeded anew.
+    for name, kind in itertools.product(runs, ("sound", "of four processes", "damaged")):
+        directory = fresh(name)
+        if kind == "of four processes":
+            state = read_state(directory)
+            state["rng"] *= 4
+            _rewrite(directory, state)
+        elif kind == "damaged":
+            (directory / "state.json").write_bytes(b"{")
+        watch.learning = True
+        code, said = _resume(place, name, watch)
+        watch.learning = False
+        assert code == (2 if kind == "damaged" else 0), said
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name, make in hostile(number, seed):
         directory = fresh(name)

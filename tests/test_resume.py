@@ -300,6 +300,16 @@ def test_a_link_under_the_name_of_an_unfinished_file_is_removed_not_followed(out
     assert not [path for path in out.rglob("*") if path.is_symlink()]
 
 
+def test_a_linked_checkpoints_folder_is_no_remains_of_a_run(out, tmp_path, capsys):
+    outside = tmp_path / "outside"
+    (outside / ".unfinished-step-0000000000").mkdir(parents=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "checkpoints").symlink_to(outside)
+    assert main(["--config", "a.yaml", "--output-dir", "new"]) == 2
+    assert "new is not empty" in capsys.readouterr().err
+    assert (outside / ".unfinished-step-0000000000").is_dir()
+
+
 def test_two_processes_do_not_train_in_one_directory(out):
     holder = "import fcntl, os, sys, time; fcntl.flock(os.open('out', 0), fcntl.LOCK_EX); "
     command = [sys.executable, "-c", holder + "print('held', flush=True); sys.stdin.read()"]

@@ -124,6 +124,8 @@ def _clear_remains(directory: Path) -> None:
     if not names or not all(n in own or n.startswith(disk.UNFINISHED) for n in names):
         return
     kept = directory / CHECKPOINTS
+    if kept.is_symlink():
+        return  # to somebody else's
     if kept.is_dir() and not CheckpointStore(kept).holds_only_the_first():
         return
     if kept.is_dir():
