@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(given: list[str]) -> int:
-    options = _train_parser().parse_intermixed_args(given)
     with closing(SignalDesk()) as signals:  # before anything that takes a while
+        options = _train_parser().parse_intermixed_args(given)
         import_modules(options.imports)
         from gdtrain.config.load import dump, load_config
 

@@ -260,7 +260,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "engine unknown": (
         {"engine": "fast"},
-        ["a.yaml:7:9: engine: must be one of auto, eager; got 'fast'"],
+        ["a.yaml:7:9: engine: must be one of auto, eager, scan, cuda_graph; got 'fast'"],
     ),
     "strategy unknown": (
         {"strategy": "split"},

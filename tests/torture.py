@@ -337,9 +337,12 @@ def signalled_run(
         return "saved" if "as asked" in ended.log else "over"
     if set(ended.codes) == {0}:
         return "over"  # the signal came when all was done
-    if happened == "early" and 128 + signum in ended.codes and not (out / "config.yaml").exists():
-        # Of several processes, only those that had the signal end by it before training.
-        assert whom is not None or set(ended.codes) == {128 + signum}, (ended.codes, ended.log)
+    if not (out / "config.yaml").exists():
+        # Before training, those that had the signal end by it: in order, or, in the first
+        # moment of the interpreter, by the signal itself. The others miss them.
+        by_it = [code in (128 + signum, -signum) for code in ended.codes]
+        assert happened == "early", (ended.codes, ended.log)
+        assert all(by_it) or (whom is not None and any(by_it)), (ended.codes, ended.log)
     else:
         assert set(ended.codes) == {128 + signum}, (ended.codes, ended.log)
         assert json.loads((out / "summary.json").read_text("utf-8"))["status"] == "interrupted"

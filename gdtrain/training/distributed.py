@@ -110,17 +110,37 @@ def join(device: str, timeout_seconds: float) -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or dist.is_initialized():
         return World.current()
+    from torch.distributed.distributed_c10d import PrefixStore  # not in every build of torch
+    from torch.distributed.rendezvous import rendezvous
+
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_cuda and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    timeout = timedelta(seconds=timeout_seconds)
     try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
         dist.init_process_group(
-            "nccl" if on_cuda else "gloo", timeout=timedelta(seconds=timeout_seconds)
+            "nccl" if on_cuda else "gloo",
+            store=PrefixStore(_attempt(), store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ProcessError(f"{size} processes can't be connected: {reason}") from error
     return World.current()
+
+
+def _attempt() -> str:
+    """A name for this start of the processes, alike on all of them.
+
+    Under torchrun's restarts on one machine the store is kept, and with it the addresses of
+    processes that have died, which a quick one would take for those of the new ones. Agents of
+    several machines count their restarts apart; there torch makes a new store for each.
+    """
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return f"gdtrain-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if alone else 0}"
 
 
 def leave() -> None:
