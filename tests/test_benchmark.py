@@ -72,6 +72,6 @@ def test_the_readme_shows_what_was_measured(tmp_path: Path) -> None:
     root = SCRIPT.parent.parent
     readme = tmp_path / "README.md"
     readme.write_text((root / "README.md").read_text("utf-8"), "utf-8")
-    arguments = ("--load", str(root / "benchmarks" / "cpu.json"), "--readme", str(readme))
+    arguments = ("--load", str(root / "scripts" / "results" / "cpu.json"), "--readme", str(readme))
     assert run(*arguments).returncode == 0
     assert readme.read_text("utf-8") == (root / "README.md").read_text("utf-8")
