@@ -258,10 +258,12 @@ def draw_kills(
 ) -> list[Kill]:
     """``count`` kills for one run; several come soon after another, to fall into one epoch."""
     kills = []
-    for _ in range(count):
+    for number in range(count):
         whom = draw.choice([None, [0], [1]]) if ranks > 1 else None
         if inside:
-            first, last = (1, clean.disk_calls) if count == 1 else (50, 100)
+            first, last = 1, clean.disk_calls
+            if count > 1:  # the first in an early save, the others in the save that comes next
+                first, last = (130, 170) if number == 0 else (35, 70)
             kills.append(Kill(disk_call=draw.randint(first, last)))
         else:
             kills.append(Kill(seconds=draw.uniform(0.0, clean.seconds), ranks=whom))
