@@ -4,11 +4,14 @@ import os
 import sys
 import traceback
 
-from gdtrain.cli import main
+from gdtrain.training.signals import hold
 
 
 def run() -> None:
     """Run the command that was asked for, and end the process with its exit code."""
+    hold()  # before anything that takes a while, so that a signal in the first moment is not lost
+    from gdtrain.cli import main
+
     try:
         code = main()
     except Exception:

@@ -355,7 +355,7 @@ def test_a_disk_that_is_full_at_the_end_is_an_error(out):
     """The file size limit of the process stands for a full disk: the same error of write."""
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "import gdtrain.train_job; from gdtrain.cli import main; "
+        "import gdtrain.jobs.train; from gdtrain.cli import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

@@ -16,7 +16,7 @@ from gdtrain.cli import main
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 from gdtrain.errors import ModelError
-from gdtrain.verify_job import first_samples
+from gdtrain.jobs.verify import first_samples
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 draw = torch.Generator().manual_seed(0)

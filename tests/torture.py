@@ -325,8 +325,8 @@ def signalled_run(
     folder.mkdir(parents=True)
     arguments, out = write_config(folder, form, ranks), folder / "out"
     run = nursery.start(arguments, folder, ranks)
-    while not run.log.exists() or not run.text().startswith(READY):
-        time.sleep(0.001)  # from here on it is our program, and not the interpreter's start
+    while run.text().count(READY) < ranks:
+        time.sleep(0.001)  # from here on each is our program, and not the interpreter's start
     begun = time.monotonic() - run.started
     if not run.wait_until(begun + moment):
         happened = "over"
@@ -434,7 +434,7 @@ def _serve() -> None:
     """Fork children as asked on standard input, one JSON object a line."""
     import torch
 
-    import gdtrain.train_job  # noqa: F401  what children would import
+    import gdtrain.jobs.train  # noqa: F401  what children would import
 
     torch.set_num_threads(1)
     statuses: dict[int, int] = {}

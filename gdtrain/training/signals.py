@@ -16,6 +16,21 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 SAVING: tuple[int, ...] = tuple(filter(None, [getattr(signal, "SIGUSR1", None)]))
 
 
+def hold() -> None:
+    """Keep signals waiting until a :class:`SignalDesk` takes them, or :func:`release`.
+
+    Windows, which has no mask of signals, is left as it is.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, *SAVING))
+
+
+def release() -> None:
+    """Let through what :func:`hold` keeps waiting."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPPING, *SAVING))
+
+
 @contextmanager
 def on_signal(signals: Sequence[int], stop: Callable[[int], None]) -> Iterator[None]:
     """Call ``stop(signum)`` at the first of ``signals``, and let the second one through.
@@ -93,6 +108,7 @@ class SignalDesk:
         self._old_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._serve, name="gdtrain-signals", daemon=True)
         self._thread.start()
+        release()  # the handlers are there
         os.register_at_fork(after_in_child=self._leave)
 
     def watch(self, stop: Callable[[int], None], save: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.stream import StreamPlan
-from gdtrain.train_job import faults_placed, notices
+from gdtrain.jobs.train import faults_placed, notices
 
 EXIT_BROKEN = 1
 

@@ -23,10 +23,10 @@ from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.jobs.resume import is_restart, settings_of, take_up
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
-from gdtrain.resume import is_restart, settings_of, take_up
 from gdtrain.training import diagnosis, distributed, evaluation, state
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World

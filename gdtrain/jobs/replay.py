@@ -16,8 +16,8 @@ from gdtrain.config.build import Run, build
 from gdtrain.config.load import load_config
 from gdtrain.data.batch import Block, Plan
 from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
+from gdtrain.jobs.train import faults_placed, notices
 from gdtrain.monitoring import run_directory
-from gdtrain.train_job import faults_placed, notices
 from gdtrain.training import diagnosis
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.guard import NotFinite

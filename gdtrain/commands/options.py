@@ -1,0 +1,50 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+from gdtrain.errors import ConfigError, Fault
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that reads a configuration."""
+    parser.add_argument("--config", metavar="FILE", required=True, help="the configuration (YAML)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="set a setting, in YAML; section=name swaps a whole section, null takes a key out",
+    )
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """The option that registers a user's own parts."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module that registers models, losses, sources or trainers",
+    )
+
+
+def import_modules(names: list[str]) -> None:
+    """Import a user's modules, found from the working directory too."""
+    if not names:
+        return
+    sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ModuleNotFoundError(name=name)
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
+            message = f"module {name!r} not found; it must be importable from here"
+            raise ConfigError([Fault("--import", message, "command line")]) from None

@@ -1,0 +1,32 @@
+"""The command ``replay``: look at one update of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gdtrain.commands.options import add_import, import_modules
+from gdtrain.errors import ConfigError, Fault
+
+
+def replay(given: list[str]) -> int:
+    """Look at one update of a run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gdtrain replay",
+        description="Rebuild the state before one update of a run, from the nearest checkpoint, "
+        "and show the update's samples, loss and gradient norms. Writes nothing.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's directory")
+    parser.add_argument(
+        "--step", type=int, required=True, metavar="N", help="number of the update, from 1"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_import(parser)
+    options = parser.parse_args(given)
+    if options.step < 1:
+        raise ConfigError([Fault("--step", f"must be >= 1, got {options.step}", "command line")])
+    import_modules(options.imports)
+    from gdtrain.jobs.replay import ReplayJob
+
+    return ReplayJob(options.run, options.step, options.json).run()
