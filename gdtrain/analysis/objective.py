@@ -60,9 +60,7 @@ class Objective:
             ]
             if not pairs:
                 return [None] * len(directions)
-            return _derivatives(
-                [g for g, _ in pairs], self.parameters, along=[v for _, v in pairs]
-            )
+            return _derivatives([g for g, _ in pairs], self.parameters, along=[v for _, v in pairs])
 
         try:
             return self._add_up(of)
