@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from gdtrain.checkpoint.disk import needed
+from gdtrain.monitoring.metrics_file import finite
+from gdtrain.monitoring.metrics_file import read_metrics as read_metrics
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
 
@@ -67,39 +68,3 @@ class MetricsLog(Callback):
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.write(b"\n")
-
-
-def finite(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with null for numbers that are not finite, which JSON does not have."""
-    return {key: _or_null(value) for key, value in record.items()}
-
-
-def _or_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return finite(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl as one undisturbed run would have written them.
-
-    What a resumed run made again is there once, from the resumed run; a last line that a crash
-    cut short is left out.
-    """
-    records: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["kind"] == "resume":
-            records = [r for r in records if _is_before(r, record)]
-        else:
-            records.append(record)
-    return records
-
-
-def _is_before(record: dict[str, Any], resume: dict[str, Any]) -> bool:
-    if record["kind"] == "epoch":
-        return bool(record["epoch"] <= resume["epoch"])
-    return bool(record["step"] <= resume["step"])

@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gdtrain.monitoring.plots import MADE_BY
+
 
 class Picture(Figure):
     """A matplotlib Figure apart from pyplot: nothing global refers to it, and no window opens."""
@@ -25,7 +27,7 @@ class Picture(Figure):
         """The picture as a PNG or SVG file; alike pictures give the same bytes."""
         # The texts of an SVG are drawn as shapes, so that it looks the same without the font.
         settings: dict[Any, Any] = {"svg.hashsalt": "gdtrain", "svg.fonttype": "path"}
-        metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+        metadata = {"png": {"Software": MADE_BY}, "svg": {"Date": None, "Creator": MADE_BY}}[kind]
         file = io.BytesIO()
         with matplotlib.rc_context(settings):
             self.savefig(file, format=kind, metadata=metadata)

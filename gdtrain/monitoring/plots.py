@@ -17,30 +17,30 @@ for pictures of other kinds. matplotlib is imported by the first call that draws
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gdtrain.checkpoint import disk
 from gdtrain.errors import ConfigError, MissingPackageError
+from gdtrain.monitoring.frame import COLOURS as COLOURS
+from gdtrain.monitoring.frame import DASHES as DASHES
+from gdtrain.monitoring.frame import MARKERS as MARKERS
+from gdtrain.monitoring.frame import Curve as Curve
+from gdtrain.monitoring.frame import Mark as Mark
+from gdtrain.monitoring.frame import Panel as Panel
+from gdtrain.monitoring.frame import fill
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from gdtrain.monitoring.picture import Picture
 
-# Okabe and Ito's colours, without the yellow that white paper swallows.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SUFFIXES = (".png", ".svg")
+MADE_BY = "gdtrain, with Matplotlib"  # written into every picture
 
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -58,55 +58,6 @@ _STYLE: dict[Any, Any] = {
     "legend.framealpha": 0.85,
     "lines.linewidth": 1.8,
 }
-_MOST_POINTS = 2000  # of a curve; more than there are pixels
-_FEW_POINTS = 40  # up to which each point gets a marker
-_LARGEST = 1e100  # far beyond any loss worth looking at, and far from what an axis can't bear
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One curve of a picture.
-
-    label: for the legend. x, y: [n] each, in the units of the axes; what is None or not finite
-    leaves a gap. raw: [n], the values that ``y`` smooths, drawn thin and pale behind it.
-    style: number of its colour and dashes, for a curve that is to look the same in several
-    pictures, or like another one; its place among the curves if left out. dashes: number of its
-    dashes, where they are to differ from the colour's.
-    """
-
-    label: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    raw: Sequence[float | None] | None = None
-    style: int | None = None
-    dashes: int | None = None
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A line across a frame at ``at``: upright, at a place on the x axis, or level on the y axis.
-
-    style: number of its colour and dashes, as of curves.
-    """
-
-    label: str
-    at: float
-    style: int = 6
-    level: bool = False
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One frame of a picture. log_y: None takes a log axis for positive values of wide range.
-
-    height: beside that of the other panels.
-    """
-
-    curves: Sequence[Curve]
-    y_label: str
-    log_y: bool | None = None
-    marks: Sequence[Mark] = ()
-    height: float = 1.0
 
 
 def draw(
@@ -148,19 +99,18 @@ def draw_panels(
         for frame, panel in zip(frames, panels, strict=True):
             if log_x:
                 frame.set_xscale("log")
-            _fill(frame, panel)
+            fill(frame, panel)
         frames[-1].set_xlabel(x_label)
         figure.align_ylabels(frames)
     return figure
 
 
 def save(figure: Picture, path: Path) -> None:
-    """Write a picture as its suffix says, in the place of what may be there.
+    """Write a picture as its suffix says; of what is there, only another of our own gives way.
 
-    Raises ConfigError of ``out`` for another suffix than .png and .svg, OSError if the file can't
-    be written.
+    Raises ConfigError of ``out`` as :func:`check_out` does, OSError if the disk fails.
     """
-    check_name(path)
+    check_out(path)
     disk.replace_file(path, figure.encoded(path.suffix.lower().removeprefix(".")))
 
 
@@ -170,10 +120,31 @@ def as_svg(figure: Picture) -> str:
     return text[text.index("<svg") :]
 
 
-def check_name(path: Path) -> None:
-    """Raise ConfigError of ``out`` unless the name says PNG or SVG."""
+def check_out(path: Path) -> None:
+    """Raise ConfigError of ``out`` unless a picture may be written there: to be asked early.
+
+    The name must say PNG or SVG, its directory be there, and the file be new or our own.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError.of("out", f"must end in .png or .svg, got {str(path)!r}")
+    try:
+        if not path.parent.is_dir():
+            raise ConfigError.of("out", f"{path.parent} is not a directory; make it first")
+        if disk.is_there(path) and not _is_ours(path):
+            said = f"{path} is there and is no picture of ours; remove it, or choose another name"
+            raise ConfigError.of("out", said)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError.of("out", f"{path} can't be written: {error}") from error
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a picture that :func:`save` has written: it says so near its start."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        return MADE_BY.encode() in file.read(4096)
 
 
 def is_installed() -> bool:
@@ -199,69 +170,3 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
-
-
-# ── one frame ───────────────────────────────────────────────────────────────────────────────
-
-
-def _fill(frame: Axes, panel: Panel) -> None:
-    values: list[Any] = []
-    for number, curve in enumerate(panel.curves):
-        style = number if curve.style is None else curve.style
-        dashes = style if curve.dashes is None else curve.dashes
-        colour = COLOURS[style % len(COLOURS)]
-        if curve.raw is not None:
-            x, y = _thinned(*_finite(curve.x, curve.raw))
-            frame.plot(x, y, color=colour, linewidth=0.6, alpha=0.35)
-            values.append(y)
-        x, y = _thinned(*_finite(curve.x, curve.y))
-        few = len(x) <= _FEW_POINTS
-        frame.plot(
-            x,
-            y,
-            color=colour,
-            linestyle=DASHES[dashes % len(DASHES)],
-            marker=MARKERS[dashes % len(MARKERS)] if few else None,
-            markersize=4.5,
-            label=curve.label,
-        )
-        values.append(y)
-    for mark in panel.marks:
-        line = frame.axhline if mark.level else frame.axvline
-        colour, dash = COLOURS[mark.style % len(COLOURS)], DASHES[mark.style % len(DASHES)]
-        line(mark.at, color=colour, linestyle=dash, linewidth=1.3, label=mark.label)
-    if panel.log_y or (panel.log_y is None and _is_wide(values)):
-        frame.set_yscale("log")
-    frame.set_ylabel(panel.y_label)
-    if len(panel.curves) + len(panel.marks) > 1:
-        frame.legend(loc="best")
-
-
-def _finite(x: Sequence[float], y: Sequence[float | None]) -> tuple[Any, Any]:
-    """x and y as [n] float64, NaN where a value can't be drawn."""
-    xs = np.asarray(x, dtype=np.float64)
-    ys = np.array([math.nan if value is None else value for value in y], dtype=np.float64)
-    ys[~(np.abs(ys) <= _LARGEST)] = math.nan
-    return xs, ys
-
-
-def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
-    """Of many points, the lowest and the highest of each of as many stretches as are seen."""
-    if len(x) <= _MOST_POINTS:
-        return x, y
-    kept = {0, len(x) - 1}
-    for part in np.array_split(np.arange(len(x)), _MOST_POINTS // 2):
-        held = part[np.isfinite(y[part])]
-        if len(held):
-            kept |= {int(held[y[held].argmin()]), int(held[y[held].argmax()])}
-        else:
-            kept.add(int(part[0]))
-    chosen = np.array(sorted(kept))
-    return x[chosen], y[chosen]
-
-
-def _is_wide(values: Sequence[Any]) -> bool:
-    """Whether all values are positive and more than a power of ten apart."""
-    held = np.concatenate([np.empty(0), *values])
-    held = held[np.isfinite(held)]
-    return bool(len(held) and held.min() > 0 and held.max() > 10 * held.min())

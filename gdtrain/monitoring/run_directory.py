@@ -20,7 +20,7 @@ from gdtrain.checkpoint import disk
 from gdtrain.checkpoint.format import write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError
-from gdtrain.monitoring.metrics_log import finite
+from gdtrain.monitoring.metrics_file import finite
 from gdtrain.training.trainer import Trainer
 
 CONFIG = "config.yaml"
