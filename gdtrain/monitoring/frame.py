@@ -18,6 +18,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MOST_POINTS = 2000  # of a curve; more than there are pixels
 _FEW_POINTS = 25  # up to which each point gets a marker
+_MOST_INSIDE = 4  # entries of a legend that leave room for curves beside it
 _LARGEST = 1e100  # far beyond any loss worth looking at, and far from what an axis can't bear
 
 
@@ -102,8 +103,15 @@ def fill(frame: Axes, panel: Panel) -> None:
     if tails:
         _cut_tails(frame, values, tails)
     frame.set_ylabel(panel.y_label)
-    if len(panel.curves) + len(panel.marks) > 1:
-        frame.legend(loc="best")
+    if rows := legend_rows(panel):
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 2}
+        frame.legend(**(above if rows > 1 else {"loc": "best"}))
+
+
+def legend_rows(panel: Panel) -> int:
+    """Rows of two that the legend has above the frame; 1 if it is short and goes into the frame."""
+    entries = len(panel.curves) + len(panel.marks)
+    return 0 if entries < 2 else 1 if entries <= _MOST_INSIDE else -(-entries // 2)
 
 
 def _cut_tails(frame: Axes, values: Sequence[Any], tails: Sequence[Any]) -> None:

@@ -32,7 +32,7 @@ from gdtrain.monitoring.frame import MARKERS as MARKERS
 from gdtrain.monitoring.frame import Curve as Curve
 from gdtrain.monitoring.frame import Mark as Mark
 from gdtrain.monitoring.frame import Panel as Panel
-from gdtrain.monitoring.frame import fill
+from gdtrain.monitoring.frame import fill, legend_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,14 +88,16 @@ def draw_panels(
         from gdtrain.monitoring.picture import Picture
 
         heights = [panel.height for panel in panels]
-        height = 3.6 + 1.4 * len(panels)
+        rows = legend_rows(panels[0])
+        above = 0.22 * rows if rows > 1 else 0.0
+        height = 3.6 + 1.4 * len(panels) + above
         figure = Picture(8, height)
         lines = textwrap.wrap(title, 78) or [""]
         figure.suptitle("\n".join(lines), x=0.54, y=1 - 0.1 / height, va="top", fontsize=13)
-        top = 1 - (0.22 + 0.22 * len(lines)) / height
+        top = 1 - (0.22 + 0.22 * len(lines) + above) / height
         figure.subplots_adjust(left=0.11, right=0.975, bottom=0.58 / height, top=top, hspace=0.12)
-        rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
-        frames: list[Axes] = [row[0] for row in rows]
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+        frames: list[Axes] = [row[0] for row in grid]
         for frame, panel in zip(frames, panels, strict=True):
             if log_x:
                 frame.set_xscale("log")
