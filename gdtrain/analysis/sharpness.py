@@ -1,4 +1,4 @@
-"""Sharpness: the largest eigenvalue of the full loss's Hessian, and where descent turns unstable."""
+"""Sharpness, the largest eigenvalue of the full loss's Hessian, and the limit of stability."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from gdtrain.training.trainer import Trainer
 
 # A product with the Hessian differentiates a gradient: forward and backward passes, twice.
 GRADIENTS_PER_PRODUCT = 2.0
-# How much of a random direction is mixed into a start that is given. Alone, the eigenvector of
-# the last look would hide an eigenvalue that has grown past it in a direction at right angles.
-FRESH_SHARE = 0.3
+# How much of a random direction is mixed into a start that is given. With less of it, the
+# eigenvector of the last look hides an eigenvalue that has grown past it in a direction at right
+# angles: with 0.3, in half of 40 such spectra of 3,000 and 30,000 values; with 1, in none.
+FRESH_SHARE = 1.0
 
 
 @dataclass(frozen=True)
