@@ -73,12 +73,18 @@ class Objective:
                 return [None] * len(directions)
             outputs, along = [g for g, _ in pairs], [v for _, v in pairs]
             try:
-                return _derivatives(outputs, self.parameters, along)
+                second = _derivatives(outputs, self.parameters, along)
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
                 said = str(error).partition("\n")[0]
                 raise ModelError(f"model: has no second derivatives in PyTorch: {said}") from error
+            if any(found is None for found in second) and _is_cut(outputs):
+                raise ModelError(
+                    "model: has no second derivatives: an autograd.Function in it is marked with "
+                    "once_differentiable"
+                )
+            return second
 
         return of
 
@@ -185,3 +191,22 @@ def _derivatives(
         outputs, parameters, along, create_graph=create_graph, allow_unused=True
     )
     return found
+
+
+def _is_cut(gradients: list[Tensor]) -> bool:
+    """Whether some gradient was computed by what can't be differentiated again.
+
+    PyTorch puts an error in its place in the graph, and leaves it unconnected with what the
+    gradient depends on, so that its derivative would silently be none.
+    """
+    todo = [gradient.grad_fn for gradient in gradients]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+    return False

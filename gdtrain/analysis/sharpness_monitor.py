@@ -40,7 +40,7 @@ class SharpnessMonitor(Monitor):
         *,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
-        tolerance: float = 1e-3,
+        tolerance: float = 1e-4,
         max_products: int = 100,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)

@@ -44,7 +44,7 @@ class UpdateRatio(Strict):
 class Sharpness(MonitorSection):
     """The largest eigenvalue of the full loss's Hessian, beside the limit of stability."""
 
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Residual, relative to the eigenvalue, at which to stop."""
     max_products: Positive = 100
     """Products with the Hessian in a look at most, each of two gradients of the full loss."""
