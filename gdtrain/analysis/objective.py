@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from gdtrain.data.loaders import Loader
 from gdtrain.errors import DataError, ModelError
 from gdtrain.training.evaluation import preserved, whole
 from gdtrain.training.gradient import is_sum, normaliser, scalar
+from gdtrain.training.microbatches import is_out_of_memory
 from gdtrain.training.trainer import Trainer
 
 Derivatives = Callable[[Tensor], Sequence[Tensor | None]]
@@ -49,6 +52,14 @@ class Objective:
         vector: [P]. Takes about as long as two gradients. Raises ModelError if an operator of
         the model has no second derivative in PyTorch.
         """
+        return self._add_up(self._along(vector))
+
+    def check_second_derivatives(self) -> None:
+        """Raise ModelError if :meth:`hessian_product` would; on the first part of the data."""
+        self._once(self._along(torch.zeros_like(self._flat())), parts=1)
+
+    def _along(self, vector: Tensor) -> Derivatives:
+        """What gives ∂²loss/∂θ² · vector of a loss."""
         directions = self.unflatten(vector)
 
         def of(loss: Tensor) -> Sequence[Tensor | None]:
@@ -60,15 +71,22 @@ class Objective:
             ]
             if not pairs:
                 return [None] * len(directions)
-            return _derivatives([g for g, _ in pairs], self.parameters, along=[v for _, v in pairs])
+            outputs, along = [g for g, _ in pairs], [v for _, v in pairs]
+            try:
+                second = _derivatives(outputs, self.parameters, along)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+                said = str(error).partition("\n")[0]
+                raise ModelError(f"model: has no second derivatives in PyTorch: {said}") from error
+            if any(found is None for found in second) and _is_cut(outputs):
+                raise ModelError(
+                    "model: has no second derivatives: an autograd.Function in it is marked with "
+                    "once_differentiable"
+                )
+            return second
 
-        try:
-            return self._add_up(of)
-        except (RuntimeError, NotImplementedError) as error:
-            said = str(error).partition("\n")[0]
-            if not any(word in said for word in ("derivative", "double backward", "vmap")):
-                raise
-            raise ModelError(f"model: has no second derivatives in PyTorch: {said}") from error
+        return of
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """A vector [P] in the shapes of the parameters."""
@@ -79,14 +97,16 @@ class Objective:
         """Σ_p N_p · derivatives(J_p) / Σ_p N_p over the parts p of all ranks, [P]."""
         return self.trainer.microbatches.retry(lambda: self._once(derivatives))
 
-    def _once(self, derivatives: Derivatives) -> Tensor:
-        trainer = self.trainer
+    def _flat(self) -> Tensor:
         first = self.parameters[0]
-        total = torch.zeros(self.num_parameters, dtype=first.dtype, device=first.device)
+        return torch.zeros(self.num_parameters, dtype=first.dtype, device=first.device)
+
+    def _once(self, derivatives: Derivatives, parts: int | None = None) -> Tensor:
+        trainer, total = self.trainer, self._flat()
         sums, weights = self.unflatten(total), 0.0
         plan = whole(self.loader.num_samples, trainer.microbatches.size)
         with undisturbed(trainer):
-            for part in trainer.read(self.loader, plan):
+            for part in islice(trainer.read(self.loader, plan), parts):
                 weight = normaliser(trainer.loss, part) if len(part) else 0.0
                 if not weight:  # every target ignored: its mean would be 0/0
                     continue
@@ -152,6 +172,12 @@ def rereadable(trainer: Trainer, loader: Loader | None = None) -> Loader:
     return loader
 
 
+def norm(tensors: list[Tensor]) -> float:
+    """The 2-norm of all of them together."""
+    dense = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors)
+    return math.sqrt(sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in dense))
+
+
 def _derivatives(
     outputs: list[Tensor],
     parameters: list[Tensor],
@@ -165,3 +191,22 @@ def _derivatives(
         outputs, parameters, along, create_graph=create_graph, allow_unused=True
     )
     return found
+
+
+def _is_cut(gradients: list[Tensor]) -> bool:
+    """Whether some gradient was computed by what can't be differentiated again.
+
+    PyTorch puts an error in its place in the graph, and leaves it unconnected with what the
+    gradient depends on, so that its derivative would silently be none.
+    """
+    todo = [gradient.grad_fn for gradient in gradients]
+    seen = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+    return False
