@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
     from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
     from gdtrain.analysis.sharpness_monitor import SharpnessMonitor as SharpnessMonitor
+    from gdtrain.analysis.trajectory import Trajectory as Trajectory
     from gdtrain.analysis.update_monitors import FullLoss as FullLoss
     from gdtrain.analysis.update_monitors import UpdateRatio as UpdateRatio
     from gdtrain.config.load_run import TrainedRun as TrainedRun
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders import SampleLoader as SampleLoader
     from gdtrain.data.mapped import mapped as mapped
+    from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
     from gdtrain.training.prequential import Prequential as Prequential
@@ -48,8 +50,10 @@ _HOMES = {
     "SampleLoader": "gdtrain.data.loaders",
     "SharpnessMonitor": "gdtrain.analysis.sharpness_monitor",
     "StepLosses": "gdtrain.training.callbacks",
+    "TensorBoard": "gdtrain.monitoring.tensorboard",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
+    "Trajectory": "gdtrain.analysis.trajectory",
     "UpdateRatio": "gdtrain.analysis.update_monitors",
     "Validation": "gdtrain.training.validation",
     "register_loss": "gdtrain.config.registry",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gdtrain.commands.convert import convert
+from gdtrain.commands.landscape import landscape
 from gdtrain.commands.plot import plot
 from gdtrain.commands.replay import replay
 from gdtrain.commands.schema import schema
@@ -30,6 +31,7 @@ from gdtrain.training.signals import release
 EXIT_BAD_INPUT = 2
 COMMANDS = {
     "convert": convert,
+    "landscape": landscape,
     "plot": plot,
     "replay": replay,
     "schema": schema,

@@ -136,6 +136,11 @@ def smoothed(values: Sequence[float | None], span: int) -> list[float | None]:
     return result
 
 
+def loss_label(name: str) -> str:
+    """What an axis says of the loss that configurations call ``name``, with its unit."""
+    return _LOSSES.get(name, f"loss: {name}")
+
+
 # ── panels ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -157,7 +162,7 @@ def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
         )
     kinds = {log.loss for log in logs}
     (kind,) = kinds if len(kinds) == 1 else (None,)
-    return Panel(curves, "loss" if kind is None else _LOSSES.get(kind, f"loss: {kind}"), height=2.2)
+    return Panel(curves, "loss" if kind is None else loss_label(kind), height=2.2)
 
 
 def _train_curve(log: RunLog, axis: str, smooth: int | None, alone: bool) -> Curve:

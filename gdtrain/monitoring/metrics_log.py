@@ -10,11 +10,11 @@ from typing import Any
 from gdtrain.checkpoint.disk import needed
 from gdtrain.monitoring.metrics_file import finite
 from gdtrain.monitoring.metrics_file import read_metrics as read_metrics
-from gdtrain.training.callbacks import Callback
+from gdtrain.monitoring.step_log import StepLog
 from gdtrain.training.trainer import Trainer
 
 
-class MetricsLog(Callback):
+class MetricsLog(StepLog):
     """Writes three kinds of lines:
 
     * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates, and after
@@ -28,15 +28,11 @@ class MetricsLog(Callback):
     """
 
     def __init__(self, path: Path, every_n_steps: int = 50) -> None:
-        super().__init__(every_n_steps=every_n_steps)
+        super().__init__(every_n_steps)
         self.path = path
-        self._others: list[Callback] = []
-
-    def is_due(self, step: int) -> bool:
-        return super().is_due(step) or any(c.reported_at == step for c in self._others)
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._others = trainer.callbacks
+        super().on_fit_start(trainer)
         if not self.path.exists():
             with needed("the log"):
                 self.path.touch()  # a run that fails at once has a log too
@@ -46,23 +42,7 @@ class MetricsLog(Callback):
             self._write({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        progress = trainer.progress
-        self._write(
-            {
-                "kind": "step",
-                "step": progress.step,
-                "epoch": progress.epoch + 1,
-                "loss": float(progress.losses[-1]),
-                "lr": trainer.lr,
-                "seconds": round(progress.seconds, 6),
-                **{
-                    k: v
-                    for c in self._others
-                    if _is_of(c, progress.step)
-                    for k, v in c.report().items()
-                },
-            }
-        )
+        self._write({"kind": "step", **self.step_record(trainer)})
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         self._write({"kind": "epoch", **record, "seconds": round(record["seconds"], 6)})
@@ -78,7 +58,3 @@ class MetricsLog(Callback):
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.write(b"\n")
-
-
-def _is_of(callback: Callback, step: int) -> bool:
-    return callback.reported_at in (None, step)
