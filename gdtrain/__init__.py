@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from gdtrain.analysis.gradient_monitors import GradientNorm as GradientNorm
     from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
     from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
+    from gdtrain.analysis.landscape import landscape as landscape
+    from gdtrain.analysis.lr_range import lr_range as lr_range
     from gdtrain.analysis.sharpness_monitor import SharpnessMonitor as SharpnessMonitor
     from gdtrain.analysis.trajectory import Trajectory as Trajectory
     from gdtrain.analysis.update_monitors import FullLoss as FullLoss
@@ -60,7 +62,9 @@ _HOMES = {
     "register_model": "gdtrain.config.registry",
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
+    "landscape": "gdtrain.analysis.landscape",
     "load_run": "gdtrain.config.load_run",
+    "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.mapped",
 }
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from gdtrain.commands.convert import convert
 from gdtrain.commands.landscape import landscape
+from gdtrain.commands.lr_range import lr_range
 from gdtrain.commands.plot import plot
 from gdtrain.commands.replay import replay
 from gdtrain.commands.schema import schema
@@ -32,6 +33,7 @@ EXIT_BAD_INPUT = 2
 COMMANDS = {
     "convert": convert,
     "landscape": landscape,
+    "lr-range": lr_range,
     "plot": plot,
     "replay": replay,
     "schema": schema,

@@ -37,7 +37,7 @@ def draw_hill(
         from gdtrain.monitoring.picture import Picture
 
         figure = Picture(8, 6.4)
-        figure.subplots_adjust(left=0.11, right=0.97, bottom=0.1, top=0.86)
+        figure.subplots_adjust(left=0.1, right=0.97, bottom=0.1, top=0.885)
         frame = figure.subplots()
         levels, log = _levels(losses)
         held = np.ma.masked_invalid(np.clip(losses, None, levels[-1]))
@@ -45,19 +45,22 @@ def draw_hill(
         colours = matplotlib.colormaps["cividis"]
         area = frame.contourf(x, y, held, levels, cmap=colours, norm=scale, extend="max")
         frame.contour(x, y, held, levels, colors="#ffffff", linewidths=0.4, alpha=0.6)
-        bar = figure.colorbar(area, ax=frame, pad=0.02, format="%.3g", ticks=levels[::2])
+        bar = figure.colorbar(area, ax=frame, pad=0.02, format="%.2g", ticks=levels[::2])
         bar.set_label(loss_label)
         for number, (way, label) in enumerate(zip(ways, labels, strict=True)):
             _draw_way(frame, way, label, number)
-        frame.set_xlabel(f"along the 1st principal direction ({explained[0]:.1%} of the variance)")
-        frame.set_ylabel(f"along the 2nd principal direction ({explained[1]:.1%} of the variance)")
+        for say, rank, share in (
+            (frame.set_xlabel, "1st", explained[0]),
+            (frame.set_ylabel, "2nd", explained[1]),
+        ):
+            say(f"{rank} principal direction, ‖Δθ‖ in units of the weights ({share:.1%})")
         frame.grid(False)
         frame.legend(loc="best", facecolor="white", framealpha=0.9)
         figure.suptitle(
             "The hill: full loss in the principal plane of the weights' way\n"
-            f"that explains {sum(explained):.1%} of its variance (circle: start, star: end)",
+            f"(explains {sum(explained):.1%} of its variance; circle: start, star: end)",
             x=0.5,
-            y=0.975,
+            y=0.985,
             fontsize=13,
         )
     return figure
