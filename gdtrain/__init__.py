@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders import SampleLoader as SampleLoader
     from gdtrain.data.mapped import mapped as mapped
+    from gdtrain.monitoring.curves import plot_history as plot_history
     from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
@@ -66,6 +67,7 @@ _HOMES = {
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.mapped",
+    "plot_history": "gdtrain.monitoring.curves",
 }
 
 __all__ = sorted(_HOMES)

@@ -14,6 +14,7 @@ from gdtrain.monitoring.plots import Curve, Panel, draw_panels
 
 if TYPE_CHECKING:
     from gdtrain.monitoring.picture import Picture
+    from gdtrain.training.progress import History
 
 Record = dict[str, Any]
 
@@ -114,8 +115,17 @@ def picture(
     else:
         panels = [_loss_panel(logs, axis, smooth), _lr_panel(logs, axis)]
         what = "Loss and learning rate"
-    names = ", ".join(log.label for log in logs)
-    return draw_panels(panels, title=f"{what}: {names}", x_label=AXES[axis])
+    names = ", ".join(log.label for log in logs if log.label)
+    title = f"{what}: {names}" if names else what[:1].upper() + what[1:]
+    return draw_panels(panels, title=title, x_label=AXES[axis])
+
+
+def plot_history(history: History, *columns: str) -> Picture:
+    """The picture of a trainer's history: loss and learning rate, or the named columns."""
+    log = RunLog("", [], history.epochs)
+    if not history.epochs:
+        raise DataError("history: no epoch has finished; call fit first")
+    return picture([log], metrics=columns)
 
 
 def smoothed(values: Sequence[float | None], span: int) -> list[float | None]:
@@ -206,7 +216,9 @@ def _metric_panel(logs: Sequence[RunLog], axis: str, name: str) -> Panel:
         records, values = log.values(name)
         if not records:
             known = ", ".join(sorted(_names(log))) or "nothing yet"
-            raise DataError(f"{log.label}: has not recorded {name!r}; it has recorded {known}")
+            raise DataError(
+                f"{log.label or 'history'}: has not recorded {name!r}; it has recorded {known}"
+            )
         curves.append(Curve(log.label, log.x(records, axis), values))
     return Panel(curves, f"{name} (share)" if name.endswith("accuracy") else name)
 
