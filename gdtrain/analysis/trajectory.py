@@ -53,7 +53,7 @@ class WeightPath:
     def load(cls, path: Path) -> WeightPath:
         """What :meth:`save` wrote. Raises DataError if the file holds anything else."""
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
                 steps, points = held["steps"], held["points"]
                 projected = bool(held["projected"])
         except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
