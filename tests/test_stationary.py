@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from gdtrain import Callback, MiniBatchLoader, SampleLoader, Trainer
 
+pytest.importorskip("jax")
+
 CASES = [(B, lr) for B in (1, 10) for lr in (0.01, 0.1, 0.5)]
 
 
