@@ -6,6 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdtrain.analysis.gradient_monitors import GradientNorm as GradientNorm
+    from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
+    from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
+    from gdtrain.analysis.sharpness_monitor import SharpnessMonitor as SharpnessMonitor
+    from gdtrain.analysis.update_monitors import FullLoss as FullLoss
+    from gdtrain.analysis.update_monitors import UpdateRatio as UpdateRatio
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.config.registry import register_loss as register_loss
@@ -33,12 +39,18 @@ _HOMES = {
     "BatchLoader": "gdtrain.data.loaders",
     "Callback": "gdtrain.training.callbacks",
     "EarlyStopping": "gdtrain.training.validation",
+    "FullLoss": "gdtrain.analysis.update_monitors",
+    "GradientNorm": "gdtrain.analysis.gradient_monitors",
     "MiniBatchLoader": "gdtrain.data.loaders",
+    "NoiseScale": "gdtrain.analysis.gradient_monitors",
     "Prequential": "gdtrain.training.prequential",
+    "SampleGradients": "gdtrain.analysis.gradient_monitors",
     "SampleLoader": "gdtrain.data.loaders",
+    "SharpnessMonitor": "gdtrain.analysis.sharpness_monitor",
     "StepLosses": "gdtrain.training.callbacks",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
+    "UpdateRatio": "gdtrain.analysis.update_monitors",
     "Validation": "gdtrain.training.validation",
     "register_loss": "gdtrain.config.registry",
     "register_model": "gdtrain.config.registry",

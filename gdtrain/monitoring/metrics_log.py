@@ -16,8 +16,8 @@ from gdtrain.training.trainer import Trainer
 class MetricsLog(Callback):
     """Writes three kinds of lines:
 
-    * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates, and what
-      other callbacks report;
+    * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates, and after
+      those at which a monitor has looked, with what other callbacks report of that step;
     * ``{"kind": "epoch", "epoch", "step", "samples", "train_loss", …, "lr", "seconds"}``;
     * ``{"kind": "resume", "epoch", "step"}`` where a run was taken up again from a checkpoint:
       lines above it that lie after that step were made again below it.
@@ -29,8 +29,13 @@ class MetricsLog(Callback):
     def __init__(self, path: Path, every_n_steps: int = 50) -> None:
         super().__init__(every_n_steps=every_n_steps)
         self.path = path
+        self._others: list[Callback] = []
+
+    def is_due(self, step: int) -> bool:
+        return super().is_due(step) or any(c.reported_at == step for c in self._others)
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._others = trainer.callbacks
         if not self.path.exists():
             with needed("the log"):
                 self.path.touch()  # a run that fails at once has a log too
@@ -49,7 +54,12 @@ class MetricsLog(Callback):
                 "loss": float(progress.losses[-1]),
                 "lr": trainer.lr,
                 "seconds": round(progress.seconds, 6),
-                **{k: v for callback in trainer.callbacks for k, v in callback.report().items()},
+                **{
+                    k: v
+                    for c in self._others
+                    if _is_of(c, progress.step)
+                    for k, v in c.report().items()
+                },
             }
         )
 
@@ -67,6 +77,10 @@ class MetricsLog(Callback):
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.write(b"\n")
+
+
+def _is_of(callback: Callback, step: int) -> bool:
+    return callback.reported_at in (None, step)
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:
