@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders import SampleLoader as SampleLoader
     from gdtrain.data.mapped import mapped as mapped
+    from gdtrain.data.phased_loader import PhasedLoader as PhasedLoader
+    from gdtrain.data.phases import BatchSizes as BatchSizes
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
     from gdtrain.training.prequential import Prequential as Prequential
@@ -31,9 +33,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "gdtrain.data.batch",
     "BatchLoader": "gdtrain.data.loaders",
+    "BatchSizes": "gdtrain.data.phases",
     "Callback": "gdtrain.training.callbacks",
     "EarlyStopping": "gdtrain.training.validation",
     "MiniBatchLoader": "gdtrain.data.loaders",
+    "PhasedLoader": "gdtrain.data.phased_loader",
     "Prequential": "gdtrain.training.prequential",
     "SampleLoader": "gdtrain.data.loaders",
     "StepLosses": "gdtrain.training.callbacks",

@@ -16,7 +16,7 @@ from gdtrain.config.build_loss import LOSSES
 from gdtrain.config.build_model import MODELS
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.schema import Config
-from gdtrain.config.sections import data, losses, models, updates
+from gdtrain.config.sections import data, loaders, losses, models, updates
 from gdtrain.training import schedules
 from gdtrain.training.models import ACTIVATIONS
 
@@ -155,7 +155,7 @@ def tag_of(model: Any) -> str:
         (losses.Loss, LOSSES),
         (models.Model, MODELS),
         (data.Source, [*READERS, "stream"]),
-        (get_args(updates.LoaderSection)[0], LOADERS),
+        (get_args(loaders.Form)[0], LOADERS),
         (get_args(updates.OptimizerSection)[0], [*OPTIMIZERS, "lbfgs"]),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +18,15 @@ from gdtrain.config.build_model import sized_model
 from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.memory import out_of_memory
 from gdtrain.config.schema import Config, EarlyStoppingSection
+from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
 from gdtrain.data.order import mix
+from gdtrain.data.phased_loader import PhasedLoader
+from gdtrain.data.phases import BatchSizes
+from gdtrain.data.sources import as_samples
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.training import evaluation, schedules
 from gdtrain.training.callbacks import Callback
@@ -30,6 +36,8 @@ from gdtrain.training.seeding import seed_everything
 from gdtrain.training.sharding import shard
 from gdtrain.training.trainer import Trainer
 from gdtrain.training.validation import EarlyStopping, Validation, best_of
+
+logger = logging.getLogger("gdtrain")
 
 LOADERS: dict[str, Callable[..., Loader]] = {
     "batch": BatchLoader,
@@ -64,14 +72,11 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("data"):
         is_stream = isinstance(config.data, Stream)
         data = prepare_stream(config) if is_stream else prepare_data(config)
-    with stage("loader"):
-        options = config.loader.model_dump(exclude={"name"})
-        loader = LOADERS[config.loader.name](data.training, seed=config.seed, **options)
-        plan = loader.plan(0)
+    loader = _loader(config, data.training)
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
-        model = sized_model(config, data, smallest_batch=plan.smallest_batch)
+        model = sized_model(config, data, smallest_batch=loader.smallest_batch(config.epochs))
     with stage("loss"):
         loss = build_loss(config, data.preprocessing.num_outputs)
     with stage(""):
@@ -140,6 +145,38 @@ def stage(key: str) -> Iterator[None]:
         raise ConfigError([Fault(key, said)]) from error
 
 
+def _loader(config: Config, data: Any) -> Loader:
+    """The loader, or the loaders of all phases over the same samples."""
+    if not isinstance(config.loader, list):
+        with stage("loader"):
+            return _form(config.loader, data, config.seed)
+    with stage("loader"):
+        samples = as_samples(data, seed=config.seed)
+    phases = []
+    for number, section in enumerate(config.loader):
+        with stage(f"loader[{number}]"):
+            phases.append((section.until_epoch, _form(section, samples, config.seed)))
+    loader = PhasedLoader(phases)
+    reached = len(loader.phases.spans(config.epochs))
+    if reached < len(phases):
+        logger.warning(
+            "loader[%d] is never reached: training ends with epoch %d", reached, config.epochs
+        )
+    return loader
+
+
+def _form(section: Form, data: Any, seed: int) -> Loader:
+    options = section.model_dump(exclude={"name", "until_epoch"})
+    size = options.get("batch_size")
+    if isinstance(size, list):
+        options["batch_size"] = [(phase.get("until_epoch"), phase["value"]) for phase in size]
+    elif isinstance(size, dict):
+        options["batch_size"] = BatchSizes.growing(**size)
+    loader = LOADERS[section.name](data, seed=seed, **options)
+    loader.plan(0)  # raises what can't be planned
+    return loader
+
+
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     options = config.optimizer.model_dump(exclude={"name"})
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -157,7 +194,7 @@ def _scheduler(
         return None
     options = section.model_dump(exclude={"name", "per", "warmup"})
     if section.name == "cosine":
-        total = config.epochs * (len(loader) if section.per == "step" else 1)
+        total = loader.updates(config.epochs) if section.per == "step" else config.epochs
         options["total"] = max(1, total - section.warmup)
     schedule: schedules.Schedule = getattr(schedules, section.name)(**options)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))

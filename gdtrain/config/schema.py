@@ -13,9 +13,10 @@ from gdtrain.config.registry import Strict
 from gdtrain.config.sections import stream
 from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
 from gdtrain.config.sections.data import Data, DataSection, Source
+from gdtrain.config.sections.loaders import LoaderSection, check_phases
 from gdtrain.config.sections.losses import Loss, LossSection
 from gdtrain.config.sections.models import Model, ModelSection
-from gdtrain.config.sections.updates import LoaderSection, OptimizerSection, ScheduleSection
+from gdtrain.config.sections.updates import OptimizerSection, ScheduleSection
 from gdtrain.errors import ConfigError
 
 
@@ -84,7 +85,8 @@ class Config(Strict):
     loss: LossSection
     """The loss, by name."""
     loader: LoaderSection
-    """Which form of gradient descent: batch, sample or minibatch."""
+    """Which form of gradient descent: batch, sample or minibatch. Or a list of them, each until the
+    end of an epoch."""
     optimizer: OptimizerSection
     """The optimizer, by name; sgd if no name is given."""
     scheduler: ScheduleSection | None = None
@@ -132,6 +134,12 @@ class Config(Strict):
     def _in_the_order_of_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
         is_stream = isinstance(info.data.get("data"), stream.Stream)
         return stream.in_its_order(value) if is_stream else value
+
+    @field_validator("loader")
+    @classmethod
+    def _phases_follow(cls, value: Any) -> Any:
+        check_phases(value)
+        return value
 
     @field_validator("loader", "scheduler", "epochs", "early_stopping")
     @classmethod

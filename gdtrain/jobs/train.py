@@ -139,15 +139,19 @@ class TrainJob:
     def _check_first_batch(self, run: Run) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
 
-        Of the first batch of the first epoch and of its last one, which may be shorter; of a
-        stream, of the first one if it is there.
+        Of the first batch of the first epoch and of its last one, which may be shorter, and
+        likewise of the phase with the shortest batch; of a stream, of the first if it is there.
         """
-        trainer, plan = run.trainer, run.loader.plan(0)
-        with stage("data"):
-            numbers = plan.ends()
-        with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
-            for number in numbers:
-                trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
+        trainer = run.trainer
+        turns = run.loader.turns(self.config.epochs)
+        shortest = min(turns[1:], key=lambda e: run.loader.outline(e).smallest_batch, default=0)
+        for epoch in sorted({0, shortest}):
+            plan = run.loader.plan(epoch)
+            with stage("data"):
+                numbers = plan.ends()
+            with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
+                for number in numbers:
+                    trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
 
     def _directory(self, leads: bool) -> Path:
         """The run's directory: the one to go on with, or a new one, which rank 0 makes."""

@@ -81,9 +81,10 @@ class Console(Callback):
     def _open(self, trainer: Trainer) -> None:
         if self._bar is not None or not self.stream.isatty() or trainer.plan is None:
             return
-        batches = trainer.plan.num_batches
+        loader = trainer.loader
+        assert loader is not None
         self._bar = tqdm(
-            total=None if batches is None else trainer.num_epochs * batches,
+            total=None if loader.is_stream else loader.updates(trainer.num_epochs),
             initial=trainer.progress.step,
             unit="step",
             file=self.stream,

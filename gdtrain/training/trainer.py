@@ -187,7 +187,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         assert self.loader is not None
-        if callable(self.loader.order):
+        if self.loader.calls_order:
             self.engine.publish()  # an order may look at the model
         self.plan = self.loader.plan(self.progress.epoch)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
