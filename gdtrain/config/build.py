@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from gdtrain.config.build_loss import build_loss
 from gdtrain.config.build_model import sized_model
 from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.memory import out_of_memory
-from gdtrain.config.schema import Config, EarlyStoppingSection
+from gdtrain.config.schema import Config
 from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
@@ -29,13 +29,17 @@ from gdtrain.data.phases import BatchSizes
 from gdtrain.data.sources import as_samples
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.training import evaluation, schedules
+from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.device import parameter_dtype, resolve_device
 from gdtrain.training.prequential import Prequential
+from gdtrain.training.saga import SAGA
 from gdtrain.training.seeding import seed_everything
 from gdtrain.training.sharding import shard
+from gdtrain.training.svrg import SVRG
 from gdtrain.training.trainer import Trainer
 from gdtrain.training.validation import EarlyStopping, Validation, best_of
+from gdtrain.training.variance_reduction import VarianceReduction
 
 logger = logging.getLogger("gdtrain")
 
@@ -49,6 +53,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+REDUCTIONS: dict[str, Callable[..., VarianceReduction]] = {"svrg": SVRG, "saga": SAGA}
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,13 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader)
-        watchers: list[Callback] = []
+        watchers: list[Callback] = [*_corrections(config), *_averaging(config)]
         if isinstance(config.data, Stream):
             watchers.append(Prequential(config.data.window, metrics))
         if config.early_stopping is not None:
-            watchers.append(_early_stopping(config.early_stopping, list(metrics)))
+            watchers.append(_early_stopping(config, metrics))
         if config.checkpoint.keep_best is not None:
-            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, list(metrics))
+            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
         trainer: Trainer = trainer_type(
             model,
             loss,
@@ -117,6 +122,9 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             engine=config.engine,
         )
         trainer.check_separable()
+        for callback in trainer.callbacks:
+            if isinstance(callback, VarianceReduction | Averaging):
+                callback.check(trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return Run(config, trainer, loader, validation, data.preprocessing)
@@ -224,16 +232,37 @@ def _metrics(config: Config) -> dict[str, evaluation.Metric]:
     return known
 
 
-def _early_stopping(section: EarlyStoppingSection, metrics: list[str]) -> EarlyStopping:
-    _check_monitored("early_stopping.monitor", section.monitor, metrics)
+def _corrections(config: Config) -> list[Callback]:
+    section = config.variance_reduction
+    if section is None:
+        return []
+    with stage("variance_reduction"):
+        return [REDUCTIONS[section.name](**section.model_dump(exclude={"name"}))]
+
+
+def _averaging(config: Config) -> list[Callback]:
+    section = config.averaging
+    if section is None:
+        return []
+    if (section.start_epoch or 1) > config.epochs:
+        logger.warning("averaging never begins: training ends with epoch %d", config.epochs)
+    return [Averaging(**section.model_dump())]
+
+
+def _early_stopping(config: Config, metrics: Mapping[str, Any]) -> EarlyStopping:
+    section = config.early_stopping
+    assert section is not None
+    _check_monitored("early_stopping.monitor", section.monitor, config, metrics)
     mode = section.mode or best_of(section.monitor)
     return EarlyStopping(
         section.monitor, patience=section.patience, min_delta=section.min_delta, mode=mode
     )
 
 
-def _check_monitored(key: str, metric: str, metrics: list[str]) -> None:
+def _check_monitored(key: str, metric: str, config: Config, metrics: Mapping[str, Any]) -> None:
     known = ["train_loss", "val_loss", *(f"val_{name}" for name in metrics)]
+    if config.averaging is not None:
+        known += [f"{name}_averaged" for name in known[1:]]
     if metric not in known:
         raise ConfigError.of(key, f"must be one of {', '.join(known)}; got {metric!r}")
 

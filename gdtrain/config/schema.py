@@ -12,6 +12,11 @@ from gdtrain.config import registry
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections import stream
 from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
+from gdtrain.config.sections.corrections import (
+    AveragingSection,
+    VarianceReductionSection,
+    no_reduction,
+)
 from gdtrain.config.sections.data import Data, DataSection, Source
 from gdtrain.config.sections.loaders import LoaderSection, check_phases
 from gdtrain.config.sections.losses import Loss, LossSection
@@ -89,6 +94,10 @@ class Config(Strict):
     end of an epoch."""
     optimizer: OptimizerSection
     """The optimizer, by name; sgd if no name is given."""
+    variance_reduction: VarianceReductionSection | None = None
+    """Correct the gradients of the batches so that their noise vanishes at the minimum, by name."""
+    averaging: AveragingSection | None = None
+    """Average the weights over the updates; evaluated and written beside the last ones."""
     scheduler: ScheduleSection | None = None
     """How the learning rate changes, by name."""
     clip_grad_norm: PositiveFloat | None = None
@@ -147,6 +156,23 @@ class Config(Strict):
         said = stream.misfit(info.field_name, value)
         if said and isinstance(info.data.get("data"), stream.Stream):
             raise ValueError(said)
+        return value
+
+    @field_validator("variance_reduction")
+    @classmethod
+    def _has_variance(cls, value: Any, info: ValidationInfo) -> Any:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        parts = (info.data.get("loader"), info.data.get("optimizer"))
+        if value is not None and (said := no_reduction(*parts, is_stream)):
+            raise ValueError(said)
+        return value
+
+    @field_validator("averaging")
+    @classmethod
+    def _has_epochs(cls, value: Any, info: ValidationInfo) -> Any:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        if value is not None and is_stream and (value.start_epoch or 1) > 1:
+            raise ValueError("start_epoch has no effect on a stream, which is one epoch")
         return value
 
     @field_validator("validation")

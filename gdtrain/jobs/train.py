@@ -28,6 +28,7 @@ from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.training import diagnosis, distributed, evaluation, state
+from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
@@ -101,8 +102,15 @@ class TrainJob:
             weights = state.weights(trainer)
             if leads:
                 run_directory.write_weights(directory, weights)
+                self._write_averages(trainer, directory)
                 print(_closing_line(summary, directory), file=sys.stderr)
             return 0
+
+    def _write_averages(self, trainer: Trainer, directory: Path) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, Averaging) and callback.count:
+                weights = callback.weights(trainer)
+                run_directory.write_weights(directory, weights, run_directory.AVERAGED)
 
     def _ending(self, trainer: Trainer) -> tuple[str, int]:
         """How training ended, and the signal that ended it early, if one did, on any rank."""
@@ -261,7 +269,7 @@ def notices() -> Iterator[None]:
 def _closing_line(summary: dict[str, Any], directory: Path) -> str:
     shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
     for name, value in summary["validation"].items():
-        shown.append(f"val_{name} {value:.2%}" if name == "accuracy" else f"val_{name} {value:.4g}")
+        shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
     ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
     return (
         f"{ended}: {summary['epochs']} epochs, {summary['steps']:,} updates in "

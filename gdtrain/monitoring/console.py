@@ -109,4 +109,4 @@ def _reported(trainer: Trainer) -> list[str]:
 
 
 def _readings(values: dict[str, Any]) -> list[str]:
-    return [f"{k} {v:.2%}" if k.endswith("accuracy") else f"{k} {v:.4g}" for k, v in values.items()]
+    return [f"{k} {v:.2%}" if "accuracy" in k else f"{k} {v:.4g}" for k, v in values.items()]

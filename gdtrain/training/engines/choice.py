@@ -142,6 +142,9 @@ def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
 
     for method in overridden(trainer, _OVERRIDES):
         yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
+    for callback in trainer.callbacks:
+        if callback.listens_to("on_gradient"):
+            yield f"{type(callback).__name__} corrects the gradient of every update"
     if Listeners(trainer.callbacks).has("on_before_update"):
         yield "a callback looks at every update (on_before_update)"
     if trainer.world.size > 1:
