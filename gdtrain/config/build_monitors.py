@@ -5,6 +5,7 @@ from __future__ import annotations
 from gdtrain.analysis.gradient_monitors import GradientNorm, NoiseScale, SampleGradients
 from gdtrain.analysis.monitor import Monitor
 from gdtrain.analysis.sharpness_monitor import SharpnessMonitor
+from gdtrain.analysis.trajectory import Trajectory
 from gdtrain.analysis.update_monitors import FullLoss, UpdateRatio
 from gdtrain.config.sections.monitors import Monitors
 
@@ -12,7 +13,7 @@ MONITORS: dict[str, type[Monitor]] = {
     kind.name: kind
     for kind in (
         *(GradientNorm, FullLoss, UpdateRatio),
-        *(SharpnessMonitor, NoiseScale, SampleGradients),
+        *(SharpnessMonitor, NoiseScale, SampleGradients, Trajectory),
     )
 }
 

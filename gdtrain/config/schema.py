@@ -57,10 +57,16 @@ class EarlyStoppingSection(Strict):
 
 
 class LogSection(Strict):
-    """What goes into metrics.jsonl besides the epochs."""
+    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
 
     every_n_steps: Positive = 50
     """Record step, loss and learning rate of every k-th update."""
+    csv: bool = False
+    """Write metrics.csv too: the same numbers as a table."""
+    tensorboard: bool = False
+    """Write the same numbers for TensorBoard, into tensorboard/ of the run's directory."""
+    picture: bool = True
+    """Draw loss.png when training is over, if matplotlib is installed."""
 
 
 class CheckpointSection(Strict):
@@ -134,7 +140,7 @@ class Config(Strict):
     early_stopping: EarlyStoppingSection | None = None
     """Stop when a metric has not improved for some epochs."""
     log: LogSection = LogSection()
-    """What goes into metrics.jsonl besides the epochs."""
+    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
     monitors: MonitorsSection = None
     """What to measure beside the loss: a list of names, or each name with its options."""
     checkpoint: CheckpointSection = CheckpointSection()

@@ -75,6 +75,15 @@ class SampleGradients(MonitorSection):
     """How many of the largest to keep."""
 
 
+class Trajectory(MonitorSection):
+    """Where the weights have been, for the picture of the hill: trajectory.npz."""
+
+    max_points: Annotated[int, Field(ge=4, lt=2**31)] = 200
+    """Points kept at most; at more, every second one is dropped."""
+    projections: Positive | None = None
+    """Record so many random projections, not all weights; by the model's size if left out."""
+
+
 class Monitors(Strict):
     """What to measure beside the loss: a list of names, or each name with its options."""
 
@@ -90,6 +99,8 @@ class Monitors(Strict):
     """How large a batch may be before it stops helping."""
     sample_gradients: SampleGradients | None = None
     """Which samples pull hardest."""
+    trajectory: Trajectory | None = None
+    """Where the weights went."""
 
     @model_validator(mode="after")
     def _names_one(self) -> Monitors:
@@ -103,12 +114,13 @@ NAMES = tuple(Monitors.model_fields)
 
 def misfit(monitors: Monitors) -> str | None:
     """Why these monitors can't be had on a stream, if so."""
-    named = [name for name, value in monitors if value is not None and name != "update_ratio"]
+    apart = ("update_ratio", "trajectory")
+    named = [name for name, value in monitors if value is not None and name not in apart]
     if not named:
         return None
     return (
         f"{', '.join(named)} would look at samples again, and a stream's are read once; "
-        "only update_ratio can be had"
+        "only update_ratio and trajectory can be had"
     )
 
 
