@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdtrain.analysis.compare import compare as compare
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.config.registry import register_loss as register_loss
@@ -44,6 +45,7 @@ _HOMES = {
     "register_model": "gdtrain.config.registry",
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
+    "compare": "gdtrain.analysis.compare",
     "load_run": "gdtrain.config.load_run",
     "mapped": "gdtrain.data.mapped",
 }

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gdtrain.commands.compare import compare
 from gdtrain.commands.convert import convert
 from gdtrain.commands.replay import replay
 from gdtrain.commands.schema import schema
@@ -27,7 +28,13 @@ from gdtrain.errors import (
 from gdtrain.training.signals import release
 
 EXIT_BAD_INPUT = 2
-COMMANDS = {"convert": convert, "replay": replay, "schema": schema, "verify": verify}
+COMMANDS = {
+    "compare": compare,
+    "convert": convert,
+    "replay": replay,
+    "schema": schema,
+    "verify": verify,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

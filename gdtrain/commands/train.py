@@ -18,6 +18,7 @@ examples:
   python -m gdtrain --config mine.yaml --import my_models
 
 other commands:
+  python -m gdtrain compare     train several forms side by side, with a report to look at
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
   python -m gdtrain replay      rebuild the state before any update of a run, and look at it
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
