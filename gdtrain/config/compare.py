@@ -103,8 +103,6 @@ def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
         for path, expected, found in _pairs((key,), *pairs):
             said = f"must be {expected!r} as in {first.document.path}, got {found!r}"
             yield other.document.fault(path, f"{said}; compare on one problem")
-            if len(path) == 1 and key == "trainer":
-                break
 
 
 def _pairs(path: KeyPath, first: Any, other: Any) -> Iterator[tuple[KeyPath, Any, Any]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gdtrain.analysis.compare import REPORT, Comparison, compare
+from gdtrain.analysis.compare import compare
+from gdtrain.analysis.comparison import REPORT, Comparison
 from gdtrain.analysis.looks import FOREVER, Budget, Unit
 from gdtrain.config.build import Run, build, stage
 from gdtrain.config.compare import FormConfig

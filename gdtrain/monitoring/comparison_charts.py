@@ -100,8 +100,11 @@ def chart(
     x_axis = Axis(x_label, *_range(xs, log_x, 0.0), log_x, LEFT, right, x_write)
     y_axis = Axis(y_label, *_range(ys, log_y, 0.06), log_y, HEIGHT - BOTTOM, TOP, y_write)
     parts = [head, _grid(x_axis, y_axis)]
-    clip = f'<svg x="{LEFT}" y="{TOP}" width="{right - LEFT}" height="{HEIGHT - TOP - BOTTOM}" '
-    parts.append(f'{clip}viewBox="{LEFT} {TOP} {right - LEFT} {HEIGHT - TOP - BOTTOM}">')
+    # What is above the plot is cut off; beside and below there is room for half a marker.
+    box = f"{LEFT - 6} {TOP} {right - LEFT + 12} {HEIGHT - TOP - BOTTOM + 6}"
+    x, y, box_width, box_height = box.split()
+    size = f'x="{x}" y="{y}" width="{box_width}" height="{box_height}"'
+    parts.append(f'<svg {size} viewBox="{box}">')
     parts += [_curve(line, some, x_axis, y_axis) for line, some in drawn if some]
     parts.append("</svg>")
     if named:
