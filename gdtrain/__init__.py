@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdtrain.analysis.compare import compare as compare
     from gdtrain.analysis.gradient_monitors import GradientNorm as GradientNorm
     from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
     from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
@@ -74,6 +75,7 @@ _HOMES = {
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
     "landscape": "gdtrain.analysis.landscape",
+    "compare": "gdtrain.analysis.compare",
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.mapped",
