@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gdtrain.commands.compare import compare
 from gdtrain.commands.convert import convert
 from gdtrain.commands.landscape import landscape
 from gdtrain.commands.lr_range import lr_range
@@ -31,6 +32,7 @@ from gdtrain.training.signals import release
 
 EXIT_BAD_INPUT = 2
 COMMANDS = {
+    "compare": compare,
     "convert": convert,
     "landscape": landscape,
     "lr-range": lr_range,

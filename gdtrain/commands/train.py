@@ -18,6 +18,7 @@ examples:
   python -m gdtrain --config mine.yaml --import my_models
 
 other commands:
+  python -m gdtrain compare     train several forms side by side, with a report to look at
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
   python -m gdtrain landscape   draw the loss around the way that the weights have taken
   python -m gdtrain lr-range    raise the learning rate until the loss diverges; suggest one
