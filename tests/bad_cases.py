@@ -855,7 +855,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "log of an unknown key": (
         {"log": "{every: 1}"},
-        ["a.yaml:7:7: log.every: unknown key; the keys here are every_n_steps"],
+        [
+            "a.yaml:7:7: log.every: unknown key; the keys here are every_n_steps, csv, "
+            "tensorboard, picture"
+        ],
     ),
     "keep none": (
         {"checkpoint": "{keep_last: 0}"},
