@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gdtrain.data.batch import Block
+from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.trainer import Trainer
 
 
@@ -66,18 +67,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def step_memory(trainer: Trainer) -> StepMemory | None:
     """Measure an update with the first batch of the loader's first epoch, the second one of a run.
 
-    The first one makes the optimizer's state. For a trainer that has not trained yet, and so runs
-    eagerly whatever its engine will be: what XLA or a CUDA graph allocate is not seen. It is put
-    back into the state that it was in. None if an update's loss or gradient is not finite.
+    The first one makes the optimizer's state. The update is made eagerly, whatever the trainer's
+    engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
+    that it was in. None if an update's loss or gradient is not finite.
     """
-    snapshot = trainer.state_dict()
+    snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
     try:
-        if not len(trainer.engine.run(_first_update(trainer))):
+        if not len(engine.run(_first_update(trainer))):
             return None
         held = _held(trainer)
         trainer.optimizer.zero_grad(set_to_none=True)
         with LiveBytes() as live:
-            made = len(trainer.engine.run(_first_update(trainer)))
+            made = len(engine.run(_first_update(trainer)))
         return StepMemory(live.peak, held) if made else None
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)

@@ -206,7 +206,7 @@ def noise(forms: list[Form]) -> str:
             log_x=False,
             highest=2 * HIGHEST * max(starts) if starts else float("inf"),
             named=False,
-            width=400,
+            width=340,
         )
         name = (
             f'<figcaption class="form-{number % charts.STYLES}">{escape(form["name"])}</figcaption>'

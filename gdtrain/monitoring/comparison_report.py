@@ -163,7 +163,8 @@ _METHOD = """
 <li><strong>Full loss</strong>: the mean loss over all training samples, in evaluation mode, with
 the weights as they stand.</li>
 <li><strong>Seconds</strong>: of updates alone, reading their samples included; evaluation stops
-the clock. Times to the target are precise to the distance between two looks at the loss.</li>
+the clock. What a compiled engine takes to compile is in them. Times to the target are precise to
+the distance between two looks at the loss.</li>
 <li><strong>Peak memory of a step</strong>: the bytes of all tensors that an eager update keeps
 alive at its peak: its batch, activations and gradients. Weights and optimizer state come on
 top and are the same for all.</li>
