@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 from gdtrain.commands.compare import compare
 from gdtrain.commands.convert import convert
+from gdtrain.commands.landscape import landscape
+from gdtrain.commands.lr_range import lr_range
+from gdtrain.commands.plot import plot
 from gdtrain.commands.replay import replay
 from gdtrain.commands.schema import schema
 from gdtrain.commands.train import train
@@ -31,6 +34,9 @@ EXIT_BAD_INPUT = 2
 COMMANDS = {
     "compare": compare,
     "convert": convert,
+    "landscape": landscape,
+    "lr-range": lr_range,
+    "plot": plot,
     "replay": replay,
     "schema": schema,
     "verify": verify,

@@ -187,8 +187,10 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     if not path:
         return root
     section = data.get(path[0]) if isinstance(data, dict) else None
-    if len(path) > 1 or str(path[0]) not in root.model_fields:
+    if str(path[0]) not in root.model_fields:
         return None
+    if len(path) > 1:
+        return _model_below(root.model_fields[str(path[0])].annotation, path[1:])
     form = section
     if isinstance(section, dict):
         default = "sgd" if path[0] == "optimizer" else None
@@ -198,6 +200,15 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
         if tag is None or form in get_args(tag.annotation):
             return member
     return None
+
+
+def _model_below(annotation: Any, path: KeyPath) -> type[BaseModel] | None:
+    """The model at ``path`` within a section that has one form, if there is one."""
+    members = _members(annotation)
+    if len(members) != 1 or not path:
+        return members[0] if len(members) == 1 else None
+    field = members[0].model_fields.get(str(path[0]))
+    return _model_below(field.annotation, path[1:]) if field else None
 
 
 def _forms(section: str, tag: str) -> list[str]:
