@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders import SampleLoader as SampleLoader
     from gdtrain.data.mapped import mapped as mapped
+    from gdtrain.data.phased_loader import PhasedLoader as PhasedLoader
+    from gdtrain.data.phases import BatchSizes as BatchSizes
     from gdtrain.monitoring.curves import plot_history as plot_history
     from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
+    from gdtrain.training.averaging import Averaging as Averaging
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
     from gdtrain.training.prequential import Prequential as Prequential
+    from gdtrain.training.saga import SAGA as SAGA
+    from gdtrain.training.svrg import SVRG as SVRG
     from gdtrain.training.trainer import Trainer as Trainer
     from gdtrain.training.validation import EarlyStopping as EarlyStopping
     from gdtrain.training.validation import Validation as Validation
@@ -41,15 +46,20 @@ __version__ = "0.1.0"
 # Names are imported at their first use, so that the command line can answer --help, schema and
 # every configuration error without importing torch.
 _HOMES = {
+    "Averaging": "gdtrain.training.averaging",
     "Batch": "gdtrain.data.batch",
     "BatchLoader": "gdtrain.data.loaders",
+    "BatchSizes": "gdtrain.data.phases",
     "Callback": "gdtrain.training.callbacks",
     "EarlyStopping": "gdtrain.training.validation",
     "FullLoss": "gdtrain.analysis.update_monitors",
     "GradientNorm": "gdtrain.analysis.gradient_monitors",
     "MiniBatchLoader": "gdtrain.data.loaders",
     "NoiseScale": "gdtrain.analysis.gradient_monitors",
+    "PhasedLoader": "gdtrain.data.phased_loader",
     "Prequential": "gdtrain.training.prequential",
+    "SAGA": "gdtrain.training.saga",
+    "SVRG": "gdtrain.training.svrg",
     "SampleGradients": "gdtrain.analysis.gradient_monitors",
     "SampleLoader": "gdtrain.data.loaders",
     "SharpnessMonitor": "gdtrain.analysis.sharpness_monitor",

@@ -100,7 +100,8 @@ def _tag(form: dict[str, Any]) -> str | None:
 
 
 def _kind(setting: dict[str, Any], parts: dict[str, Any]) -> str:
-    if _forms(setting, parts):
+    kinds = {option.get("type") for option in setting.get("anyOf", ())}
+    if _forms(setting, parts) and "integer" not in kinds:
         return "section"
     if "enum" in setting:
         return ", ".join(f"`{value}`" for value in setting["enum"])

@@ -116,7 +116,82 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "loader is a list": (
         {"loader": "[a]"},
-        ["a.yaml:4:9: loader: must be a name or a mapping of settings, got ['a']"],
+        ["a.yaml:4:10: loader[0].name: must be one of batch, sample, minibatch; got 'a'"],
+    ),
+    "loader is an empty list": (
+        {"loader": "[]"},
+        ["a.yaml:4:9: loader: must hold at least 1, got []"],
+    ),
+    "phases that do not rise, and a key of another form in one of them": (
+        {
+            "loader": "[{until_epoch: 3, name: sample}, {until_epoch: 3, name: minibatch, "
+            "batch_size: 2}, batch]"
+        },
+        ["a.yaml:4:56: loader[1].until_epoch: must be > 3, where the phase before it ends; got 3"],
+    ),
+    "a phase without an end before another": (
+        {"loader": "[sample, batch]"},
+        [
+            "a.yaml:4:10: loader[0].until_epoch: missing; every phase but the last says with "
+            "which epoch it ends"
+        ],
+    ),
+    "a last phase that ends": (
+        {"loader": "[{until_epoch: 1, name: sample}, {name: batch, until_epoch: 9}]"},
+        [
+            "a.yaml:4:69: loader[1].until_epoch: must be left out in the last phase, which goes "
+            "on to the end"
+        ],
+    ),
+    "an end of a single loader": (
+        {"loader": "{name: batch, until_epoch: 9}"},
+        [
+            "a.yaml:4:36: loader.until_epoch: has no effect outside a list of loaders; remove "
+            "it, or add the loader after it"
+        ],
+    ),
+    "keys of other forms in a phase": (
+        {"loader": "[{until_epoch: 1, name: sample, batch_size: 2, drop: 3}, batch]"},
+        [
+            "a.yaml:4:41: loader[0].batch_size: has no effect under sample, whose batches are of "
+            "one; remove it, or use name: minibatch",
+            "a.yaml:4:56: loader[0].drop: unknown key; the keys here are until_epoch, name, order",
+        ],
+    ),
+    "a phase whose batches are never full": (
+        {
+            "loader": "[{until_epoch: 1, name: sample}, {name: minibatch, batch_size: 999, "
+            "drop_last: true}]"
+        },
+        [
+            "a.yaml:4:88: loader[1].drop_last: leaves no batch: 3 samples do not fill one of 999",
+        ],
+    ),
+    "batch sizes that do not follow": (
+        {
+            "loader": "{name: minibatch, batch_size: [{until_epoch: 2, value: 3}, {value: 0}, "
+            "{until_epoch: 1, value: 5}]}"
+        },
+        [
+            "a.yaml:4:76: loader.batch_size[1].value: must be >= 1, got 0",
+        ],
+    ),
+    "batch sizes that do not rise": (
+        {
+            "loader": "{name: minibatch, batch_size: [{until_epoch: 2, value: 3}, "
+            "{until_epoch: 1, value: 5}, {value: 7}]}"
+        },
+        [
+            "a.yaml:4:82: loader.batch_size[1].until_epoch: must be > 2, where the phase before it "
+            "ends; got 1",
+        ],
+    ),
+    "a batch size that does not grow": (
+        {"loader": "{name: minibatch, batch_size: {initial: 3, factor: 1, largest: 2}}"},
+        [
+            "a.yaml:4:60: loader.batch_size.factor: must be >= 1.01, got 1",
+            "a.yaml:4:72: loader.batch_size.largest: must be > 3, the initial batch size, got 2",
+        ],
     ),
     "loader is nothing": (
         {"loader": ""},

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from torch import nn
 
-from gdtrain.config.build import LOADERS, OPTIMIZERS
+from gdtrain.config.build import LOADERS, OPTIMIZERS, REDUCTIONS
 from gdtrain.config.build_data import READERS
 from gdtrain.config.build_loss import LOSSES
 from gdtrain.config.build_model import MODELS
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.schema import Config
-from gdtrain.config.sections import data, losses, models, updates
+from gdtrain.config.sections import corrections, data, loaders, losses, models, updates
 from gdtrain.training import schedules
 from gdtrain.training.models import ACTIVATIONS
 
@@ -155,7 +155,8 @@ def tag_of(model: Any) -> str:
         (losses.Loss, LOSSES),
         (models.Model, MODELS),
         (data.Source, [*READERS, "stream"]),
-        (get_args(updates.LoaderSection)[0], LOADERS),
+        (get_args(loaders.Form)[0], LOADERS),
+        (get_args(corrections.VarianceReductionSection)[0], REDUCTIONS),
         (get_args(updates.OptimizerSection)[0], [*OPTIMIZERS, "lbfgs"]),
     ],
 )

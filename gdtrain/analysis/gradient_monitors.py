@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from gdtrain.analysis.monitor import LOOK_SECONDS, PASS_SECONDS, Cost, Monitor
+from gdtrain.analysis.monitor import (
+    LOOK_SECONDS,
+    PASS_SECONDS,
+    Cost,
+    Monitor,
+    first_batch_size,
+)
 from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.objective import loss_preserved, norm, rereadable, trained
 from gdtrain.analysis.sample_gradients import largest_sample_gradients
@@ -30,11 +36,7 @@ class GradientNorm(Monitor):
     name = "gradient_norm"
 
     def cost(self, trainer: Trainer) -> Cost:
-        loader = rereadable(trainer)
-        return Cost(
-            LOOK_SECONDS + PASS_SECONDS,
-            min(loader.batch_size or loader.num_samples, loader.num_samples),
-        )
+        return Cost(LOOK_SECONDS + PASS_SECONDS, first_batch_size(rereadable(trainer)))
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         held = [p for group in trainer.optimizer.param_groups for p in group["params"]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gdtrain.analysis.objective import rereadable
+from gdtrain.data.loader import Loader
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.plain import is_count, is_number
@@ -149,13 +150,19 @@ def steps_between(trainer: Trainer, cost: Cost) -> int:
     5 times a power of 10. It depends on sizes and the engine alone.
     """
     loader = rereadable(trainer)
-    batch_size = min(loader.batch_size or loader.num_samples, loader.num_samples)
+    batch_size = first_batch_size(loader)
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     on_cpu = trainer.device.type == "cpu"
     least = 6 * parameters / OPERATIONS_PER_SECOND if on_cpu else 0.0
     look = cost.seconds + cost.samples * least
     update = UPDATE_SECONDS[trainer.engine.name] + batch_size * least
     return _rounded_up(max(look / update, cost.samples / batch_size) / SHARE)
+
+
+def first_batch_size(loader: Loader) -> int:
+    """Samples of an update in the first epoch; a loader may change that later."""
+    outline = loader.outline(0)
+    return min(outline.batch_size, outline.num_samples)
 
 
 def _rounded_up(number: float) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -16,6 +15,9 @@ from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
+# At the edge of stability sharpness goes to and fro about the limit, which is one crossing.
+CLEARLY_BELOW = 0.9
+
 
 class SharpnessMonitor(Monitor):
     """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and what lr makes of it.
@@ -24,9 +26,9 @@ class SharpnessMonitor(Monitor):
     ``stability_limit``, what that must stay below for full-batch descent to be stable in the
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
-    warning says so each time that the limit is crossed. Full-batch descent raises λ to the
-    limit and stays there (Cohen and others, 2021, "Gradient descent on neural networks typically
-    occurs at the edge of stability").
+    warning says so once each time that the limit is crossed from clearly below. Full-batch
+    descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
+    neural networks typically occurs at the edge of stability").
 
     tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each look
     begins with the last one's eigenvector. ``records`` have what it took, in gradients of the full
@@ -86,13 +88,22 @@ class SharpnessMonitor(Monitor):
         self._vector = vector
 
     def _warn(self, measured: dict[str, float], trainer: Trainer) -> None:
-        before = self.records[-1] if self.records else {}
-        was_over = before.get("sharpness_lr_2", 0.0) > before.get("stability_limit", math.inf)
-        over = measured["sharpness_lr_2"] > measured["stability_limit"]
-        if over and not was_over and trainer.world.rank == 0:
+        limit, value = measured["stability_limit"], measured["sharpness_lr_2"]
+        if value > limit and self._comes_from_below() and trainer.world.rank == 0:
             logger.warning(
                 "sharpness %.4g times lr / 2 is %.4g after %s updates, over the limit of "
                 "stability, %.4g: full-batch descent can't settle in that direction at this lr",
-                *(measured["sharpness"], measured["sharpness_lr_2"]),
-                *(f"{trainer.progress.step:,}", measured["stability_limit"]),
+                *(measured["sharpness"], value, f"{trainer.progress.step:,}", limit),
             )
+
+    def _comes_from_below(self) -> bool:
+        """Whether it was clearly below the limit since it was last over it."""
+        for record in reversed(self.records):
+            limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
+            if limit is None or value is None:
+                continue
+            if value > limit:
+                return False
+            if value < CLEARLY_BELOW * limit:
+                return True
+        return True

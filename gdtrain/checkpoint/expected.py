@@ -37,7 +37,8 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
         _check_rng(_below(found, "rng"), rng)
         model_bytes = sum(t.nbytes for t in template["model"].values())
         kept = sum(_nbytes(*said) for said in _below(found, "callbacks").values())
-        if kept > _CALLBACK_BYTES + 4 * model_bytes:
+        own = sum(callback.state_bytes(trainer) for callback in trainer.callbacks)
+        if kept > _CALLBACK_BYTES + 4 * model_bytes + own:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
         known = ("model.", "loss.", "optimizer.state.", "rng.", "callbacks.")
         if foreign := [name for name in found if not name.startswith(known)]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,21 +18,31 @@ from gdtrain.config.build_model import sized_model
 from gdtrain.config.build_monitors import build_monitors
 from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.memory import out_of_memory
-from gdtrain.config.schema import Config, EarlyStoppingSection
+from gdtrain.config.schema import Config
+from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
 from gdtrain.data.order import mix
+from gdtrain.data.phased_loader import PhasedLoader
+from gdtrain.data.phases import BatchSizes
+from gdtrain.data.sources import as_samples
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.training import evaluation, schedules
+from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.device import parameter_dtype, resolve_device
 from gdtrain.training.prequential import Prequential
+from gdtrain.training.saga import SAGA
 from gdtrain.training.seeding import seed_everything
 from gdtrain.training.sharding import shard
+from gdtrain.training.svrg import SVRG
 from gdtrain.training.trainer import Trainer
 from gdtrain.training.validation import EarlyStopping, Validation, best_of
+from gdtrain.training.variance_reduction import VarianceReduction
+
+logger = logging.getLogger("gdtrain")
 
 LOADERS: dict[str, Callable[..., Loader]] = {
     "batch": BatchLoader,
@@ -42,6 +54,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
 }
+REDUCTIONS: dict[str, Callable[..., VarianceReduction]] = {"svrg": SVRG, "saga": SAGA}
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,11 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("data"):
         is_stream = isinstance(config.data, Stream)
         data = prepare_stream(config) if is_stream else prepare_data(config)
-    with stage("loader"):
-        options = config.loader.model_dump(exclude={"name"})
-        loader = LOADERS[config.loader.name](data.training, seed=config.seed, **options)
-        plan = loader.plan(0)
+    loader = _loader(config, data.training)
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
-        model = sized_model(config, data, smallest_batch=plan.smallest_batch)
+        model = sized_model(config, data, smallest_batch=loader.smallest_batch(config.epochs))
     with stage("loss"):
         loss = build_loss(config, data.preprocessing.num_outputs)
     with stage(""):
@@ -85,13 +95,13 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader)
-        watchers: list[Callback] = []
+        watchers: list[Callback] = [*_corrections(config), *_averaging(config)]
         if isinstance(config.data, Stream):
             watchers.append(Prequential(config.data.window, metrics))
         if config.early_stopping is not None:
-            watchers.append(_early_stopping(config.early_stopping, list(metrics)))
+            watchers.append(_early_stopping(config, metrics))
         if config.checkpoint.keep_best is not None:
-            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, list(metrics))
+            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
         monitors = build_monitors(config.monitors)
         trainer: Trainer = trainer_type(
             model,
@@ -114,6 +124,9 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             engine=config.engine,
         )
         trainer.check_separable()
+        for callback in trainer.callbacks:
+            if isinstance(callback, VarianceReduction | Averaging):
+                callback.check(trainer)
     for monitor in monitors:
         with stage(f"monitors.{monitor.name}"):
             monitor.check(trainer)
@@ -145,6 +158,38 @@ def stage(key: str) -> Iterator[None]:
         raise ConfigError([Fault(key, said)]) from error
 
 
+def _loader(config: Config, data: Any) -> Loader:
+    """The loader, or the loaders of all phases over the same samples."""
+    if not isinstance(config.loader, list):
+        with stage("loader"):
+            return _form(config.loader, data, config.seed)
+    with stage("loader"):
+        samples = as_samples(data, seed=config.seed)
+    phases = []
+    for number, section in enumerate(config.loader):
+        with stage(f"loader[{number}]"):
+            phases.append((section.until_epoch, _form(section, samples, config.seed)))
+    loader = PhasedLoader(phases)
+    reached = len(loader.phases.spans(config.epochs))
+    if reached < len(phases):
+        logger.warning(
+            "loader[%d] is never reached: training ends with epoch %d", reached, config.epochs
+        )
+    return loader
+
+
+def _form(section: Form, data: Any, seed: int) -> Loader:
+    options = section.model_dump(exclude={"name", "until_epoch"})
+    size = options.get("batch_size")
+    if isinstance(size, list):
+        options["batch_size"] = [(phase.get("until_epoch"), phase["value"]) for phase in size]
+    elif isinstance(size, dict):
+        options["batch_size"] = BatchSizes.growing(**size)
+    loader = LOADERS[section.name](data, seed=seed, **options)
+    loader.plan(0)  # raises what can't be planned
+    return loader
+
+
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     options = config.optimizer.model_dump(exclude={"name"})
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -162,7 +207,7 @@ def _scheduler(
         return None
     options = section.model_dump(exclude={"name", "per", "warmup"})
     if section.name == "cosine":
-        total = config.epochs * (len(loader) if section.per == "step" else 1)
+        total = loader.updates(config.epochs) if section.per == "step" else config.epochs
         options["total"] = max(1, total - section.warmup)
     schedule: schedules.Schedule = getattr(schedules, section.name)(**options)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
@@ -192,16 +237,37 @@ def _metrics(config: Config) -> dict[str, evaluation.Metric]:
     return known
 
 
-def _early_stopping(section: EarlyStoppingSection, metrics: list[str]) -> EarlyStopping:
-    _check_monitored("early_stopping.monitor", section.monitor, metrics)
+def _corrections(config: Config) -> list[Callback]:
+    section = config.variance_reduction
+    if section is None:
+        return []
+    with stage("variance_reduction"):
+        return [REDUCTIONS[section.name](**section.model_dump(exclude={"name"}))]
+
+
+def _averaging(config: Config) -> list[Callback]:
+    section = config.averaging
+    if section is None:
+        return []
+    if (section.start_epoch or 1) > config.epochs:
+        logger.warning("averaging never begins: training ends with epoch %d", config.epochs)
+    return [Averaging(**section.model_dump())]
+
+
+def _early_stopping(config: Config, metrics: Mapping[str, Any]) -> EarlyStopping:
+    section = config.early_stopping
+    assert section is not None
+    _check_monitored("early_stopping.monitor", section.monitor, config, metrics)
     mode = section.mode or best_of(section.monitor)
     return EarlyStopping(
         section.monitor, patience=section.patience, min_delta=section.min_delta, mode=mode
     )
 
 
-def _check_monitored(key: str, metric: str, metrics: list[str]) -> None:
+def _check_monitored(key: str, metric: str, config: Config, metrics: Mapping[str, Any]) -> None:
     known = ["train_loss", "val_loss", *(f"val_{name}" for name in metrics)]
+    if config.averaging is not None:
+        known += [f"{name}_averaged" for name in known[1:]]
     if metric not in known:
         raise ConfigError.of(key, f"must be one of {', '.join(known)}; got {metric!r}")
 

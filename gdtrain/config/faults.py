@@ -69,6 +69,8 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
     kind, context = details["type"], details.get("ctx", {})
     path = _path(document.data, details["loc"])
     value = details["input"]
+    if kind == "misplaced" and path[-1:] != details["loc"][-1:]:
+        path = (*path, details["loc"][-1])  # of a section that is given by its name alone
     if kind == "extra_forbidden":
         return document.fault(path, _unknown_key(document.data, path), of_key=True)
     if kind == "missing":
@@ -76,7 +78,7 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = str(context["discriminator"]).strip("'")
         if kind == "union_tag_not_found":
-            said = f"missing; it must be one of {', '.join(_forms(str(path[-1]), tag))}"
+            said = f"missing; it must be one of {', '.join(_forms(str(path[0]), tag))}"
             return document.fault((*path, tag), said)
         known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
         return document.fault((*path, tag), _not_among(value[tag], known))
@@ -103,7 +105,7 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
 def _is_union_member(here: Any, part: int | str) -> bool:
     """Whether ``part`` is the tag of a section, or the type of a value, and not a key."""
     if isinstance(here, dict):
-        return part in (here.get("name"), here.get("source"))
+        return part in (here.get("name"), here.get("source")) or " " in str(part)
     return True
 
 
@@ -147,12 +149,14 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         return f"must hold at most {context.get('max_length')}, {got}"
     if kind == "value_error":
         return str(context["error"])
+    if kind == "misplaced":
+        return str(context["said"])
     return f"{original}, {got}"
 
 
 def _unknown_key(data: Any, path: KeyPath) -> str:
     key = str(path[-1])
-    section = data.get(path[0]) if len(path) > 1 else None
+    section = _section_at(path[:-1], data)
     if isinstance(section, dict):
         form = section.get("name")
         said = NO_EFFECT.get((str(path[0]), str(form)), {}).get(key)
@@ -176,7 +180,7 @@ def _purpose(path: KeyPath, data: Any) -> str:
     """What a missing setting is for: the first sentence of its description."""
     model = _model_at(path[:-1], data)
     description = model.model_fields[str(path[-1])].description if model else None
-    text = " ".join((description or "it is required").split())
+    text = " ".join((description or "it is required").split()).partition(". ")[0]
     text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
     return text if len(path) > 1 else f"add {path[-1]}: {text}"
 
@@ -186,10 +190,10 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     root = config_model()
     if not path:
         return root
-    section = data.get(path[0]) if isinstance(data, dict) else None
     if str(path[0]) not in root.model_fields:
         return None
-    if len(path) > 1:
+    section = _section_at(path, data)
+    if len(path) > 1 and section is None:
         return _model_below(root.model_fields[str(path[0])].annotation, path[1:])
     form = section
     if isinstance(section, dict):
@@ -211,10 +215,19 @@ def _model_below(annotation: Any, path: KeyPath) -> type[BaseModel] | None:
     return _model_below(field.annotation, path[1:]) if field else None
 
 
+def _section_at(path: KeyPath, data: Any) -> Any:
+    """The top-level section at ``path``, or the one at a place in a list of them; else None."""
+    section = data.get(path[0]) if isinstance(data, dict) and path else None
+    if len(path) == 2 and isinstance(section, list) and isinstance(path[1], int):
+        return section[path[1]]
+    return section if len(path) == 1 else None
+
+
 def _forms(section: str, tag: str) -> list[str]:
     """The names of the forms that a section can have."""
     members = _members(config_model().model_fields[section].annotation)
-    return [name for m in members for name in get_args(m.model_fields[tag].annotation)]
+    names = [name for m in members for name in get_args(m.model_fields[tag].annotation)]
+    return list(dict.fromkeys(names))
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from gdtrain.config.schema import config_model
@@ -16,10 +17,25 @@ def json_schema() -> dict[str, Any]:
     """
     schema = config_model().model_json_schema()
     for section in schema["properties"].values():
-        for union in (section, *section.get("anyOf", [])):
+        for union in list(_unions(section)):
             if "discriminator" in union:
                 _allow_names(union)
+            else:
+                union["anyOf"] = union.pop("oneOf")
+    for part in schema["$defs"].values():
+        for setting in part.get("properties", {}).values():
+            if "oneOf" in setting:
+                setting["anyOf"] = setting.pop("oneOf")
     return {"$schema": _DIALECT, **schema}
+
+
+def _unions(setting: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The unions whose members can be told apart: of forms by name, of kinds of value."""
+    if "oneOf" in setting:
+        yield setting
+    for option in (*setting.get("oneOf", ()), *setting.get("anyOf", ()), setting.get("items")):
+        if isinstance(option, dict):
+            yield from _unions(option)
 
 
 def _allow_names(union: dict[str, Any]) -> None:

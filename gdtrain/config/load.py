@@ -66,11 +66,17 @@ def _settings(section: Strict) -> dict[str, Any]:
     """A section as a dict, the name of its form first, without what is null by default."""
     fields = type(section).model_fields
     given = {
-        key: _settings(value) if isinstance(value, Strict) else value
+        key: _plain(value)
         for key, value in section
         if value is not None or fields[key].default is not None
     }
     return {tag: given[tag] for tag in ("source", "name") if tag in given} | given
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Strict):
+        return _settings(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 class _Dumper(yaml.SafeDumper):

@@ -19,7 +19,7 @@ from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.data.table import read_inputs
 from gdtrain.errors import DataError, OutputError
-from gdtrain.monitoring.run_directory import CONFIG, PREPROCESSING, WEIGHTS
+from gdtrain.monitoring.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
 from gdtrain.training.device import autocast, parameter_dtype
 from gdtrain.training.seeding import RngState
 
@@ -80,15 +80,18 @@ class TrainedRun:
         return self.predict(read_inputs(str(path), columns, delimiter or own))
 
 
-def load_run(directory: str | Path) -> TrainedRun:
+def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     """Read the directory of a finished run.
+
+    averaged: take the averaged weights of a run with ``averaging`` instead of the last ones.
 
     A model of one's own must have been registered before. Raises OutputError if the directory is
     not that of a finished run, ConfigError or DataError for damaged settings, and CheckpointError
     if the weights are not the model's.
     """
     directory = Path(directory)
-    for name in (CONFIG, PREPROCESSING, WEIGHTS):
+    chosen = AVERAGED if averaged else WEIGHTS
+    for name in (CONFIG, PREPROCESSING, chosen):
         if not (directory / name).is_file():
             raise OutputError(f"{directory} is not a finished run: it has no {name}")
     config, _ = load_config(directory / CONFIG)
@@ -98,6 +101,6 @@ def load_run(directory: str | Path) -> TrainedRun:
     state.restore(torch.device("cpu"))  # initial weights were drawn, and are thrown away
     model.to(dtype=parameter_dtype(config.precision, torch.device("cpu")))
     expected = model.state_dict()
-    weights = read_weights(directory / WEIGHTS, lambda found: exact(found, expected, "model"))
+    weights = read_weights(directory / chosen, lambda found: exact(found, expected, "model"))
     model.load_state_dict(weights)
     return TrainedRun(config, model.eval(), preprocessing)

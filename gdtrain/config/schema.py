@@ -12,12 +12,18 @@ from gdtrain.config import registry
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections import stream
 from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
+from gdtrain.config.sections.corrections import (
+    AveragingSection,
+    VarianceReductionSection,
+    no_reduction,
+)
 from gdtrain.config.sections.data import Data, DataSection, Source
+from gdtrain.config.sections.loaders import LoaderSection, check_phases
 from gdtrain.config.sections.losses import Loss, LossSection
 from gdtrain.config.sections.models import Model, ModelSection
 from gdtrain.config.sections.monitors import Monitors, MonitorsSection
 from gdtrain.config.sections.monitors import misfit as monitors_misfit
-from gdtrain.config.sections.updates import LoaderSection, OptimizerSection, ScheduleSection
+from gdtrain.config.sections.updates import OptimizerSection, ScheduleSection
 from gdtrain.errors import ConfigError
 
 
@@ -92,9 +98,14 @@ class Config(Strict):
     loss: LossSection
     """The loss, by name."""
     loader: LoaderSection
-    """Which form of gradient descent: batch, sample or minibatch."""
+    """Which form of gradient descent: batch, sample or minibatch. Or a list of them, each until the
+    end of an epoch."""
     optimizer: OptimizerSection
     """The optimizer, by name; sgd if no name is given."""
+    variance_reduction: VarianceReductionSection | None = None
+    """Correct the gradients of the batches so that their noise vanishes at the minimum, by name."""
+    averaging: AveragingSection | None = None
+    """Average the weights over the updates; evaluated and written beside the last ones."""
     scheduler: ScheduleSection | None = None
     """How the learning rate changes, by name."""
     clip_grad_norm: PositiveFloat | None = None
@@ -143,6 +154,12 @@ class Config(Strict):
         is_stream = isinstance(info.data.get("data"), stream.Stream)
         return stream.in_its_order(value) if is_stream else value
 
+    @field_validator("loader")
+    @classmethod
+    def _phases_follow(cls, value: Any) -> Any:
+        check_phases(value)
+        return value
+
     @field_validator("loader", "scheduler", "epochs", "early_stopping")
     @classmethod
     def _fits_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
@@ -158,6 +175,23 @@ class Config(Strict):
         said = monitors_misfit(value) if value is not None and is_stream else None
         if said:
             raise ValueError(said)
+        return value
+
+    @field_validator("variance_reduction")
+    @classmethod
+    def _has_variance(cls, value: Any, info: ValidationInfo) -> Any:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        parts = (info.data.get("loader"), info.data.get("optimizer"))
+        if value is not None and (said := no_reduction(*parts, is_stream)):
+            raise ValueError(said)
+        return value
+
+    @field_validator("averaging")
+    @classmethod
+    def _has_epochs(cls, value: Any, info: ValidationInfo) -> Any:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        if value is not None and is_stream and (value.start_epoch or 1) > 1:
+            raise ValueError("start_epoch has no effect on a stream, which is one epoch")
         return value
 
     @field_validator("validation")

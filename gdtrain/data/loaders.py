@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.batch import Plan
 from gdtrain.data.bijection import Draws
+from gdtrain.data.loader import Loader as Loader
 from gdtrain.data.order import Order, check_order, epoch_indices
+from gdtrain.data.phases import BatchSizes
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
 from gdtrain.data.sources import as_samples
 from gdtrain.data.stream import StreamPlan, StreamSamples
-from gdtrain.errors import ConfigError, DataError
+from gdtrain.errors import ConfigError
 
 logger = logging.getLogger("gdtrain")
 
 
-class Loader:
-    """Cuts each epoch of a data set into batches, one batch for one update.
+class FormLoader(Loader):
+    """What the three forms have in common.
 
-    A loader is a pure function of its arguments: ``plan(epoch)`` says which samples form which
-    batch. It is also an iterable for hand-written loops; see ``__iter__``. Use one of its three
-    forms, :class:`BatchLoader`, :class:`SampleLoader` and :class:`MiniBatchLoader`.
+    batch_size: None for every sample in one batch.
     """
 
     def __init__(
         self,
         data: Any,
         *,
-        batch_size: int | None,
+        batch_size: int | BatchSizes | None,
         order: Order | None,
         seed: int,
         drop_last: bool = False,
@@ -57,22 +57,6 @@ class Loader:
             order = check_order("reshuffle" if order is None else order, len(self.samples))
         self.order: Order = order
         self.drop_last = drop_last
-        self._next_epoch = 0
-        self._pinned_epoch: int | None = None
-
-    @property
-    def num_samples(self) -> int:
-        """Samples in the data set. Raises DataError for a stream, where nobody knows."""
-        if self.is_stream:
-            raise DataError("a stream has no number of samples, and can't be evaluated as a whole")
-        return len(self.samples)
-
-    @property
-    def extent(self) -> str:
-        """How much there is, in words."""
-        if self.is_stream:
-            return "a stream"
-        return f"{self.num_samples:,} samples, {len(self):,} updates an epoch"
 
     def plan(self, epoch: int) -> Plan:
         """Which samples form which batch in ``epoch`` (from 0); reads none of them.
@@ -81,18 +65,25 @@ class Loader:
         """
         epoch = whole_number("epoch", epoch, minimum=0)
         if isinstance(self.samples, StreamSamples):
-            assert self.batch_size is not None
+            assert isinstance(self.batch_size, int)
             stream, drop_last = self.samples, self.drop_last
             return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
         indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
-        draws = self.num_samples if indices is None else len(indices)
-        size = draws if self.batch_size is None else min(self.batch_size, draws)
-        if self.drop_last and self.batch_size is not None:
-            self._check_drop_last(draws, self.batch_size)
-            draws -= draws % size
-            if indices is not None:
-                indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
-        return Plan(epoch, draws, size, indices)
+        return self._cut(epoch, self.num_samples if indices is None else len(indices), indices)
+
+    def outline(self, epoch: int) -> Plan:
+        if self.is_stream or self.calls_order:
+            return self.plan(epoch)
+        return self._cut(epoch, self._draws, None)
+
+    def turns(self, num_epochs: int) -> list[int]:
+        if not isinstance(self.batch_size, BatchSizes):
+            return [0]
+        return [start for start, _, _ in self.batch_size.spans(num_epochs)]
+
+    @property
+    def calls_order(self) -> bool:
+        return callable(self.order)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides which samples come when, in numbers and words; alike for like loaders.
@@ -104,44 +95,30 @@ class Loader:
             order = f"{len(self.order)} indices, {zlib.crc32(self.order.numpy().tobytes()):08x}"
         elif isinstance(self.order, Draws):
             order = repr(self.order)
+        size = self.batch_size
         return {
             "samples": None if self.is_stream else self.num_samples,
-            "batch_size": self.batch_size,
+            "batch_size": str(size) if isinstance(size, BatchSizes) else size,
             "order": order,
             "seed": self.seed,
             "drop_last": self.drop_last,
             "data": self.samples.fingerprint(),
         }
 
-    def __len__(self) -> int:
-        """Batches of the next iteration, and so of the next epoch by hand; of no stream."""
-        if self.is_stream:
-            raise TypeError("a stream has no length")
-        if self.batch_size is None:
-            return 1
-        if callable(self.order):
-            return len(self.plan(self._iteration_epoch))
-        full, ragged = divmod(self._draws, self.batch_size)
-        return full + (ragged > 0 and not self.drop_last)
+    def _cut(self, epoch: int, draws: int, indices: Tensor | Draws | None) -> Plan:
+        """The plan of an epoch of so many draws."""
+        wanted = self._size_in(epoch)
+        size = draws if wanted is None else min(wanted, draws)
+        if self.drop_last and wanted is not None:
+            self._check_drop_last(draws, wanted)
+            draws -= draws % size
+            if indices is not None:
+                indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
+        return Plan(epoch, draws, size, indices)
 
-    def __iter__(self) -> Iterator[Batch]:
-        """One epoch of batches for a hand-written loop, in a fresh order at each iteration.
-
-        The epochs count 0, 1, 2, …, unless :meth:`set_epoch` has pinned one. The trainer never
-        uses or moves this cursor.
-        """
-        epoch = self._iteration_epoch
-        self._next_epoch = epoch + 1
-        plan = self.plan(epoch)
-        return plan.each_batch() if isinstance(plan, StreamPlan) else self.samples.read(plan)
-
-    def set_epoch(self, epoch: int | None) -> None:
-        """Pin the epoch that iterations give; None lets them count on from the last one."""
-        self._pinned_epoch = None if epoch is None else whole_number("epoch", epoch, minimum=0)
-
-    @property
-    def _iteration_epoch(self) -> int:
-        return self._next_epoch if self._pinned_epoch is None else self._pinned_epoch
+    def _size_in(self, epoch: int) -> int | None:
+        size = self.batch_size
+        return size.at(epoch) if isinstance(size, BatchSizes) else size
 
     @property
     def _draws(self) -> int:
@@ -150,6 +127,9 @@ class Loader:
 
     def _stream_order(self, order: Order | None) -> Order:
         """A stream's own order. Raises ConfigError for another, or for one batch of everything."""
+        if isinstance(self.batch_size, BatchSizes):
+            said = "must be one number on a stream, which is one epoch"
+            raise ConfigError.of("batch_size", said)
         if self.batch_size is None:
             raise ConfigError.of(
                 "loader",
@@ -168,7 +148,7 @@ class Loader:
             )
 
 
-class BatchLoader(Loader):
+class BatchLoader(FormLoader):
     """Batch gradient descent: every sample, then one update.
 
     data: inputs and targets as tensors or arrays, ``(X, y)`` or ``(X1, X2, y)``, each
@@ -202,7 +182,7 @@ class BatchLoader(Loader):
         )
 
 
-class SampleLoader(Loader):
+class SampleLoader(FormLoader):
     """Stochastic gradient descent in its classic form: one sample per update.
 
     A batch keeps its batch dimension: inputs are [1, …]. order: ``reshuffle`` if left out; a
@@ -231,18 +211,20 @@ class SampleLoader(Loader):
         )
 
 
-class MiniBatchLoader(Loader):
+class MiniBatchLoader(FormLoader):
     """Mini-batch gradient descent: ``batch_size`` samples per update.
 
-    The last batch of an epoch has the samples that are left over, and is a real batch with an
-    update of its own; ``drop_last`` leaves it out. A batch size over n gives one batch of n.
+    batch_size: a number, or one for each epoch: :class:`BatchSizes`, or the pairs of which it is
+    made, ``[(5, 32), (None, 128)]``. The last batch of an epoch has the samples that are left
+    over, and is a real batch with an update of its own; ``drop_last`` leaves it out. A batch
+    size over n gives one batch of n.
     Other arguments as in :class:`SampleLoader`.
     """
 
     def __init__(
         self,
         data: Any,
-        batch_size: int,
+        batch_size: int | BatchSizes | Sequence[tuple[int | None, int]],
         *,
         order: Order | None = None,
         seed: int = 0,
@@ -251,9 +233,13 @@ class MiniBatchLoader(Loader):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
+        if isinstance(batch_size, list | tuple):
+            batch_size = BatchSizes(batch_size)
+        elif not isinstance(batch_size, BatchSizes):
+            batch_size = whole_number("batch_size", batch_size, minimum=1)
         super().__init__(
             data,
-            batch_size=whole_number("batch_size", batch_size, minimum=1),
+            batch_size=batch_size,
             order=order,
             seed=seed,
             drop_last=drop_last,
@@ -261,12 +247,15 @@ class MiniBatchLoader(Loader):
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
         )
-        if not self.is_stream and not callable(self.order) and batch_size > self._draws:
+        if self.is_stream or self.calls_order:
+            return
+        largest = max(batch_size.values) if isinstance(batch_size, BatchSizes) else batch_size
+        if largest > self._draws:
             if drop_last:
-                self._check_drop_last(self._draws, batch_size)
+                self._check_drop_last(self._draws, largest)
             logger.warning(
                 "batch_size %d is over the %d samples: each epoch is one batch of %d",
-                batch_size,
+                largest,
                 self._draws,
                 self._draws,
             )

@@ -19,6 +19,7 @@ from gdtrain.monitoring import run_directory
 # What must be the same for a resumed run to end with the bits of one that was left alone.
 _MUST_MATCH = (
     *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
+    *("variance_reduction", "averaging"),
     *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
     *("microbatch_allow", "precision", "early_stopping", "engine", "trainer"),
 )

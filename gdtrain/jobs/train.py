@@ -28,6 +28,7 @@ from gdtrain.jobs.resume import is_restart, settings_of, take_up
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
 from gdtrain.training import diagnosis, distributed, evaluation, state
+from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.microbatches import UNMEASURED_SIZE
@@ -104,9 +105,16 @@ class TrainJob:
             weights = state.weights(trainer)
             if leads:
                 run_directory.write_weights(directory, weights)
+                self._write_averages(trainer, directory)
                 records.draw_loss(self.config, directory)
                 print(_closing_line(summary, directory), file=sys.stderr)
             return 0
+
+    def _write_averages(self, trainer: Trainer, directory: Path) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, Averaging) and callback.count:
+                weights = callback.weights(trainer)
+                run_directory.write_weights(directory, weights, run_directory.AVERAGED)
 
     def _ending(self, trainer: Trainer) -> tuple[str, int]:
         """How training ended, and the signal that ended it early, if one did, on any rank."""
@@ -144,15 +152,19 @@ class TrainJob:
     def _check_first_batch(self, run: Run) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
 
-        Of the first batch of the first epoch and of its last one, which may be shorter; of a
-        stream, of the first one if it is there.
+        Of the first batch of the first epoch and of its last one, which may be shorter, and
+        likewise of the phase with the shortest batch; of a stream, of the first if it is there.
         """
-        trainer, plan = run.trainer, run.loader.plan(0)
-        with stage("data"):
-            numbers = plan.ends()
-        with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
-            for number in numbers:
-                trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
+        trainer = run.trainer
+        turns = run.loader.turns(self.config.epochs)
+        shortest = min(turns[1:], key=lambda e: run.loader.outline(e).smallest_batch, default=0)
+        for epoch in sorted({0, shortest}):
+            plan = run.loader.plan(epoch)
+            with stage("data"):
+                numbers = plan.ends()
+            with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
+                for number in numbers:
+                    trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
 
     def _directory(self, leads: bool) -> Path:
         """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
@@ -262,7 +274,7 @@ def notices() -> Iterator[None]:
 def _closing_line(summary: dict[str, Any], directory: Path) -> str:
     shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
     for name, value in summary["validation"].items():
-        shown.append(f"val_{name} {value:.2%}" if name == "accuracy" else f"val_{name} {value:.4g}")
+        shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
     ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
     return (
         f"{ended}: {summary['epochs']} epochs, {summary['steps']:,} updates in "

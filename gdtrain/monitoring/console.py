@@ -82,9 +82,10 @@ class Console(Callback):
     def _open(self, trainer: Trainer) -> None:
         if self._bar is not None or not self.stream.isatty() or trainer.plan is None:
             return
-        batches = trainer.plan.num_batches
+        loader = trainer.loader
+        assert loader is not None
         self._bar = tqdm(
-            total=None if batches is None else trainer.num_epochs * batches,
+            total=None if loader.is_stream else loader.updates(trainer.num_epochs),
             initial=trainer.progress.step,
             unit="step",
             file=self.stream,
@@ -119,4 +120,4 @@ def _readings(values: dict[str, Any]) -> list[str]:
 def _reading(name: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.2%}" if name.endswith("accuracy") else f"{value:.4g}"
+    return f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"

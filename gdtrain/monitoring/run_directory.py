@@ -27,6 +27,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 WEIGHTS = "model.safetensors"
+AVERAGED = "averaged.safetensors"
 PREPROCESSING = "preprocessing.json"
 CHECKPOINTS = "checkpoints"
 PICTURE = "loss.png"
@@ -160,14 +161,14 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
 
 
-def write_weights(directory: Path, weights: dict[str, Tensor]) -> None:
+def write_weights(directory: Path, weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
     """Put the final weights in the place of what may be there; raises StorageError on failure."""
-    unfinished = directory / f"{disk.UNFINISHED}{WEIGHTS}"
-    with disk.needed(WEIGHTS):
+    unfinished = directory / f"{disk.UNFINISHED}{name}"
+    with disk.needed(name):
         unfinished.unlink(missing_ok=True)
         with disk.cleaned_up(unfinished):
             write_tensors(unfinished, weights)
-            unfinished.replace(directory / WEIGHTS)
+            unfinished.replace(directory / name)
         disk.sync_directory(directory)
 
 

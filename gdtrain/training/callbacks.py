@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of all callbacks: six moments of a run, and a cadence.
+    """Base of all callbacks: seven moments of a run, and a cadence.
 
     every_n_steps: call ``on_safe_point`` after each k-th update (k, 2k, … of ``progress.step``);
         blocks end there.
@@ -60,6 +63,13 @@ class Callback:
     def on_epoch_start(self, trainer: Trainer) -> None:
         """Before the first batch of an epoch; not again after a resume in its middle."""
 
+    def on_gradient(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
+        """The batch's gradient stands in ``.grad``, and may be corrected; then it is clipped.
+
+        Called for every update, by the eager engine only; loss: of the batch, shape []. What the
+        callback keeps for later updates must be as before if ``trainer.guard.check(loss)`` raises.
+        """
+
     def on_before_update(self, trainer: Trainer) -> None:
         """Gradients are final and the update has not been made: inspect them.
 
@@ -85,6 +95,13 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
+
+    def state_bytes(self, trainer: Trainer) -> int:
+        """What the tensors of :meth:`state_dict` may take beyond 64 MiB and four times the model.
+
+        A checkpoint in which callbacks have more is refused unread.
+        """
+        return 0
 
     def listens_to(self, event: str) -> bool:
         """Whether ``event``, such as ``on_before_update``, is to be told."""
@@ -125,6 +142,11 @@ class Listeners:
     def has(self, event: str) -> bool:
         """Whether a callback listens to the event."""
         return bool(self._of[event])
+
+    @property
+    def see_updates(self) -> bool:
+        """Whether a callback looks at every update."""
+        return self.has("on_gradient") or self.has("on_before_update")
 
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""

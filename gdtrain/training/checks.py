@@ -178,7 +178,7 @@ def check_same_data(world: World, loader: Loader) -> None:
     """Raise DataError on every rank if one of them was given other data than rank 0."""
     if world.size == 1:
         return
-    seen = world.gather([loader.num_samples, loader.batch_size or 0, loader.samples.digest()])
+    seen = world.gather([loader.num_samples, loader.outline(0).batch_size, loader.samples.digest()])
     other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]
     if other:
         names = ("samples", "batch_size", "data digest")

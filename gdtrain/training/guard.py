@@ -29,14 +29,14 @@ class Guard:
     back to :meth:`snapshot` and makes its sound steps once more. Either way parameters, buffers,
     optimizer state and torch's generators end as they were before the bad update.
 
-    deferred: look after the block, as on a device. own_step: the trainer's ``train_step`` is
+    deferred: look after the block, if that can be. own_step: the trainer's ``train_step`` is
     somebody's own and need not call ``check``; whatever it does ends in ``optimizer.step``.
     found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
     """
 
     def __init__(self, trainer: Trainer, *, deferred: bool, own_step: bool) -> None:
         self.trainer = trainer
-        self.deferred = deferred
+        self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
         held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
         self._names = {p: name for name, p in trainer.model.named_parameters()}
@@ -49,6 +49,11 @@ class Guard:
         self._rng = torch.get_rng_state()
         if own_step:
             trainer.optimizer.register_step_pre_hook(lambda *_: self.check())
+
+    @property
+    def deferred(self) -> bool:
+        """Whether to look after the block; not if a callback keeps a state of its own."""
+        return self._may_defer and not self.trainer.listeners.has("on_gradient")
 
     # ── before each update ──────────────────────────────────────────────────────────────────
 
@@ -112,7 +117,7 @@ class Guard:
         trainer = self.trainer
         if trainer.world.size == 1:
             return False
-        return trainer.is_sharded or trainer.listeners.has("on_before_update")
+        return trainer.is_sharded or trainer.listeners.see_updates
 
     # ── after a block whose flags stayed on the device ──────────────────────────────────────
 

@@ -187,7 +187,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         assert self.loader is not None
-        if callable(self.loader.order):
+        if self.loader.calls_order:
             self.engine.publish()  # an order may look at the model
         self.plan = self.loader.plan(self.progress.epoch)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
@@ -216,6 +216,7 @@ class Trainer:
         if self._needs_closure:
             return closure_step(self, batch)
         loss = self.batch_gradient(batch)
+        self.emit("on_gradient", batch, loss)
         self.finish_gradient()
         self.guard.check(loss)
         self.optimizer.step()
@@ -304,8 +305,7 @@ class Trainer:
         tensors = [as_tensor(part, "inputs") for part in parts]
         # Row numbers stand in for the targets, which predictions do not have.
         samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
-        placed = self.placed(samples)
-        return self.microbatches.retry(partial(evaluation.predict, self, placed))
+        return self.microbatches.retry(partial(evaluation.predict, self, self.placed(samples)))
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot, in copies, of everything that decides how training goes on."""

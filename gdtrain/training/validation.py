@@ -60,7 +60,7 @@ class Validation(Callback):
 
 def best_of(metric: str) -> Literal["min", "max"]:
     """Whether lower or higher values of a metric are better, by its name."""
-    return "max" if metric.endswith("accuracy") else "min"
+    return "max" if "accuracy" in metric else "min"
 
 
 class EarlyStopping(Callback):

@@ -88,12 +88,19 @@ class Monitors(Strict):
     """What to measure beside the loss: a list of names, or each name with its options."""
 
     gradient_norm: GradientNorm | None = None
+    """How steep the loss of the next batch is."""
     full_loss: FullLoss | None = None
+    """The loss of the whole training part, where batches show a part of it."""
     update_ratio: UpdateRatio | None = None
+    """How far an update moves the weights."""
     sharpness: Sharpness | None = None
+    """How curved the full loss is, and whether the learning rate suits that."""
     noise_scale: NoiseScale | None = None
+    """How large a batch may be before it stops helping."""
     sample_gradients: SampleGradients | None = None
+    """Which samples pull hardest."""
     trajectory: Trajectory | None = None
+    """Where the weights went."""
 
     @model_validator(mode="after")
     def _names_one(self) -> Monitors:
@@ -134,7 +141,7 @@ def _by_name(value: Any) -> Any:
 def _or_names(schema: dict[str, Any]) -> None:
     """Let editors take what :func:`_by_name` does."""
     name = {"enum": list(NAMES)}
-    names = {"type": "array", "items": name, "minItems": 1, "uniqueItems": True}
+    names = {"type": "array", "items": name, "minItems": 1}
     schema["anyOf"] = [*schema["anyOf"], name, names]
 
 

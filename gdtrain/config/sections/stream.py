@@ -79,6 +79,10 @@ def in_its_order(loader: Any) -> Any:
 
 def misfit(key: str | None, value: Any) -> str | None:
     """Why a setting can't be had on a stream, if so."""
+    if key == "loader" and isinstance(value, list):
+        return "must be one loader on a stream, which is one epoch"
+    if key == "loader" and not isinstance(getattr(value, "batch_size", 1), int):
+        return "batch_size must be one number on a stream, which is one epoch"
     if key == "loader" and value.name == "batch":
         return (
             "batch needs every sample for one update, and a stream has no last one; "

@@ -1,4 +1,4 @@
-"""How weights are updated: loaders, optimizers and learning-rate schedules with their options."""
+"""How weights are updated: optimizers and learning-rate schedules with their options."""
 
 from __future__ import annotations
 
@@ -8,46 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
-from gdtrain.data.names import OrderName
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Indices = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-SampleOrder = OrderName | Indices
-
-
-class BatchLoaderSection(Strict):
-    """Every sample, then one update."""
-
-    name: Literal["batch"]
-    order: SampleOrder = "sequential"
-    """reshuffle, shuffle_once, sequential, replacement, or a list of sample indices."""
-
-
-class SampleLoaderSection(Strict):
-    """One sample per update."""
-
-    name: Literal["sample"]
-    order: SampleOrder = "reshuffle"
-    """reshuffle, shuffle_once, sequential, replacement, or a list of sample indices."""
-
-
-class MiniBatchLoaderSection(Strict):
-    """batch_size samples per update."""
-
-    name: Literal["minibatch"]
-    batch_size: Positive
-    """Samples of one update; the last batch of an epoch has what is left over."""
-    order: SampleOrder = "reshuffle"
-    """reshuffle, shuffle_once, sequential, replacement, or a list of sample indices."""
-    drop_last: bool = False
-    """Leave out a last batch that is not full."""
-
-
-LoaderSection = Annotated[
-    BatchLoaderSection | SampleLoaderSection | MiniBatchLoaderSection,
-    Field(discriminator="name"),
-    shorthand("name"),
-]
 
 
 # ── optimizers ──────────────────────────────────────────────────────────────────────────────

@@ -76,8 +76,8 @@ class EngineChoice:
         wanted = self.of_run if self.wanted == "auto" and self.of_run else self.wanted
         if wanted == "auto":
             stream = trainer.loader.is_stream
-            updates = None if stream else len(trainer.loader.plan(0)) * num_epochs
-            trainer.engine = _by_rule(trainer, updates)
+            updates = None if stream else trainer.loader.updates(num_epochs)
+            trainer.engine = _by_rule(trainer, updates, num_epochs)
         elif wanted == "eager":
             trainer.engine = EagerEngine(trainer)
         else:
@@ -142,6 +142,9 @@ def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
 
     for method in overridden(trainer, _OVERRIDES):
         yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
+    for callback in trainer.callbacks:
+        if callback.listens_to("on_gradient"):
+            yield f"{type(callback).__name__} corrects the gradient of every update"
     if Listeners(trainer.callbacks).has("on_before_update"):
         yield "a callback looks at every update (on_before_update)"
     if trainer.world.size > 1:
@@ -190,7 +193,7 @@ def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
 # ── auto ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_rule(trainer: Trainer, updates: int | None) -> Engine:
+def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
     """The engine that suits the run, by its settings and what is installed alone.
 
     A compiled engine runs a model's Python code once, so it is taken unasked only for models,
@@ -202,7 +205,7 @@ def _by_rule(trainer: Trainer, updates: int | None) -> Engine:
     name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
     if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
         return EagerEngine(trainer)
-    if _work(trainer) > MAX_WORK and name == "scan":
+    if _work(trainer, num_epochs) > MAX_WORK and name == "scan":
         return EagerEngine(trainer)
     reasons = list(obstacles(trainer, name))
     if not reasons:
@@ -234,7 +237,7 @@ def _is_plain(trainer: Trainer) -> bool:
     )
 
 
-def _work(trainer: Trainer) -> int:
+def _work(trainer: Trainer, num_epochs: int) -> int:
     assert trainer.loader is not None
-    size = trainer.loader.batch_size or trainer.loader.num_samples
+    size = trainer.loader.largest_batch(num_epochs)
     return size * sum(p.numel() for p in trainer.model.parameters())

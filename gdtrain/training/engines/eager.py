@@ -26,7 +26,7 @@ class EagerEngine:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._whole: tuple[Any, tuple[Any, Any, Tensor]] | None = None
+        self._whole: tuple[Any, int, tuple[Any, Any, Tensor]] | None = None
         self._step: Callable[[Batch], Tensor] | None = None  # until somebody may change a setting
 
     def run(self, block: Block) -> Tensor:
@@ -55,12 +55,13 @@ class EagerEngine:
             return block.batches
         assert trainer.loader is not None
         samples = trainer.placed(trainer.loader.samples)
-        if self._whole is None or self._whole[0] is not samples:
+        size = plan.num_samples  # of a batch that leaves some out, it is less than there are
+        if self._whole is None or self._whole[0] is not samples or self._whole[1] != size:
             batch = next(iter(block.batches))
             if not isinstance(samples, TensorSamples):
                 return [batch]
-            self._whole = samples, (batch.inputs, batch.targets, batch.indices)
-        return [Batch(*self._whole[1])]
+            self._whole = samples, size, (batch.inputs, batch.targets, batch.indices)
+        return [Batch(*self._whole[2])]
 
     def publish(self) -> None:
         """Every update is made where everybody can see it; whoever looks may change settings."""

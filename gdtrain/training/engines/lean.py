@@ -38,7 +38,7 @@ def fits(trainer: Trainer) -> bool:
         and trainer.outputs is None
         and trainer.clip_grad_norm is None
         and trainer.clip_grad_value is None
-        and not trainer.listeners.has("on_before_update")
+        and not trainer.listeners.see_updates
         and not has_step_hooks(optimizer)
         and not overridden(trainer, _METHODS)
         and all(

@@ -1,0 +1,135 @@
+"""What SVRG and SAGA have in common: a correction whose gradient has less variance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.batch import Batch
+from gdtrain.errors import CheckpointError, ConfigError, ModelError
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.gradient import is_sum
+from gdtrain.training.parameter_vector import ParameterVector
+from gdtrain.training.plain import is_count
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+class VarianceReduction(Callback, ABC):
+    """Base of the corrections: puts v in the place of the batch's gradient ∇f_B(θ).
+
+    v is as ∇f_B(θ) on average, and its variance goes to 0 with the distance to a minimum, so that
+    a constant learning rate reaches it. The optimizer then does with v what it does with a
+    gradient: momentum, weight decay and clipping come after. Runs eagerly.
+
+    extra_gradients: how many gradients of single samples have been computed besides those of the
+    batches.
+    """
+
+    extra_gradients = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: list[str] | None = None  # of what the kept vectors are made of
+        self._used: list[str] = []  # of the parameters that have a gradient
+        self._vector: ParameterVector | None = None
+        self._first_step: int | None = None  # that this fit makes, until one was corrected
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise ConfigError if the trainer's gradients can't be corrected, saying why."""
+        for reason in self._obstacles(trainer):
+            raise ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.check(trainer)
+        self._vector_of(trainer)
+        self._first_step = trainer.progress.step
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        first, self._first_step = self._first_step, None
+        if first is not None and record["step"] > first:
+            raise ModelError(
+                f"variance_reduction: {type(trainer).__name__}.train_step makes updates without "
+                f"{type(self).__name__}; let it call super().train_step, or emit on_gradient"
+            )
+
+    def on_gradient(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
+        self._first_step = None
+        vector = self._vector_of(trainer)
+        self._correct(trainer, vector, batch, loss)
+
+    @abstractmethod
+    def _correct(
+        self, trainer: Trainer, vector: ParameterVector, batch: Batch, loss: Tensor
+    ) -> None:
+        """Correct ``.grad``, check it, then keep what the next updates need."""
+
+    def _vector_of(self, trainer: Trainer) -> ParameterVector:
+        if self._vector is None or self._vector.trainer is not trainer:
+            self._vector = ParameterVector(trainer)
+            if self._names is not None and self._names != self._vector.names:
+                raise CheckpointError(f"the state of {type(self).__name__} is of another model")
+            self._place(self._vector)
+            self._names = self._vector.names
+        return self._vector
+
+    @abstractmethod
+    def _place(self, vector: ParameterVector) -> None:
+        """Bring what is kept to the device. Raises CheckpointError if it is of another size."""
+
+    def _obstacles(self, trainer: Trainer) -> list[str]:
+        loader, found = trainer.loader, []
+        if loader is not None and loader.is_stream:
+            found.append("needs every sample again and again, and a stream gives each once")
+        if trainer.is_sharded:
+            found.append("can't be used with strategy: shard; use replicate")
+        if trainer._needs_closure:
+            found.append("corrects one gradient per update, and L-BFGS evaluates several")
+        if is_sum(trainer.loss):
+            found.append("needs a loss that averages over the samples; use reduction='mean'")
+        found += [
+            f"compares gradients of the same function, and layer {name!r} "
+            f"({type(layer).__name__}) {said}; leave it out"
+            for name, layer in trainer.model.named_modules()
+            if (said := _changes(layer))
+        ]
+        return found
+
+    def _kept(self) -> dict[str, Any]:
+        """What :meth:`_take_back` needs of a state."""
+        return {"names": self._names or [], "used": self._used, "extra": self.extra_gradients}
+
+    def _take_back(self, state: dict[str, Any], *tensors: Tensor | None) -> None:
+        """Take back what :meth:`_kept` gave; raise ValueError for what it can't have given."""
+        names, used, extra = state["names"], state["used"], state["extra"]
+        words = [*names, *used]
+        if not (all(isinstance(word, str) for word in words) and set(used) <= set(names)):
+            raise ValueError("names: they are not those of parameters")
+        if not is_count(extra):
+            raise ValueError("extra: is no number of gradients")
+        if len({tensor is None for tensor in tensors}) > 1:
+            raise ValueError("one of the kept vectors is missing")
+        for tensor in tensors:
+            if tensor is None:
+                continue
+            if not (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
+                raise ValueError("a kept gradient is not finite")
+        self._names, self._used, self.extra_gradients = list(names) or None, list(used), extra
+        self._vector = None
+
+
+def _changes(layer: nn.Module) -> str | None:
+    """Why a layer computes another function from pass to pass, if it does."""
+    if not layer.training:
+        return None
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return "makes a sample's output depend on its batch"
+    rate = getattr(layer, "dropout", None)  # of attention and recurrent layers
+    draws = layer.p > 0 if isinstance(layer, nn.modules.dropout._DropoutNd) else False
+    if draws or isinstance(layer, nn.RReLU) or (isinstance(rate, float) and rate > 0):
+        return "draws random numbers in each pass"
+    return None
