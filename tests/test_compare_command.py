@@ -52,7 +52,7 @@ def test_three_forms_of_one_configuration(capsys):
     assert found["start"]["training"]["samples"] == 45
     assert found["start"]["validation"]["samples"] == 15
     assert [f["name"] for f in found["forms"]] == ["batch", "sample", "minibatch"]
-    assert [f["loader"]["batch_size"] for f in found["forms"]] == [45, 1, 8]
+    assert [f["batch_sizes"] for f in found["forms"]] == [[45], [1], [8]]
     assert [f["updates"] for f in found["forms"]] == [3, 135, 18]  # early stopping plays no part
     assert all(set(f["final"]) == {"full_loss", "val_loss", "val_accuracy"} for f in found["forms"])
     lines = out.splitlines()

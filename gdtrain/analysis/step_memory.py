@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gdtrain.data.batch import Block
+from gdtrain.training.callbacks import Listeners
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.trainer import Trainer
 
@@ -22,8 +23,9 @@ class StepMemory:
     """Bytes of one update.
 
     step: what the update allocates, at its peak: the gathered batch, activations, gradients and
-    what the optimizer needs in between. held: what is there before and after it whatever the form:
-    parameters, buffers and the optimizer's state. The data set is in neither.
+    what the optimizer needs in between. held: what is there before and after it: parameters,
+    buffers, the optimizer's state, and what callbacks such as SAGA keep. The data set is in
+    neither.
     """
 
     step: int
@@ -71,6 +73,7 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
     engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
     that it was in. None if an update's loss or gradient is not finite.
     """
+    trainer.listeners = Listeners(trainer.callbacks)  # some may have been added
     snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
     try:
         if not len(engine.run(_first_update(trainer))):
@@ -96,15 +99,16 @@ def _first_update(trainer: Trainer) -> Block:
 
 
 def _held(trainer: Trainer) -> int:
-    """Bytes of parameters, buffers and the optimizer's state, each storage once."""
+    """Bytes of parameters, buffers and the optimizer's and callbacks' state, each storage once."""
     states = [list(state.values()) for state in trainer.optimizer.state.values()]
+    kept = [callback.state_dict() for callback in trainer.callbacks]
     modules = [trainer.model, trainer.loss]
     tensors = [
         [*module.parameters(), *module.buffers()]
         for module in modules
         if isinstance(module, torch.nn.Module)
     ]
-    return sum({s._cdata: s.nbytes() for s in _storages((states, tensors))}.values())
+    return sum({s._cdata: s.nbytes() for s in _storages((states, tensors, kept))}.values())
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

@@ -11,8 +11,8 @@ from gdtrain.config.document import Document, KeyPath
 from gdtrain.config.load import load_config
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config
+from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.stream import Stream
-from gdtrain.config.sections.updates import LoaderSection
 from gdtrain.errors import ConfigError, Fault
 
 # What decides the problem, the start and the arithmetic; the rest is how it is gone about.
@@ -67,7 +67,7 @@ def _under(path: str, overrides: Sequence[str], loader: str) -> FormConfig:
 
 
 def _check_loaders(loaders: Sequence[str]) -> None:
-    union = get_args(get_args(LoaderSection)[0])
+    union = get_args(get_args(Form)[0])
     known = [get_args(section.model_fields["name"].annotation)[0] for section in union]
     faults = []
     for loader in loaders:

@@ -116,7 +116,7 @@ class CompareJob:
 
     def _build(self, form: FormConfig, budget: Budget, lr: float | None = None) -> Run:
         """A form's objects, its schedule as long as the budget, if that is known."""
-        config = form.config.model_copy(update={"early_stopping": None})
+        config = form.config.model_copy(update={"early_stopping": None, "monitors": None})
         if lr is not None:
             rate = config.optimizer.model_copy(update={"lr": lr})
             config = config.model_copy(update={"optimizer": rate})
