@@ -40,7 +40,7 @@ def glance(result: dict[str, Any]) -> str:
         _card(
             "Final loss",
             "on all training samples; lower is better",
-            [f["final"]["full_loss"] for f in forms],
+            [_unless_diverged(f, f["final"]["full_loss"]) for f in forms],
             table.number_text,
             forms,
         )
