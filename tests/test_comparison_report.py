@@ -16,6 +16,7 @@ from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer, compare
 from gdtrain.monitoring import comparison_charts as charts
+from gdtrain.monitoring.comparison_figures import noise
 from gdtrain.monitoring.comparison_report import page
 from gdtrain.monitoring.comparison_table import bytes_text, count_text, json_text, seconds_text
 
@@ -140,6 +141,14 @@ def test_a_line_is_drawn_where_its_numbers_are():
     assert y1 == pytest.approx(bottom - margin, abs=0.1)
     ticks = re.findall(r'<text class="tick"[^>]*>([^<]*)<', text)
     assert ticks == ["0.01", "0.1", "1", *map(str, (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0))]
+
+
+def test_the_loss_that_a_full_batch_saw_lies_on_the_full_loss():
+    forms = {"batch": partial(network, BatchLoader)}  # no dropout: both are the same number
+    text = noise(compare(forms, epochs=9).result["forms"])
+    (points,) = re.findall(r'<polyline points="([^"]*)"', text)
+    dots = re.findall(r'<circle cx="([^"]*)" cy="([^"]*)" r="2.4"/>', text)
+    assert [f"{x},{y}" for x, y in dots] == points.split()[:-1]
 
 
 @pytest.mark.parametrize("values", [[], [None], [float("nan")], [0.0, -1.0]])

@@ -195,7 +195,7 @@ def noise(forms: list[Form]) -> str:
         title = f"{form['name']}: what single updates see, and the full loss"
         picture = charts.chart(
             [
-                charts.Line("", [share[place] for place in single], own, number, dots=True),
+                charts.Line("", [share[place - 1] for place in single], own, number, dots=True),
                 charts.Line("", share, curve["full_loss"], number),
             ],
             title=title,

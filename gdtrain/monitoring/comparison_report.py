@@ -78,7 +78,7 @@ def _header(result: dict[str, Any], names: str) -> str:
     start = result["start"]
     problem = result.get("problem", {})
     training, validation = start["training"], start["validation"]
-    said = f"{training['samples']:,} training samples"
+    said = f"{training['samples']:,} training sample{'s' * (training['samples'] > 1)}"
     if validation is not None:
         said += f", {validation['samples']:,} for validation"
     ((unit, amount),) = result["budget"].items()
