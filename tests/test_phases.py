@@ -268,6 +268,9 @@ def test_the_command_trains_resumes_and_tells_of_phases_that_are_never_reached(
     final = [(run / "model.safetensors").read_bytes() for run in (whole, parts)]
     assert final[0] == final[1]
     assert json.loads((parts / "summary.json").read_text())["steps"] == sum(UPDATES)
+    assert main(["--config", config, "loader.batch_size=3"]) == 2
+    said = "command line:1:1: loader.batch_size: is part of a list; give all of loader\n"
+    assert capsys.readouterr().err == said
     other = write(tmp_path, scheduler=None, loader=CONFIG["loader"][:1])
     assert main(["--config", other, "--output-dir", str(parts), "--resume"]) == 2
     other = write(tmp_path, scheduler=None, loader="batch")
