@@ -11,7 +11,6 @@ from gdtrain import BatchLoader, MiniBatchLoader, PhasedLoader, Trainer
 from gdtrain.data.loader import Loader
 from gdtrain.monitoring.console import Console
 
-
 DATA = (torch.ones(7, 1), torch.ones(7, 1))
 
 
@@ -46,6 +45,7 @@ def test_a_long_run_gets_few_lines_in_equal_distances_and_the_last():
 
 def test_the_bar_is_as_long_as_all_phases_together():
     controller, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
     loader = PhasedLoader([(1, MiniBatchLoader(DATA, batch_size=3)), (None, BatchLoader(DATA))])
     with os.fdopen(controller, "rb", buffering=0) as screen, os.fdopen(terminal, "w") as stream:
         train(stream, epochs=3, loader=loader)
