@@ -6,6 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gdtrain.analysis.compare import compare as compare
+    from gdtrain.analysis.gradient_monitors import GradientNorm as GradientNorm
+    from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
+    from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
+    from gdtrain.analysis.landscape import landscape as landscape
+    from gdtrain.analysis.lr_range import lr_range as lr_range
+    from gdtrain.analysis.sharpness_monitor import SharpnessMonitor as SharpnessMonitor
+    from gdtrain.analysis.trajectory import Trajectory as Trajectory
+    from gdtrain.analysis.update_monitors import FullLoss as FullLoss
+    from gdtrain.analysis.update_monitors import UpdateRatio as UpdateRatio
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.config.registry import register_loss as register_loss
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from gdtrain.data.mapped import mapped as mapped
     from gdtrain.data.phased_loader import PhasedLoader as PhasedLoader
     from gdtrain.data.phases import BatchSizes as BatchSizes
+    from gdtrain.monitoring.curves import plot_history as plot_history
+    from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
     from gdtrain.training.averaging import Averaging as Averaging
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
@@ -40,22 +52,34 @@ _HOMES = {
     "BatchSizes": "gdtrain.data.phases",
     "Callback": "gdtrain.training.callbacks",
     "EarlyStopping": "gdtrain.training.validation",
+    "FullLoss": "gdtrain.analysis.update_monitors",
+    "GradientNorm": "gdtrain.analysis.gradient_monitors",
     "MiniBatchLoader": "gdtrain.data.loaders",
+    "NoiseScale": "gdtrain.analysis.gradient_monitors",
     "PhasedLoader": "gdtrain.data.phased_loader",
     "Prequential": "gdtrain.training.prequential",
     "SAGA": "gdtrain.training.saga",
     "SVRG": "gdtrain.training.svrg",
+    "SampleGradients": "gdtrain.analysis.gradient_monitors",
     "SampleLoader": "gdtrain.data.loaders",
+    "SharpnessMonitor": "gdtrain.analysis.sharpness_monitor",
     "StepLosses": "gdtrain.training.callbacks",
+    "TensorBoard": "gdtrain.monitoring.tensorboard",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
+    "Trajectory": "gdtrain.analysis.trajectory",
+    "UpdateRatio": "gdtrain.analysis.update_monitors",
     "Validation": "gdtrain.training.validation",
     "register_loss": "gdtrain.config.registry",
     "register_model": "gdtrain.config.registry",
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
+    "landscape": "gdtrain.analysis.landscape",
+    "compare": "gdtrain.analysis.compare",
     "load_run": "gdtrain.config.load_run",
+    "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.mapped",
+    "plot_history": "gdtrain.monitoring.curves",
 }
 
 __all__ = sorted(_HOMES)

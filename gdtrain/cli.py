@@ -11,7 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gdtrain.commands.compare import compare
 from gdtrain.commands.convert import convert
+from gdtrain.commands.landscape import landscape
+from gdtrain.commands.lr_range import lr_range
+from gdtrain.commands.plot import plot
 from gdtrain.commands.replay import replay
 from gdtrain.commands.schema import schema
 from gdtrain.commands.train import train
@@ -27,7 +31,16 @@ from gdtrain.errors import (
 from gdtrain.training.signals import release
 
 EXIT_BAD_INPUT = 2
-COMMANDS = {"convert": convert, "replay": replay, "schema": schema, "verify": verify}
+COMMANDS = {
+    "compare": compare,
+    "convert": convert,
+    "landscape": landscape,
+    "lr-range": lr_range,
+    "plot": plot,
+    "replay": replay,
+    "schema": schema,
+    "verify": verify,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -82,3 +82,7 @@ class StorageError(GdtrainError, OSError):
 
 class ProcessError(GdtrainError, RuntimeError):
     """Another process of the run has ended, or has not answered in time."""
+
+
+class MissingPackageError(GdtrainError, ImportError):
+    """A package that belongs to an extra of gdtrain is not installed."""

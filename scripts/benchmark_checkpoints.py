@@ -2,17 +2,21 @@
 
     python scripts/benchmark_checkpoints.py [--repeats 15] [--directory DIR]
 
-The run is that of configs/minibatch.yaml, 40 epochs of 23 updates, on one thread. Both take
-turns in one process, in an order that changes. Compared are the medians of the wall time; the
-quickest runs of each, which what else runs on the machine has disturbed least; and the time on
-processors, of all threads, which it does not disturb. DIR decides which disk is written to.
-Exits with 1 if saving adds more than 3 % by the medians and by the quickest runs.
+The run is that of configs/minibatch.yaml, 40 epochs of 23 updates, on one thread. First the
+updates alone, ``fit``: both take turns in one process, in an order that changes. Compared are
+the medians of the wall time; the quickest runs of each, which what else runs on the machine has
+disturbed least; and the time on processors, of all threads, which it does not disturb. Then
+what a user waits for, the whole command, which always saves at both ends, with saves on the way
+and without, in processes of their own. DIR decides which disk is written to.
+Exits with 1 if saving adds more than 3 % to the median of the updates alone, the strictest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -70,10 +74,16 @@ def main() -> int:
         without, with_ = figure(of[False]), figure(of[True])
         ratios.append(with_ / without)
         print(f"{name:<22}{without:>10.3f}{with_:>10.3f}{ratios[-1]:>10.4f}")
+    commands: dict[bool, list[float]] = {False: [], True: []}
+    for repeat in range(options.repeats):
+        for saving in (False, True) if repeat % 2 else (True, False):
+            commands[saving].append(_command(options.directory, saving))
+    without, with_ = (statistics.median(commands[saving]) for saving in (False, True))
+    print(f"{'whole command, median':<22}{without:>10.3f}{with_:>10.3f}{with_ / without:>10.4f}")
     quantiles = statistics.quantiles(saves, n=100)
     print(f"a save: p50 {quantiles[49] * 1e3:.2f} ms, p99 {quantiles[98] * 1e3:.2f} ms")
     print(f"written: {len(saves)} of {(steps // EVERY + 2) * options.repeats} that were due")
-    return 0 if min(ratios[:2]) <= ALLOWED else 1
+    return 0 if ratios[0] <= ALLOWED else 1
 
 
 def _run(directory: Path | None, saves: list[float] | None) -> tuple[float, float]:
@@ -93,6 +103,18 @@ def _run(directory: Path | None, saves: list[float] | None) -> tuple[float, floa
         if saves is not None:
             saves += store.seconds
     return seconds
+
+
+def _command(directory: Path | None, saving: bool) -> float:
+    """Seconds that the train command takes from its start to its end."""
+    cadence = [f"checkpoint.every_n_steps={EVERY}"] if saving else []
+    with tempfile.TemporaryDirectory(dir=directory) as place:
+        command = [sys.executable, "-m", "gdtrain", "--config", str(CONFIG), *cadence]
+        command += ["checkpoint.every_seconds=null", "--output-dir", f"{place}/out"]
+        started = time.perf_counter()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+        return time.perf_counter() - started
 
 
 def _steps() -> int:

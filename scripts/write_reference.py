@@ -55,6 +55,10 @@ def reference(schema: dict[str, Any]) -> str:
         if common:
             lines.append(f"\nEvery `{key}` also takes:\n")
             lines += _table(forms[0], parts, only=common)
+        for name, part in forms[0]["properties"].items() if len(forms) == 1 else ():
+            for inner in _forms(part, parts):
+                lines.append(f"\n`{key}.{name}`: {_sentence(inner)}\n")
+                lines += _table(inner, parts)
     return "\n".join(lines) + "\n\n"
 
 

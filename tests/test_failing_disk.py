@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from failing_disks import WAYS, Figures, fail_fits, fail_saves
 from fake_disk import Failing
 from power_cuts import state_of
@@ -47,12 +49,24 @@ def test_a_fit_with_a_failing_call_raises_or_ends_well_saved() -> None:
     )
 
 
-def test_the_room_of_an_unfinished_checkpoint_is_given_back(tmp_path: Path) -> None:
+# Small tensors go to the disk in one call, after that which makes the file; of large ones the
+# third writes the first of them.
+@pytest.mark.parametrize(
+    ("state", "number"),
+    [(state_of(2), 2), ({"a": torch.ones(200_000), "b": torch.ones(100_000)}, 3)],
+    ids=["small", "large"],
+)
+def test_the_room_of_an_unfinished_checkpoint_is_given_back(
+    tmp_path: Path, state: dict[str, Any], number: int
+) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     store.save(1, state_of(1))
     said = r"^\[Errno 28\] No space left on device: '.*/\.unfinished-step-0000000002/tensors"
-    with Failing(tmp_path, 5, errno.ENOSPC).active() as failing, pytest.raises(OSError, match=said):
-        store.save(2, state_of(2))
+    with (
+        Failing(tmp_path, number, errno.ENOSPC).active() as failing,
+        pytest.raises(OSError, match=said),
+    ):
+        store.save(2, state)
     assert failing.failed[0].startswith("write ")
     assert [path.name for path in store.directory.iterdir()] == ["step-0000000001"]
 

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+import weakref
 
 from gdtrain.training.signals import SAVING, STOPPING, SignalDesk
 
@@ -108,3 +109,39 @@ def test_a_signal_of_a_forked_process_is_not_taken_for_the_programs_own():
         """
     )
     assert done.stdout.splitlines() == ["[] (0, 0)", "[2]", "-15"], done.stderr
+
+
+def test_a_closed_desk_keeps_nobody_alive():
+    class Told:
+        def stop(self, signum: int) -> None: ...
+
+        def save(self) -> None: ...
+
+    told, desk = Told(), SignalDesk()
+    alive = weakref.ref(told)
+    desk.watch(told.stop, told.save)
+    desk.close()
+    del told
+    assert alive() is None
+
+
+def test_a_signal_before_the_desk_is_there_waits_for_it():
+    program = textwrap.dedent(
+        """
+        import os, signal, time
+        from gdtrain.training.signals import SignalDesk, hold
+
+        hold()
+        os.kill(os.getpid(), signal.SIGUSR1)  # would end the process
+        told = []
+        desk = SignalDesk()
+        desk.watch(told.append, lambda: told.append("save"))
+        while not told:
+            time.sleep(0.001)
+        print(told)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['save']\n", "")

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 Job = Callable[[], object]
 
+# Seconds without a job after which the thread ends; starting one costs as much as a small save.
+_IDLE = 5.0
+
 
 class Background:
     """Runs jobs in a thread, at most one at once, while at most one more waits.
@@ -18,16 +21,18 @@ class Background:
         self._failed = failed
         self._state = threading.Condition()
         self._waiting: Job | None = None
-        self._running = False
+        self._running = False  # a job, not the thread
+        self._thread = False
         self._error: Exception | None = None
 
     def submit(self, job: Job) -> None:
         """Run ``job`` after those before it; wait here only while another one waits already."""
         with self._state:
             self._state.wait_for(lambda: self._waiting is None)
-            self._waiting = job
-            if not self._running:
-                self._running = True
+            self._waiting, self._running = job, True
+            self._state.notify_all()
+            if not self._thread:
+                self._thread = True
                 threading.Thread(target=self._run, name="gdtrain-checkpoints", daemon=True).start()
 
     def wait(self) -> None:
@@ -39,16 +44,24 @@ class Background:
             raise error
 
     def _run(self) -> None:
-        while True:
-            with self._state:
-                job, self._waiting = self._waiting, None
-                self._state.notify_all()
-                if job is None:
-                    self._running = False
-                    return
+        while (job := self._next()) is not None:
             self._error = None
             try:
                 job()
             except Exception as error:  # told now, and raised where the training waits for it
                 self._error = error
                 self._failed(error)
+            del job  # and the state that it holds
+
+    def _next(self) -> Job | None:
+        """The job that waits, or None if there was none for a while."""
+        with self._state:
+            if self._waiting is None:
+                self._running = False
+                self._state.notify_all()
+                if not self._state.wait_for(lambda: self._waiting is not None, _IDLE):
+                    self._thread = False
+                    return None
+            job, self._waiting = self._waiting, None
+            self._state.notify_all()
+            return job

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gdtrain.errors import ConfigError, Fault
@@ -48,3 +50,19 @@ def import_modules(names: list[str]) -> None:
                 raise  # the module is there, and what it imports is not
             message = f"module {name!r} not found; it must be importable from here"
             raise ConfigError([Fault("--import", message, "command line")]) from None
+
+
+@contextmanager
+def faults_of_options() -> Iterator[None]:
+    """Say of a fault that has no place in a file that it is one of an option."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                Fault(f"--{f.key.replace('_', '-')}", f.message, "command line")
+                if f.path is None
+                else f
+                for f in error.faults
+            ]
+        ) from error

@@ -18,7 +18,11 @@ examples:
   python -m gdtrain --config mine.yaml --import my_models
 
 other commands:
+  python -m gdtrain compare     train several forms side by side, with a report to look at
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
+  python -m gdtrain landscape   draw the loss around the way that the weights have taken
+  python -m gdtrain lr-range    raise the learning rate until the loss diverges; suggest one
+  python -m gdtrain plot        draw loss and learning rate of one or several runs
   python -m gdtrain replay      rebuild the state before any update of a run, and look at it
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact

@@ -15,6 +15,7 @@ from gdtrain.config import registry
 from gdtrain.config.build_data import REGRESSION, prepare_data
 from gdtrain.config.build_loss import build_loss
 from gdtrain.config.build_model import sized_model
+from gdtrain.config.build_monitors import build_monitors
 from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.memory import out_of_memory
 from gdtrain.config.schema import Config
@@ -101,6 +102,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             watchers.append(_early_stopping(config, metrics))
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
+        monitors = build_monitors(config.monitors)
         trainer: Trainer = trainer_type(
             model,
             loss,
@@ -112,7 +114,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             scheduler_per=config.scheduler.per if config.scheduler else "epoch",
             validation=_validation(config, validation),
             metrics=metrics,
-            callbacks=[*watchers, *(callbacks or [])],
+            callbacks=[*watchers, *monitors, *(callbacks or [])],
             clip_grad_norm=config.clip_grad_norm,
             clip_grad_value=config.clip_grad_value,
             microbatch_size=config.microbatch_size,
@@ -125,6 +127,9 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
         for callback in trainer.callbacks:
             if isinstance(callback, VarianceReduction | Averaging):
                 callback.check(trainer)
+    for monitor in monitors:
+        with stage(f"monitors.{monitor.name}"):
+            monitor.check(trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return Run(config, trainer, loader, validation, data.preprocessing)

@@ -190,9 +190,11 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     root = config_model()
     if not path:
         return root
-    section = _section_at(path, data)
-    if section is None or str(path[0]) not in root.model_fields:
+    if str(path[0]) not in root.model_fields:
         return None
+    section = _section_at(path, data)
+    if len(path) > 1 and section is None:
+        return _model_below(root.model_fields[str(path[0])].annotation, path[1:])
     form = section
     if isinstance(section, dict):
         default = "sgd" if path[0] == "optimizer" else None
@@ -202,6 +204,15 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
         if tag is None or form in get_args(tag.annotation):
             return member
     return None
+
+
+def _model_below(annotation: Any, path: KeyPath) -> type[BaseModel] | None:
+    """The model at ``path`` within a section that has one form, if there is one."""
+    members = _members(annotation)
+    if len(members) != 1 or not path:
+        return members[0] if len(members) == 1 else None
+    field = members[0].model_fields.get(str(path[0]))
+    return _model_below(field.annotation, path[1:]) if field else None
 
 
 def _section_at(path: KeyPath, data: Any) -> Any:

@@ -21,6 +21,8 @@ from gdtrain.config.sections.data import Data, DataSection, Source
 from gdtrain.config.sections.loaders import LoaderSection, check_phases
 from gdtrain.config.sections.losses import Loss, LossSection
 from gdtrain.config.sections.models import Model, ModelSection
+from gdtrain.config.sections.monitors import Monitors, MonitorsSection
+from gdtrain.config.sections.monitors import misfit as monitors_misfit
 from gdtrain.config.sections.updates import OptimizerSection, ScheduleSection
 from gdtrain.errors import ConfigError
 
@@ -55,10 +57,16 @@ class EarlyStoppingSection(Strict):
 
 
 class LogSection(Strict):
-    """What goes into metrics.jsonl besides the epochs."""
+    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
 
     every_n_steps: Positive = 50
     """Record step, loss and learning rate of every k-th update."""
+    csv: bool = False
+    """Write metrics.csv too: the same numbers as a table."""
+    tensorboard: bool = False
+    """Write the same numbers for TensorBoard, into tensorboard/ of the run's directory."""
+    picture: bool = True
+    """Draw loss.png when training is over, if matplotlib is installed."""
 
 
 class CheckpointSection(Strict):
@@ -132,7 +140,9 @@ class Config(Strict):
     early_stopping: EarlyStoppingSection | None = None
     """Stop when a metric has not improved for some epochs."""
     log: LogSection = LogSection()
-    """What goes into metrics.jsonl besides the epochs."""
+    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
+    monitors: MonitorsSection = None
+    """What to measure beside the loss: a list of names, or each name with its options."""
     checkpoint: CheckpointSection = CheckpointSection()
     """When to save checkpoints."""
     trainer: str | None = None
@@ -155,6 +165,15 @@ class Config(Strict):
     def _fits_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
         said = stream.misfit(info.field_name, value)
         if said and isinstance(info.data.get("data"), stream.Stream):
+            raise ValueError(said)
+        return value
+
+    @field_validator("monitors")
+    @classmethod
+    def _can_look(cls, value: Monitors | None, info: ValidationInfo) -> Monitors | None:
+        is_stream = isinstance(info.data.get("data"), stream.Stream)
+        said = monitors_misfit(value) if value is not None and is_stream else None
+        if said:
             raise ValueError(said)
         return value
 

@@ -24,10 +24,10 @@ from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.jobs import records
 from gdtrain.jobs.resume import is_restart, settings_of, take_up
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
-from gdtrain.monitoring.metrics_log import MetricsLog
 from gdtrain.training import diagnosis, distributed, evaluation, state
 from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
@@ -64,6 +64,7 @@ class TrainJob:
 
     def _train(self, world: World) -> int:
         with faults_placed(self.document), notices():
+            records.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
             with stage(""):
@@ -72,7 +73,7 @@ class TrainJob:
         directory = self._directory(leads)
         console = Console()
         checkpoints = self._checkpoints(directory)
-        log = [MetricsLog(directory / run_directory.METRICS, self.config.log.every_n_steps)]
+        log = records.logs(self.config.log, trainer, directory)
         shown = [console] if leads else []
         trainer.callbacks += [*(log if leads else []), checkpoints, *shown, _Stops(self.signals)]
         self.signals.watch(
@@ -94,6 +95,8 @@ class TrainJob:
                 if leads:
                     summary = run_directory.write_summary(directory, trainer, status)
             if status == "non_finite":
+                if leads:
+                    records.draw_loss(self.config, directory)
                 return EXIT_NON_FINITE
             if interrupted:
                 if leads:
@@ -104,6 +107,7 @@ class TrainJob:
             if leads:
                 for name, weights in files.items():
                     run_directory.write_weights(directory, weights, name)
+                records.draw_loss(self.config, directory)
                 print(_closing_line(summary, directory), file=sys.stderr)
             return 0
 
@@ -117,6 +121,7 @@ class TrainJob:
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
         with faults_placed(self.document), notices():
+            records.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
         trainer, plan = run.trainer, run.loader.plan(0)

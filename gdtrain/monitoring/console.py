@@ -51,7 +51,8 @@ class Console(Callback):
             f"epoch {epoch:>{len(str(last))}}/{last}",
             f"train_loss {record['train_loss']:.4g}",
         ]
-        shown += _readings({k: v for k, v in record.items() if k.startswith(("val_", "prequ"))})
+        of_epoch = {k: v for k, v in record.items() if k.startswith(("val_", "prequ"))}
+        shown += _readings(of_epoch | _numbers(trainer))
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
         line = "  ".join(shown)
         if self._bar is None:
@@ -105,8 +106,18 @@ class Console(Callback):
 
 def _reported(trainer: Trainer) -> list[str]:
     """What the callbacks report, in words."""
-    return [word for callback in trainer.callbacks for word in _readings(callback.report())]
+    return _readings(_numbers(trainer))
+
+
+def _numbers(trainer: Trainer) -> dict[str, float]:
+    return {k: v for callback in trainer.callbacks for k, v in callback.report().items()}
 
 
 def _readings(values: dict[str, Any]) -> list[str]:
-    return [f"{k} {v:.2%}" if "accuracy" in k else f"{k} {v:.4g}" for k, v in values.items()]
+    return [f"{name} {_reading(name, value)}" for name, value in values.items()]
+
+
+def _reading(name: str, value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"

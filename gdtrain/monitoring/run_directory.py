@@ -20,7 +20,7 @@ from gdtrain.checkpoint import disk
 from gdtrain.checkpoint.format import write_tensors
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError
-from gdtrain.monitoring.metrics_log import finite
+from gdtrain.monitoring.metrics_file import finite
 from gdtrain.training.trainer import Trainer
 
 CONFIG = "config.yaml"
@@ -30,6 +30,21 @@ WEIGHTS = "model.safetensors"
 AVERAGED = "averaged.safetensors"
 PREPROCESSING = "preprocessing.json"
 CHECKPOINTS = "checkpoints"
+PICTURE = "loss.png"
+CSV = "metrics.csv"
+TENSORBOARD = "tensorboard"
+TRAJECTORY = "trajectory.npz"
+_WRITTEN = (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    WEIGHTS,
+    PREPROCESSING,
+    CHECKPOINTS,
+    CSV,
+    TENSORBOARD,
+    TRAJECTORY,
+)
 
 
 def new_directory(wanted: Path | None, name: str) -> Path:
@@ -77,7 +92,7 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
             said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
             raise OutputError(said)
         directory = parent / str(max(numbers))
-    disk.check_inside(directory, (CONFIG, METRICS, SUMMARY, WEIGHTS, PREPROCESSING, CHECKPOINTS))
+    disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
         raise OutputError(f"{directory} holds no run to resume; check --output-dir")
     return directory

@@ -35,6 +35,8 @@ class Callback:
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
     every_seconds: float | None = None
+    reported_at: int | None = None
+    """The step of which the numbers of :meth:`report` are; None: of the moment."""
     _last_call: float = -math.inf
 
     def __init__(

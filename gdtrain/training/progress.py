@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from gdtrain.data.batch import Block
+
+_SHOWN_ROWS = 20  # of a long history, at its start and at its end
 
 
 @dataclass
@@ -103,7 +106,8 @@ class History:
 
     ``history.train_loss``, ``history.val_loss``, … are lists with one value per epoch; None
     stands where an epoch has no such value. ``history.columns()`` gives them all, as
-    ``pandas.DataFrame`` takes them.
+    ``pandas.DataFrame`` takes them; ``history.table()`` is a table to print, ``history.plot()`` a
+    picture. In a notebook, the history shows itself as a table.
     """
 
     def __init__(self) -> None:
@@ -125,5 +129,50 @@ class History:
         names = {name: None for record in self.epochs for name in record}
         return {name: [record.get(name) for record in self.epochs] for name in names}
 
+    def table(self, *columns: str) -> str:
+        """The epochs as a table in Markdown, one a row; of the named columns, or of all."""
+        head, *rows = self._cells(columns)
+        widths = [max(3, *map(len, cells)) for cells in zip(head, *rows, strict=True)]
+        ruled = [head, ["-" * (width - 1) + ":" for width in widths], *rows]
+        lines = [
+            " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+            for row in ruled
+        ]
+        return "\n".join(f"| {line} |" for line in lines)
+
+    def plot(self, *columns: str) -> Any:
+        """Loss and learning rate, or the named columns, against the epochs.
+
+        Returns a matplotlib Figure, which a notebook shows; ``savefig`` writes it. Raises
+        DataError before an epoch has finished, MissingPackageError without matplotlib.
+        """
+        import gdtrain  # which knows where pictures are drawn: above this room
+
+        return gdtrain.plot_history(self, *columns)
+
+    def _repr_html_(self) -> str:
+        head, *rows = self._cells(())
+        if len(rows) > 2 * _SHOWN_ROWS:
+            left_out = ["…"] * len(head)
+            rows = [*rows[:_SHOWN_ROWS], left_out, *rows[-_SHOWN_ROWS:]]
+        body = "".join(_html_row(row, "td") for row in rows)
+        return f"<table><thead>{_html_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+
+    def _cells(self, names: tuple[str, ...]) -> list[list[str]]:
+        """The names of columns, by default of all, and below them the values, as text."""
+        chosen = list(names or self.columns() or ["epoch"])
+        held = [getattr(self, name) for name in chosen] if self.epochs else [[] for _ in chosen]
+        return [chosen, *([_cell(value) for value in row] for row in zip(*held, strict=True))]
+
     def __repr__(self) -> str:
         return f"History({len(self)} epochs: {', '.join(self.columns())})"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _html_row(cells: list[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

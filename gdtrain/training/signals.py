@@ -133,6 +133,7 @@ class SignalDesk:
         self._thread.join()
         os.close(self._reader)
         self._previous = {}
+        self._stop = self._save = None  # what runs after a fork keeps this object for ever
 
     def _leave(self) -> None:
         """In a process that was forked off, such as a data loader's: the pipe is not its own."""

@@ -1,0 +1,275 @@
+"""The learning-rate range test: what the full loss does as the learning rate rises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gdtrain.analysis.objective import loss_preserved, rereadable
+from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.loaders import Loader
+from gdtrain.data.settings import whole_number
+from gdtrain.errors import ConfigError, ModelError
+from gdtrain.monitoring.curves import smoothed
+from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.guard import Snapshot
+from gdtrain.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from gdtrain.monitoring.picture import Picture
+
+SPAN = 5  # of the smoothing: β = 0.8
+DIVERGED = 4.0  # times the loss before the first update
+
+
+@dataclass(frozen=True)
+class LrRange:
+    """What a range test has found.
+
+    lrs, losses, smoothed: at each look, the learning rate of the last update, the full loss after
+    it, and that smoothed. first_loss: before the first update. updates: that were made.
+    diverged: whether the test ended early for it.
+    steepest: the learning rate at which the smoothed loss fell fastest. lowest: where it was
+    lowest. suggestion: the smaller of ``steepest`` and ``lowest`` / 10. All None if it never fell.
+    sharpness: λ, the largest eigenvalue of the full loss's Hessian at the weights before the test.
+    stability_limit: the learning rate above which full-batch descent, with the momentum in use,
+    can't settle in its direction; 2/λ without momentum. None where it can't be computed, for
+    ``no_limit``, a reason in words.
+    gradient_evaluations: what λ cost, in gradients of the full loss.
+    """
+
+    lrs: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    first_loss: float
+    updates: int
+    diverged: bool
+    steepest: float | None
+    lowest: float | None
+    suggestion: float | None
+    sharpness: float | None = None
+    stability_limit: float | None = None
+    no_limit: str | None = None
+    gradient_evaluations: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A short table."""
+        ended = "loss diverged" if self.diverged else "loss did not diverge"
+        rows = [
+            ("tested", f"{self.lrs[0]:.3g} to {self.lrs[-1]:.3g}, {self.updates} updates; {ended}")
+            if self.lrs
+            else ("tested", f"{self.updates} updates; {ended} at once"),
+            ("full loss before", f"{self.first_loss:.4g}"),
+            ("steepest descent at", _said(self.steepest)),
+            ("lowest loss at", _said(self.lowest)),
+            ("stability limit", _said(self.stability_limit, self.no_limit or "not asked for")),
+            ("suggestion", _said(self.suggestion, "none: the full loss never fell")),
+        ]
+        if self.sharpness is not None:
+            said = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
+            rows.insert(5, ("sharpness λ", said))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {said}" for name, said in rows)
+
+    def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
+        """Its picture. Raises MissingPackageError without matplotlib."""
+        from gdtrain.monitoring.plots import Curve, Mark, draw
+
+        marks = []
+        for label, at, style in (
+            ("suggestion", self.suggestion, 2),
+            ("stability limit of full-batch descent", self.stability_limit, 6),
+        ):
+            if at is not None:
+                marks.append(Mark(f"{label}: {at:.2g}", at, style))
+        label = f"full loss, smoothed over {SPAN} (thin: each)"
+        curves = [Curve(label, self.lrs, self.smoothed, raw=self.losses)]
+        return draw(
+            curves,
+            title="Learning-rate range test" + (f": {name}" if name else ""),
+            x_label="learning rate α of the update",
+            y_label=loss_label,
+            log_x=True,
+            marks=[*marks, Mark("before the first update", self.first_loss, 3, level=True)],
+        )
+
+
+def lr_range(
+    trainer: Trainer,
+    *,
+    start: float = 1e-6,
+    stop: float = 10.0,
+    updates: int = 100,
+    every: int = 1,
+    limit: bool = True,
+    loader: Loader | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> LrRange:
+    """The learning-rate range test (Smith, 2017; Smith and Topin, 2018), on the full loss.
+
+    Makes ``updates`` updates from the trainer's loader, update i = 0, 1, … with the learning rate
+    start · (stop / start)^(i / (updates - 1)), and evaluates the loss over all samples of
+    ``loader`` (the trainer's if left out) after each ``every``-th. Where Smith looks at the loss
+    of the batch, which for one sample is mostly noise, this looks at the full loss J. Groups of
+    parameters keep the ratios of their learning rates; lr is that of the first.
+
+    J is smoothed over looks by the exponential moving average with β = 0.8, corrected for its bias
+    (:func:`~gdtrain.monitoring.curves.smoothed`). The test ends early, as diverged, where a loss,
+    gradient or J is not finite, or J > J_0 + 3 max(|J_0|, J_0 - min J): four times the J_0 before
+    the first update, if that is positive. ``suggestion`` is the smaller of two
+    rules of thumb: where smoothed J falls fastest against log lr up to its minimum, and a tenth of
+    the lr of the minimum.
+
+    limit: compute the stability limit too (:func:`~gdtrain.analysis.sharpness.stability_limit`),
+    at the weights before the test. advance: called with the number of updates just made.
+
+    Weights, buffers, optimizer, schedule, gradients, modes and all random number generators are
+    put back bit for bit, however the test ends; no callback is called. Raises DataError for a
+    stream, ConfigError for a range that is none, ModelError as ``fit`` does.
+    """
+    _check(start, stop, updates, every)
+    rereadable(trainer)
+    judged = rereadable(trainer, loader)
+    limits = _limit(trainer, judged) if limit else {}
+    lrs = np.geomspace(start, stop, updates)
+    looks: list[tuple[float, float]] = []
+    with _restored(trainer):
+        first = trainer.evaluate(judged)["loss"]
+        made, lowest, diverged = 0, first, False
+        for lr, (plan, number, batch) in zip(lrs.tolist(), _batches(trainer), strict=False):
+            if not _update(trainer, lr, Block(plan, number, number + 1, [batch])):
+                diverged = True
+                break
+            made += 1
+            if advance is not None:
+                advance(1)
+            if made % every and made != updates:
+                continue
+            loss = trainer.evaluate(judged)["loss"]
+            if not math.isfinite(loss):
+                diverged = True
+                break
+            looks.append((lr, loss))
+            lowest = min(lowest, loss)
+            if loss > _bound(first, lowest):
+                diverged = True
+                break
+    return _judged(looks, first, made, diverged, limits)
+
+
+def _check(start: float, stop: float, updates: int, every: int) -> None:
+    whole_number("updates", updates, minimum=3)
+    whole_number("every", every, minimum=1)
+    if not 0 < start < math.inf:
+        raise ConfigError.of("from", f"must be > 0, got {start}")
+    if not start < stop < math.inf:
+        raise ConfigError.of("to", f"must be > the {start:g} to start from, got {stop}")
+
+
+def _bound(first: float, lowest: float) -> float:
+    """The full loss from which on the test has diverged."""
+    return first + (DIVERGED - 1) * max(abs(first), first - lowest)
+
+
+def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
+    """The batches that the next updates would have, from the start of the present epoch on."""
+    loader = trainer.loader
+    assert loader is not None
+    epoch = trainer.progress.epoch
+    while True:
+        plan = loader.plan(epoch)
+        for number, batch in enumerate(trainer.read(loader, plan)):
+            yield plan, number, batch
+        epoch += 1
+
+
+def _update(trainer: Trainer, lr: float, block: Block) -> bool:
+    """Make one update with a learning rate; return whether loss and gradient were finite."""
+    groups = trainer.optimizer.param_groups
+    present = float(groups[0]["lr"])
+    for group in groups:
+        group["lr"] = lr * float(group["lr"]) / present if present else lr
+    groups[0]["lr"] = lr
+    trainer.engine.publish()  # it may have kept the old one
+    return len(trainer.engine.run(block)) == 1
+
+
+@contextmanager
+def _restored(trainer: Trainer) -> Iterator[None]:
+    """Let updates be made, and put everything back that they change."""
+    trainer.engine.publish()
+    kept = (trainer.engine, trainer.callbacks, trainer.outputs)
+    gradients = [(p, p.grad) for p in _parameters(trainer)]
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    before = Snapshot(trainer)
+    with loss_preserved(trainer):
+        try:
+            trainer.engine, trainer.callbacks, trainer.outputs = EagerEngine(trainer), [], None
+            for parameter, _ in gradients:
+                parameter.grad = None  # else the updates would write into the tensors kept here
+            trainer.model.train()
+            yield
+        finally:
+            before.restore()
+            trainer.engine, trainer.callbacks, trainer.outputs = kept
+            for module, mode in modes:
+                module.training = mode
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+def _parameters(trainer: Trainer) -> list[torch.Tensor]:
+    return [p for group in trainer.optimizer.param_groups for p in group["params"]]
+
+
+def _limit(trainer: Trainer, loader: Loader) -> dict[str, Any]:
+    """λ, the limit of stability and what they cost, or why there is none."""
+    per_lr = stability_limit(trainer.optimizer)
+    if per_lr is None:
+        kind = type(trainer.optimizer).__name__
+        return {"no_limit": f"there is none for {kind} as it is set"}
+    try:
+        found = largest_eigenvalue(trainer, loader)
+    except ModelError as error:
+        return {"no_limit": str(error)}
+    known = {"sharpness": found.value, "gradient_evaluations": found.gradient_evaluations}
+    curvature = found.value + trainer.optimizer.param_groups[0]["weight_decay"]
+    if not curvature > 0:
+        return {**known, "no_limit": "the loss curves nowhere upwards here"}
+    return {**known, "stability_limit": per_lr / curvature}
+
+
+def _judged(
+    looks: list[tuple[float, float]],
+    first: float,
+    updates: int,
+    diverged: bool,
+    limits: dict[str, Any],
+) -> LrRange:
+    lrs, losses = [lr for lr, _ in looks], [loss for _, loss in looks]
+    mean = [value for value in smoothed(losses, SPAN) if value is not None]
+    steepest = lowest = suggestion = None
+    if len(mean) >= 3:
+        at = int(np.argmin(mean))
+        slopes = np.gradient(np.array(mean), np.log(lrs))[: at + 1]
+        if mean[at] < first and slopes.min() < 0:
+            steepest, lowest = lrs[int(np.argmin(slopes))], lrs[at]
+            suggestion = min(steepest, lowest / 10)
+    return LrRange(
+        lrs, losses, mean, first, updates, diverged, steepest, lowest, suggestion, **limits
+    )
+
+
+def _said(value: float | None, otherwise: str = "nowhere: it never fell") -> str:
+    return otherwise if value is None else f"{value:.3g}"

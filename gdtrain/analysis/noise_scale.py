@@ -1,0 +1,164 @@
+"""The gradient noise scale: how large a batch may be before it stops helping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gdtrain.analysis.objective import rereadable, trained, undisturbed
+from gdtrain.analysis.sample_gradients import PerSample, mean_weight, take
+from gdtrain.data.batch import Batch
+from gdtrain.data.loaders import Loader
+from gdtrain.data.order import generator
+from gdtrain.data.settings import whole_number
+from gdtrain.errors import DataError
+from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.trainer import Trainer
+
+_DRAW_KEY = 0x401E  # keeps these draws apart from those of orders
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    """How the gradients of samples scatter about that of the data set.
+
+    covariance_trace: tr Σ, the variance of a sample's gradient summed over its components.
+    gradient_square: |G|², of the full loss's gradient. Being unbiased, it may come out below 0
+    where the noise of the samples looked at is larger than the gradient.
+    num_samples: that were looked at.
+    """
+
+    covariance_trace: float
+    gradient_square: float
+    num_samples: int
+
+    @property
+    def scale(self) -> float:
+        """B_simple = tr Σ / |G|²; infinite where |G|² is not seen for noise."""
+        if not self.gradient_square > 0:
+            return math.inf if self.covariance_trace > 0 else math.nan
+        return self.covariance_trace / self.gradient_square
+
+    @property
+    def critical_batch_size(self) -> float:
+        """The batch size that the noise scale suggests, an int >= 1, or infinite.
+
+        At B = B_simple an update gains half of what a noiseless one would, and twice the samples
+        for the same progress are used (McCandlish et al., 2018, sections 2.2 and 2.3): a
+        larger batch wastes samples, a smaller one updates.
+        """
+        return max(1, round(self.scale)) if math.isfinite(self.scale) else self.scale
+
+
+def gradient_noise(
+    trainer: Trainer,
+    loader: Loader | None = None,
+    *,
+    num_samples: int | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+) -> GradientNoise:
+    """tr Σ and \\|G|² at the present weights, estimated without bias (McCandlish, Kaplan, Amodei
+    and others, 2018, "An empirical model of large-batch training", section 2.2, appendix A.1).
+
+    From N samples, drawn without replacement, in K random groups of B with mean gradients g_k, and
+    ḡ = (1/N) Σ B g_k:
+
+        tr Σ = 1/(K - 1) Σ_k B |g_k - ḡ|²,       |G|² = |ḡ|² - (1/N - 1/n) tr Σ.
+
+    With B = 1 the first is the trace of the samples' covariance (with N - 1), from per-sample
+    gradients of torch.func; larger groups take one pass each and are for models that it can't
+    take, or too large for it. McCandlish's two-batch form is K groups against one of N; we take
+    all groups, and, with 1/n, the data set rather than a world behind it as the whole: from all
+    n samples |G|² is exact. The model is in eval mode; dropout's noise is not counted.
+
+    num_samples: N, all n of the loader's data set if left out or more; B < N. seed: of the draw.
+    Nothing of the trainer is changed. Raises DataError for a stream or fewer than two groups.
+    """
+    loader = rereadable(trainer, loader)
+    whole_number("batch_size", batch_size, minimum=1)
+    n = loader.num_samples
+    wanted = n if num_samples is None else min(n, whole_number("num_samples", num_samples, 2))
+    if wanted <= batch_size:
+        raise DataError(
+            f"the gradient noise needs two batches of {batch_size} at least, "
+            f"and there are {wanted} samples"
+        )
+    draw = generator(seed, _DRAW_KEY)
+    chosen = torch.randperm(n, generator=draw)[:wanted]
+    scatter = Scatter()
+    each = PerSample(trainer) if batch_size == 1 else None
+    with undisturbed(trainer):
+        mean = mean_weight(trainer, loader)
+        for indices in torch.split(chosen, max(1024 // batch_size, 1) * batch_size):
+            batch = take(trainer, loader, indices)
+            if each is not None:
+                for gradients in each.of(batch, mean):
+                    scatter.add(gradients)
+                continue
+            for group in batch.split(batch_size):
+                gradient = _group_gradient(trainer, group, mean)
+                scatter.add([g[None] for g in gradient], size=len(group))
+    return scatter.noise(n)
+
+
+class Scatter:
+    """Sums up the mean of gradients and their squared distance from it, a chunk at a time.
+
+    Chunks are joined by the formula of Chan, Golub and LeVeque (1979), which does not cancel.
+    """
+
+    def __init__(self) -> None:
+        self.groups = 0
+        self.samples = 0
+        self.between = 0.0  # Σ_k B_k |g_k - ḡ|²
+        self.mean: list[Tensor] = []
+
+    def add(self, gradients: Sequence[Tensor], size: int = 1) -> None:
+        """Take in k groups of ``size`` samples, by their mean gradients: [k, …] a parameter.
+
+        The tensors are used up: in place, since they are large.
+        """
+        count = len(gradients[0])
+        samples = count * size
+        wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
+        means = [g.mean(0) for g in wide]
+        self.between += size * _square(g.sub_(m) for g, m in zip(wide, means, strict=True))
+        if self.mean:
+            joint = self.samples + samples
+            steps = [new - old for new, old in zip(means, self.mean, strict=True)]
+            self.between += self.samples * samples / joint * _square(steps)
+            for old, step in zip(self.mean, steps, strict=True):
+                old.add_(step, alpha=samples / joint)
+        else:
+            self.mean = means
+        self.groups += count
+        self.samples += samples
+
+    def noise(self, population: int | None = None) -> GradientNoise:
+        """The estimates; population: n, how many samples there are in all; None: no end of them."""
+        trace = self.between / (self.groups - 1)
+        left_out = 1 / self.samples - (1 / population if population else 0.0)
+        return GradientNoise(trace, _square(self.mean) - left_out * trace, self.samples)
+
+
+def _group_gradient(trainer: Trainer, group: Batch, mean: float) -> list[Tensor]:
+    """The mean of the group's ∂f_i/∂θ, see :func:`mean_weight`, a tensor a parameter."""
+    parameters = trained(trainer)
+    weight = 1.0 if is_sum(trainer.loss) else normaliser(trainer.loss, group)
+    if not weight:  # every target ignored
+        return [torch.zeros_like(p) for p in parameters]
+    loss = trainer.compute_loss(group) * (weight / (len(group) * mean))
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    pairs = zip(found, parameters, strict=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in pairs]
+
+
+def _square(tensors: Iterable[Tensor]) -> float:
+    """The squared 2-norm of all of them together."""
+    flat = (tensor.flatten() for tensor in tensors)
+    return sum(float(torch.dot(tensor, tensor)) for tensor in flat)

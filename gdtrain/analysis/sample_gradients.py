@@ -1,0 +1,205 @@
+"""Each sample's own gradient: its norm, and the samples that pull hardest."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from gdtrain.analysis.objective import rereadable, trained, undisturbed
+from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.loaders import Loader
+from gdtrain.data.settings import whole_number
+from gdtrain.training.evaluation import whole
+from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+# Numbers in the per-sample gradients that are held at a time: 16 MB of float32.
+CHUNK_NUMBERS = 1 << 22
+_UNMAPPABLE = (RuntimeError, ValueError, NotImplementedError, TypeError)
+
+
+@dataclass(frozen=True)
+class SampleNorms:
+    """The samples with the largest gradients, the largest first.
+
+    indices: [k] int64, places in the loader's data set (of a run from a configuration, in its
+    training part). norms: [k] float64, their gradients' 2-norms. mean: of all samples.
+    """
+
+    indices: Tensor
+    norms: Tensor
+    mean: float
+
+
+def sample_gradient_norms(trainer: Trainer, loader: Loader | None = None) -> Tensor:
+    """The 2-norm of every sample's own gradient ∂f_i/∂θ, [n] float64, by its place in the data set.
+
+    f_i is sample i's part of the full loss J = (1/n) Σ f_i at the present weights: its loss, times
+    its weight over the mean weight where a loss weights classes or ignores targets. The model is
+    in eval mode. By ``torch.func``, in chunks; one sample at a time, with a note, where that can't
+    take the model. Nothing of the trainer is changed. Raises DataError for a stream.
+    """
+    loader = rereadable(trainer, loader)
+    each = PerSample(trainer)
+    plan = whole(loader.num_samples, trainer.microbatches.size)
+    norms = []
+    with undisturbed(trainer):
+        weigh = mean_weight(trainer, loader)
+        for part in trainer.read(loader, plan, shared=False):
+            for gradients in each.of(part, weigh):
+                squares = [g.flatten(1).square().sum(1) for g in gradients]
+                norms.append(torch.stack(squares).cpu().double().sum(0).sqrt())
+    return torch.cat(norms)
+
+
+def largest_sample_gradients(
+    trainer: Trainer, count: int = 10, loader: Loader | None = None
+) -> SampleNorms:
+    """The ``count`` samples, or all if there are fewer, with the largest gradients.
+
+    See :func:`sample_gradient_norms`.
+    """
+    whole_number("count", count, minimum=1)
+    norms = sample_gradient_norms(trainer, loader)
+    largest = torch.sort(norms, descending=True, stable=True)
+    kept = min(count, len(norms))
+    return SampleNorms(largest.indices[:kept], largest.values[:kept], float(norms.mean()))
+
+
+class PerSample(nn.Module):
+    """The gradients of a trainer's ``compute_loss`` for one sample at a time.
+
+    As a module, so that ``torch.func`` can put other tensors in the place of its parameters.
+    To be used while the trainer is :func:`~gdtrain.analysis.objective.undisturbed`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        held = {id(p) for p in trained(trainer)}
+        self.compute_loss = trainer.compute_loss
+        self.model = trainer.model
+        if isinstance(trainer.loss, nn.Module):
+            self.loss = trainer.loss
+        self.criterion: object = None if isinstance(trainer.loss, nn.Module) else trainer.loss
+        self.trained = {n: p for n, p in self.named_parameters() if id(p) in held}
+        self.num_parameters = sum(p.numel() for p in self.trained.values())
+        self._vectorised = True
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.compute_loss(batch)
+
+    def of(self, batch: Batch, mean: float = 1.0) -> Iterator[list[Tensor]]:
+        """The gradients of the batch's samples in order, in chunks: a tensor [b, …] a parameter.
+
+        mean: of the samples' weights, see :func:`mean_weight`.
+        """
+        weights = sample_weights(getattr(self, "loss", self.criterion), batch)
+        rows = torch.arange(len(batch), device=_device(batch))
+        for chunk in torch.split(rows, max(1, CHUNK_NUMBERS // self.num_parameters)):
+            found = self._chunk(batch, chunk)
+            if weights is None:
+                yield found
+                continue
+            share = (weights[chunk.to(weights.device)] / mean).to(found[0])
+            # An ignored target's loss is 0/0, and its share of J is 0.
+            yield [
+                torch.where(_beside(share != 0, g), g * _beside(share, g), torch.zeros_like(g))
+                for g in found
+            ]
+
+    def _chunk(self, batch: Batch, rows: Tensor) -> list[Tensor]:
+        if self._vectorised:
+            try:
+                return self._by_vmap(batch, rows)
+            except _UNMAPPABLE as error:
+                self._vectorised = False
+                found = self._one_by_one(batch, rows)  # if the fault is the model's, it says so
+                said = " ".join(str(error).split())[:100]
+                logger.warning(
+                    "per-sample gradients are computed one by one, which is slow: torch.func "
+                    "can't take this model (%s)",
+                    said,
+                )
+                return found
+        return self._one_by_one(batch, rows)
+
+    def _by_vmap(self, batch: Batch, rows: Tensor) -> list[Tensor]:
+        def loss_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+            loss: Tensor = functional_call(self, parameters, (_pick(batch, row[None]),))
+            return loss
+
+        parameters = {name: p.detach() for name, p in self.trained.items()}
+        each: Callable[..., dict[str, Tensor]] = vmap(
+            grad(loss_of), in_dims=(None, 0), randomness="different"
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            found = each(parameters, rows)
+        return [found[name] for name in self.trained]
+
+    def _one_by_one(self, batch: Batch, rows: Tensor) -> list[Tensor]:
+        parameters = list(self.trained.values())
+        found = []
+        for row in rows:
+            loss = self.compute_loss(_pick(batch, row[None]))
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            pairs = zip(gradients, parameters, strict=True)
+            found.append([torch.zeros_like(p) if g is None else g for g, p in pairs])
+        return [torch.stack(of_one) for of_one in zip(*found, strict=True)]
+
+
+def sample_weights(loss: object, batch: Batch) -> Tensor | None:
+    """Each sample's weight in the mean of the loss, [B] float64; None where all are 1."""
+    if is_sum(loss) or (getattr(loss, "weight", None) is None and _counts_all(loss, batch)):
+        return None
+    return torch.tensor([normaliser(loss, one) for one in batch.split(1)], dtype=torch.float64)
+
+
+def mean_weight(trainer: Trainer, loader: Loader) -> float:
+    """The mean over the data set of what :func:`sample_weights` gives; 1 if it is 0.
+
+    It makes J = (1/n) Σ f_i of J = Σ w_i l_i / Σ w_i, with f_i = w_i l_i / mean.
+    """
+    if is_sum(trainer.loss) or not isinstance(trainer.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        return 1.0
+    plan = whole(loader.num_samples, trainer.microbatches.size)
+    parts = trainer.read(loader, plan, shared=False)
+    return sum(normaliser(trainer.loss, part) for part in parts) / loader.num_samples or 1.0
+
+
+def take(trainer: Trainer, loader: Loader, indices: Tensor) -> Batch:
+    """The samples at ``indices``, [N] int64, as one batch on the trainer's device."""
+    plan = Plan(0, len(indices), len(indices), indices)
+    return next(trainer.read(loader, plan, shared=False))
+
+
+def _counts_all(loss: object, batch: Batch) -> bool:
+    return normaliser(loss, batch) == len(batch)
+
+
+def _pick(batch: Batch, rows: Tensor) -> Batch:
+    inputs, targets = map_tensors((batch.inputs, batch.targets), lambda t: t[rows])
+    return Batch(inputs, targets, rows)
+
+
+def _beside(share: Tensor, gradient: Tensor) -> Tensor:
+    return share.view(-1, *[1] * (gradient.ndim - 1))
+
+
+def _device(batch: Batch) -> torch.device:
+    found = [torch.device("cpu")]
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor.device)
+        return tensor
+
+    map_tensors(batch.inputs, note)
+    return found[-1]

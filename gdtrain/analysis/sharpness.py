@@ -1,0 +1,114 @@
+"""Sharpness, the largest eigenvalue of the full loss's Hessian, and the limit of stability."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gdtrain.analysis.lanczos import largest_eigenpair
+from gdtrain.analysis.objective import Objective
+from gdtrain.data.loaders import Loader
+from gdtrain.data.settings import whole_number
+from gdtrain.errors import ConfigError
+from gdtrain.training.trainer import Trainer
+
+# A product with the Hessian differentiates a gradient: forward and backward passes, twice.
+GRADIENTS_PER_PRODUCT = 2.0
+# How much of a random direction is mixed into a start that is given. With less of it, the
+# eigenvector of the last look hides an eigenvalue that has grown past it in a direction at right
+# angles; with as much, and a tolerance of 1e-4, it did in none of 600 spectra of 100 and of 1,000
+# values, where a random start takes the same number of products.
+FRESH_SHARE = 1.0
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """The largest eigenvalue of a Hessian.
+
+    value: λ, the largest in the algebraic sense: of -5 and 2 it is 2.
+    vector: its eigenvector, [P], of length 1, in the order of the optimizer's parameters.
+    products: Hessian-vector products made. gradient_evaluations: what they cost, in gradients
+    of the full loss: two each. residual: |H·vector - λ·vector|; large beside ``tolerance`` · |λ|
+    if ``max_products`` ended the search.
+    """
+
+    value: float
+    vector: Tensor
+    products: int
+    gradient_evaluations: float
+    residual: float
+
+
+def largest_eigenvalue(
+    trainer: Trainer,
+    loader: Loader | None = None,
+    *,
+    start: Tensor | None = None,
+    tolerance: float = 1e-4,
+    max_products: int = 100,
+) -> Sharpness:
+    """The largest (algebraic) eigenvalue of H = ∂²J/∂θ² at the trainer's present weights.
+
+    J is the full loss of :class:`~gdtrain.analysis.objective.Objective`: over all samples of
+    ``loader`` (the trainer's if left out), in eval mode, in microbatches. H is never formed: the
+    method of Lanczos asks for products with it, ``max_products`` at most, each of which costs two
+    gradient evaluations; the memory is that of as many vectors as products.
+
+    start: [P], such as the vector of the last time while the weights have moved little, which
+    saves products; a random one (always the same) if left out.
+    tolerance: the residual, relative to \\|λ|, at which to stop. λ's own error is far smaller,
+    about its square over the distance to the next eigenvalue.
+
+    Leaves the trainer, gradients, modes, buffers and random number generators as they are.
+    Raises DataError for a stream, ModelError if the model has no second derivatives.
+    """
+    whole_number("max_products", max_products, minimum=1)
+    if not 0 < tolerance < 1:
+        raise ConfigError.of("tolerance", f"must be > 0 and < 1, got {tolerance}")
+    objective = Objective(trainer, loader)
+    first = objective.parameters[0]
+    size = objective.num_parameters
+    if start is not None and start.shape != (size,):
+        said = f"must have the shape [{size}] of all parameters, got {list(start.shape)}"
+        raise ConfigError.of("start", said)
+    draw = torch.Generator().manual_seed(0)
+    begin = torch.randn(size, generator=draw, dtype=torch.float64)
+    if start is not None and start.norm() > 0:
+        begin = start.cpu().double() / start.norm().cpu() + FRESH_SHARE * begin / begin.norm()
+    found = largest_eigenpair(
+        objective.hessian_product,
+        begin.to(first.dtype).to(first.device),
+        tolerance=tolerance,
+        max_products=max_products,
+    )
+    cost = GRADIENTS_PER_PRODUCT * found.products
+    return Sharpness(found.value, found.vector, found.products, cost, found.residual)
+
+
+def stability_limit(optimizer: torch.optim.Optimizer) -> float | None:
+    """The λ · lr below which full-batch descent by ``torch.optim.SGD`` is stable.
+
+    Along an eigenvector of a quadratic with eigenvalue λ, with weight decay counted to λ:
+
+    * plain: e ← (1 - lr λ) e, stable below 2;
+    * heavy ball, v ← β v + (1 - d) g with dampening d: below 2 (1 + β) / (1 - d)
+      (Polyak, 1964, with d = 0);
+    * Nesterov's momentum as PyTorch has it: below 2 (1 + β) / (1 + 2 β).
+
+    None for other optimizers, for dampening 1, and where parameter groups differ in lr, momentum
+    or weight decay: there is no such number then.
+    """
+    if type(optimizer) is not torch.optim.SGD:
+        return None
+    keys = ("lr", "momentum", "dampening", "nesterov", "weight_decay", "maximize")
+    settings = {tuple(float(group[key]) for key in keys) for group in optimizer.param_groups}
+    if len(settings) != 1:
+        return None
+    ((_, momentum, dampening, nesterov, _, maximize),) = settings
+    if maximize or dampening == 1:
+        return None
+    if nesterov:
+        return 2 * (1 + momentum) / (1 + 2 * momentum)
+    return 2 * (1 + momentum) / (1 - dampening if momentum else 1)

@@ -1,0 +1,109 @@
+"""The monitor of sharpness, beside the limit up to which descent is stable."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdtrain.analysis.monitor import Monitor
+from gdtrain.analysis.objective import Objective
+from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+# At the edge of stability sharpness goes to and fro about the limit, which is one crossing.
+CLEARLY_BELOW = 0.9
+
+
+class SharpnessMonitor(Monitor):
+    """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and what lr makes of it.
+
+    Beside λ it reports ``sharpness_lr_2`` = λ · lr / 2 and, for ``torch.optim.SGD``,
+    ``stability_limit``, what that must stay below for full-batch descent to be stable in the
+    direction of the eigenvector: 1, and with momentum β, 1 + β
+    (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
+    warning says so once each time that the limit is crossed from clearly below. Full-batch
+    descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
+    neural networks typically occurs at the edge of stability").
+
+    tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each look
+    begins with the last one's eigenvector. ``records`` have what it took, in gradients of the full
+    loss, as ``gradient_evaluations``. By default it looks ten times in a run.
+    """
+
+    name = "sharpness"
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        tolerance: float = 1e-4,
+        max_products: int = 100,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.tolerance = tolerance
+        self.max_products = max_products
+        self._vector: Tensor | None = None
+
+    def check(self, trainer: Trainer) -> None:
+        super().check(trainer)
+        Objective(trainer).check_second_derivatives()
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        start = self._vector
+        if start is not None and start.numel() != Objective(trainer).num_parameters:
+            start = None  # a callback has frozen some
+        found = largest_eigenvalue(
+            trainer, start=start, tolerance=self.tolerance, max_products=self.max_products
+        )
+        self._vector = found.vector
+        group = trainer.optimizer.param_groups[0]
+        measured = {"sharpness": found.value}
+        limit = stability_limit(trainer.optimizer)
+        if limit is not None:
+            measured["sharpness_lr_2"] = (found.value + group["weight_decay"]) * trainer.lr / 2
+            measured["stability_limit"] = limit / 2
+            self._warn(measured, trainer)
+        elif len(trainer.optimizer.param_groups) == 1:
+            measured["sharpness_lr_2"] = found.value * trainer.lr / 2
+        return measured | {"gradient_evaluations": found.gradient_evaluations}
+
+    def report(self) -> dict[str, float]:
+        return {k: v for k, v in super().report().items() if k != "gradient_evaluations"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "vector": self._vector}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vector = state["vector"]
+        is_vector = isinstance(vector, Tensor) and vector.ndim == 1 and vector.is_floating_point()
+        if vector is not None and not (is_vector and bool(torch.isfinite(vector).all())):
+            raise ValueError("vector: is not one")
+        super().load_state_dict(state)
+        self._vector = vector
+
+    def _warn(self, measured: dict[str, float], trainer: Trainer) -> None:
+        limit, value = measured["stability_limit"], measured["sharpness_lr_2"]
+        if value > limit and self._comes_from_below() and trainer.world.rank == 0:
+            logger.warning(
+                "sharpness %.4g times lr / 2 is %.4g after %s updates, over the limit of "
+                "stability, %.4g: full-batch descent can't settle in that direction at this lr",
+                *(measured["sharpness"], value, f"{trainer.progress.step:,}", limit),
+            )
+
+    def _comes_from_below(self) -> bool:
+        """Whether it was clearly below the limit since it was last over it."""
+        for record in reversed(self.records):
+            limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
+            if limit is None or value is None:
+                continue
+            if value > limit:
+                return False
+            if value < CLEARLY_BELOW * limit:
+                return True
+        return True

@@ -1,0 +1,110 @@
+"""How much memory one update takes at its peak, counted tensor by tensor, on any device."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gdtrain.data.batch import Block
+from gdtrain.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one update.
+
+    step: what the update allocates, at its peak: the gathered batch, activations, gradients and
+    what the optimizer needs in between. held: what is there before and after it whatever the form:
+    parameters, buffers and the optimizer's state. The data set is in neither.
+    """
+
+    step: int
+    held: int
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensor storages that operators make, while they are alive.
+
+    Every operator passes here, those of the backward pass and of the optimizer too. ``peak`` is the
+    largest sum so far. What an operator allocates and frees inside itself is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        before = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):  # a view's is that of an argument
+            if storage._cdata not in before and storage not in self._known:
+                self._known.add(storage)
+                weakref.finalize(storage, self._free, storage.nbytes())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def step_memory(trainer: Trainer) -> StepMemory | None:
+    """Measure an update with the first batch of the loader's first epoch, the second one of a run.
+
+    The first one makes the optimizer's state. For a trainer that has not trained yet, and so runs
+    eagerly whatever its engine will be: what XLA or a CUDA graph allocate is not seen. It is put
+    back into the state that it was in. None if an update's loss or gradient is not finite.
+    """
+    snapshot = trainer.state_dict()
+    try:
+        if not len(trainer.engine.run(_first_update(trainer))):
+            return None
+        held = _held(trainer)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        with LiveBytes() as live:
+            made = len(trainer.engine.run(_first_update(trainer)))
+        return StepMemory(live.peak, held) if made else None
+    finally:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.load_state_dict(snapshot)
+
+
+def _first_update(trainer: Trainer) -> Block:
+    """That update alone: many small batches are otherwise gathered at once, for speed."""
+    assert trainer.loader is not None
+    plan = trainer.loader.plan(0)
+    size = min(plan.batch_size, plan.num_samples)
+    indices = None if plan.indices is None else plan.take(0, size)
+    first = replace(plan, num_samples=size, indices=indices)
+    return Block(first, 0, 1, trainer.read(trainer.loader, first))
+
+
+def _held(trainer: Trainer) -> int:
+    """Bytes of parameters, buffers and the optimizer's state, each storage once."""
+    states = [list(state.values()) for state in trainer.optimizer.state.values()]
+    modules = [trainer.model, trainer.loss]
+    tensors = [
+        [*module.parameters(), *module.buffers()]
+        for module in modules
+        if isinstance(module, torch.nn.Module)
+    ]
+    return sum({s._cdata: s.nbytes() for s in _storages((states, tensors))}.values())
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

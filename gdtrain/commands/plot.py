@@ -1,0 +1,61 @@
+"""The command ``plot``: curves of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gdtrain.commands.options import faults_of_options
+
+AXES = ("step", "epoch", "samples", "seconds")
+
+
+def plot(given: list[str]) -> int:
+    """Draw loss and learning rate of runs."""
+    options = _parser().parse_args(given)
+    from gdtrain.jobs.plot import PlotJob
+
+    with faults_of_options():
+        return PlotJob(
+            options.runs,
+            out=options.out,
+            axis=options.x,
+            metrics=options.metric,
+            smooth=options.smooth,
+        ).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m gdtrain plot",
+        description="Draw loss and learning rate of one or several runs, finished or not, from "
+        "their metrics.jsonl.",
+        epilog="Needs matplotlib: pip install 'gdtrain[plots]'.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the picture, .png or .svg (default: in the directory of the first run, loss.png, "
+        "losses.png of several runs, or <metric>.png); replaces nothing but pictures of ours",
+    )
+    parser.add_argument(
+        "--x", choices=AXES, help="what to draw against (default: epoch; step before one has ended)"
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="draw this recorded number, such as val_accuracy, instead; may be repeated",
+    )
+    parser.add_argument(
+        "--smooth",
+        type=int,
+        metavar="N",
+        help="smooth losses of single batches over N records (default: a thirtieth of them; "
+        "1: not at all)",
+    )
+    return parser

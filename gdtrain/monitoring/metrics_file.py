@@ -1,0 +1,56 @@
+"""Reading metrics.jsonl back, whole or cut short, without what only writing it needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with null for numbers that are not finite, which JSON does not have."""
+    return {key: _or_null(value) for key, value in record.items()}
+
+
+def _or_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return finite(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl as one undisturbed run would have written them.
+
+    What a resumed run made again is there once, from the resumed run; a last line that a crash
+    cut short is left out, and so is what is no record.
+    """
+    records: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if not _is_record(record):
+                continue
+            if record["kind"] == "resume":
+                records = [r for r in records if _is_before(r, record)]
+            else:
+                records.append(record)
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a line is one of ours: of a kind, and with its place in the run."""
+    return (
+        isinstance(record, dict)
+        and isinstance(record.get("kind"), str)
+        and all(isinstance(record.get(key), int) for key in ("step", "epoch"))
+    )
+
+
+def _is_before(record: dict[str, Any], resume: dict[str, Any]) -> bool:
+    if record["kind"] == "epoch":
+        return bool(record["epoch"] <= resume["epoch"])
+    return bool(record["step"] <= resume["step"])
