@@ -855,7 +855,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "log of an unknown key": (
         {"log": "{every: 1}"},
-        ["a.yaml:7:7: log.every: unknown key; the keys here are every_n_steps"],
+        [
+            "a.yaml:7:7: log.every: unknown key; the keys here are every_n_steps, csv, "
+            "tensorboard, picture"
+        ],
     ),
     "keep none": (
         {"checkpoint": "{keep_last: 0}"},
@@ -1212,7 +1215,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "scheduler, clip_grad_norm, "
                 "clip_grad_value, microbatch_size, memory_limit, microbatch_allow, "
                 "accumulate_in, precision, strategy, process_timeout, engine, epochs, "
-                "validation, metrics, early_stopping, log, checkpoint, trainer"
+                "validation, metrics, early_stopping, log, monitors, checkpoint, trainer"
             )
         ],
     ),
@@ -1226,7 +1229,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "scheduler, clip_grad_norm, clip_grad_value, "
                 "microbatch_size, memory_limit, microbatch_allow, accumulate_in, precision, "
                 "strategy, process_timeout, engine, epochs, validation, metrics, "
-                "early_stopping, log, checkpoint, trainer"
+                "early_stopping, log, monitors, checkpoint, trainer"
             )
         ],
     ),
