@@ -47,6 +47,7 @@ def test_the_files_of_a_run(digits_run):
     assert sorted(path.name for path in digits_run.iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "loss.png",
         "metrics.jsonl",
         "model.safetensors",
         "preprocessing.json",

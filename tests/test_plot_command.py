@@ -1,6 +1,7 @@
 """Curves of runs: the plot command, and the loss.png that every finished run has."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -133,6 +134,34 @@ def test_prequential_and_full_losses_are_drawn_too():
     assert lines["prequential, each sample before it is learnt from"] == ([1, 2, 3, 4], [2.0] * 4)
 
 
+def test_other_numbers_have_units_too():
+    records = [epoch(1, 2, 3, val_loss=1.0, val_accuracy=0.5, noise_scale=3.0)]
+    log, other = RunLog.of("a", records, "nll"), RunLog.of("b", records, "mse")
+    names = ["val_loss", "val_accuracy", "noise_scale"]
+    labels_of = [frame.get_ylabel() for frame in picture([log], metrics=names).axes]
+    assert labels_of == [
+        "val_loss: negative log-likelihood (nats)",
+        "val_accuracy: share of samples",
+        "noise_scale",
+    ]
+    assert picture([log, other], metrics=names[:1]).axes[0].get_ylabel() == "val_loss"
+    assert picture([log, other]).axes[0].get_ylabel() == "loss"
+
+
+def test_many_runs_have_one_legend_above_and_a_title_that_fits():
+    logs = [RunLog.of(f"run {i}", [epoch(1, 2, 3)]) for i in range(9)]
+    made = picture(logs)
+    first, second = made.axes
+    assert len(first.get_legend().get_texts()) == 9
+    assert second.get_legend() is None
+    names = "run 0, run 1, run 2, run 3, 5 more"
+    assert made.get_suptitle() == f"Loss and learning rate: {names}"
+    made.draw_without_rendering()
+    corners = first.get_legend().get_window_extent()
+    assert first.get_window_extent().y1 <= corners.y0 + 8
+    assert corners.y1 <= made.bbox.y1 - 20, "below the title"
+
+
 def test_several_runs_differ_in_colours_and_all_curves_in_dashes():
     logs = [RunLog.of(n, [epoch(i, i, i, val_loss=1.0) for i in (1, 2, 3)], "mse") for n in "abc"]
     lines = picture(logs).axes[0].lines
@@ -233,6 +262,14 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(arguments, said, c
     assert capsys.readouterr().err == f"command line:1:1: {said}\n"
     assert sorted(Path().rglob("*")) == before
     assert Path("mine.png").read_text() == "mine"
+
+
+def test_a_pipe_is_not_waited_for(capsys):
+    Path("run").mkdir()
+    os.mkfifo("run/metrics.jsonl")
+    assert main(["plot", "run"]) == 2
+    said = "RUN: run holds no run: metrics.jsonl: no regular file; give the directory of a run"
+    assert capsys.readouterr().err == f"command line:1:1: {said}\n"
 
 
 def test_without_matplotlib(monkeypatch, capsys):

@@ -26,6 +26,7 @@ Array = np.ndarray[Any, Any]
 MOST_NUMBERS = 8_000_000
 FEWEST_POINTS = 32  # if there is no room for so many, the weights are projected
 PROJECTIONS = 4096  # numbers of a projected point
+_UNREADABLE = (OSError, ValueError, LookupError, EOFError, MemoryError, zipfile.BadZipFile)
 _DRAWN_AT_ONCE = 1 << 20
 _UPDATES_OF_A_STREAM = 1000  # between two points, where nobody knows how many there will be
 
@@ -56,7 +57,7 @@ class WeightPath:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
                 steps, points = held["steps"], held["points"]
                 projected = bool(held["projected"])
-        except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{path} can't be read: {reason}") from error
         fits = points.ndim == 2 and steps.shape == points.shape[:1] and len(steps)

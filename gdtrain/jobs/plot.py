@@ -44,13 +44,11 @@ class PlotJob:
                 said = "has no effect with --metric, which is drawn as it was recorded"
                 raise ConfigError.of("smooth", said)
         logs = read_runs(self.runs)
-        out = self.out or self.runs[0] / self._name()
-        plots.check_out(out)
         try:
             figure = curves.picture(logs, axis=self.axis, metrics=self.metrics, smooth=self.smooth)
         except DataError as error:
             raise bad_run(str(error)) from error
-        write(figure, out)
+        write(figure, self.out or self.runs[0] / self._name())
         return 0
 
     def _name(self) -> str:
@@ -74,8 +72,11 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
     faults: list[Fault] = []
     logs = []
     for directory, label in zip(directories, labels(directories), strict=True):
+        path = directory / METRICS
         try:
-            records = read_metrics(directory / METRICS)
+            if path.exists() and not path.is_file():  # a pipe would make us wait
+                raise DataError("no regular file")
+            records = read_metrics(path)
             logs.append(RunLog.of(label, records, loss_of(directory)))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error

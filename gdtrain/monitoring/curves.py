@@ -38,6 +38,7 @@ _LOSSES = {
 # From so many records on, losses of single batches say more than the means of epochs.
 _STEPS_PER_EPOCH = 4
 _LR_APART = 8  # times, between runs, from which on the axis is a logarithmic one
+_MOST_NAMES = 5  # in a title
 _ENOUGH_EPOCHS = 5  # for a curve of their means
 # Of a run's losses beside those of its updates: the key of the records, and the words for it.
 _OTHER_LOSSES = {
@@ -115,7 +116,10 @@ def picture(
     else:
         panels = [_loss_panel(logs, axis, smooth), _lr_panel(logs, axis)]
         what = "Loss and learning rate"
-    names = ", ".join(log.label for log in logs if log.label)
+    shown = [log.label for log in logs if log.label]
+    if len(shown) > _MOST_NAMES:
+        shown[_MOST_NAMES - 1 :] = [f"{len(shown) - _MOST_NAMES + 1} more"]
+    names = ", ".join(shown)
     title = f"{what}: {names}" if names else what[:1].upper() + what[1:]
     return draw_panels(panels, title=title, x_label=AXES[axis])
 
@@ -170,9 +174,7 @@ def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
             f"{', '.join(log.label for log in logs)}: no loss has been recorded yet; a run "
             "records one every log.every_n_steps updates and at the end of every epoch"
         )
-    kinds = {log.loss for log in logs}
-    (kind,) = kinds if len(kinds) == 1 else (None,)
-    return Panel(curves, "loss" if kind is None else loss_label(kind), height=2.2)
+    return Panel(curves, _unit_of(logs) or "loss", height=2.2)
 
 
 def _train_curve(log: RunLog, axis: str, smooth: int | None, alone: bool) -> Curve:
@@ -212,15 +214,25 @@ def _lr_panel(logs: Sequence[RunLog], axis: str) -> Panel:
 
 def _metric_panel(logs: Sequence[RunLog], axis: str, name: str) -> Panel:
     curves = []
-    for log in logs:
+    for number, log in enumerate(logs):
         records, values = log.values(name)
         if not records:
             known = ", ".join(sorted(_names(log))) or "nothing yet"
             raise DataError(
                 f"{log.label or 'history'}: has not recorded {name!r}; it has recorded {known}"
             )
-        curves.append(Curve(log.label, log.x(records, axis), values))
-    return Panel(curves, f"{name} (share)" if name.endswith("accuracy") else name)
+        curves.append(Curve(log.label, log.x(records, axis), values, style=number))
+    unit = _unit_of(logs) if name.endswith("loss") else None
+    if name.endswith("accuracy"):
+        unit = "share of samples"
+    return Panel(curves, f"{name}: {unit}" if unit else name)
+
+
+def _unit_of(logs: Sequence[RunLog]) -> str | None:
+    """What an axis says of the losses, if they are of one kind that is known."""
+    kinds = {log.loss for log in logs}
+    kind = kinds.pop()
+    return None if kind is None or kinds else loss_label(kind)
 
 
 def _in_place(curve: Curve, log: RunLog, number: int, dashes: int, runs: int) -> Curve:

@@ -70,8 +70,8 @@ class Panel:
     height: float = 1.0
 
 
-def fill(frame: Axes, panel: Panel) -> None:
-    """Draw a panel into a frame."""
+def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
+    """Draw a panel into a frame; a long legend has room above the first one only."""
     values: list[Any] = []
     tails: list[Any] = []
     for number, curve in enumerate(panel.curves):
@@ -103,7 +103,8 @@ def fill(frame: Axes, panel: Panel) -> None:
     if tails:
         _cut_tails(frame, values, tails)
     frame.set_ylabel(panel.y_label)
-    if rows := legend_rows(panel):
+    rows = legend_rows(panel)
+    if rows == 1 or (rows and is_first):
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 2}
         frame.legend(**(above if rows > 1 else {"loc": "best"}))
 

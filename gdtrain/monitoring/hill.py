@@ -32,17 +32,17 @@ def draw_hill(
     """
     with house_style():
         import matplotlib
-        from matplotlib.colors import LogNorm, Normalize
+        from matplotlib.colors import BoundaryNorm
 
         from gdtrain.monitoring.picture import Picture
 
         figure = Picture(8, 6.4)
         figure.subplots_adjust(left=0.1, right=0.97, bottom=0.1, top=0.885)
         frame = figure.subplots()
-        levels, log = _levels(losses)
+        levels = _levels(losses)
         held = np.ma.masked_invalid(np.clip(losses, None, levels[-1]))
-        scale = (LogNorm if log else Normalize)(levels[0], levels[-1])
         colours = matplotlib.colormaps["cividis"]
+        scale = BoundaryNorm(levels.tolist(), colours.N, extend="max")
         area = frame.contourf(x, y, held, levels, cmap=colours, norm=scale, extend="max")
         frame.contour(x, y, held, levels, colors="#ffffff", linewidths=0.4, alpha=0.6)
         bar = figure.colorbar(area, ax=frame, pad=0.02, format="%.2g", ticks=levels[::2])
@@ -90,17 +90,18 @@ def _draw_way(frame: Any, way: Array, label: str, number: int) -> None:
 _BRIGHT = (COLOURS[1], COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[6])
 
 
-def _levels(losses: Array) -> tuple[Array, bool]:
-    """Where to draw contours, and whether they are by factors, from the lowest loss upwards.
+def _levels(losses: Array) -> Array:
+    """Where to draw contours: from the lowest loss up to nine tenths of the map and beyond.
 
-    What lies above the highest level, nine tenths of the map, is drawn as one.
+    By factors where losses are positive and far apart, else by squares, as on a parabola whose
+    contours are at even distances. What lies above the highest is drawn as one.
     """
     finite = losses[np.isfinite(losses)]
     if not len(finite):
-        return np.array([0.0, 1.0]), False
+        return np.linspace(0.0, 1.0, _LEVELS)
     low, high = float(finite.min()), float(np.quantile(finite, 0.95))
     if not high > low:
         high = low + (abs(low) or 1.0)
     if low > 0 and high > 5 * low:
-        return np.geomspace(low, high, _LEVELS), True
-    return np.linspace(low, high, _LEVELS), False
+        return np.geomspace(low, high, _LEVELS)
+    return low + (high - low) * np.linspace(0.0, 1.0, _LEVELS) ** 2

@@ -101,7 +101,7 @@ def draw_panels(
         for frame, panel in zip(frames, panels, strict=True):
             if log_x:
                 frame.set_xscale("log")
-            fill(frame, panel)
+            fill(frame, panel, is_first=frame is frames[0])
         frames[-1].set_xlabel(x_label)
         figure.align_ylabels(frames)
     return figure

@@ -27,7 +27,8 @@ class TensorBoard(StepLog):
     ``tensorboard --logdir DIRECTORY``.
 
     After a resume, what an interrupted run had written beyond the checkpoint is hidden (by a
-    purge step). Of several processes, rank 0 writes.
+    purge step); the numbers of an epoch that ended right at the checkpoint may be there twice,
+    alike. Of several processes, rank 0 writes.
 
     Raises MissingPackageError without the package tensorboard.
     """
