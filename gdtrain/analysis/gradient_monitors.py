@@ -125,6 +125,7 @@ class SampleGradients(Monitor):
     """
 
     name = "sample_gradients"
+    looks_by_steps = False
 
     def __init__(
         self,
