@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block
@@ -21,8 +23,8 @@ class Progress:
     without evaluation, logging and checkpoints.
     position: where a stream stands after the last block, for its source alone to understand;
     None for data that is not a stream.
-    losses, sizes: of each step of the last block, its loss, [steps] float64, and its samples,
-    [steps] int64, on the host.
+    losses: of each step of the last block, [steps] float64, on the host. last: that block, if its
+    steps were made here.
     """
 
     epoch: int = 0
@@ -36,9 +38,12 @@ class Progress:
     losses: np.ndarray[Any, np.dtype[np.float64]] = field(
         default_factory=lambda: np.empty(0), repr=False, compare=False
     )
-    sizes: np.ndarray[Any, np.dtype[np.int64]] = field(
-        default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False
-    )
+    last: Block | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The samples of each step of the last block, [steps] int64."""
+        return np.empty(0, np.int64) if self.last is None else self.last.sizes
 
     def finish(self, block: Block, losses: Tensor, started: float) -> float:
         """Count a block that has run; return the seconds that it took.
@@ -47,20 +52,22 @@ class Progress:
         here is the one synchronisation of a block.
         started: ``time.perf_counter()`` before the block.
         """
-        if len(block) == 1:  # as often as there are epochs, where a batch is everything
-            (samples,) = block.plan.batch_sizes(block.start, block.stop)
+        steps, size = len(block), block.plan.batch_size
+        (last,) = block.plan.batch_sizes(block.stop - 1, block.stop)  # may have fewer
+        if steps == 1:  # as often as there are epochs, where a batch is everything
             loss = losses.item()
-            self.losses, self.sizes = np.array([loss]), np.array([samples])
-            self.epoch_loss_sum += loss * samples
+            self.losses = np.array([loss])
+            self.epoch_loss_sum += loss * last
         else:
             self.losses = losses.double().cpu().numpy()
-            self.sizes = block.sizes
-            samples = int(self.sizes.sum())
-            # Added one after the other, so that the sum does not depend on where blocks end.
-            sums = self.losses * self.sizes
+            sums = self.losses * float(size)
+            sums[-1] = self.losses[-1] * last
             sums[0] += self.epoch_loss_sum
-            self.epoch_loss_sum = float(np.add.accumulate(sums, out=sums)[-1])
-        self.step += len(block)
+            # Added one after the other, so that the sum does not depend on where blocks end.
+            self.epoch_loss_sum = torch.cumsum(torch.from_numpy(sums), 0)[-1].item()
+        samples = (steps - 1) * size + last
+        self.last = block
+        self.step += steps
         self.step_in_epoch = block.stop
         self.position = block.plan.release(block.stop)
         self.samples += samples
@@ -88,9 +95,7 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain numbers."""
-        state = asdict(self)
-        del state["losses"], state["sizes"]
-        return state
+        return {f.name: copy(getattr(self, f.name)) for f in fields(self) if f.compare}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from counters that :meth:`state_dict` gave."""
