@@ -80,12 +80,14 @@ class Loader:
         Raises ConfigError if ``drop_last`` leaves no batch at all.
         """
         epoch = whole_number("epoch", epoch, minimum=0)
-        if isinstance(self.samples, StreamSamples):
+        if self.is_stream:
             assert self.batch_size is not None
+            assert isinstance(self.samples, StreamSamples)
             stream, drop_last = self.samples, self.drop_last
             return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
-        indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
-        draws = self.num_samples if indices is None else len(indices)
+        num_samples = len(self.samples)
+        indices = epoch_indices(self.order, num_samples, self.seed, epoch)
+        draws = num_samples if indices is None else len(indices)
         size = draws if self.batch_size is None else min(self.batch_size, draws)
         if self.drop_last and self.batch_size is not None:
             self._check_drop_last(draws, self.batch_size)

@@ -121,7 +121,7 @@ class TensorSamples(Samples):
         return taken
 
     def gather(self, chosen: Tensor, rows: Sequence[Tensor]) -> None:
-        """Copy the chosen samples, [k] int64, to ``rows``: for each tensor one, [k, …], on a CPU."""
+        """Copy the chosen samples, [k] int64, to ``rows``, of each tensor [k, …], on a CPU."""
         for tensor, elements, made in zip(self.tensors, self._elements, rows, strict=True):
             if elements is None:
                 torch.index_select(tensor, 0, chosen, out=made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ class CompiledStep:
         self._columns: list[Any] = []
         self._versions: list[int] = []  # of the data that the columns are
         self._captured: dict[int, CapturedStep] = {}
-        self._windows: dict[int, Window] = {}
+        self._windows: dict[tuple[int, int], Window] = {}
         self._programs: dict[StepShape, Program] = {}
         self._operands: dict[StepShape, Operands] = {}
         self._made = False
@@ -70,10 +71,8 @@ class CompiledStep:
 
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
-        room = shape.steps * shape.size
-        if room not in self._windows:
-            self._windows[room] = Window(self.samples.tensors, room)
-        return self._windows[room]
+        self.program(shape)
+        return self._windows[shape.steps, shape.size]
 
     def _capture(self, size: int, state: State, fixed: list[Tensor], row: Array) -> CapturedStep:
         if size not in self._captured:
@@ -87,7 +86,13 @@ class CompiledStep:
     def _operands_of(self, shape: StepShape, fixed: list[Any]) -> Operands:
         constants = _arrays(self._captured[shape.size].constants)
         if shape.windowed:
-            window = self.window(shape)
+            room = shape.steps, shape.size
+            if room not in self._windows:
+                reads = self._captured[shape.size].reads_indices
+                self._windows[room] = Window(
+                    self.samples.tensors, shape.steps * shape.size, reads_indices=reads
+                )
+            window = self._windows[room]
             return Operands(window.columns, window.indices, fixed, constants)
         self._share_data()
         return Operands(self._columns, None, fixed, constants)
@@ -151,7 +156,9 @@ class CompiledStep:
         """The losses, and whether they and the weights are finite."""
         seen = self._call(shape, start, stop, first_row)
         losses = seen[start:stop].copy()
-        return losses, bool(seen[-1]) and bool(np.isfinite(losses).all())
+        # A sum that is finite says it of all of them; finite numbers may have one that is not.
+        finite = math.isfinite(losses.sum()) or bool(np.isfinite(losses).all())
+        return losses, bool(seen[-1]) and finite
 
     def _run_guarded(
         self, shape: StepShape, start: int, stop: int, first_row: int

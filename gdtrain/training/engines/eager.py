@@ -54,10 +54,10 @@ class EagerEngine:
         if plan.indices is not None or plan.num_batches != 1 or trainer.world.size > 1:
             return block.batches
         assert trainer.loader is not None
-        samples = trainer.placed(trainer.loader.samples)
+        samples = trainer.loader.samples
         if self._whole is None or self._whole[0] is not samples:
             batch = next(iter(block.batches))
-            if not isinstance(samples, TensorSamples):
+            if not isinstance(trainer.placed(samples), TensorSamples):
                 return [batch]
             self._whole = samples, (batch.inputs, batch.targets, batch.indices)
         return [Batch(*self._whole[1])]

@@ -31,12 +31,13 @@ class Window:
     """Rows for so many samples, which are filled anew for each call of a program.
 
     columns: inputs and, last, targets, as in ``like``, each [room, …]. indices: [room] int64,
-    the samples' numbers. What XLA has of both is the same memory.
+    the samples' numbers, set if a step reads them. What XLA has of both is the same memory.
     """
 
-    def __init__(self, like: Sequence[Tensor], room: int) -> None:
+    def __init__(self, like: Sequence[Tensor], room: int, *, reads_indices: bool) -> None:
         self._columns = [torch.zeros(room, *t.shape[1:], dtype=t.dtype) for t in like]
         self._indices = torch.zeros(room, dtype=torch.int64)
+        self._reads_indices = reads_indices
         self.columns = [shared(column) for column in self._columns]
         self.indices = shared(self._indices)
 
@@ -44,14 +45,16 @@ class Window:
         """Read the chosen samples, [k] int64, to the first rows."""
         count = len(chosen)
         samples.gather(chosen, [column[:count] for column in self._columns])
-        self._indices[:count] = chosen
+        if self._reads_indices:
+            self._indices[:count] = chosen
 
     def hold(self, batch: Batch) -> None:
         """Copy what has arrived to the first rows."""
         count = len(batch)
         for column, arrived in zip(self._columns, rows_of(batch), strict=True):
             column[:count] = arrived
-        self._indices[:count] = batch.indices
+        if self._reads_indices:
+            self._indices[:count] = batch.indices
 
 
 def rows_of(batch: Batch) -> list[Tensor]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-# A loop whose step touches fewer bytes than this becomes one function, whose parts hand over
-# numbers in memory. In others each part is a call of its own, about 50 ns for a few additions: by
-# default, with 1024 bytes, a step of a perceptron 2-8-1 takes 10 times as long as one of 2-4-1.
+# A loop whose step touches fewer bytes than this becomes one function. In others each part is
+# called by itself: with XLA's 1024 bytes, a step of a perceptron 2-8-1 takes 10 times as long as
+# one of 2-4-1.
 _SMALL_LOOP = 1 << 20
 _FLAG = "xla_backend_extra_options"
 _OPTION = f"--{_FLAG}=xla_cpu_small_while_loop_byte_threshold={_SMALL_LOOP}"
@@ -21,16 +21,17 @@ _ASYNCHRONOUS = "jax_cpu_enable_async_dispatch"
 
 @cache
 def cpu() -> Any:
-    """The device. Its settings hold from the process's first use of jax on, so if that was not
-    here, they are as they are. They change no result."""
-    flags, asynchronous = os.environ.get("XLA_FLAGS"), jax.config.read(_ASYNCHRONOUS)
+    """The device. XLA takes its settings when it is first used, so they are those of the process
+    if that was not here. They change no result by more than rounding."""
+    config: Any = jax.config
+    flags, asynchronous = os.environ.get("XLA_FLAGS"), config.read(_ASYNCHRONOUS)
     if _FLAG not in (flags or ""):
         os.environ["XLA_FLAGS"] = f"{flags or ''} {_OPTION}".strip()
-    jax.config.update(_ASYNCHRONOUS, False)
+    config.update(_ASYNCHRONOUS, False)
     try:
         return jax.local_devices(backend="cpu")[0]
     finally:
-        jax.config.update(_ASYNCHRONOUS, asynchronous)
+        config.update(_ASYNCHRONOUS, asynchronous)
         if flags is None:
             os.environ.pop("XLA_FLAGS", None)
         else:

@@ -89,9 +89,7 @@ class Program:
         lowered = jax.jit(block, donate_argnums=(1,)).lower(
             state, self._losses, operands, self._call
         )
-        options: dict[str, str | bool] = {
-            "xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1
-        }
+        options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1}
         self._compiled = lowered.compile(compiler_options=options)
 
     def run(
