@@ -338,8 +338,7 @@ class Trainer:
         self.emit("on_before_update")
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
-        known = self.loader.samples.targets if self.loader is not None else None
-        self._output_check(output, targets, known)
+        self._output_check(output, targets, self.loader)
         assert self.loss is not None
         return self.loss(output, targets)
 
