@@ -2,13 +2,14 @@
 
 python scripts/benchmark.py [--only teaching-1,stream] [--repeats 7] [--json FILE] [--plot FILE]
 
-Each contestant is a process of its own, kept for the whole run, with one thread. All are given the
-same model with the same initial weights, the same data in float32, plain SGD with the same
-learning rate, and the same batch size; each epoch's new random order is part of what is timed,
-and so is the reading of the batches. Each one trains whole epochs, as many as fill --window
-seconds, and what is compared is the time per update. The repetitions are interleaved: first one of
-each contestant, then the second of each, …, so that what else the machine does falls on all alike.
-A ratio is taken within each repetition; shown are the medians, and the least and the largest.
+Each contestant is a process of its own, kept for the whole run, with one thread, and all of them
+take turns on one core. All are given the same model with the same initial weights, the same data
+in float32, plain SGD with the same learning rate, and the same batch size; each epoch's new random
+order is part of what is timed, and so is the reading of the batches. Each one trains whole epochs,
+as many as fill --window seconds, and what is compared is the time per update. The repetitions are
+interleaved: first one of each contestant, then the second of each, …, so that what else the
+machine does falls on all alike. A ratio is taken within each repetition; shown are the medians,
+and the least and the largest.
 
 Not timed: imports, making the data, the first epoch (which compiles and warms up), and what a
 framework does before its training begins and after it has ended. ``startup`` times whole

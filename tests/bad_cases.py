@@ -1211,10 +1211,11 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:1: learning_rate: unknown key; the keys here are seed, device, "
-                "data, model, loss, loader, optimizer, scheduler, clip_grad_norm, "
+                "data, model, loss, loader, optimizer, variance_reduction, averaging, "
+                "scheduler, clip_grad_norm, "
                 "clip_grad_value, microbatch_size, memory_limit, microbatch_allow, "
                 "accumulate_in, precision, strategy, process_timeout, engine, epochs, "
-                "validation, metrics, early_stopping, log, checkpoint, trainer"
+                "validation, metrics, early_stopping, log, monitors, checkpoint, trainer"
             )
         ],
     ),
@@ -1224,10 +1225,11 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:1: unknown key; the keys here are seed, device, data, model, loss, "
-                "loader, optimizer, scheduler, clip_grad_norm, clip_grad_value, "
+                "loader, optimizer, variance_reduction, averaging, "
+                "scheduler, clip_grad_norm, clip_grad_value, "
                 "microbatch_size, memory_limit, microbatch_allow, accumulate_in, precision, "
                 "strategy, process_timeout, engine, epochs, validation, metrics, "
-                "early_stopping, log, checkpoint, trainer"
+                "early_stopping, log, monitors, checkpoint, trainer"
             )
         ],
     ),

@@ -378,7 +378,7 @@ def test_the_command_evaluates_writes_and_resumes_it(
         more = ["--resume"] if epochs > 1 else []
         run = ["--config", "a.yaml", f"epochs={epochs}", "--output-dir", "parts", *more]
         assert main(run) == 0
-        note = "note: averaging never begins: training ends with epoch 1"
+        note = "note: averaging never begins: training ends with update 5\n"
         assert (note in capsys.readouterr().err) == (epochs == 1)
         assert Path("parts", "averaged.safetensors").exists() == (epochs > 1)
     files = [Path(run, "averaged.safetensors").read_bytes() for run in ("whole", "parts")]
@@ -392,6 +392,25 @@ def test_the_command_evaluates_writes_and_resumes_it(
     kept = load_file("whole/averaged.safetensors")
     assert all(torch.equal(v, kept[k]) for k, v in mean.model.state_dict().items())
     assert not torch.equal(last.predict(X[:, :2]), mean.predict(X[:, :2]))
+
+
+def test_an_average_that_never_begins_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Of 42 training samples in batches of 8, 5 updates an epoch, 20 in all."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(json.dumps(CONFIG))
+    for settings, begins in (
+        ("{start_step: 20}", True),
+        ("{start_step: 21}", False),
+        ("{every_n_steps: 20}", True),
+        ("{every_n_steps: 21}", False),
+        ("{start_epoch: 4, every_n_steps: 16}", True),
+        ("{start_epoch: 4, every_n_steps: 15}", False),
+    ):
+        assert main(["--config", "a.yaml", f"averaging={settings}", "--dry-run"]) == 0
+        note = "note: averaging never begins: training ends with update 20\n"
+        assert (note in capsys.readouterr().err) != begins
 
 
 def test_early_stopping_and_the_best_checkpoint_may_go_by_it(

@@ -1,9 +1,9 @@
-"""``gdtrain.compare``: what it measures agrees with closed forms, loops by hand and PyTorch."""
+"""``gdtrain.compare`` agrees with closed forms, loops written by hand and PyTorch's profiler."""
 
-import itertools
 import json
 import math
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer, compare
+from gdtrain import (
+    SAGA,
+    SVRG,
+    BatchLoader,
+    BatchSizes,
+    Callback,
+    MiniBatchLoader,
+    PhasedLoader,
+    SampleLoader,
+    Trainer,
+    compare,
+)
 from gdtrain.analysis.looks import Budget, LookSchedule
 from gdtrain.analysis.step_memory import step_memory
 from gdtrain.errors import ConfigError, DataError, ModelError
@@ -101,7 +112,7 @@ def test_stability_is_that_of_a_loop_by_hand(make):
     (form,) = compare({"it": partial(make, lr=lr)}, updates=updates).result["forms"]
     places, losses = by_hand(make(), updates, lr)
     truth = [full(theta) for theta in places]
-    raised = sum(after > before for before, after in itertools.pairwise(truth))
+    raised = sum(after > before for before, after in pairwise(truth))
     assert 0 < raised < updates
     found = form["stability"]
     assert (found["updates_judged"], found["updates_that_raised"]) == (updates, raised)
@@ -392,6 +403,67 @@ def test_every_gradient_of_lbfgs_is_counted():
     assert form["gradient_evaluations"] == sum(calls) > form["samples"] == 3 * N
 
 
+def test_the_gradients_and_the_table_of_corrections_are_counted():
+    calls = []
+
+    def make(correction=None):
+        def loss(output, targets):
+            if torch.is_grad_enabled():
+                calls.append(len(targets))
+            return half_squares(output, targets)
+
+        trainer = sample(lr=0.2)
+        trainer.loss = loss
+        trainer.callbacks += [correction()] if correction else []
+        return trainer
+
+    forms = {"plain": make, "svrg": partial(make, SVRG), "saga": partial(make, SAGA)}
+    plain, svrg, saga = compare(forms, updates=40).result["forms"]
+    assert plain["gradient_evaluations"] == plain["samples"] == 40
+    for form, correction in ((svrg, SVRG), (saga, SAGA)):
+        calls.clear()
+        trainer = make(correction)
+        trainer.callbacks.append(Ends(40))
+        trainer.fit(6)
+        assert form["gradient_evaluations"] == sum(calls) > 40
+    # SAGA's table: a gradient of one weight in float64 for each sample, and their mean.
+    assert saga["memory"]["held_bytes"] >= plain["memory"]["held_bytes"] + 8 * N
+
+
+class Ends(Callback):
+    """Stops after exactly so many updates."""
+
+    def __init__(self, step):
+        super().__init__(every_n_steps=step)
+
+    def on_safe_point(self, trainer):
+        trainer.stop("enough")
+
+
+@pytest.mark.parametrize(("budget", "updates"), [({"epochs": 3}, 9), ({"updates": 8}, 8)])
+def test_phases_have_their_sizes_and_their_budget(budget, updates):
+    def make():
+        data = (torch.zeros(N, 1, dtype=torch.float64), POINTS)
+        trainer = sample()
+        trainer.loader = PhasedLoader([(1, SampleLoader(data)), (None, BatchLoader(data))])
+        return trainer
+
+    (form,) = compare({"phases": make}, **budget).result["forms"]
+    assert (form["updates"], form["batch_sizes"]) == (updates, [1, 7])
+
+
+def test_epochs_of_other_lengths_make_the_budget_too():
+    def make():
+        return quadratic(MiniBatchLoader, batch_size=BatchSizes([(1, 1), (None, 4)]))
+
+    loader = make().loader  # 7 updates in the first epoch, then 2
+    assert [Budget("updates", n).epochs(loader) for n in (1, 7, 8, 9, 10, 19)] == [1, 1, 2, 2, 3, 7]
+    (form,) = compare({"growing": make}, updates=19).result["forms"]
+    assert (form["updates"], form["batch_sizes"]) == (19, [1, 4])
+    (form,) = compare({"growing": make}, samples=17).result["forms"]
+    assert (form["updates"], form["samples"]) == (10, 18)
+
+
 def test_a_stop_gives_what_is_done():
     forms = {"a": quadratic, "b": quadratic, "c": quadratic}
     looks = []
@@ -434,6 +506,7 @@ def test_engines_agree_on_the_curve():
     forms = {engine: partial(make, engine) for engine in ("eager", "scan")}
     eager, scan = compare(forms, epochs=20, looks=10).result["forms"]
     assert [eager["engine"], scan["engine"]] == ["eager", "scan"]
+    assert eager["memory"] == scan["memory"]
     assert eager["curve"]["updates"] == scan["curve"]["updates"]
     np.testing.assert_allclose(eager["curve"]["full_loss"], scan["curve"]["full_loss"], rtol=1e-4)
     assert eager["stability"]["updates_that_raised"] == scan["stability"]["updates_that_raised"]

@@ -7,17 +7,20 @@ import termios
 import torch
 from torch import nn
 
-from gdtrain import MiniBatchLoader, Trainer
+from gdtrain import BatchLoader, MiniBatchLoader, PhasedLoader, Trainer
+from gdtrain.data.loader import Loader
 from gdtrain.monitoring.console import Console
 
+DATA = (torch.ones(7, 1), torch.ones(7, 1))
 
-def train(stream, epochs: int, max_lines: int = 50) -> None:
+
+def train(stream, epochs: int, max_lines: int = 50, loader: Loader | None = None) -> None:
     model = nn.Linear(1, 1)
     Trainer(
         model,
         nn.MSELoss(),
         torch.optim.SGD(model.parameters(), lr=0.1),
-        MiniBatchLoader((torch.ones(7, 1), torch.ones(7, 1)), batch_size=3),
+        loader or MiniBatchLoader(DATA, batch_size=3),
         device="cpu",
         callbacks=[Console(stream, max_lines)],
     ).fit(epochs)
@@ -38,6 +41,16 @@ def test_a_long_run_gets_few_lines_in_equal_distances_and_the_last():
     stream = io.StringIO()
     train(stream, epochs=11, max_lines=3)
     assert shown_epochs(stream.getvalue()) == ["4/11", "8/11", "11/11"]
+
+
+def test_the_bar_is_as_long_as_all_phases_together():
+    controller, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    loader = PhasedLoader([(1, MiniBatchLoader(DATA, batch_size=3)), (None, BatchLoader(DATA))])
+    with os.fdopen(controller, "rb", buffering=0) as screen, os.fdopen(terminal, "w") as stream:
+        train(stream, epochs=3, loader=loader)
+        stream.flush()
+        assert "/5 [" in screen.read(1 << 16).decode()  # 3 updates, then 1 and 1
 
 
 def test_a_terminal_gets_a_bar_with_loss_lr_and_speed_that_is_taken_away_again():

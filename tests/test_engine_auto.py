@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gdtrain import MiniBatchLoader, SampleLoader, Trainer
+from gdtrain import Averaging, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import models
 from gdtrain.training.engines import choice
@@ -59,6 +59,18 @@ def test_long_runs_of_small_models_of_torch_layers_are_compiled() -> None:
     assert chosen(build(models.mlp([2], 1, dropout=0.1)), LONG) == "eager"
     assert chosen(build(models.mlp([2], 1, hidden=[4000]), size=7), 100 * LONG) == "scan"
     assert chosen(build(models.mlp([2], 1, hidden=[3000, 3000]), size=7), 100 * LONG) == "eager"
+
+
+@needs_jax
+def test_a_callback_that_looks_all_the_time_is_better_served_eagerly() -> None:
+    for every, engine in (
+        (1, "eager"),
+        (choice.MIN_BLOCK - 1, "eager"),
+        (choice.MIN_BLOCK, "scan"),
+    ):
+        averaging = Averaging(start_epoch=5, every_n_steps=every)
+        assert chosen(build(callbacks=[averaging]), LONG) == engine
+        assert chosen(build(callbacks=[averaging], engine="scan"), LONG) == "scan"
 
 
 @needs_jax

@@ -13,7 +13,6 @@ from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 from gdtrain.data import lines
 from gdtrain.errors import ConfigError
-from gdtrain.training.engines import stream_window
 
 pytest.importorskip("jax")
 
@@ -33,7 +32,7 @@ def here(tmp_path, monkeypatch):
     """A working directory with s.yaml and s.csv; small blocks of the file, small windows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lines, "READ_BYTES", 1000)
-    monkeypatch.setattr(stream_window, "MAX_STEPS", 16)
+    monkeypatch.setattr("gdtrain.training.engines.window.MAX_SHORT_STEPS", 16)
     rows = np.random.default_rng(0).standard_normal((N, 3)).round(4).tolist()
     text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     Path("s.csv").write_text("a,b,y\n" + text)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_guard import StopAfter
+from test_schema import SCHEMA, errors
 from torch import Tensor, nn
 
 from gdtrain import (
@@ -28,7 +29,7 @@ from gdtrain.config.build import build
 from gdtrain.config.load import parse_config
 from gdtrain.data.loader import Loader
 from gdtrain.errors import CheckpointError, ConfigError
-from gdtrain.training.engines.choice import is_installed
+from gdtrain.training.engines.choice import MIN_UPDATES, is_installed
 
 draw = torch.Generator().manual_seed(0)
 X = torch.randn(7, 2, generator=draw, dtype=torch.float64)
@@ -243,6 +244,26 @@ def test_a_cosine_falls_over_the_updates_of_all_phases() -> None:
     assert rates.rates == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_json_schema_takes_phases_and_batch_sizes() -> None:
+    assert errors(CONFIG, SCHEMA) == []
+    listed = [{"until_epoch": 2, "value": 3}, {"value": 9}]
+    loader = {"name": "minibatch", "batch_size": listed}
+    assert errors(CONFIG | {"loader": loader}, SCHEMA) == []
+    assert errors(CONFIG | {"loader": [loader, "batch"]}, SCHEMA) == []
+    for wrong in ([], [{"until_epoch": 2}], loader | {"batch_size": [3]}, loader | {"until": 2}):
+        assert errors(CONFIG | {"loader": wrong}, SCHEMA) != []
+
+
+@pytest.mark.skipif(not is_installed(), reason="without jax, auto is eager anyway")
+def test_auto_counts_the_updates_of_all_phases() -> None:
+    """The first epoch has 7 updates and each later one has 1: 100,000 in 99,994 epochs."""
+    few = PhasedLoader([(1, SampleLoader((X, Y))), (None, BatchLoader((X, Y)))])
+    for epochs, engine in ((MIN_UPDATES - 7, "eager"), (MIN_UPDATES - 6, "scan")):
+        trainer = trainer_of(few, engine="auto")
+        trainer.choice.settle(epochs)
+        assert trainer.engine.name == engine
+
+
 def write(folder: Path, **changes: Any) -> str:
     path = folder / "phases.yaml"
     path.write_text(json.dumps(CONFIG | changes))  # JSON is YAML
@@ -268,6 +289,9 @@ def test_the_command_trains_resumes_and_tells_of_phases_that_are_never_reached(
     final = [(run / "model.safetensors").read_bytes() for run in (whole, parts)]
     assert final[0] == final[1]
     assert json.loads((parts / "summary.json").read_text())["steps"] == sum(UPDATES)
+    assert main(["--config", config, "loader.batch_size=3"]) == 2
+    said = "command line:1:1: loader.batch_size: is part of a list; give all of loader\n"
+    assert capsys.readouterr().err == said
     other = write(tmp_path, scheduler=None, loader=CONFIG["loader"][:1])
     assert main(["--config", other, "--output-dir", str(parts), "--resume"]) == 2
     other = write(tmp_path, scheduler=None, loader="batch")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gdtrain.cli import main
-from gdtrain.config.load import load_config
+from gdtrain.config.load import check, load_config
 from gdtrain.config.yaml_source import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,6 +63,16 @@ def test_the_yaml_of_the_csv_example_trains_on_such_a_file(clone, monkeypatch, c
     (clone / "houses.yaml").write_text(block)
     assert main(["--config", "houses.yaml"]) == 0
     assert "done: 50 epochs, 100 updates" in capsys.readouterr().err
+
+
+def test_the_yaml_of_the_forms_is_valid_beside_the_rest_of_a_configuration() -> None:
+    section = README.partition("## Variance-reduced and mixed forms\n")[2].partition("\n## ")[0]
+    fragments = re.findall(r"^```yaml\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+    rest = "data: digits\nmodel: mlp\nloss: cross_entropy\noptimizer: {lr: 0.1}\nepochs: 20\n"
+    assert len(fragments) == 5
+    for fragment in fragments:
+        loader = "" if "loader:" in fragment else "loader: sample\n"
+        check(read_text(rest + loader + fragment, "README.md"))
 
 
 def test_the_faults_that_are_shown_are_those_that_are_printed(clone, monkeypatch, capsys) -> None:

@@ -62,10 +62,7 @@ def measured_run(
     judged = recorder.judged
     return {
         "name": name,
-        "loader": {
-            "batch_size": trainer.loader.plan(0).batch_size,
-            "order": trainer.loader.fingerprint()["order"],
-        },
+        "batch_sizes": _batch_sizes(trainer),
         "optimizer": type(trainer.optimizer).__name__,
         "learning_rate": lr,
         "engine": trainer.engine.name,
@@ -88,6 +85,14 @@ def measured_run(
         },
         "curve": recorder.curve(),
     }
+
+
+def _batch_sizes(trainer: Trainer) -> list[int]:
+    """Samples per update, of each phase that was reached."""
+    assert trainer.loader is not None
+    epochs = range(trainer.progress.epoch + (trainer.progress.step_in_epoch > 0) or 1)
+    turns = trainer.loader.turns(len(epochs))
+    return list(dict.fromkeys(trainer.loader.outline(epoch).batch_size for epoch in turns))
 
 
 def comparison_of(

@@ -127,6 +127,7 @@ class SampleGradients(Monitor):
     """
 
     name = "sample_gradients"
+    looks_by_steps = False
 
     def __init__(
         self,

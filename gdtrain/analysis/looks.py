@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,21 +39,26 @@ class Budget:
         if self.unit == "updates":
             return int(self.amount)
         if self.unit == "epochs":
-            return sum(len(loader.plan(epoch)) for epoch in range(int(self.amount)))
+            return loader.updates(int(self.amount))
         updates, left, epoch = 0, int(self.amount), 0
         while left > 0:
-            plan = loader.plan(epoch)
+            plan = loader.outline(epoch)
             if left <= plan.num_samples:
                 return updates + -(-left // plan.batch_size)
             updates, left, epoch = updates + len(plan), left - plan.num_samples, epoch + 1
         return updates
 
     def epochs(self, loader: Loader) -> int:
-        """Epochs, begun ones included, that it takes; about so many where their lengths differ."""
+        """Epochs that it takes, the last of which need not be whole."""
         if self.unit == "epochs":
             return int(self.amount)
         updates = self.updates(loader)
-        return FOREVER if updates is None else -(-updates // len(loader.plan(0)))
+        if updates is None:
+            return FOREVER
+        enough = 1
+        while loader.updates(enough) < updates:
+            enough *= 2
+        return bisect_left(range(enough), updates, lo=enough // 2, key=loader.updates)
 
     def short(self, loader: Loader) -> Budget:
         """A quarter of it, rounded up; all of it where that is under 100 updates, and so cheap."""
@@ -232,7 +237,7 @@ class Recorder(Callback):
         row = {
             "updates": progress.step,
             "samples": progress.samples,
-            "gradient_evaluations": self._evaluations,
+            "gradient_evaluations": self._evaluations + _extra_gradients(trainer),
             "seconds": progress.seconds,
             "full_loss": trainer.evaluate(trainer.loader)["loss"],
             "batch_loss": total / count if count else math.nan,
@@ -258,6 +263,11 @@ class Recorder(Callback):
             rounding = 8 * torch.finfo(trainer.dtype).eps * abs(before)
             self.judged += 1
             self.raised += not after <= before + rounding
+
+
+def _extra_gradients(trainer: Trainer) -> int:
+    """Gradients that corrections such as SVRG have computed besides those of the batches."""
+    return sum(getattr(callback, "extra_gradients", 0) for callback in trainer.callbacks)
 
 
 def _finite(value: float | None) -> float | None:

@@ -21,9 +21,11 @@ SHARE = 0.04
 # In seconds: what an update takes however small it is; what a look takes, putting everything back
 # included; and a pass forward and backward in it. They err on the careful side: short updates, long
 # looks.
-UPDATE_SECONDS = {"eager": 50e-6, "scan": 0.5e-6, "cuda_graph": 10e-6}
+UPDATE_SECONDS = {"eager": 50e-6, "scan": 0.2e-6, "cuda_graph": 10e-6}
 LOOK_SECONDS = 400e-6
 PASS_SECONDS = 250e-6
+# Of a compiled engine, to bring the weights out, and to go on from them.
+HANDOVER_SECONDS = {"eager": 0.0, "scan": 500e-6, "cuda_graph": 100e-6}
 # A sample's gradient takes 6 operations a parameter at least; a CPU's core makes no more of them.
 OPERATIONS_PER_SECOND = 1e11
 LOOKS = 10  # in a run, of monitors that cost many passes over the data
@@ -43,7 +45,7 @@ class Monitor(Callback):
     every_n_steps: look after each k-th update, at a safe point. every_n_epochs: look at the end of
     each k-th epoch; what was measured also goes into the epoch's record, so into the history.
     With neither, the monitor's default, settled when ``fit`` begins by a rule that asks no clock:
-    monitors with a ``cost`` look as often as takes :data:`SHARE` of the run's time at most, others
+    those that look by steps do so as often as takes :data:`SHARE` of the run's time at most, others
     :data:`LOOKS` times in a run.
 
     ``records``: a dict for each look, with ``step``, ``epoch`` (from 1) and what was measured.
@@ -52,6 +54,8 @@ class Monitor(Callback):
     """
 
     name = "monitor"
+    looks_by_steps = True
+    """Whether the default cadence counts updates, to keep to a share of the time, or epochs."""
 
     def __init__(
         self, *, every_n_steps: int | None = None, every_n_epochs: int | None = None
@@ -62,6 +66,7 @@ class Monitor(Callback):
             )
         super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self._by_default = every_n_steps is None and every_n_epochs is None
+        self._by_steps = every_n_steps is not None or (self._by_default and self.looks_by_steps)
         self.records: list[dict[str, Any]] = []
 
     # ── what a monitor says of itself ───────────────────────────────────────────────────────
@@ -70,9 +75,9 @@ class Monitor(Callback):
         """Numbers by name, and lists of numbers. The trainer is to be left as it is."""
         raise NotImplementedError
 
-    def cost(self, trainer: Trainer) -> Cost | None:
-        """What a look costs, if the default cadence is to keep to a share of the run's time."""
-        return None
+    def cost(self, trainer: Trainer) -> Cost:
+        """What a look costs; of monitors that look by steps, for their default cadence."""
+        raise NotImplementedError
 
     def check(self, trainer: Trainer) -> None:
         """Raise a GdtrainError if this can't be measured on the trainer; before a run begins."""
@@ -90,11 +95,10 @@ class Monitor(Callback):
 
     def settle_cadence(self, trainer: Trainer) -> None:
         """Choose the default cadence for this call of ``fit``."""
-        cost = self.cost(trainer)
-        if cost is None:
+        if not self._by_steps:
             self.every_n_epochs = max(1, trainer.num_epochs // LOOKS)
             return
-        self.every_n_steps = every = steps_between(trainer, cost)
+        self.every_n_steps = every = steps_between(trainer, self.cost(trainer))
         updates = len(rereadable(trainer).plan(trainer.progress.epoch)) * trainer.num_epochs
         if updates < every and trainer.world.rank == 0:
             logger.warning(
@@ -103,16 +107,18 @@ class Monitor(Callback):
                 *(self.name, f"{every:,}", f"{updates:,}"),
             )
 
-    def is_due(self, step: int) -> bool:
-        return self.every_n_steps is not None and super().is_due(step)
+    def listens_to(self, event: str) -> bool:
+        # Whoever listens makes a compiled engine bring the weights out of XLA.
+        if event in ("on_safe_point", "on_epoch_end"):
+            return self._by_steps == (event == "on_safe_point")
+        return super().listens_to(event)
 
     def on_safe_point(self, trainer: Trainer) -> None:
         self.look(trainer, trainer.progress.epoch + 1)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        if self.every_n_epochs is not None:
-            self.look(trainer, record["epoch"])
-            record.update(_measured(self.records[-1]))
+        self.look(trainer, record["epoch"])
+        record.update(_measured(self.records[-1]))
 
     def look(self, trainer: Trainer, epoch: int) -> None:
         """Measure now, and keep it as of this step and epoch (from 1)."""
@@ -154,8 +160,9 @@ def steps_between(trainer: Trainer, cost: Cost) -> int:
     parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     on_cpu = trainer.device.type == "cpu"
     least = 6 * parameters / OPERATIONS_PER_SECOND if on_cpu else 0.0
-    look = cost.seconds + cost.samples * least
-    update = UPDATE_SECONDS[trainer.engine.name] + batch_size * least
+    engine = trainer.engine.name
+    look = HANDOVER_SECONDS[engine] + cost.seconds + cost.samples * least
+    update = UPDATE_SECONDS[engine] + batch_size * least
     return _rounded_up(max(look / update, cost.samples / batch_size) / SHARE)
 
 

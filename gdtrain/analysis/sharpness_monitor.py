@@ -36,6 +36,7 @@ class SharpnessMonitor(Monitor):
     """
 
     name = "sharpness"
+    looks_by_steps = False
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gdtrain.data.batch import Block
+from gdtrain.training.callbacks import Listeners
+from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.trainer import Trainer
 
 
@@ -21,8 +23,9 @@ class StepMemory:
     """Bytes of one update.
 
     step: what the update allocates, at its peak: the gathered batch, activations, gradients and
-    what the optimizer needs in between. held: what is there before and after it whatever the form:
-    parameters, buffers and the optimizer's state. The data set is in neither.
+    what the optimizer needs in between. held: what is there before and after it: parameters,
+    buffers, the optimizer's state, and what callbacks such as SAGA keep. The data set is in
+    neither.
     """
 
     step: int
@@ -66,18 +69,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def step_memory(trainer: Trainer) -> StepMemory | None:
     """Measure an update with the first batch of the loader's first epoch, the second one of a run.
 
-    The first one makes the optimizer's state. For a trainer that has not trained yet, and so runs
-    eagerly whatever its engine will be: what XLA or a CUDA graph allocate is not seen. It is put
-    back into the state that it was in. None if an update's loss or gradient is not finite.
+    The first one makes the optimizer's state. The update is made eagerly, whatever the trainer's
+    engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
+    that it was in. None if an update's loss or gradient is not finite.
     """
-    snapshot = trainer.state_dict()
+    trainer.listeners = Listeners(trainer.callbacks)  # some may have been added
+    snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
     try:
-        if not len(trainer.engine.run(_first_update(trainer))):
+        if not len(engine.run(_first_update(trainer))):
             return None
         held = _held(trainer)
         trainer.optimizer.zero_grad(set_to_none=True)
         with LiveBytes() as live:
-            made = len(trainer.engine.run(_first_update(trainer)))
+            made = len(engine.run(_first_update(trainer)))
         return StepMemory(live.peak, held) if made else None
     finally:
         trainer.optimizer.zero_grad(set_to_none=True)
@@ -95,15 +99,16 @@ def _first_update(trainer: Trainer) -> Block:
 
 
 def _held(trainer: Trainer) -> int:
-    """Bytes of parameters, buffers and the optimizer's state, each storage once."""
+    """Bytes of parameters, buffers and the optimizer's and callbacks' state, each storage once."""
     states = [list(state.values()) for state in trainer.optimizer.state.values()]
+    kept = [callback.state_dict() for callback in trainer.callbacks]
     modules = [trainer.model, trainer.loss]
     tensors = [
         [*module.parameters(), *module.buffers()]
         for module in modules
         if isinstance(module, torch.nn.Module)
     ]
-    return sum({s._cdata: s.nbytes() for s in _storages((states, tensors))}.values())
+    return sum({s._cdata: s.nbytes() for s in _storages((states, tensors, kept))}.values())
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:

@@ -116,7 +116,7 @@ class Trajectory(Monitor):
         if loader is None or loader.is_stream:
             self.every_n_steps = _UPDATES_OF_A_STREAM
             return
-        updates = len(loader.plan(trainer.progress.epoch)) * trainer.num_epochs
+        updates = loader.updates(trainer.num_epochs)
         self.every_n_steps = max(1, updates // 100)
 
     def on_fit_start(self, trainer: Trainer) -> None:

@@ -22,8 +22,9 @@ examples:
   python -m gdtrain compare configs/minibatch.yaml --loaders minibatch:8,minibatch:64,minibatch:512
   python -m gdtrain compare one.yaml another.yaml --seconds 10
 
-Data, model, loss, seed, device and precision must be the same in all configurations. Early stopping
-and checkpoints play no part. Exit codes: 0 done (a form that diverged is a result), 2 bad input,
+Data, model, loss, seed, device and precision must be the same in all configurations. Early
+stopping, monitors and checkpoints play no part, and averaged weights are not looked at. Exit codes:
+0 done (a form that diverged is a result), 2 bad input,
 130/143 interrupted (what was done is written).
 """
 

@@ -95,7 +95,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader)
-        watchers: list[Callback] = [*_corrections(config), *_averaging(config)]
+        watchers: list[Callback] = [*_corrections(config), *_averaging(config, loader)]
         if isinstance(config.data, Stream):
             watchers.append(Prequential(config.data.window, metrics))
         if config.early_stopping is not None:
@@ -245,12 +245,15 @@ def _corrections(config: Config) -> list[Callback]:
         return [REDUCTIONS[section.name](**section.model_dump(exclude={"name"}))]
 
 
-def _averaging(config: Config) -> list[Callback]:
+def _averaging(config: Config, loader: Loader) -> list[Callback]:
     section = config.averaging
     if section is None:
         return []
-    if (section.start_epoch or 1) > config.epochs:
-        logger.warning("averaging never begins: training ends with epoch %d", config.epochs)
+    if not loader.is_stream:
+        start = section.start_step or loader.updates((section.start_epoch or 1) - 1) + 1
+        first, last = -(-start // section.every_n_steps), loader.updates(config.epochs)
+        if first * section.every_n_steps > last:
+            logger.warning("averaging never begins: training ends with update %d", last)
     return [Averaging(**section.model_dump())]
 
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from gdtrain.config.document import Document, Place
+from gdtrain.config.document import Document, Place, dotted
 from gdtrain.config.yaml_reader import Reader
 from gdtrain.errors import ConfigError, Fault
 
@@ -101,6 +101,10 @@ def _set(document: Document, reader: Reader, value: Any, place: Place) -> None:
         below = target.get(str(part))
         if isinstance(below, str):  # `loss: mse` stands for `loss: {name: mse}`
             below = {"source" if part == "data" else "name": below}
+        if isinstance(below, list):
+            said = f"is part of a list; give all of {dotted(path[:depth])}"
+            document.faults.append(Fault(dotted(path), said, place.path, place.line, 1))
+            return
         if not isinstance(below, dict):
             if value is None and below is None:
                 return  # nothing there to take out

@@ -91,7 +91,7 @@ class Plan:
     @property
     def num_batches(self) -> int | None:
         """How many batches there will be; None for a stream, where nobody knows."""
-        return len(self)
+        return -(-self.num_samples // self.batch_size)
 
     def remaining(self, start: int) -> int:
         """How many batches are there to be read from number ``start`` on.
@@ -102,7 +102,7 @@ class Plan:
 
     def is_over(self, start: int) -> bool:
         """Whether there are no batches from number ``start`` on, and will be none."""
-        return start >= len(self)
+        return start * self.batch_size >= self.num_samples
 
     def seek(self, start: int, position: list[int] | None) -> None:
         """Go on from batch ``start``, before which :meth:`release` gave ``position``."""
@@ -167,12 +167,12 @@ class Plan:
     def batch_sizes(self, start: int, stop: int) -> list[int]:
         """The samples, on all ranks, of each of the batches ``start`` … ``stop - 1``."""
         sizes = [self.batch_size] * (stop - start)
-        if sizes and stop == len(self):
+        if sizes and stop * self.batch_size > self.num_samples:
             sizes[-1] = self.num_samples - (stop - 1) * self.batch_size
         return sizes
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that takes three times as long to make
 class Block:
     """A run of consecutive steps of one epoch in which nobody needs to look.
 

@@ -68,8 +68,9 @@ class FormLoader(Loader):
             assert isinstance(self.batch_size, int)
             stream, drop_last = self.samples, self.drop_last
             return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
-        indices = epoch_indices(self.order, self.num_samples, self.seed, epoch)
-        return self._cut(epoch, self.num_samples if indices is None else len(indices), indices)
+        num_samples = len(self.samples)
+        indices = epoch_indices(self.order, num_samples, self.seed, epoch)
+        return self._cut(epoch, num_samples if indices is None else len(indices), indices)
 
     def outline(self, epoch: int) -> Plan:
         if self.is_stream or self.calls_order:

@@ -120,6 +120,14 @@ class TensorSamples(Samples):
                 taken.append(rows.view(count, *tensor.shape[1:]))
         return taken
 
+    def gather(self, chosen: Tensor, rows: Sequence[Tensor]) -> None:
+        """Copy the chosen samples, [k] int64, to ``rows``, of each tensor [k, …], on a CPU."""
+        for tensor, elements, made in zip(self.tensors, self._elements, rows, strict=True):
+            if elements is None:
+                torch.index_select(tensor, 0, chosen, out=made)
+            else:
+                torch.index_select(elements, 0, chosen, out=made.view(-1).view(elements.dtype))
+
     def _batches_per_gather(self, batch_size: int) -> int:
         bytes_per_batch = max(1, self.nbytes * batch_size // len(self))
         return max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))

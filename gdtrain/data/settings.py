@@ -10,7 +10,8 @@ from gdtrain.errors import ConfigError
 
 def whole_number(key: str, value: Any, minimum: int) -> int:
     """``value`` as an int. Raises ConfigError, naming ``key``, unless it is one >= ``minimum``."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    # bool is a subclass of int; asking an abstract class takes a microsecond.
+    if type(value) is not int and (not isinstance(value, Integral) or isinstance(value, bool)):
         raise ConfigError.of(key, f"must be a whole number, got {value!r}")
     if value < minimum:
         raise ConfigError.of(key, f"must be >= {minimum}, got {value}")

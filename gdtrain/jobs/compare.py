@@ -16,7 +16,7 @@ from tqdm import tqdm
 from gdtrain.analysis.compare import compare
 from gdtrain.analysis.comparison import REPORT, Comparison
 from gdtrain.analysis.looks import FOREVER, Budget, Unit
-from gdtrain.config.build import Run, build, stage
+from gdtrain.config.build import Run, build
 from gdtrain.config.compare import FormConfig
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
@@ -116,7 +116,7 @@ class CompareJob:
 
     def _build(self, form: FormConfig, budget: Budget, lr: float | None = None) -> Run:
         """A form's objects, its schedule as long as the budget, if that is known."""
-        config = form.config.model_copy(update={"early_stopping": None})
+        config = form.config.model_copy(update={"early_stopping": None, "monitors": None})
         if lr is not None:
             rate = config.optimizer.model_copy(update={"lr": lr})
             config = config.model_copy(update={"optimizer": rate})
@@ -125,8 +125,6 @@ class CompareJob:
             epochs = budget.epochs(run.loader)
             if epochs not in (config.epochs, FOREVER) and config.scheduler is not None:
                 run = build(config.model_copy(update={"epochs": epochs}))
-            with stage(""):
-                run.trainer.choice.settle(epochs)
         return run
 
     def _directory(self) -> Path:

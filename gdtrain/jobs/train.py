@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
@@ -102,19 +103,13 @@ class TrainJob:
                     said = f"interrupted; go on with --output-dir {directory} --resume"
                     print(said, file=sys.stderr)
                 return 128 + interrupted
-            weights = state.weights(trainer)
+            files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
             if leads:
-                run_directory.write_weights(directory, weights)
-                self._write_averages(trainer, directory)
+                for name, weights in files.items():
+                    run_directory.write_weights(directory, weights, name)
                 records.draw_loss(self.config, directory)
                 print(_closing_line(summary, directory), file=sys.stderr)
             return 0
-
-    def _write_averages(self, trainer: Trainer, directory: Path) -> None:
-        for callback in trainer.callbacks:
-            if isinstance(callback, Averaging) and callback.count:
-                weights = callback.weights(trainer)
-                run_directory.write_weights(directory, weights, run_directory.AVERAGED)
 
     def _ending(self, trainer: Trainer) -> tuple[str, int]:
         """How training ended, and the signal that ended it early, if one did, on any rank."""
@@ -236,6 +231,14 @@ class _Stops(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         if self.signals.stopped_by:
             trainer.stop(signal.Signals(self.signals.stopped_by).name)
+
+
+def _averages(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """The averaged weights, if there are any, by the name of their file; for all ranks together."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Averaging) and callback.count:
+            return {run_directory.AVERAGED: callback.weights(trainer)}
+    return {}
 
 
 def _first_part(batch: Batch) -> Batch:

@@ -40,7 +40,7 @@ def glance(result: dict[str, Any]) -> str:
         _card(
             "Final loss",
             "on all training samples; lower is better",
-            [f["final"]["full_loss"] for f in forms],
+            [_unless_diverged(f, f["final"]["full_loss"]) for f in forms],
             table.number_text,
             forms,
         )
@@ -195,7 +195,7 @@ def noise(forms: list[Form]) -> str:
         title = f"{form['name']}: what single updates see, and the full loss"
         picture = charts.chart(
             [
-                charts.Line("", [share[place] for place in single], own, number, dots=True),
+                charts.Line("", [share[place - 1] for place in single], own, number, dots=True),
                 charts.Line("", share, curve["full_loss"], number),
             ],
             title=title,
@@ -206,7 +206,7 @@ def noise(forms: list[Form]) -> str:
             log_x=False,
             highest=2 * HIGHEST * max(starts) if starts else float("inf"),
             named=False,
-            width=400,
+            width=340,
         )
         name = (
             f'<figcaption class="form-{number % charts.STYLES}">{escape(form["name"])}</figcaption>'

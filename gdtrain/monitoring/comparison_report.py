@@ -78,7 +78,7 @@ def _header(result: dict[str, Any], names: str) -> str:
     start = result["start"]
     problem = result.get("problem", {})
     training, validation = start["training"], start["validation"]
-    said = f"{training['samples']:,} training samples"
+    said = f"{training['samples']:,} training sample{'s' * (training['samples'] > 1)}"
     if validation is not None:
         said += f", {validation['samples']:,} for validation"
     ((unit, amount),) = result["budget"].items()
@@ -163,7 +163,8 @@ _METHOD = """
 <li><strong>Full loss</strong>: the mean loss over all training samples, in evaluation mode, with
 the weights as they stand.</li>
 <li><strong>Seconds</strong>: of updates alone, reading their samples included; evaluation stops
-the clock. Times to the target are precise to the distance between two looks at the loss.</li>
+the clock. What a compiled engine takes to compile is in them. Times to the target are precise to
+the distance between two looks at the loss.</li>
 <li><strong>Peak memory of a step</strong>: the bytes of all tensors that an eager update keeps
 alive at its peak: its batch, activations and gradients. Weights and optimizer state come on
 top and are the same for all.</li>

@@ -53,7 +53,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
 
     if any(form["status"] != "done" for form in forms):
         add("outcome", "how training ended", lambda f: f["status"])
-    add("samples per update", "the batch size B", lambda f: f"{f['loader']['batch_size']:,}")
+    add("samples per update", "the batch size B", _batch_sizes)
     tuned = any("tried" in form for form in forms)
     rate = "the best of those tried, by the final full loss" if tuned else "as configured"
     add("learning rate", rate, lambda f: f"{f['learning_rate']:g}")
@@ -75,8 +75,13 @@ def rows(result: dict[str, Any]) -> list[Row]:
         add(f"final {name}", said, partial(_metric_cell, name))
     add(
         "peak memory of a step",
-        "batch, activations and gradients at their peak, beside weights and optimizer state",
+        "batch, activations and gradients at their peak, beside what is held between steps",
         lambda f: bytes_text(f["memory"]["step_peak_bytes"]) if f["memory"] else "not measured",
+    )
+    add(
+        "memory between steps",
+        "weights, optimizer state, and what corrections such as SAGA keep",
+        lambda f: bytes_text(f["memory"]["held_bytes"]) if f["memory"] else "not measured",
     )
     add(
         "variance of the loss",
@@ -186,6 +191,11 @@ def _listed(words: list[str]) -> str:
 def metrics(forms: Iterable[Form]) -> list[str]:
     names = {name: None for form in forms for name in form["final"] if name != "full_loss"}
     return list(names)
+
+
+def _batch_sizes(form: Form) -> str:
+    sizes = form["batch_sizes"]
+    return f"{sizes[0]:,} to {sizes[-1]:,}" if len(sizes) > 1 else f"{sizes[0]:,}"
 
 
 def _metric_cell(name: str, form: Form) -> str:

@@ -67,6 +67,7 @@ class Averaging(Callback):
         self.start_epoch = whole_number("start_epoch", start_epoch or 1, minimum=1)
         self.start_step = whole_number("start_step", start_step or 1, minimum=1)
         self.cadence = whole_number("every_n_steps", every_n_steps, minimum=1)
+        self.every_n_steps = self.cadence  # and none until averaging begins
         self.decay = decay
         self.count = 0
         self._mean: Tensor | None = None  # θ̄ [P], float64

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from gdtrain.data.batch import Block, Plan
+from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.errors import DataError
 from gdtrain.training.callbacks import Callback
 
@@ -31,6 +31,8 @@ class BlockLength:
 
         It ends at the latest where a callback with ``every_n_steps`` is due.
         """
+        if remaining == 1:  # as in every epoch, where a batch is everything
+            return 1
         cadences = [c.every_n_steps for c in callbacks if c.every_n_steps is not None]
         return min(self._steps, remaining, *(every - step % every for every in cadences))
 
@@ -40,6 +42,12 @@ class BlockLength:
             self._steps *= 2
         elif seconds > 2 * BLOCK_SECONDS:
             self._steps = max(1, self._steps // 2)
+
+
+def _read(trainer: Trainer, plan: Plan, start: int) -> Iterator[Batch]:
+    """The plan's batches from ``start`` on; nothing is done about it until one is asked for."""
+    assert trainer.loader is not None
+    yield from trainer.read(trainer.loader, plan, start)
 
 
 def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
@@ -56,7 +64,7 @@ def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
             arrived = start + plan.remaining(start)
             if arrived == start and trainer.should_stop:
                 return
-            batches = trainer.read(trainer.loader, plan, start)
+            batches = _read(trainer, plan, start)
             while start < arrived:
                 left = min(arrived - start, trainer.engine.max_block_steps)
                 steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)

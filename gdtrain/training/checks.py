@@ -119,11 +119,12 @@ class OutputCheck:
         self._elementwise = is_elementwise(loss)
         self._labels_checked = False
 
-    def __call__(self, output: Any, targets: Any, all_targets: Tensor | None) -> None:
+    def __call__(self, output: Any, targets: Any, loader: Loader | None) -> None:
         if self._elementwise:
             check_same_shape(output, targets)
         elif not self._labels_checked:
-            check_classes(self.loss, output, targets, all_targets)
+            known = loader.samples.targets if loader is not None else None
+            check_classes(self.loss, output, targets, known)
             self._labels_checked = True
 
 

@@ -19,6 +19,7 @@ Precision = Literal["fp32", "bf16", "fp64"]
 
 # Share of the device's free memory that a data set may take for itself.
 RESIDENT_SHARE = 0.5
+_AS_IT_IS = nullcontext()
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -69,7 +70,7 @@ def autocast(precision: Precision | None, device: torch.device) -> AbstractConte
     """The context in which the forward pass and the loss are computed."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return _AS_IT_IS
 
 
 def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples:
@@ -97,9 +98,10 @@ class Placement:
 
     def __call__(self, samples: Samples) -> Samples:
         """The samples as :func:`place` gives them."""
-        if samples not in self._placed:
-            self._placed[samples] = place(samples, self.device, self.dtype)
-        return self._placed[samples]
+        placed = self._placed.get(samples)
+        if placed is None:
+            placed = self._placed[samples] = place(samples, self.device, self.dtype)
+        return placed
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:

@@ -61,7 +61,7 @@ class Guard:
         """Keep what a forward pass changes: buffers and the state of torch's generator."""
         if self.deferred:
             return
-        self._rng = torch.get_rng_state()
+        self._rng = torch.default_generator.get_state()
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 

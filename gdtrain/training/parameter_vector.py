@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class ParameterVector:
-    """The parameters that a trainer trains, as one vector θ [P], in the order of their names.
+    """The parameters that a trainer's optimizer holds as one vector θ [P], in the model's order.
+
+    Those that are frozen for the time being are among them, and get no gradient.
 
     names: of the parameters. dtype: the widest of theirs.
     """
@@ -26,7 +28,7 @@ class ParameterVector:
     def __init__(self, trainer: Trainer) -> None:
         held = {p for group in trainer.optimizer.param_groups for p in group["params"]}
         named = parameter_names(trainer).items()
-        trained = [(n, p) for p, n in named if p.requires_grad and p in held]
+        trained = [(name, p) for p, name in named if p in held]
         self.trainer = trainer
         self.names = [name for name, _ in trained]
         self.parameters = [parameter for _, parameter in trained]
@@ -69,7 +71,7 @@ class ParameterVector:
         pieces = torch.split(vector, self.sizes)
         for name, parameter, piece in zip(self.names, self.parameters, pieces, strict=True):
             own = piece.view_as(parameter).to(parameter.dtype)
-            parameter.grad = own if name in names else None
+            parameter.grad = own if name in names and parameter.requires_grad else None
 
     @contextmanager
     def at(self, theta: Tensor | None = None) -> Iterator[None]:

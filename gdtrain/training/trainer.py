@@ -55,7 +55,7 @@ class Trainer:
     loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss; None if a subclass
         overrides :meth:`compute_loss`.
     optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too.
-    loader: a BatchLoader, SampleLoader or MiniBatchLoader.
+    loader: a BatchLoader, SampleLoader or MiniBatchLoader, or a PhasedLoader of them.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
         keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
@@ -338,8 +338,7 @@ class Trainer:
         self.emit("on_before_update")
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
-        known = self.loader.samples.targets if self.loader is not None else None
-        self._output_check(output, targets, known)
+        self._output_check(output, targets, self.loader)
         assert self.loss is not None
         return self.loss(output, targets)
 

@@ -46,6 +46,7 @@ class VarianceReduction(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.check(trainer)
+        self._vector = None  # the data may be another than in the last fit
         self._vector_of(trainer)
         self._first_step = trainer.progress.step
 

@@ -7,15 +7,13 @@ has ended. What it does before and after a fit is not counted.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import time
 import warnings
 from typing import Any
 
 import torch
 
-from contestants.by_hand import data_loader, loss_of, model_of, tensors_of
+from contestants.by_hand import data_loader, loss_of, model_of, timed
 from contestants.workload import LEARNING_RATE, Run, Workload
 
 warnings.filterwarnings("ignore")
@@ -31,6 +29,27 @@ class Clock:
 
     def stop(self, *_: Any, **__: Any) -> None:
         self.seconds = time.perf_counter() - self._started
+
+
+def clocked(base: type, begins: str, ends: str) -> tuple[Clock, Any]:
+    """A clock, and a callback of a framework's own kind that starts and stops it.
+
+    begins, ends: its methods that are told of the loop.
+    """
+    clock = Clock()
+    return clock, type("Timer", (base,), {begins: clock.start, ends: clock.stop})()
+
+
+def _loop(owner: Any, model: Any, loss: Any, optimizer: Any, loader: Any) -> Run:
+    """The loop of those who leave it to their user."""
+
+    def epoch() -> None:
+        for x, y in loader:
+            optimizer.zero_grad()
+            owner.backward(loss(model(x), y))
+            optimizer.step()
+
+    return timed(epoch, "cpu")
 
 
 def lightning(workload: Workload, _: str) -> Run:
@@ -49,14 +68,8 @@ def lightning(workload: Workload, _: str) -> Run:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=LEARNING_RATE)
 
-    clock, module, loader = Clock(), Module(), data_loader(workload)
-
-    class Timer(L.Callback):
-        def on_train_start(self, *_: Any) -> None:
-            clock.start()
-
-        def on_train_end(self, *_: Any) -> None:
-            clock.stop()
+    module, loader = Module(), data_loader(workload)
+    clock, timer = clocked(L.Callback, "on_train_start", "on_train_end")
 
     def run(epochs: int) -> float:
         trainer = L.Trainer(
@@ -66,7 +79,7 @@ def lightning(workload: Workload, _: str) -> Run:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[Timer()],
+            callbacks=[timer],
         )
         trainer.fit(module, loader)
         return clock.seconds
@@ -82,16 +95,7 @@ def fabric(workload: Workload, _: str) -> Run:
     model, optimizer = owner.setup(module, torch.optim.SGD(module.parameters(), lr=LEARNING_RATE))
     loader, loss = owner.setup_dataloaders(data_loader(workload)), loss_of(workload)
 
-    def run(epochs: int) -> float:
-        started = time.perf_counter()
-        for _ in range(epochs):
-            for x, y in loader:
-                optimizer.zero_grad()
-                owner.backward(loss(model(x), y))
-                optimizer.step()
-        return time.perf_counter() - started
-
-    return run
+    return _loop(owner, model, loss, optimizer, loader)
 
 
 def ignite(workload: Workload, _: str) -> Run:
@@ -117,15 +121,7 @@ def skorch(workload: Workload, _: str) -> Run:
     from skorch import NeuralNet
     from skorch.callbacks import Callback
 
-    clock = Clock()
-
-    class Timer(Callback):
-        def on_train_begin(self, net: Any, **_: Any) -> None:
-            clock.start()
-
-        def on_train_end(self, net: Any, **_: Any) -> None:
-            clock.stop()
-
+    clock, timer = clocked(Callback, "on_train_begin", "on_train_end")
     net = NeuralNet(
         model_of(workload),
         type(loss_of(workload)),
@@ -135,7 +131,7 @@ def skorch(workload: Workload, _: str) -> Run:
         iterator_train__shuffle=workload.shuffled,
         train_split=None,
         verbose=0,
-        callbacks=[("timer", Timer())],
+        callbacks=[("timer", timer)],
         callbacks__print_log=None,
     ).initialize()
     inputs, targets = workload.data()
@@ -157,148 +153,4 @@ def accelerate(workload: Workload, _: str) -> Run:
     )
     loss = loss_of(workload)
 
-    def run(epochs: int) -> float:
-        started = time.perf_counter()
-        for _ in range(epochs):
-            for x, y in loader:
-                optimizer.zero_grad()
-                owner.backward(loss(model(x), y))
-                optimizer.step()
-        return time.perf_counter() - started
-
-    return run
-
-
-def hf_trainer(workload: Workload, _: str) -> Run:
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    inputs, targets = tensors_of(workload)
-    clock = Clock()
-
-    class Data(torch.utils.data.Dataset[Any]):
-        def __len__(self) -> int:
-            return len(inputs)
-
-        def __getitem__(self, place: int) -> dict[str, Any]:
-            return {"x": inputs[place], "labels": targets[place]}
-
-    class Model(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.loss = model_of(workload), loss_of(workload)
-
-        def forward(self, x: Any, labels: Any) -> dict[str, Any]:
-            return {"loss": self.loss(self.inner(x), labels)}
-
-    class Timer(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            clock.stop()
-
-    model, folder = Model(), tempfile.mkdtemp()
-
-    def run(epochs: int) -> float:
-        arguments = TrainingArguments(
-            folder,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=workload.size,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            max_grad_norm=0.0,
-            dataloader_pin_memory=False,
-        )
-        sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-        constant = torch.optim.lr_scheduler.LambdaLR(sgd, lambda _: 1.0)
-        trainer = Trainer(
-            model, arguments, train_dataset=Data(), optimizers=(sgd, constant), callbacks=[Timer()]
-        )
-        trainer.train()
-        return clock.seconds
-
-    return run
-
-
-def keras(workload: Workload, _: str) -> Run:
-    os.environ["KERAS_BACKEND"] = "torch"
-    import keras as k
-
-    layers: list[Any] = [k.Input((workload.sizes[0],))]
-    for size in workload.sizes[1:-1]:
-        layers.append(k.layers.Dense(size, activation="relu"))
-    layers.append(k.layers.Dense(workload.sizes[-1]))
-    model = k.Sequential(layers)
-    model.set_weights([part for weight, bias in workload.initial() for part in (weight.T, bias)])
-    loss = k.losses.SparseCategoricalCrossentropy(from_logits=True) if workload.classes else "mse"
-    model.compile(k.optimizers.SGD(LEARNING_RATE), loss)
-    inputs, targets = workload.data()
-    clock = Clock()
-
-    class Timer(k.callbacks.Callback):
-        def on_train_begin(self, logs: Any = None) -> None:
-            clock.start()
-
-        def on_train_end(self, logs: Any = None) -> None:
-            clock.stop()
-
-    def run(epochs: int) -> float:
-        model.fit(
-            inputs,
-            targets,
-            workload.size,
-            epochs,
-            verbose=0,
-            shuffle=workload.shuffled,
-            callbacks=[Timer()],
-        )
-        return clock.seconds
-
-    return run
-
-
-def composer(workload: Workload, _: str) -> Run:
-    from composer import Callback, Trainer
-    from composer.models import ComposerModel
-
-    clock = Clock()
-
-    class Model(ComposerModel):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.criterion = model_of(workload), loss_of(workload)
-
-        def forward(self, batch: Any) -> Any:
-            return self.inner(batch[0])
-
-        def loss(self, outputs: Any, batch: Any, *_: Any, **__: Any) -> Any:
-            return self.criterion(outputs, batch[1])
-
-    class Timer(Callback):
-        def fit_start(self, *_: Any) -> None:
-            clock.start()
-
-        def fit_end(self, *_: Any) -> None:
-            clock.stop()
-
-    model = Model()
-    trainer = Trainer(
-        model=model,
-        train_dataloader=data_loader(workload),
-        optimizers=torch.optim.SGD(model.parameters(), lr=LEARNING_RATE),
-        max_duration="1ep",
-        device="cpu",
-        progress_bar=False,
-        log_to_console=False,
-        callbacks=[Timer()],
-    )
-
-    def run(epochs: int) -> float:
-        trainer.fit(duration=f"{epochs}ep")
-        return clock.seconds
-
-    return run
+    return _loop(owner, model, loss, optimizer, loader)

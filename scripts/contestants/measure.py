@@ -61,6 +61,13 @@ class Process:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def start(self, workload: Workload, window: float, missing: dict[str, str]) -> int:
+        """Make ready; return the epochs of a run, or 0 with the reason among the missing."""
+        answer = self.ask(do="start", workload=workload.name, window=window)
+        if "missing" in answer:
+            missing[f"{self._name}, {workload.name}"] = answer["missing"]
+        return int(answer.get("epochs", 0))
+
     def close(self) -> None:
         assert self._child.stdin is not None
         self._child.stdin.close()
@@ -135,11 +142,8 @@ def _interleaved(
         name = contestant.name
         if name not in processes:
             processes[name] = Process(name, device)
-        answer = processes[name].ask(do="start", workload=workload.name, window=window)
-        if "missing" in answer:
-            missing[f"{name}, {workload.name}"] = answer["missing"]
-        else:
-            epochs[name] = answer["epochs"]
+        if started := processes[name].start(workload, window, missing):
+            epochs[name] = started
     times: dict[str, list[float]] = {name: [] for name in epochs}
     of_samples = workload.kind in ("stream", "scaling")
     units = workload.num_samples if of_samples else workload.updates
@@ -164,10 +168,7 @@ def _first(
     for _ in range(repeats):
         for contestant in joining:
             process = Process(contestant.name, device)
-            answer = process.ask(do="start", workload=workload.name, window=window)
-            if "missing" in answer:
-                missing[f"{contestant.name}, {workload.name}"] = answer["missing"]
-            else:
+            if process.start(workload, window, missing):
                 seconds = process.ask(do="run").get("seconds")
                 times.setdefault(contestant.name, []).append(seconds)
             process.close()

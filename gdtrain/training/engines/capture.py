@@ -32,6 +32,12 @@ class CapturedStep:
     graph: fx.GraphModule
     constants: list[Tensor]
 
+    @property
+    def reads_indices(self) -> bool:
+        """Whether the step looks at which samples its batch has."""
+        *_, indices = (node for node in self.graph.graph.nodes if node.op == "placeholder")
+        return bool(indices.users)
+
 
 def capture(
     step: FunctionalStep,

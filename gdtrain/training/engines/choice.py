@@ -30,6 +30,8 @@ ENGINES = ("auto", "eager", "scan", "cuda_graph")
 MIN_UPDATES = 100_000
 # … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
 MAX_WORK = 1 << 24
+# … and nobody may look more often than this, in updates: each block has a start of its own.
+MIN_BLOCK = 4
 # For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
 _EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
 _INSTALL = "pip install 'gdtrain[xla]'"
@@ -205,7 +207,7 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
     name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
     if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
         return EagerEngine(trainer)
-    if _work(trainer, num_epochs) > MAX_WORK and name == "scan":
+    if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
         return EagerEngine(trainer)
     reasons = list(obstacles(trainer, name))
     if not reasons:
@@ -235,6 +237,12 @@ def _is_plain(trainer: Trainer) -> bool:
         and not overridden(trainer, ("compute_loss", "forward", "batch_loss"))
         and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     )
+
+
+def _is_watched(trainer: Trainer) -> bool:
+    """Whether a callback asks for blocks that take longer to start than to be made eagerly."""
+    cadences = [callback.every_n_steps for callback in trainer.callbacks]
+    return any(every is not None and every < MIN_BLOCK for every in cadences)
 
 
 def _work(trainer: Trainer, num_epochs: int) -> int:

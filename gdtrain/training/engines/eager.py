@@ -54,11 +54,11 @@ class EagerEngine:
         if plan.indices is not None or plan.num_batches != 1 or trainer.world.size > 1:
             return block.batches
         assert trainer.loader is not None
-        samples = trainer.placed(trainer.loader.samples)
+        samples = trainer.loader.samples
         size = plan.num_samples  # of a batch that leaves some out, it is less than there are
         if self._whole is None or self._whole[0] is not samples or self._whole[1] != size:
             batch = next(iter(block.batches))
-            if not isinstance(samples, TensorSamples):
+            if not isinstance(trainer.placed(samples), TensorSamples):
                 return [batch]
             self._whole = samples, size, (batch.inputs, batch.targets, batch.indices)
         return [Batch(*self._whole[2])]

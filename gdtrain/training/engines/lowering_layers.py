@@ -164,6 +164,52 @@ def _reduced(per_sample: Any, reduction: int) -> Any:
     return (lambda x: x, jnp.mean, jnp.sum)[reduction](per_sample)
 
 
+class _Labels:
+    """The classes that labels name, and what each sample counts: operands of nll_loss.
+
+    x: [N, C, …] or [C]. PyTorch's decomposition gathers and scatters, which is slow for a few
+    classes, and can't be merged with what comes before and after.
+    """
+
+    def __init__(self, x: Any, target: Any, weight: Any, ignore_index: int) -> None:
+        self.axis = 0 if x.ndim == 1 else 1
+        along = [-1 if axis == self.axis else 1 for axis in range(x.ndim)]
+        labels, classes = jnp.expand_dims(target, self.axis), x.shape[self.axis]
+        counted = labels != ignore_index
+        self.named = (labels == jnp.arange(classes).reshape(along)) & counted  # like x
+        self.weight = jnp.ones((), x.dtype) if weight is None else weight.reshape(along)
+        self.total = jnp.where(self.named, self.weight, 0).sum()
+        # PyTorch raises an error for others, and so must a program that can't.
+        self.known = jnp.squeeze(~counted | ((labels >= 0) & (labels < classes)), self.axis)
+
+
+def _nll(x: Any, target: Any, weight: Any, reduction: int, ignore_index: int) -> tuple[Any, Any]:
+    labels = _Labels(x, target, weight, ignore_index)
+    per_sample = jnp.where(labels.named, -labels.weight * x, 0).sum(labels.axis)
+    per_sample = jnp.where(labels.known, per_sample, jnp.nan)
+    if reduction == 0:
+        return per_sample, jnp.zeros((), x.dtype)
+    total = per_sample.sum()
+    return total / labels.total if reduction == 1 else total, labels.total
+
+
+def _nll_backward(
+    gradient: Any,
+    x: Any,
+    target: Any,
+    weight: Any,
+    reduction: int,
+    ignore_index: int,
+    total: Any,
+) -> Any:
+    labels = _Labels(x, target, weight, ignore_index)
+    if reduction == 1:
+        gradient = gradient / total
+    elif reduction == 0:
+        gradient = jnp.expand_dims(gradient, labels.axis)
+    return jnp.where(labels.named, -labels.weight * gradient, 0)
+
+
 def _positive(x: Any) -> Any:
     return jnp.where(x > 0, x, 0)  # whose slope at 0 is 0, as PyTorch has it
 
@@ -221,6 +267,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "convolution_backward": _convolution_backward,
     "max_pool2d_with_indices": _max_pool,
     "max_pool2d_with_indices_backward": _max_pool_backward,
+    **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _nll),
+    **dict.fromkeys(("nll_loss_backward", "nll_loss2d_backward"), _nll_backward),
     "multi_margin_loss_backward": _multi_margin_backward,
     "multilabel_margin_loss_forward": _multi_label_margin_forward,
     "multilabel_margin_loss_backward": _multi_label_margin_backward,

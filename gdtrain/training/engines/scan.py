@@ -12,43 +12,36 @@ from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.training.engines.compiled_step import CompiledStep
 from gdtrain.training.engines.functional import structure_of
-from gdtrain.training.engines.stream_window import window, window_steps
-from gdtrain.training.engines.xla_program import Array, Call, StepShape
+from gdtrain.training.engines.window import MAX_STEPS, rows_of, window_steps
+from gdtrain.training.engines.xla_program import Array, StepShape
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
-# A chunk is what one compiled program has room for: so many steps of an epoch …
-MAX_CHUNK_STEPS = 1 << 16
-# … or so many of which each has a learning rate of its own …
-MAX_SCHEDULED_STEPS = 1 << 12
-# … and so many indices of samples.
-MAX_CHUNK_INDICES = 1 << 22
-
 
 class ScanEngine:
-    """Runs blocks as one XLA program each, on the CPU.
+    """Runs blocks as one XLA program each, on the CPU; of long ones, a window of steps at a time.
 
     The weights are those of the eager engine up to rounding. While nobody looks they stay with
     XLA; :meth:`publish` brings them to the model and the optimizer, whose tensors count again
-    from then on. XLA reads the data set where it is.
+    from then on. XLA reads the data set where it is, in sequence; in any other order, what the
+    steps of a window need is gathered for them at once.
     """
 
     name = "scan"
-    max_block_steps = MAX_CHUNK_STEPS
+    max_block_steps = MAX_STEPS
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self._compiled: dict[Any, CompiledStep] = {}
         self._current: CompiledStep | None = None  # whose state is newer than that of the tensors
-        self._places: tuple[Plan, int, Any] | None = None
 
     def prepare(self, plan: Plan) -> None:
         """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
         if plan.num_batches is None and not plan.remaining(0):
             return  # a stream of which nothing has come
-        shape, _ = self._shape(plan, 0, 1)
-        self._for_present_structure(plan, 0).program(shape)
+        compiled = self._for_present_structure(plan, 0)
+        compiled.program(self._shape(compiled, plan, 0, 1)[0])
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
@@ -58,9 +51,8 @@ class ScanEngine:
         plan, start = block.plan, block.start
         parts: list[Array] = []
         while start < block.stop:
-            shape, end = self._shape(plan, start, block.stop)
-            stop = min(end, block.stop)
-            parts.append(self._run_part(plan, start, stop, shape))
+            shape, stop = self._shape(self._current, plan, start, block.stop)
+            parts.append(self._run_part(self._current, plan, start, stop, shape))
             if len(parts[-1]) < stop - start:
                 break
             start = stop
@@ -72,99 +64,73 @@ class ScanEngine:
             self._current.give()
             self._current = None
 
-    # ── parts of blocks: steps of one size, within a chunk ──────────────────────────────────
+    # ── parts of blocks: steps of one size, as many as a window holds ───────────────────────
 
-    def _shape(self, plan: Plan, start: int, stop: int) -> tuple[StepShape, int]:
-        """What runs the step ``start``, and the step before which its chunk ends.
+    def _shape(
+        self, compiled: CompiledStep, plan: Plan, start: int, stop: int
+    ) -> tuple[StepShape, int]:
+        """What runs the step ``start``, and the step before which it ends.
 
-        stop: the end of the block. A chunk of a stream begins where it is needed.
+        stop: the end of the block.
         """
         scheduled = self.trainer.schedule.by_step
-        gathers = plan.indices is not None
+        windowed = plan.indices is not None or plan.num_batches is None
         guarded = self.trainer.clip_grad_value is not None  # which would hide what is infinite
+        short = scheduled or plan.num_batches is None
+        most = window_steps(plan, compiled.row_bytes, short=short)
         if plan.num_batches is None:
-            steps = self.max_block_steps = window_steps(plan)
-            (last,) = plan.batch_sizes(stop - 1, stop)
-            full_stop = stop if last == plan.batch_size else stop - 1
-            if start >= full_stop:
-                return StepShape(last, 1, False, False, guarded), stop
-            end = min(full_stop, start + steps)
-            if self._current is not None and self._current.fresh_groups:
-                end = start + 1
-            return StepShape(plan.batch_size, steps, False, scheduled, guarded), end
-        full, left = divmod(plan.num_samples, plan.batch_size)
+            (left,) = plan.batch_sizes(stop - 1, stop)
+            full, steps = stop if left == plan.batch_size else stop - 1, most
+        else:
+            full, left = divmod(plan.num_samples, plan.batch_size)
+            steps = -(-full // -(-full // most)) if full else 0  # windows of one length
         if start >= full:
-            return StepShape(left, 1, gathers, False, guarded), start + 1
-        most = MAX_SCHEDULED_STEPS if scheduled else MAX_CHUNK_STEPS
-        most = max(1, min(most, MAX_CHUNK_INDICES // plan.batch_size))
-        steps = -(-full // -(-full // most))  # chunks of one length, as far as that goes
-        self.max_block_steps = steps
-        end = min(full, (start // steps + 1) * steps)
-        if self._current is not None and self._current.fresh_groups:
+            return StepShape(left, 1, windowed, False, guarded), start + 1
+        end = min(full, stop, start + steps)
+        if compiled.fresh_groups:
             end = start + 1  # the first update with momentum has settings of its own
-        return StepShape(plan.batch_size, steps, gathers, scheduled, guarded), end
+        return StepShape(plan.batch_size, steps, windowed, scheduled, guarded), end
 
-    def _run_part(self, plan: Plan, start: int, stop: int, shape: StepShape) -> Array:
-        assert self._current is not None
-        is_stream = plan.num_batches is None
-        first = start if is_stream else start // shape.steps * shape.steps
-        first_sample = first * plan.batch_size
-        places = None
-        if is_stream:
-            self._current.show(window(self._samples(), plan, start, stop))
-        if shape.gathers:
-            places = self._chunk(plan, first, shape, once=2 * (stop - start) > shape.steps)
+    def _run_part(
+        self, compiled: CompiledStep, plan: Plan, start: int, stop: int, shape: StepShape
+    ) -> Array:
+        first_row = start * plan.batch_size
+        if shape.windowed:
+            window = compiled.window(shape)
+            if plan.num_batches is None:
+                window.hold(self._samples().together(plan, start, stop))
+            else:
+                chosen = plan.take(first_row, first_row + (stop - start) * shape.size)
+                window.gather(compiled.samples, chosen)
+            first_row = 0
         back = self.trainer.schedule.mark()
-        rows = self._settings(stop - start, shape)
-        shown = first_sample if is_stream else 0
-        span = np.array([start - first, stop - first, first_sample, start - first, shown])
-        losses, bad_loss = self._current.run(shape, Call(places, rows, span))
+        self._set(compiled, shape, stop - start)
+        losses, bad_loss = compiled.run(shape, stop - start, first_row)
         if bad_loss is not None:
             self.trainer.guard.found = (bad_loss, None)
             back()
-            self._settings(len(losses), shape)
+            self._set(compiled, shape, len(losses))
         return losses
 
-    def _settings(self, steps: int, shape: StepShape) -> Array:
-        """The settings of the next steps, in one row or a row each; the schedule moves on."""
-        assert self._current is not None
-        self.trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # by schedulers
-        trainer, current = self.trainer, self._current
+    def _set(self, compiled: CompiledStep, shape: StepShape, steps: int) -> None:
+        """Give the program the settings of the next steps; the schedule moves on."""
+        trainer, rows = self.trainer, compiled.program(shape).rows
+        trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # by schedulers
 
         def row() -> list[float]:
-            return current.step.settings_row(current.fresh_groups)
+            return compiled.step.settings_row(compiled.fresh_groups)
 
-        if not shape.scheduled:
-            rows = [row()]
-            for _ in range(steps):
-                trainer.after_update()
-                if not trainer.schedule.by_step:
-                    break
-        else:
-            rows = trainer.schedule.rows(steps, row)
-            trainer.lr = rows[-1][0] if rows else trainer.lr
-            rows += [rows[-1]] * (shape.steps - steps) if rows else []
-        return np.asarray(rows, self._current.dtype)
-
-    def _chunk(self, plan: Plan, first: int, shape: StepShape, once: bool) -> Any:
-        """The indices of the samples of a chunk, [steps, size].
-
-        once: nearly all of them are needed now. What several blocks will ask for is brought to
-        XLA at the first.
-        """
-        assert self._current is not None
-        if self._places is not None and self._places[0] is plan and self._places[1] == first:
-            return self._places[2]
-        start = first * plan.batch_size
-        taken = plan.take(start, min(start + shape.steps * shape.size, plan.num_samples)).numpy()
-        room = shape.steps * shape.size
-        if len(taken) < room:
-            taken = np.concatenate([taken, np.zeros(room - len(taken), np.int64)])
-        places = taken[:room].reshape(shape.steps, shape.size)
-        if once:
-            return places
-        self._places = plan, first, self._current.put(places)
-        return self._places[2]
+        if shape.scheduled:
+            given = trainer.schedule.rows(steps, row)
+            if given:
+                rows[:steps] = given
+                trainer.lr = given[-1][0]
+            return
+        rows[0] = row()
+        for _ in range(steps):
+            trainer.after_update()
+            if not trainer.schedule.by_step:
+                break
 
     # ── what is compiled ────────────────────────────────────────────────────────────────────
 
@@ -174,14 +140,13 @@ class ScanEngine:
 
     def _for_present_structure(self, plan: Plan, start: int) -> CompiledStep:
         """What was compiled for the model and optimizer as they are, or is to be."""
-        trainer = self.trainer
+        trainer, samples = self.trainer, self._samples()
         assert trainer.loader is not None
-        samples = trainer.placed(trainer.loader.samples)
         key = (samples, structure_of(trainer))
         if key not in self._compiled:
             if plan.num_batches is None:
                 batch = next(trainer.read(trainer.loader, plan, start))
-                samples = TensorSamples(window(samples, plan, start, start + 1))
+                samples = TensorSamples(rows_of(batch))
             else:
                 batch = next(trainer.read(trainer.loader, plan))
             assert isinstance(samples, TensorSamples)

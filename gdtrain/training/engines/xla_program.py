@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,18 +14,22 @@ from jax import lax
 
 from gdtrain.training.engines.capture import CapturedStep
 from gdtrain.training.engines.lowering import run_graph
+from gdtrain.training.engines.window import shared
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Step = Callable[[Any, list[Any]], tuple[list[Any], Any, Any]]
 
 
 class Operands(NamedTuple):
     """What a program reads and does not change.
 
-    columns: the data set, inputs and then targets, each [n, …]. fixed: parameters that are not
-    trained. constants: of the captured graph.
+    columns: inputs and, last, targets, a sample a row. indices: [rows] int64, the samples'
+    numbers, or None where they are those of the rows. fixed: parameters that are not trained.
+    constants: of the captured graph.
     """
 
     columns: list[Any]
+    indices: Any
     fixed: list[Any]
     constants: list[Any]
 
@@ -34,120 +38,139 @@ class Operands(NamedTuple):
 class StepShape:
     """What a program is compiled for.
 
-    size: samples of a batch. steps: room for the losses of so many steps, and for their rows of
-    indices and settings. gathers: batches are named by rows of indices, not consecutive.
-    scheduled: each step has a row of settings of its own. guarded: end before an update whose
-    loss or gradient is not finite.
+    size: samples of a batch. steps: room for the losses of so many steps. windowed: the rows are
+    those of a window, not of the data set. scheduled: each step has a row of settings of its own.
+    guarded: end before an update whose loss or gradient is not finite.
     """
 
     size: int
     steps: int
-    gathers: bool
+    windowed: bool
     scheduled: bool
     guarded: bool = False
 
 
-class Call(NamedTuple):
+class _Call(NamedTuple):
     """What changes from call to call.
 
-    places: [steps, size] indices of samples, or None. rows: [steps or 1, settings].
-    span: the steps to make, from ``span[0]`` to before ``span[1]``, of a chunk whose first
-    sample is ``span[2]``; the step to which the first row belongs; and the number of the sample
-    with which the columns begin.
+    rows: [steps or 1, settings]. span: the steps to make, from ``span[0]`` to before ``span[1]``,
+    and the row of the columns with which the batch of step 0 begins.
     """
 
-    places: Any
     rows: Any
     span: Any
 
-    @property
-    def bounds(self) -> tuple[int, int]:
-        """The steps to make: the first, and the one before which to end."""
-        return int(self.span[0]), int(self.span[1])
 
-    def between(self, start: int, stop: int) -> Call:
-        """The same for some of the steps."""
-        return Call(self.places, self.rows, np.array([start, stop, *self.span[2:]]))
+class Program:
+    """Makes steps of one shape.
 
-
-def compile_block(
-    captured: CapturedStep,
-    shape: StepShape,
-    state: Sequence[Any],
-    operands: Operands,
-    row: Array,
-    trained: int,
-) -> tuple[Any, Array]:
-    """The program ``(state, losses, operands, call) -> (state, losses)``, and its first losses.
-
-    losses: [steps + 2]; of the steps made, their losses at their places, and at the end how far
-    the loop came, and 1 if the trained parameters, which come first in the state, are finite,
-    else 0. Losses given to it are used up.
+    rows: [steps or 1, settings], to be set before a call.
     """
-    nodes = next(iter(reversed(captured.graph.graph.nodes))).args[0]
-    loss_dtype = np.dtype(str(nodes[-2].meta["val"].dtype).removeprefix("torch."))
 
-    def block(state: list[Any], losses: Any, operands: Operands, call: Call) -> tuple[Any, Any]:
-        start, stop, first_sample, first_row, shown = call.span
+    def __init__(
+        self,
+        captured: CapturedStep,
+        shape: StepShape,
+        state: Sequence[Any],
+        operands: Operands,
+        row: Array,
+        trained: int,
+    ) -> None:
+        rows = torch.from_numpy(np.tile(row, (shape.steps if shape.scheduled else 1, 1))).clone()
+        span = torch.zeros(3, dtype=torch.int64)
+        self.shape = shape
+        self.rows: Array = rows.numpy()
+        self._span: Array = span.numpy()
+        self._call = _Call(shared(rows), shared(span))
+        results = next(iter(reversed(captured.graph.graph.nodes))).args[0]
+        loss_dtype = np.dtype(str(results[-2].meta["val"].dtype).removeprefix("torch."))
+        self._losses: Any = np.zeros(shape.steps + 2, loss_dtype)
+        block = _block(captured, shape, trained)
+        lowered = jax.jit(block, donate_argnums=(1,)).lower(
+            state, self._losses, operands, self._call
+        )
+        options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1}
+        self._compiled = lowered.compile(compiler_options=options)
+
+    def run(
+        self, state: list[Any], operands: Operands, start: int, stop: int, first_row: int
+    ) -> tuple[list[Any], Array]:
+        """Make the steps from ``start`` to before ``stop``.
+
+        first_row: of the columns, where the batch of step 0 begins.
+        Returns the state after them and, until the next call, the losses: [steps + 2], of the
+        steps made at their places, and at the end how far the loop came, and 1 if the trained
+        parameters are finite, else 0.
+        """
+        self._span[:] = start, stop, first_row
+        with jax.enable_x64(True):
+            state, self._losses = self._compiled(state, self._losses, operands, self._call)
+        return state, np.asarray(self._losses)
+
+
+def _block(captured: CapturedStep, shape: StepShape, trained: int) -> Callable[..., Any]:
+    """``(state, losses, operands, call) -> (state, losses)``; the trained come first in the state.
+
+    Losses given to it are used up.
+    """
+
+    def block(state: list[Any], losses: Any, operands: Operands, call: _Call) -> tuple[Any, Any]:
+        start, stop, first_row = call.span
 
         def step(i: Any, state: list[Any]) -> tuple[list[Any], Any, Any]:
-            batch = _batch(operands.columns, call.places, i, shape.size, first_sample, shown)
-            row = call.rows[i - first_row] if shape.scheduled else call.rows[0]
+            batch = _batch(operands, first_row + i * shape.size, shape.size)
+            row = _slice(call.rows, i, 1)[0] if shape.scheduled else call.rows[0]
             arguments = [*state, *operands.fixed, row, *batch]
             *new, loss, finite = run_graph(captured.graph, arguments, operands.constants)
             return new, loss, finite
 
-        def plain(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            i, state, losses = carry
-            state, loss, _ = step(i, state)
-            return i + 1, state, lax.dynamic_update_index_in_dim(losses, loss, i, 0)
-
-        def guarded(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            (i, state, losses), _ = carry
-            new, loss, finite = step(i, state)
-            kept = [
-                jnp.where(finite, after, before) for after, before in zip(new, state, strict=True)
-            ]
-            losses = lax.dynamic_update_index_in_dim(losses, loss, i, 0)
-            return (i + finite, kept, losses), finite
-
-        begun = (start, list(state), losses)
-        if shape.guarded:
-            (done, state, losses), _ = lax.while_loop(
-                lambda carry: (carry[0][0] < stop) & carry[1], guarded, (begun, jnp.bool_(True))
-            )
-        else:
-            done, state, losses = lax.while_loop(lambda carry: carry[0] < stop, plain, begun)
+        loop = _guarded_loop if shape.guarded else _plain_loop
+        done, state, losses = loop(step, start, stop, list(state), losses)
         sound = jnp.stack([jnp.isfinite(array).all() for array in state[:trained]]).all()
         ends = jnp.stack([done, sound]).astype(losses.dtype)
         return state, lax.dynamic_update_slice_in_dim(losses, ends, shape.steps, 0)
 
-    call = Call(
-        np.zeros((shape.steps, shape.size), np.int64) if shape.gathers else None,
-        np.zeros((shape.steps if shape.scheduled else 1, len(row)), row.dtype),
-        np.zeros(5, np.int64),
-    )
-    losses = np.zeros(shape.steps + 2, loss_dtype)
-    options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1}
-    lowered = jax.jit(block, donate_argnums=(1,)).lower(state, losses, operands, call)
-    return lowered.compile(compiler_options=options), losses
+    return block
 
 
-def _batch(
-    columns: list[Any], places: Any, step: Any, size: int, first_sample: Any, shown: Any
-) -> list[Any]:
+def _plain_loop(step: Step, start: Any, stop: Any, state: list[Any], losses: Any) -> Any:
+    """Make the steps; return where it ended, the state, and the losses."""
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, state, losses = carry
+        state, loss, _ = step(i, state)
+        return i + 1, state, _put(losses, loss, i)
+
+    return lax.while_loop(lambda carry: carry[0] < stop, body, (start, state, losses))
+
+
+def _guarded_loop(step: Step, start: Any, stop: Any, state: list[Any], losses: Any) -> Any:
+    """The same, up to the first step whose loss or gradient is not finite, which is not made."""
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        (i, state, losses), _ = carry
+        new, loss, finite = step(i, state)
+        kept = [jnp.where(finite, after, before) for after, before in zip(new, state, strict=True)]
+        return (i + finite, kept, _put(losses, loss, i)), finite
+
+    begun = ((start, state, losses), jnp.bool_(True))
+    ended, _ = lax.while_loop(lambda carry: (carry[0][0] < stop) & carry[1], body, begun)
+    return ended
+
+
+def _batch(operands: Operands, first: Any, size: int) -> list[Any]:
     """The batch's tensors in the order of a captured graph: inputs, targets, indices."""
-    if places is None:
-        first = first_sample + step * size
-        rows = [lax.dynamic_slice_in_dim(column, first - shown, size) for column in columns]
-        return _in_order(rows, first + jnp.arange(size))
-    chosen = lax.dynamic_index_in_dim(places, step, keepdims=False)
-    if size == 1:  # a slice is much faster than a gather of one
-        rows = [lax.dynamic_slice_in_dim(column, chosen[0], 1) for column in columns]
+    rows = [_slice(column, first, size) for column in operands.columns]
+    if operands.indices is None:
+        indices = first + jnp.arange(size)
     else:
-        rows = [column.at[chosen].get(mode="promise_in_bounds") for column in columns]
-    return _in_order(rows, chosen)
-
-
-def _in_order(rows: list[Any], indices: Any) -> list[Any]:
+        indices = _slice(operands.indices, first, size)
     return [*rows, indices] if len(rows) > 1 else [*rows, None, indices]  # data without targets
+
+
+def _slice(array: Any, first: Any, size: int) -> Any:
+    return lax.dynamic_slice_in_dim(array, first, size, allow_negative_indices=False)
+
+
+def _put(losses: Any, loss: Any, place: Any) -> Any:
+    return lax.dynamic_update_index_in_dim(losses, loss, place, 0, allow_negative_indices=False)
