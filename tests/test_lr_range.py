@@ -305,6 +305,11 @@ def test_bad_input(here, capsys):
             stream + "once, and the test looks at all of them again; give a data set, such as "
             "source: csv",
         ),
+        (
+            ["moons.yaml", "variance_reduction=svrg", "optimizer.momentum=0", "model.dropout=0"],
+            "command line:1:20: variance_reduction: SVRG changes gradients by what it has seen "
+            "before, and the range test makes plain updates; test without it",
+        ),
     ):
         assert main(["lr-range", "--config", *arguments]) == 2
         assert capsys.readouterr().err == f"{said}\n"

@@ -136,9 +136,11 @@ def lr_range(
 
     Weights, buffers, optimizer, schedule, gradients, modes and all random number generators are
     put back bit for bit, however the test ends; no callback is called. Raises DataError for a
-    stream, ConfigError for a range that is none, ModelError as ``fit`` does.
+    stream, ConfigError for a range that is none, ModelError as ``fit`` does, and if a callback
+    makes another gradient of the batch's (SVRG, SAGA).
     """
     _check(start, stop, updates, every)
+    check_gradient(trainer)
     rereadable(trainer)
     judged = rereadable(trainer, loader)
     limits = _limit(trainer, judged) if limit else {}
@@ -166,6 +168,16 @@ def lr_range(
                 diverged = True
                 break
     return _judged(looks, first, made, diverged, limits)
+
+
+def check_gradient(trainer: Trainer) -> None:
+    """Raise ModelError if updates are made of something else than the batch's gradient."""
+    for callback in trainer.callbacks:
+        if callback.listens_to("on_gradient"):
+            raise ModelError(
+                f"variance_reduction: {type(callback).__name__} changes gradients by what it has "
+                "seen before, and the range test makes plain updates; test without it"
+            )
 
 
 def _check(start: float, stop: float, updates: int, every: int) -> None:

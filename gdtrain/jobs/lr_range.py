@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gdtrain.analysis.lr_range import LrRange, lr_range
-from gdtrain.config.build import build
+from gdtrain.analysis.lr_range import LrRange, check_gradient, lr_range
+from gdtrain.config.build import build, stage
 from gdtrain.config.document import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
@@ -68,6 +68,8 @@ class LrRangeJob:
             raise ConfigError([self.document.fault(("data",), _NO_STREAM)])
         with faults_placed(self.document), notices():
             trainer = build(self.config.model_copy(update={"monitors": None})).trainer
+            with stage(""):
+                check_gradient(trainer)
         shown = None if world.rank == 0 else True
         with notices(), tqdm(total=self.updates, unit="update", leave=False, disable=shown) as bar:
             try:
