@@ -283,6 +283,21 @@ def test_without_matplotlib(monkeypatch, capsys):
     )
 
 
+def test_with_a_matplotlib_that_does_not_work():
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").write_text(json.dumps(step(1, 1, 0.5)))
+    done = subprocess.run(
+        [sys.executable, "-m", "gdtrain", "plot", "run"],
+        env={**os.environ, "MPLBACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    start = "gdtrain: pictures need matplotlib, which does not work: Key backend: 'nonsense' is not"
+    assert done.stderr.startswith(start)
+    assert done.stderr.count("\n") == 1
+
+
 # ── loss.png ────────────────────────────────────────────────────────────────────────────────
 
 

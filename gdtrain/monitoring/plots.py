@@ -166,7 +166,13 @@ def require_matplotlib() -> None:
 def house_style() -> Iterator[None]:
     """Let what is drawn in the block look alike on every machine, whatever its settings are."""
     require_matplotlib()
-    import matplotlib
+    try:
+        import matplotlib
+    except (ImportError, ValueError) as error:  # ValueError: a backend in the environment
+        said = " ".join(str(error).split())[:100]
+        raise MissingPackageError(
+            f"pictures need matplotlib, which does not work: {said}"
+        ) from error
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
