@@ -849,6 +849,95 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             )
         ],
     ),
+    "monitors of another name": (
+        {"monitors": "[sharpness, hessian]"},
+        [
+            (
+                "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
+                "sharpness, noise_scale, sample_gradients, each with options or alone; "
+                "got 'hessian'"
+            )
+        ],
+    ),
+    "monitors is a number": (
+        {"monitors": "3"},
+        [
+            (
+                "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
+                "sharpness, noise_scale, sample_gradients, each with options or alone; got 3"
+            )
+        ],
+    ),
+    "a monitor twice": (
+        {"monitors": "[sharpness, sharpness]"},
+        ["a.yaml:7:11: monitors: must be different names; one of them stands there twice"],
+    ),
+    "no monitor": (
+        {"monitors": "[]"},
+        [
+            (
+                "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
+                "update_ratio, sharpness, noise_scale, sample_gradients, or remove it"
+            )
+        ],
+    ),
+    "no monitor but nothing": (
+        {"monitors": "{sharpness: null}"},
+        [
+            (
+                "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
+                "update_ratio, sharpness, noise_scale, sample_gradients, or remove it"
+            )
+        ],
+    ),
+    "a monitor that never looks": (
+        {"monitors": "{sharpness: {every_n_steps: 0}}"},
+        ["a.yaml:7:39: monitors.sharpness.every_n_steps: must be >= 1, got 0"],
+    ),
+    "a monitor with two cadences": (
+        {"monitors": "{full_loss: {every_n_steps: 1, every_n_epochs: 1}}"},
+        [
+            (
+                "a.yaml:7:58: monitors.full_loss.every_n_epochs: can't be set together with "
+                "every_n_steps; remove one of the two"
+            )
+        ],
+    ),
+    "a key of a monitor that is unknown": (
+        {"monitors": "{sharpness: {every_n_step: 1}}"},
+        [
+            (
+                "a.yaml:7:24: monitors.sharpness.every_n_step: unknown key; did you mean "
+                "every_n_steps?"
+            )
+        ],
+    ),
+    "groups as large as all their samples": (
+        {"monitors": "{noise_scale: {num_samples: 8, batch_size: 8}}"},
+        [
+            (
+                "a.yaml:7:54: monitors.noise_scale.batch_size: must be < num_samples = 8, "
+                "for two groups, got 8"
+            )
+        ],
+    ),
+    "groups as large as the data": (
+        {"monitors": "{noise_scale: {batch_size: 3}}"},
+        [("a.yaml:7:25: monitors.noise_scale: needs two groups of 3 samples, and there are 3")],
+    ),
+    "monitors of a stream": (
+        {
+            "data": "{source: stream, format: csv, path: data.csv, target: y}",
+            "loader": "sample",
+            "monitors": "[sharpness, update_ratio, full_loss]",
+        },
+        [
+            (
+                "a.yaml:7:11: monitors: full_loss, sharpness would look at samples again, and a "
+                "stream's are read once; only update_ratio can be had"
+            )
+        ],
+    ),
     "log never": (
         {"log": "{every_n_steps: 0}"},
         ["a.yaml:7:22: log.every_n_steps: must be >= 1, got 0"],

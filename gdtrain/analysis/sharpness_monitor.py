@@ -22,7 +22,7 @@ CLEARLY_BELOW = 0.9
 class SharpnessMonitor(Monitor):
     """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and what lr makes of it.
 
-    Beside λ it reports ``sharpness_lr_2`` = λ · lr / 2 and, for ``torch.optim.SGD``,
+    Beside λ it reports, for ``torch.optim.SGD``, ``sharpness_lr_2`` = λ · lr / 2 and
     ``stability_limit``, what that must stay below for full-batch descent to be stable in the
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
@@ -70,8 +70,6 @@ class SharpnessMonitor(Monitor):
             measured["sharpness_lr_2"] = (found.value + group["weight_decay"]) * trainer.lr / 2
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)
-        elif len(trainer.optimizer.param_groups) == 1:
-            measured["sharpness_lr_2"] = found.value * trainer.lr / 2
         return measured | {"gradient_evaluations": found.gradient_evaluations}
 
     def report(self) -> dict[str, float]:

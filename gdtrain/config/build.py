@@ -15,7 +15,7 @@ from gdtrain.config import registry
 from gdtrain.config.build_data import REGRESSION, prepare_data
 from gdtrain.config.build_loss import build_loss
 from gdtrain.config.build_model import sized_model
-from gdtrain.config.build_monitors import build_monitors
+from gdtrain.config.build_monitors import build_monitors, check_monitors
 from gdtrain.config.build_stream import prepare_stream
 from gdtrain.config.memory import out_of_memory
 from gdtrain.config.schema import Config
@@ -127,9 +127,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
         for callback in trainer.callbacks:
             if isinstance(callback, VarianceReduction | Averaging):
                 callback.check(trainer)
-    for monitor in monitors:
-        with stage(f"monitors.{monitor.name}"):
-            monitor.check(trainer)
+    with stage("monitors"):
+        check_monitors(monitors, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return Run(config, trainer, loader, validation, data.preprocessing)

@@ -8,6 +8,8 @@ from gdtrain.analysis.sharpness_monitor import SharpnessMonitor
 from gdtrain.analysis.trajectory import Trajectory
 from gdtrain.analysis.update_monitors import FullLoss, UpdateRatio
 from gdtrain.config.sections.monitors import Monitors
+from gdtrain.errors import ConfigError, GdtrainError
+from gdtrain.training.trainer import Trainer
 
 MONITORS: dict[str, type[Monitor]] = {
     kind.name: kind
@@ -24,3 +26,13 @@ def build_monitors(section: Monitors | None) -> list[Monitor]:
         return []
     named = [(name, options) for name, options in section if options is not None]
     return [MONITORS[name](**options.model_dump()) for name, options in named]
+
+
+def check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
+    """Raise ConfigError, naming the monitor, if one can't measure what it is to on the trainer."""
+    for monitor in monitors:
+        try:
+            monitor.check(trainer)
+        except GdtrainError as error:
+            said = str(error).removeprefix(f"{monitor.name}: ")
+            raise ConfigError.of(monitor.name, said) from error

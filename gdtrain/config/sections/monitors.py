@@ -126,13 +126,15 @@ def misfit(monitors: Monitors) -> str | None:
 
 def _by_name(value: Any) -> Any:
     """Take a name, or a list of names, for a mapping of names to no options."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names:
+    if value is None or isinstance(value, dict | Monitors):
         return value
+    names = value if isinstance(value, list) else [value]
+    known = ", ".join(NAMES)
+    if not names:
+        raise ValueError(f"names no monitor; name some of {known}, or remove it")
     for name in names:
         if name not in NAMES:
-            said = f"must be among {', '.join(NAMES)}, each with options or alone; got {name!r}"
-            raise ValueError(said)
+            raise ValueError(f"must be among {known}, each with options or alone; got {name!r}")
     if len(set(names)) < len(names):
         raise ValueError("must be different names; one of them stands there twice")
     return {name: {} for name in names}
