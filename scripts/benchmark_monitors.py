@@ -5,9 +5,9 @@
 Four runs: configs/minibatch.yaml and configs/batch.yaml, and one sample at a time on the teaching
 network 2-4-1, eagerly and under engine scan. In one process, on one thread, the runs of each
 repetition interleaved, in an order that changes, after some epochs that are not timed. Compared is
-the time on processors of the quickest runs, which what else runs on the machine disturbs least, with
-the monitor over without, less 1, and beside it the time within the monitor by the clock, as a
-share of the run. The first holds everything, and the noise of two runs; the second has little
+the time on processors of the quickest runs, which what else runs on the machine disturbs least,
+with the monitor over without, less 1, and beside it the time within the monitor by the clock, as
+a share of the run. The first holds everything, and the noise of two runs; the second has little
 noise, and lacks what shorter blocks cost. Of sharpness it says what a look costs in gradients of
 the full loss; it and sample_gradients are measured once only. ``--readme`` puts the table into
 the README. Exits with 1 if one of the others takes more than 5 % by both.
