@@ -5,8 +5,8 @@
 Four runs: configs/minibatch.yaml and configs/batch.yaml, and one sample at a time on the teaching
 network 2-4-1, eagerly and under engine scan. In one process, on one thread, the runs of each
 repetition interleaved, in an order that changes, after some epochs that are not timed. Compared is
-the time on processors, which what else runs on the machine disturbs least: the median with the
-monitor over the median without, less 1, and beside it the time within the monitor by the clock, as
+the time on processors of the quickest runs, which what else runs on the machine disturbs least,
+with the monitor over without, less 1, and beside it the time within the monitor by the clock, as
 a share of the run. The first holds everything, and the noise of two runs; the second has little
 noise, and lacks what shorter blocks cost. Of sharpness it says what a look costs in gradients of
 the full loss; it and sample_gradients are measured once only. ``--readme`` puts the table into
@@ -86,10 +86,10 @@ def _rows(run: str, repeats: int) -> list[tuple[str, bool]]:
         for kind in kinds[turn:] + kinds[:turn]:
             if kind in (None, *BOUNDED) or not repeat:
                 found[kind].append(_measured(run, kind))
-    without = statistics.median(each.busy for each in found[None])
+    without = min(each.busy for each in found[None])
     rows = []
     for kind in MONITORS:
-        more = statistics.median(each.busy for each in found[kind]) / without - 1
+        more = min(each.busy for each in found[kind]) / without - 1
         inside = statistics.median(each.inside / each.wall for each in found[kind])
         monitor = found[kind][-1].monitor
         assert monitor is not None
