@@ -153,13 +153,13 @@ RUNS: dict[str, Callable[[], tuple[Trainer, int]]] = {
     "minibatch": lambda: _of_config("minibatch", 100),
     "batch": lambda: _of_config("batch", 200),
     "sample": lambda: _teaching("eager", 40),
-    "scan": lambda: _teaching("scan", 2000),
+    "scan": lambda: _teaching("scan", 4000),
 }
 LABELS = {
     "minibatch": "digits 64-256-10, batches of 64, 2,300 updates",
     "batch": "digits 64-256-10, full batch, 200 updates",
     "sample": "teaching 2-4-1, one sample, eager, 20,000 updates",
-    "scan": "teaching 2-4-1, one sample, scan, 1,000,000 updates",
+    "scan": "teaching 2-4-1, one sample, scan, 2,000,000 updates",
 }
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ SHARE = 0.04
 # looks.
 UPDATE_SECONDS = {"eager": 50e-6, "scan": 0.2e-6, "cuda_graph": 10e-6}
 LOOK_SECONDS = 400e-6
-PASS_SECONDS = 250e-6
+PASS_SECONDS = 500e-6
 # Of a compiled engine, to bring the weights out, and to go on from them.
-HANDOVER_SECONDS = {"eager": 0.0, "scan": 500e-6, "cuda_graph": 100e-6}
+HANDOVER_SECONDS = {"eager": 0.0, "scan": 1e-3, "cuda_graph": 100e-6}
 # A sample's gradient takes 6 operations a parameter at least; a CPU's core makes no more of them.
 OPERATIONS_PER_SECOND = 1e11
 LOOKS = 10  # in a run, of monitors that cost many passes over the data
