@@ -116,7 +116,9 @@ def _added(total: float, losses: np.ndarray[Any, Any], size: int) -> float:
         sums = losses[start : start + _AT_ONCE].astype(np.float64)
         sums *= size
         sums[0] += total
-        total = torch.cumsum(torch.from_numpy(sums), 0)[-1].item()
+        added = torch.from_numpy(sums)  # the same memory
+        torch.cumsum(added, 0, out=added)
+        total = float(sums[-1])
     return total
 
 

@@ -20,6 +20,7 @@ from jax import lax
 from torch import fx
 
 from gdtrain.training.engines.lowering_layers import LAYERS, UPDATES
+from gdtrain.training.engines.lowering_losses import LOSSES
 
 Lowering = Callable[..., Any]
 
@@ -211,6 +212,7 @@ LOWERINGS: dict[str, Lowering] = {
     **_REDUCTIONS,
     **_PLACES,
     **LAYERS,
+    **LOSSES,
 }
 # Operators that also change some of their arguments: name -> results and {argument: new value}.
 CHANGING: dict[str, Callable[..., tuple[Any, Mapping[int, Any]]]] = UPDATES
