@@ -208,3 +208,12 @@ def test_datasets_without_samples_or_length_are_refused(dataset: Any, message: s
 def test_num_workers_must_be_a_whole_number(wrong: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=f"^num_workers: {re.escape(said)}$"):
         BatchLoader(Rows(), num_workers=wrong)
+
+
+def test_workers_start_without_a_warning_where_jax_is_running() -> None:
+    jax = pytest.importorskip("jax")
+    jax.local_devices(backend="cpu")  # from here on it warns of forks
+    alone, helped = (MiniBatchLoader(Rows(), 3, num_workers=number) for number in (0, 2))
+    pairs = list(zip(alone, helped, strict=True))
+    assert len(pairs) == 3
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in pairs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -113,5 +114,10 @@ class DatasetSamples(Samples):
             collate_fn=self.collate_fn,
             generator=worker_seeds,
         )
-        for item, rows in zip(collated, indices, strict=True):
+        with warnings.catch_warnings():
+            # JAX, where an engine has it, warns at each fork of what its threads may hold; but
+            # workers never call it.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            items = iter(collated)
+        for item, rows in zip(items, indices, strict=True):
             yield Batch(*as_batch(item), rows)
