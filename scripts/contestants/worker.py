@@ -56,7 +56,7 @@ def _start(name: str, workload_name: str, device: str, window: float) -> tuple[R
     if workload.kind == "first":  # there is only one first time
         return run, 1
     epochs = 1
-    if run(1) > 4 * window > 0:  # slow even without what comes at the first epoch
+    if run(1) > 4 * window > 0 and run(1) > 4 * window:  # the first time, it compiles
         return run, epochs
     while (seconds := run(epochs)) < window / 2 and epochs < MOST_EPOCHS:
         epochs *= 2
