@@ -65,7 +65,9 @@ class Every(Callback):
 def test_windows_of_any_length_and_blocks_that_end_anywhere(order, size, monkeypatch) -> None:
     eager, eager_losses = trained("eager", order, size)
     # A row is three numbers of 8 bytes: a window has four batches, and then one.
-    for room in (4 * size * 24, 1):
+    # At last the program gathers each batch from the data set.
+    for room, batch in ((4 * size * 24, 1 << 16), (1, 1 << 16), (64, 1)):
+        monkeypatch.setattr("gdtrain.training.engines.scan.MAX_BATCH_BYTES", batch)
         monkeypatch.setattr("gdtrain.training.engines.window.MAX_BYTES", room)
         scan, losses = trained("scan", order, size)
         assert losses == pytest.approx(eager_losses, rel=1e-10)

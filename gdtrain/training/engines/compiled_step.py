@@ -44,7 +44,7 @@ class CompiledStep:
         self._columns: list[Any] = []
         self._versions: list[int] = []  # of the data that the columns are
         self._captured: dict[int, CapturedStep] = {}
-        self._windows: dict[tuple[int, int], Window] = {}
+        self._windows: dict[tuple[int, int, bool], Window] = {}
         self._programs: dict[StepShape, Program] = {}
         self._operands: dict[StepShape, Operands] = {}
         self._made = False
@@ -72,7 +72,7 @@ class CompiledStep:
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
         self.program(shape)
-        return self._windows[shape.steps, shape.size]
+        return self._windows[shape.steps, shape.size, shape.gathers]
 
     def _capture(self, size: int, state: State, fixed: list[Tensor], row: Array) -> CapturedStep:
         if size not in self._captured:
@@ -86,13 +86,17 @@ class CompiledStep:
     def _operands_of(self, shape: StepShape, fixed: list[Any]) -> Operands:
         constants = _arrays(self._captured[shape.size].constants)
         if shape.windowed:
-            room = shape.steps, shape.size
+            room = shape.steps, shape.size, shape.gathers
             if room not in self._windows:
                 reads = self._captured[shape.size].reads_indices
+                like = () if shape.gathers else self.samples.tensors
                 self._windows[room] = Window(
-                    self.samples.tensors, shape.steps * shape.size, reads_indices=reads
+                    like, shape.steps * shape.size, reads_indices=reads or shape.gathers
                 )
             window = self._windows[room]
+            if shape.gathers:
+                self._share_data()
+                return Operands(self._columns, window.indices, fixed, constants)
             return Operands(window.columns, window.indices, fixed, constants)
         self._share_data()
         return Operands(self._columns, None, fixed, constants)

@@ -12,7 +12,7 @@ from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.training.engines.compiled_step import CompiledStep
 from gdtrain.training.engines.functional import structure_of
-from gdtrain.training.engines.window import MAX_STEPS, rows_of, window_steps
+from gdtrain.training.engines.window import MAX_BATCH_BYTES, MAX_STEPS, rows_of, window_steps
 from gdtrain.training.engines.xla_program import Array, StepShape
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ class ScanEngine:
         windowed = plan.indices is not None or plan.num_batches is None
         guarded = self.trainer.clip_grad_value is not None  # which would hide what is infinite
         short = scheduled or plan.num_batches is None
-        most = window_steps(plan, compiled.row_bytes, short=short)
+        row_bytes = compiled.row_bytes
+        gathers = plan.indices is not None and row_bytes * plan.batch_size >= MAX_BATCH_BYTES
+        most = window_steps(plan, 8 if gathers else row_bytes, short=short)
         if plan.num_batches is None:
             (left,) = plan.batch_sizes(stop - 1, stop)
             full, steps = stop if left == plan.batch_size else stop - 1, most
@@ -85,11 +87,11 @@ class ScanEngine:
             full, left = divmod(plan.num_samples, plan.batch_size)
             steps = -(-full // -(-full // most)) if full else 0  # windows of one length
         if start >= full:
-            return StepShape(left, 1, windowed, False, guarded), start + 1
+            return StepShape(left, 1, windowed, False, guarded, gathers), start + 1
         end = min(full, stop, start + steps)
         if compiled.fresh_groups:
             end = start + 1  # the first update with momentum has settings of its own
-        return StepShape(plan.batch_size, steps, windowed, scheduled, guarded), end
+        return StepShape(plan.batch_size, steps, windowed, scheduled, guarded, gathers), end
 
     def _run_part(
         self, compiled: CompiledStep, plan: Plan, start: int, stop: int, shape: StepShape

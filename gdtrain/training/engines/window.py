@@ -19,6 +19,8 @@ MAX_STEPS = 1 << 16
 MAX_SHORT_STEPS = 1 << 12
 # … and so many bytes of samples, which had better stay in a core's cache until they are used.
 MAX_BYTES = 1 << 21
+# Batches of as many bytes are gathered by the program, each for its step: they would not stay.
+MAX_BATCH_BYTES = 1 << 16
 
 
 def window_steps(plan: Plan, row_bytes: int, *, short: bool) -> int:
@@ -44,7 +46,8 @@ class Window:
     def gather(self, samples: TensorSamples, chosen: Tensor) -> None:
         """Read the chosen samples, [k] int64, to the first rows."""
         count = len(chosen)
-        samples.gather(chosen, [column[:count] for column in self._columns])
+        if self._columns:
+            samples.gather(chosen, [column[:count] for column in self._columns])
         if self._reads_indices:
             self._indices[:count] = chosen
 

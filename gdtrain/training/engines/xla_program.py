@@ -38,9 +38,10 @@ class Operands(NamedTuple):
 class StepShape:
     """What a program is compiled for.
 
-    size: samples of a batch. steps: room for the losses of so many steps. windowed: the rows are
-    those of a window, not of the data set. scheduled: each step has a row of settings of its own.
-    guarded: end before an update whose loss or gradient is not finite.
+    size: samples of a batch. steps: room for the losses of so many steps. windowed: a window says
+    which rows; they are its own or, if the program gathers, those of the data set that its indices
+    name. scheduled: each step has a row of settings of its own. guarded: end before an update whose
+    loss or gradient is not finite.
     """
 
     size: int
@@ -48,6 +49,7 @@ class StepShape:
     windowed: bool
     scheduled: bool
     guarded: bool = False
+    gathers: bool = False
 
 
 class _Call(NamedTuple):
@@ -118,7 +120,7 @@ def _block(captured: CapturedStep, shape: StepShape, trained: int) -> Callable[.
         start, stop, first_row = call.span
 
         def step(i: Any, state: list[Any]) -> tuple[list[Any], Any, Any]:
-            batch = _batch(operands, first_row + i * shape.size, shape.size)
+            batch = _batch(operands, first_row + i * shape.size, shape)
             row = _slice(call.rows, i, 1)[0] if shape.scheduled else call.rows[0]
             arguments = [*state, *operands.fixed, row, *batch]
             *new, loss, finite = run_graph(captured.graph, arguments, operands.constants)
@@ -158,13 +160,17 @@ def _guarded_loop(step: Step, start: Any, stop: Any, state: list[Any], losses: A
     return ended
 
 
-def _batch(operands: Operands, first: Any, size: int) -> list[Any]:
+def _batch(operands: Operands, first: Any, shape: StepShape) -> list[Any]:
     """The batch's tensors in the order of a captured graph: inputs, targets, indices."""
-    rows = [_slice(column, first, size) for column in operands.columns]
+    size = shape.size
     if operands.indices is None:
         indices = first + jnp.arange(size)
     else:
         indices = _slice(operands.indices, first, size)
+    if shape.gathers:
+        rows = [c.at[indices].get(mode="promise_in_bounds") for c in operands.columns]
+    else:
+        rows = [_slice(column, first, size) for column in operands.columns]
     return [*rows, indices] if len(rows) > 1 else [*rows, None, indices]  # data without targets
 
 
