@@ -37,7 +37,7 @@ def clone(tmp_path_factory) -> Path:
 def test_the_two_lines_are_those_that_ci_runs() -> None:
     assert len(INSTALLS) == 2
     assert INSTALLS[0].endswith("&& python -m gdtrain --config configs/minibatch.yaml")
-    assert INSTALLS[1].endswith("&& python -m pytest")
+    assert INSTALLS[1].endswith("&& python -m pytest -n 2")
     assert "grep '^pip install -c constraints.txt' README.md" in (ROOT / ".ci/run").read_text()
 
 
