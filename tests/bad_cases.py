@@ -854,7 +854,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
-                "sharpness, noise_scale, sample_gradients, each with options or alone; "
+                "sharpness, noise_scale, sample_gradients, trajectory, each with options or alone; "
                 "got 'hessian'"
             )
         ],
@@ -864,7 +864,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
-                "sharpness, noise_scale, sample_gradients, each with options or alone; got 3"
+                "sharpness, noise_scale, sample_gradients, trajectory, each with options or alone; "
+                "got 3"
             )
         ],
     ),
@@ -877,7 +878,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
-                "update_ratio, sharpness, noise_scale, sample_gradients, or remove it"
+                "update_ratio, sharpness, noise_scale, sample_gradients, trajectory, or remove it"
             )
         ],
     ),
@@ -886,7 +887,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
-                "update_ratio, sharpness, noise_scale, sample_gradients, or remove it"
+                "update_ratio, sharpness, noise_scale, sample_gradients, trajectory, or remove it"
             )
         ],
     ),
@@ -934,7 +935,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:11: monitors: full_loss, sharpness would look at samples again, and a "
-                "stream's are read once; only update_ratio can be had"
+                "stream's are read once; only update_ratio and trajectory can be had"
             )
         ],
     ),

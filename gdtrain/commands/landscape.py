@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gdtrain.commands.options import add_import, faults_of_options, import_modules
+from gdtrain.commands.options import add_import, add_runs, faults_of_options, import_modules
 
 
 def landscape(given: list[str]) -> int:
@@ -18,14 +17,7 @@ def landscape(given: list[str]) -> int:
         epilog="Needs matplotlib: pip install 'gdtrain[plots]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's directory")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        help="the picture, .png or .svg (default: landscape.png in the directory of the first "
-        "run); replaces nothing but pictures of ours",
-    )
+    add_runs(parser, "landscape.png in the directory of the first run")
     parser.add_argument(
         "--resolution",
         type=int,

@@ -23,6 +23,18 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
+    """The options of a command that draws a picture of runs; default: where that goes."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help=f"the picture, .png or .svg (default: {default}); replaces nothing but pictures of "
+        "ours",
+    )
+
+
 def add_import(parser: argparse.ArgumentParser) -> None:
     """The option that registers a user's own parts."""
     parser.add_argument(

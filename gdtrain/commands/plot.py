@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from gdtrain.commands.options import faults_of_options
+from gdtrain.commands.options import add_runs, faults_of_options
 
 AXES = ("step", "epoch", "samples", "seconds")
 
@@ -33,13 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Needs matplotlib: pip install 'gdtrain[plots]'.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's directory")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        help="the picture, .png or .svg (default: in the directory of the first run, loss.png, "
-        "losses.png of several runs, or <metric>.png); replaces nothing but pictures of ours",
+    add_runs(
+        parser,
+        "in the directory of the first run, loss.png, losses.png of several runs, or <metric>.png",
     )
     parser.add_argument(
         "--x", choices=AXES, help="what to draw against (default: epoch; step before one has ended)"

@@ -11,7 +11,13 @@ from pydantic import Field, ValidationInfo, create_model, field_validator
 from gdtrain.config import registry
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections import stream
-from gdtrain.config.sections.bounds import NonNegative, Positive, PositiveFloat, shorthand
+from gdtrain.config.sections.bounds import (
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    instead_of,
+    shorthand,
+)
 from gdtrain.config.sections.corrections import (
     AveragingSection,
     VarianceReductionSection,
@@ -32,15 +38,8 @@ class ValidationSection(Strict):
 
     every_n_steps: Positive | None = None
     """After every k-th update."""
-    every_n_epochs: Positive | None = None
+    every_n_epochs: Annotated[Positive | None, instead_of("every_n_steps")] = None
     """After every k-th epoch; every epoch if neither is given."""
-
-    @field_validator("every_n_epochs")
-    @classmethod
-    def _one_cadence(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("every_n_steps") is not None:
-            raise ValueError("can't be set together with every_n_steps; remove one of the two")
-        return value
 
 
 class EarlyStoppingSection(Strict):

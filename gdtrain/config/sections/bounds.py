@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 # What float32 holds, in which most is computed: torch raises an error for more, and takes less
 # for 0.
@@ -32,6 +32,17 @@ def _without_nul(text: str) -> str:
 
 
 FilePath = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+
+
+def instead_of(other: str) -> Any:
+    """Refuse a setting beside ``other``, which is declared before it."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get(other) is not None:
+            raise ValueError(f"can't be set together with {other}; remove one of the two")
+        return value
+
+    return AfterValidator(check)
 
 
 def shorthand(tag: str) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from gdtrain.config.registry import Strict
-from gdtrain.config.sections.bounds import Positive, shorthand
+from gdtrain.config.sections.bounds import Positive, instead_of, shorthand
 
 
 class Svrg(Strict):
@@ -35,19 +35,12 @@ class AveragingSection(Strict):
 
     start_epoch: Positive | None = None
     """The first epoch whose weights are averaged, counted from 1; 1 if neither start is given."""
-    start_step: Positive | None = None
+    start_step: Annotated[Positive | None, instead_of("start_epoch")] = None
     """The first update whose weights are averaged, counted from 1."""
     every_n_steps: Positive = 1
     """Average the weights after every k-th update. Under engine scan, 1 costs most of its speed."""
     decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """d of the exponential average d · mean + (1 - d) · θ; all count alike if left out."""
-
-    @field_validator("start_step")
-    @classmethod
-    def _one_start(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("start_epoch") is not None:
-            raise ValueError("can't be set together with start_epoch; remove one of the two")
-        return value
 
 
 def no_reduction(loader: Any, optimizer: Any, is_stream: bool) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from gdtrain.config.registry import Strict
-from gdtrain.config.sections.bounds import Positive
+from gdtrain.config.sections.bounds import Positive, instead_of
 
 
 class MonitorSection(Strict):
@@ -15,15 +15,8 @@ class MonitorSection(Strict):
 
     every_n_steps: Positive | None = None
     """Look after every k-th update; the monitor's own default if neither is given."""
-    every_n_epochs: Positive | None = None
+    every_n_epochs: Annotated[Positive | None, instead_of("every_n_steps")] = None
     """Look at the end of every k-th epoch."""
-
-    @field_validator("every_n_epochs")
-    @classmethod
-    def _one_cadence(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("every_n_steps") is not None:
-            raise ValueError("can't be set together with every_n_steps; remove one of the two")
-        return value
 
 
 class GradientNorm(MonitorSection):
