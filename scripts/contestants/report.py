@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from contestants.registry import CONTESTANTS, HAND
@@ -164,40 +165,53 @@ def _scaling(workloads: dict[str, Any]) -> list[str]:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Bars of time per unit on a logarithmic scale, one panel for each workload."""
-    import matplotlib
+    """Bars of time per unit on a logarithmic scale, a panel for each workload with several."""
+    from gdtrain.monitoring.picture import Picture
+    from gdtrain.monitoring.plots import house_style, save
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    shown = [(n, t) for n, t in results["workloads"].items() if n != "memory" and len(t) > 2]
+    pairs = [shown[i : i + 2] for i in range(0, len(shown), 2)]
+    bars = [max(len(times) for _, times in pair) for pair in pairs]
+    with house_style():
+        figure = Picture(8, sum(0.9 + 0.21 * count for count in bars))
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots(
+            len(pairs), 2, squeeze=False, height_ratios=[4.3 + count for count in bars]
+        )
+        figure.suptitle("Time per update (the last: per sample); shorter is better")
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
+        for axis, (workload, times) in zip(axes.flat, shown, strict=False):
+            _bars(axis, times)
+            axis.set_title(fill(title(workload), 32), fontsize=10)
+        save(figure, path)
 
-    shown = [(n, t) for n, t in results["workloads"].items() if t and n != "memory"]
-    rows = -(-len(shown) // 3)
-    figure, axes = pyplot.subplots(
-        rows, 3, figsize=(15, 0.6 + 3.4 * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat[len(shown) :]:
-        axis.set_visible(False)
-    for axis, (workload, times) in zip(axes.flat, shown, strict=False):
-        names = sorted(times, key=lambda c: -median(times[c]))
-        middle = [median(times[n]) for n in names]
-        spread = [
-            [m - min(times[n]) for n, m in zip(names, middle, strict=True)],
-            [max(times[n]) - m for n, m in zip(names, middle, strict=True)],
-        ]
-        colors = ["tab:orange" if n.startswith("gdtrain") else "tab:gray" for n in names]
-        axis.barh(names, middle, xerr=spread, color=colors, ecolor="black", capsize=2)
-        for place, name in enumerate(names):
-            axis.annotate(
-                seconds(middle[place]),
-                (max(times[name]), place),
-                xytext=(6, -3),
-                textcoords="offset points",
-                fontsize=7,
-            )
-        axis.set_xscale("log")
-        axis.margins(x=0.25)
-        axis.tick_params(labelsize=8)
-        axis.set_title(title(workload), fontsize=9)
-        axis.set_xlabel("seconds", fontsize=8)
-    figure.savefig(path, dpi=75)
-    pyplot.close(figure)
+
+def _bars(axis: Any, times: dict[str, list[float]]) -> None:
+    """The contestants' medians from the quickest down, with the least and the largest."""
+    from gdtrain.monitoring.plots import COLOURS
+
+    names = sorted(times, key=lambda name: -median(times[name]))
+    middle = [median(times[name]) for name in names]
+    spread = [
+        [m - min(times[name]) for name, m in zip(names, middle, strict=True)],
+        [max(times[name]) - m for name, m in zip(names, middle, strict=True)],
+    ]
+    ours, others = COLOURS[0], "#999999"
+    colours = [ours if name.startswith("gdtrain") else others for name in names]
+    axis.barh(names, middle, xerr=spread, color=colours, ecolor="black", capsize=2)
+    for place, name in enumerate(names):
+        end = (max(times[name]), place)
+        axis.annotate(seconds(middle[place]), end, (5, -3), textcoords="offset points", fontsize=8)
+    axis.set_xscale("log")
+    axis.set_xlim(min(middle) / 3, max(max(of) for of in times.values()) * 30)
+    axis.xaxis.set_major_locator(_log_locator())
+    axis.minorticks_off()
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("seconds (logarithmic)", fontsize=9)
+
+
+def _log_locator() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(numticks=6)
