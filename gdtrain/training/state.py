@@ -22,6 +22,10 @@ from gdtrain.training.sharding import split_like, whole
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
+# Parts of a state in which live tensors may be, which training goes on to change. The others are
+# made anew, and the history is long.
+_HOLD_TENSORS = ("loss", "optimizer", "scheduler", "callbacks")
+
 
 def take(trainer: Trainer) -> dict[str, Any]:
     """Everything that decides how training goes on, in copies.
@@ -45,7 +49,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
-    return {key: map_tensors(value, whole) for key, value in state.items()}
+    return {k: map_tensors(v, whole) if k in _HOLD_TENSORS else v for k, v in state.items()}
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
