@@ -3,6 +3,7 @@
 import copy
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -252,6 +253,15 @@ def test_a_snapshot_is_a_copy_and_loading_leaves_it_alone() -> None:
     assert all(torch.equal(snapshot["model"][k], kept[k]) for k in kept)
 
 
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """Ctrl-C does what it does at a terminal; a shell lets what it starts behind it ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_ctrl_c_stops_at_a_safe_point_and_fit_goes_on_from_there() -> None:
     class PressCtrlC(Callback):
         def on_before_update(self, trainer):
@@ -273,6 +283,7 @@ def test_ctrl_c_stops_at_a_safe_point_and_fit_goes_on_from_there() -> None:
     assert trainer.history.train_loss == expected.history.train_loss
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     class PressTwice(Callback):
         def on_before_update(self, trainer):
