@@ -166,7 +166,7 @@ def _reasons(sound: list[Form], target: float | None) -> list[tuple[str, str]]:
     )
     best(
         [form for form in sound if form["stability"]["share_that_raised"] is not None],
-        lambda f: (f["stability"]["share_that_raised"], f["stability"]["loss_variance"] or 0.0),
+        lambda f: f["stability"]["share_that_raised"],
         lambda a, b: (
             f"the steadiest descent ({_raised(a)} of its updates raised the full loss, "
             f"{_raised(b)} of those of {b['name']})"
