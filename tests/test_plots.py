@@ -68,6 +68,12 @@ def test_an_svg_is_an_element_that_refers_to_nothing_outside():
     assert "<text" not in text, "shapes, which need no font"
 
 
+def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_word(tmp_path):
+    save(figure(title="run \x1b[2J \ue000"), tmp_path / "a.png")
+    assert size((tmp_path / "a.png").read_bytes())[0] == 800
+    assert as_svg(figure(title="run \ue000")).startswith("<svg")
+
+
 def test_what_cannot_be_drawn_is_a_gap():
     values = [1.0, None, float("nan"), float("inf"), -float("inf"), 1e200, 2.0]
     made = draw([Curve("c", range(7), values)], title="t", x_label="x", y_label="y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import matplotlib
@@ -29,6 +30,8 @@ class Picture(Figure):
         settings: dict[Any, Any] = {"svg.hashsalt": "gdtrain", "svg.fonttype": "path"}
         metadata = {"png": {"Software": MADE_BY}, "svg": {"Date": None, "Creator": MADE_BY}}[kind]
         file = io.BytesIO()
-        with matplotlib.rc_context(settings):
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            # Of names in letters that the font lacks: an empty box says it too.
+            warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
             self.savefig(file, format=kind, metadata=metadata)
         return file.getvalue()
