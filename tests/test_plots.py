@@ -74,6 +74,22 @@ def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_word(tmp_path)
     assert as_svg(figure(title="run \ue000")).startswith("<svg")
 
 
+def test_dollars_and_underscores_in_names_are_what_they_are(tmp_path):
+    name = "_a $x_{ $"
+    made = draw(
+        [Curve(name, [1, 2], [1e-9, 1e3]), Curve("b$", [1, 2], [2, 1])],
+        title=name,
+        x_label=name,
+        y_label="loss (nats)",
+        log_y=True,
+    )
+    save(made, tmp_path / "a.png")
+    assert [t.get_text() for t in made.axes[0].get_legend().get_texts()] == [f" {name}", "b$"]
+    powers = [label for label in made.axes[0].get_yticklabels() if label.get_text()]
+    assert powers
+    assert all(label.get_parse_math() for label in powers)
+
+
 def test_what_cannot_be_drawn_is_a_gap():
     values = [1.0, None, float("nan"), float("inf"), -float("inf"), 1e200, 2.0]
     made = draw([Curve("c", range(7), values)], title="t", x_label="x", y_label="y")

@@ -91,13 +91,13 @@ def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
             linestyle=DASHES[dashes % len(DASHES)],
             marker=MARKERS[dashes % len(MARKERS)] if few else None,
             markersize=4.5,
-            label=curve.label,
+            label=legend_label(curve.label),
         )
         values.append(y)
     for mark in panel.marks:
         line = frame.axhline if mark.level else frame.axvline
         colour, dash = COLOURS[mark.style % len(COLOURS)], DASHES[mark.style % len(DASHES)]
-        line(mark.at, color=colour, linestyle=dash, linewidth=1.3, label=mark.label)
+        line(mark.at, color=colour, linestyle=dash, linewidth=1.3, label=legend_label(mark.label))
     if panel.log_y or (panel.log_y is None and _is_wide(values)):
         frame.set_yscale("log")
     if tails:
@@ -107,6 +107,11 @@ def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
     if rows == 1 or (rows and is_first):
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 2}
         frame.legend(**(above if rows > 1 else {"loc": "best"}))
+
+
+def legend_label(name: str) -> str:
+    """The name as matplotlib shows it; it leaves out those that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def legend_rows(panel: Panel) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gdtrain.monitoring.frame import legend_label
 from gdtrain.monitoring.plots import COLOURS, DASHES, MARKERS, house_style
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _draw_way(frame: Any, way: Array, label: str, number: int) -> None:
         marker=marker,
         markersize=4,
         markevery=max(1, len(way) // 12),
-        label=label,
+        label=legend_label(label),
     )
     ends = {"markeredgecolor": "white", "markeredgewidth": 1.2, "color": colour, "zorder": 5}
     frame.plot(*way[:1].T, marker="o", markersize=10, **ends)

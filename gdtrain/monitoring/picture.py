@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from gdtrain.monitoring.plots import MADE_BY
 
@@ -30,8 +31,17 @@ class Picture(Figure):
         settings: dict[Any, Any] = {"svg.hashsalt": "gdtrain", "svg.fonttype": "path"}
         metadata = {"png": {"Software": MADE_BY}, "svg": {"Date": None, "Creator": MADE_BY}}[kind]
         file = io.BytesIO()
+        self._take_texts_as_they_are()
         with matplotlib.rc_context(settings), warnings.catch_warnings():
             # Of names in letters that the font lacks: an empty box says it too.
             warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
             self.savefig(file, format=kind, metadata=metadata)
         return file.getvalue()
+
+    def _take_texts_as_they_are(self) -> None:
+        """A name may have dollars, which are no formula; those of ticks are matplotlib's own."""
+        axes = [axis for frame in self.axes for axis in (frame.xaxis, frame.yaxis)]
+        ticks = {label for axis in axes for label in axis.get_ticklabels(which="both")}
+        for text in self.findobj(Text):
+            if text not in ticks:
+                text.set_parse_math(False)
