@@ -15,6 +15,7 @@ from gdtrain import (
     GradientNorm,
     MiniBatchLoader,
     NoiseScale,
+    PhasedLoader,
     SampleGradients,
     SampleLoader,
     SharpnessMonitor,
@@ -307,12 +308,14 @@ def test_the_default_cadence_keeps_to_its_share_whatever_a_gradient_takes() -> N
 
 
 def test_a_run_too_short_for_the_default_cadence_is_told(caplog) -> None:
+    phases = PhasedLoader([(1, MiniBatchLoader(data(), 5)), (None, BatchLoader(data()))])
+    updates = len(phases.plan(0)) + 2  # in the first of three epochs, and in the others
     with caplog.at_level(logging.WARNING, "gdtrain"):
-        trainer_of(BatchLoader(data()), [NoiseScale()]).fit(2)
+        trainer_of(phases, [NoiseScale()]).fit(3)
     (said,) = caplog.messages
     assert said.startswith("noise_scale looks every ")
     assert said.endswith(
-        "and this run has 2; set every_n_steps or every_n_epochs to look more often"
+        f"and this run has {updates}; set every_n_steps or every_n_epochs to look more often"
     )
 
 

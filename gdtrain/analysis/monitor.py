@@ -99,7 +99,7 @@ class Monitor(Callback):
             self.every_n_epochs = max(1, trainer.num_epochs // LOOKS)
             return
         self.every_n_steps = every = steps_between(trainer, self.cost(trainer))
-        updates = len(rereadable(trainer).plan(trainer.progress.epoch)) * trainer.num_epochs
+        updates = rereadable(trainer).updates(trainer.num_epochs)
         if updates < every and trainer.world.rank == 0:
             logger.warning(
                 "%s looks every %s updates by default, to cost little, and this run has %s; "
