@@ -147,3 +147,20 @@ def test_a_run_of_a_model_of_ones_own_needs_its_import(capsys, tmp_path, monkeyp
     assert main(["--config", "a.yaml", "--output-dir", "run", "--import", "own_parts"]) == 0
     capsys.readouterr()
     assert main(["replay", "run", "--step", "2", "--import", "own_parts"]) == 0
+
+
+def test_monitors_of_the_run_do_not_look_and_say_nothing(capsys, caplog, tmp_path):
+    config = tmp_path / "a.yaml"
+    config.write_text(CONFIG + "monitors: [gradient_norm, sharpness]\n", "utf-8")
+    assert main(["--config", str(config), "--output-dir", str(tmp_path / "run")]) == 0
+    said = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
+    assert "sharpness" in said
+    capsys.readouterr()
+    caplog.clear()
+    assert main(["replay", str(tmp_path / "run"), "--step", "2"]) == 0
+    out, err = capsys.readouterr()
+    first, _, loss = out.splitlines()[:3]
+    assert first == "step 2: epoch 1, batch 2; rebuilt from the start of the run and 1 update"
+    logged = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r.get("step") == 2]
+    assert loss.startswith(f"loss {logged[0]['loss']:.9g}, lr ")
+    assert (err, caplog.messages) == ("", [])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gdtrain.analysis.monitor import Monitor
 from gdtrain.checkpoint.expected import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import Run, build
@@ -70,6 +71,8 @@ class ReplayJob:
             run = build(config)
             source = self._rebuild(run)
         trainer = run.trainer
+        # They look and change nothing, and would do so for a run of another length.
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Monitor)]
         start = trainer.progress.step
         trainer.choice.settle(config.epochs)  # the engine of the whole run
         try:
@@ -163,10 +166,10 @@ def _problem(trainer: Trainer, plan: Plan, number: int, loss: Any) -> str | None
 
 
 def _described(update: Update) -> str:
-    came = "from the start of the run" if update.rebuilt_from is None else update.rebuilt_from
+    came = "the start of the run" if update.rebuilt_from is None else update.rebuilt_from
     lines = [
         f"step {update.step}: epoch {update.epoch}, batch {update.batch}; rebuilt from {came} and "
-        f"{update.replayed} updates",
+        f"{update.replayed} update{'' if update.replayed == 1 else 's'}",
         f"samples ({len(update.indices)}): {', '.join(map(str, update.indices))}",
         f"loss {update.loss:.9g}, lr {update.lr:.9g}",
         f"gradient norm {update.gradient_norm:.6g}, before clipping; by parameter:",
