@@ -53,7 +53,7 @@ epochs: {epochs}
 FORMS: dict[str, tuple[str, bool, int, int]] = {
     "batch": ("{name: batch, order: reshuffle}", True, 60, 3),
     "sample": ("sample", False, 3, 5),
-    "minibatch": ("{name: minibatch, batch_size: 9}", True, 16, 2),
+    "minibatch": ("{name: minibatch, batch_size: 6}", True, 12, 2),
 }
 
 
@@ -256,14 +256,23 @@ class Kill:
 def draw_kills(
     draw: random.Random, clean: Undisturbed, ranks: int, inside: bool, count: int
 ) -> list[Kill]:
-    """``count`` kills for one run; several come soon after another, to fall into one epoch."""
+    """``count`` kills for one run; several fall into one epoch, if that is a few saves long.
+
+    They do so since no more than two of them let a save come to its end: after the first, which is
+    in an early save, and one that hits while the next save removes what is too old.
+    """
     kills = []
+    pruning = draw.randrange(1, count) if count > 1 else None
     for number in range(count):
         whom = draw.choice([None, [0], [1]]) if ranks > 1 else None
         if inside:
             first, last = 1, clean.disk_calls
-            if count > 1:  # the first in an early save, the others in the save that comes next
-                first, last = (130, 170) if number == 0 else (35, 70)
+            if count > 1:
+                # Calls of a run from its start, and of one that goes on: to its first save and
+                # in it, up to the renaming, or after it.
+                first, last = (85, 128) if number == 0 else (28, 45)
+                if number == pruning:
+                    first, last = 51, 60
             kills.append(Kill(disk_call=draw.randint(first, last)))
         else:
             kills.append(Kill(seconds=draw.uniform(0.0, clean.seconds), ranks=whom))
