@@ -88,7 +88,7 @@ def difference(eager: Trainer, scan: Trainer) -> float:
     )
 
 
-def agree(model, loss, loader, *, epochs=1, **options) -> tuple[Trainer, Trainer]:
+def assert_engines_agree(model, loss, loader, *, epochs=1, **options) -> tuple[Trainer, Trainer]:
     dtype = next(model.parameters()).dtype
     eager, scan = (trainer_of(name, model, loss, loader, **options) for name in ("eager", "scan"))
     eager.fit(epochs)
@@ -144,19 +144,23 @@ def test_every_activation_with_every_loss_in_one_update(loss_name: str) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_epochs_with_every_activation(dtype: torch.dtype) -> None:
     for activation in models.ACTIVATIONS:
-        agree(small_mlp(activation, "mse", dtype), LOSSES["mse"], SampleLoader(data(dtype=dtype)))
+        assert_engines_agree(
+            small_mlp(activation, "mse", dtype), LOSSES["mse"], SampleLoader(data(dtype=dtype))
+        )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_epochs_with_every_loss(dtype: torch.dtype) -> None:
     for name, loss in LOSSES.items():
         loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
-        agree(small_mlp("tanh", name, dtype), loss, loader)
+        assert_engines_agree(small_mlp("tanh", name, dtype), loss, loader)
 
 
 @pytest.mark.parametrize("output", ["none", "sigmoid", "tanh", "softplus", "softmax"])
 def test_linear_models_with_every_output_activation(output: str) -> None:
-    agree(models.linear([5], 3, output_activation=output), LOSSES["mse"], SampleLoader(data()))
+    assert_engines_agree(
+        models.linear([5], 3, output_activation=output), LOSSES["mse"], SampleLoader(data())
+    )
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
@@ -168,13 +172,15 @@ def test_convolutional_models(activation, batch_norm, dtype) -> None:
         [2, 9, 8], 3, channels=(3, 4), hidden=[5], activation=activation, batch_norm=batch_norm
     ).to(dtype)
     loader = MiniBatchLoader(data("cross_entropy", dtype, (2, 9, 8), 40), 16)
-    agree(model, LOSSES["cross_entropy"], loader)
+    assert_engines_agree(model, LOSSES["cross_entropy"], loader)
 
 
 def test_batch_norm_keeps_its_statistics_and_count() -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, batch_norm=True).double()
-    _, scan = agree(model, LOSSES["mse"], MiniBatchLoader(data(dtype=torch.float64), 64), epochs=2)
+    _, scan = assert_engines_agree(
+        model, LOSSES["mse"], MiniBatchLoader(data(dtype=torch.float64), 64), epochs=2
+    )
     assert scan.model[1].num_batches_tracked == 6
 
 
@@ -207,7 +213,7 @@ def test_every_form_and_setting_of_sgd(form: str, setting: str) -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
     loader = LOADERS[form](data(dtype=torch.float64))
-    agree(model, LOSSES["mse"], loader, epochs=3, **SETTINGS[setting])
+    assert_engines_agree(model, LOSSES["mse"], loader, epochs=3, **SETTINGS[setting])
 
 
 def test_parameter_groups_frozen_and_unused_parameters() -> None:
@@ -255,7 +261,7 @@ def test_a_compute_loss_of_ones_own_with_several_inputs_and_weights_by_index() -
     Z = torch.rand(N, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4]).double()
-    agree(model, None, MiniBatchLoader((X, Z, y), 16), trainer=Weighted, epochs=2)
+    assert_engines_agree(model, None, MiniBatchLoader((X, Z, y), 16), trainer=Weighted, epochs=2)
 
 
 def test_data_without_targets() -> None:
@@ -265,7 +271,9 @@ def test_data_without_targets() -> None:
 
     torch.manual_seed(2)
     X, _ = data(dtype=torch.float64)
-    agree(nn.Linear(5, 5).double(), None, MiniBatchLoader((X,), 16), trainer=Autoencoder)
+    assert_engines_agree(
+        nn.Linear(5, 5).double(), None, MiniBatchLoader((X,), 16), trainer=Autoencoder
+    )
 
 
 def test_bits_and_losses_do_not_depend_on_where_blocks_end() -> None:
@@ -346,7 +354,7 @@ def test_what_others_change_at_safe_points_counts() -> None:
 
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
-    agree(
+    assert_engines_agree(
         *(model, LOSSES["mse"], SampleLoader(data(dtype=torch.float64))),
         callbacks=[Halve()],
         momentum=0.5,

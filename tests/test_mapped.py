@@ -71,7 +71,7 @@ def small_pieces(monkeypatch) -> None:
     monkeypatch.setattr(shards, "RESIDENT_BYTES", 1)
 
 
-def same_batches(got, expected) -> None:
+def assert_same_batches(got, expected) -> None:
     for mine, theirs in zip(got, expected, strict=True):
         assert torch.equal(mine.indices, theirs.indices)
         assert len(mine) == len(theirs)
@@ -89,7 +89,7 @@ def test_loaders_give_what_they_give_of_tensors(tmp_path, suffix, form, order) -
     loader = LOADERS[form](gdtrain.mapped(*files), **options)
     in_memory = LOADERS[form]((X, Y), **options)
     for _ in range(2):
-        same_batches(loader, in_memory)
+        assert_same_batches(loader, in_memory)
     assert readers() == []
 
 
@@ -99,7 +99,7 @@ def test_nor_does_it_matter_in_what_pieces_it_is_read(tmp_path, small_pieces, fo
     files = save(tmp_path / "x", X), save(tmp_path / "y", Y)
     options = {"order": ORDERS[order], "seed": 5}
     loader = LOADERS[form](gdtrain.mapped(*files), **options)
-    same_batches(loader, LOADERS[form]((X, Y), **options))
+    assert_same_batches(loader, LOADERS[form]((X, Y), **options))
     gc.collect()
     assert readers() == []
 
@@ -157,14 +157,14 @@ def test_ranks_read_the_shares_that_they_read_of_tensors(tmp_path, form, world) 
     loader, in_memory = LOADERS[form](gdtrain.mapped(*files)), LOADERS[form]((X, Y))
     for rank in range(world):
         plan = in_memory.plan(1).share(rank, world)
-        same_batches(loader.samples.read(plan), in_memory.samples.read(plan))
+        assert_same_batches(loader.samples.read(plan), in_memory.samples.read(plan))
 
 
 def test_reading_can_start_at_any_batch(tmp_path) -> None:
     samples = gdtrain.mapped(save(tmp_path / "x", X), save(tmp_path / "y", Y))
     in_memory = MiniBatchLoader((X, Y), 2, seed=3)
     plan = in_memory.plan(4)
-    same_batches(samples.read(plan, 2), in_memory.samples.read(plan, 2))
+    assert_same_batches(samples.read(plan, 2), in_memory.samples.read(plan, 2))
 
 
 # ── lazy batches ────────────────────────────────────────────────────────────────────────────────
@@ -182,10 +182,10 @@ def lazy_batch(folder: Path, targets: torch.Tensor = Y, **options) -> LazyBatch:
 def test_a_lazy_batch_splits_as_one_in_memory(tmp_path, small_pieces, order, size) -> None:
     batch = lazy_batch(tmp_path, order=order, seed=1)
     (in_memory,) = BatchLoader((X, Y), order=order, seed=1)
-    same_batches(batch.split(size), in_memory.split(size))
+    assert_same_batches(batch.split(size), in_memory.split(size))
     parts = list(batch.split(size))  # all of them at once, from the last to the first
-    same_batches(reversed(parts), reversed(list(in_memory.split(size))))
-    same_batches(parts[0].split(2), next(in_memory.split(size)).split(2))
+    assert_same_batches(reversed(parts), reversed(list(in_memory.split(size))))
+    assert_same_batches(parts[0].split(2), next(in_memory.split(size)).split(2))
     inputs, targets = batch
     assert torch.equal(inputs, in_memory.inputs)
     assert torch.equal(targets, in_memory.targets)

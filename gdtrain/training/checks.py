@@ -201,3 +201,12 @@ def _described(targets: Any) -> str:
     if not isinstance(targets, Tensor):
         return type(targets).__name__
     return f"{targets.dtype} of shape {list(targets.shape)}"
+
+
+def explain_batch_of_one(error: ValueError) -> None:
+    """Raise ModelError in place of what BatchNorm says of a single sample."""
+    if "more than 1 value per channel" in str(error):
+        raise ModelError(
+            "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
+            "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+        ) from error

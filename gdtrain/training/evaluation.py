@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.loaders import Loader
-from gdtrain.data.samples import Samples
+from gdtrain.data.samples import TensorSamples, as_tensor
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
 from gdtrain.training.gradient import is_sum, normaliser
@@ -87,8 +87,12 @@ def evaluate(trainer: Trainer, loader: Loader) -> dict[str, float]:
     return {"loss": mean_loss, **dict(zip(metrics, means, strict=True))}
 
 
-def predict(trainer: Trainer, samples: Samples) -> Tensor:
-    """The model's outputs [n, …] for the samples' inputs, on the CPU."""
+def predict(trainer: Trainer, inputs: Any) -> Tensor:
+    """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such)."""
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    tensors = [as_tensor(part, "inputs") for part in parts]
+    # Row numbers stand in for the targets, which predictions do not have.
+    samples = trainer.placed(TensorSamples([*tensors, torch.arange(tensors[0].shape[0])]))
     batches = samples.read(whole(len(samples), trainer.microbatches.size))
     with torch.no_grad(), preserved(trainer.model, trainer.device):
         trainer.model.eval()

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
-from gdtrain.data.samples import TensorSamples, as_tensor
 from gdtrain.errors import ModelError, NonFiniteError
 from gdtrain.training import checks, diagnosis, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength, blocks
@@ -106,12 +105,7 @@ class Trainer:
         )
         checks.check_parameters(model, loss, optimizer)
 
-        self.device = resolve_device(device)
-        self.precision = precision
-        self.model = model.to(self.device, parameter_dtype(precision, self.device))
-        self.dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
-        self.placed = Placement(self.device, self.dtype)
-        self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
+        self._place(model, loss, device, precision)
         self.optimizer = optimizer
         self.loader = loader
         self.schedule = ScheduleStepper(scheduler, scheduler_per)
@@ -132,10 +126,6 @@ class Trainer:
         self.should_stop = False
         self.stop_reason: str | None = None
 
-        self.world = World.current()
-        self.is_sharded = is_sharded(model)
-        if not self.is_sharded:
-            self.world.copy_from_first([*model.parameters(), *model.buffers()])
         self.microbatches = MicrobatchSize(microbatch_size, memory_limit)
         self._exact_gradient = ExactGradient(
             self, self.microbatches, microbatch_allow, in_float64=accumulate_in == "fp64"
@@ -148,6 +138,25 @@ class Trainer:
         self.guard = Guard(self, deferred=deferred, own_step=own_step)
         self.listeners = Listeners(self.callbacks)
         self.choice = EngineChoice(self, engine)
+
+    def _place(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None,
+        device: str | torch.device,
+        precision: Precision | None,
+    ) -> None:
+        """Bring model and loss to the device and the dtype, alike on all ranks."""
+        self.device = resolve_device(device)
+        self.precision = precision
+        self.model = model.to(self.device, parameter_dtype(precision, self.device))
+        self.dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+        self.placed = Placement(self.device, self.dtype)
+        self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
+        self.world = World.current()
+        self.is_sharded = is_sharded(model)
+        if not self.is_sharded:
+            self.world.copy_from_first([*model.parameters(), *model.buffers()])
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
 
@@ -246,12 +255,8 @@ class Trainer:
             with autocast(self.precision, self.device):
                 return self.compute_loss(batch)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ModelError(
-                "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
-                "use GroupNorm or LayerNorm, another batch_size, or drop_last"
-            ) from error
+            checks.explain_batch_of_one(error)
+            raise
 
     def loss_and_output(self, batch: Batch) -> tuple[Tensor, Any]:
         """For evaluation: one forward pass, unless ``compute_loss`` is somebody's own."""
@@ -301,11 +306,7 @@ class Trainer:
 
         inputs: tensors or arrays. Without side effects, as in :meth:`evaluate`.
         """
-        parts = inputs if isinstance(inputs, tuple) else (inputs,)
-        tensors = [as_tensor(part, "inputs") for part in parts]
-        # Row numbers stand in for the targets, which predictions do not have.
-        samples = TensorSamples([*tensors, torch.arange(tensors[0].shape[0])])
-        return self.microbatches.retry(partial(evaluation.predict, self, self.placed(samples)))
+        return self.microbatches.retry(partial(evaluation.predict, self, inputs))
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot, in copies, of everything that decides how training goes on."""
