@@ -141,7 +141,6 @@ def is_installed() -> bool:
 
 
 def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
-
     for method in overridden(trainer, _OVERRIDES):
         yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
     for callback in trainer.callbacks:
