@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -25,8 +28,9 @@ from gdtrain import (
     Validation,
 )
 from gdtrain.cli import main
-from gdtrain.errors import DataError, ModelError
+from gdtrain.errors import DataError, ModelError, ProcessError
 from gdtrain.monitoring.metrics_log import read_metrics
+from gdtrain.training.distributed import join
 from gdtrain.training.sharding import shard
 
 N = 103  # divisible by nothing
@@ -242,6 +246,21 @@ def test_ranks_follow_one_process_to_1e_10(ranks: int, alone, two_ranks, tmp_pat
                 assert mine[name][what].shape == expected[what].shape
                 differences = (mine[name][what] - expected[what]).abs()
                 assert (differences <= 1e-10).all(), (name, what)
+
+
+def test_a_first_process_that_is_not_there_is_given_up_in_time(monkeypatch) -> None:
+    """Even where torch sleeps between two attempts, as it does for up to twice the time."""
+    asleep = threading.Event()
+    module = importlib.import_module("torch.distributed.rendezvous")  # a function has this name too
+    monkeypatch.setattr(module, "rendezvous", lambda *_, **__: asleep.wait(60))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    started = time.monotonic()
+    try:
+        with pytest.raises(ProcessError, match=r"connected: not all .* within 0\.1 s$"):
+            join("cpu", 0.1)
+        assert time.monotonic() - started < 20
+    finally:
+        asleep.set()
 
 
 def test_the_command_under_torchrun_gives_what_it_gives_alone(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -111,14 +114,13 @@ def join(device: str, timeout_seconds: float) -> World:
     if size == 1 or dist.is_initialized():
         return World.current()
     from torch.distributed.distributed_c10d import PrefixStore  # not in every build of torch
-    from torch.distributed.rendezvous import rendezvous
 
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_cuda and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     timeout = timedelta(seconds=timeout_seconds)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store, rank, size = _meet(timeout)
         dist.init_process_group(
             "nccl" if on_cuda else "gloo",
             store=PrefixStore(_attempt(), store),
@@ -126,10 +128,34 @@ def join(device: str, timeout_seconds: float) -> World:
             world_size=size,
             timeout=timeout,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TimeoutError) as error:
         reason = str(error).splitlines()[0]
         raise ProcessError(f"{size} processes can't be connected: {reason}") from error
     return World.current()
+
+
+def _meet(timeout: timedelta) -> tuple[Any, int, int]:
+    """The store that all processes share, this one's rank, and their number.
+
+    Raises TimeoutError when the time is over. torch by itself may sleep on for twice as long,
+    between two attempts to reach a first process that has died; so a thread has that to do.
+    """
+    from torch.distributed.rendezvous import rendezvous
+
+    met: Future[tuple[Any, int, int]] = Future()
+
+    def meet() -> None:
+        try:
+            met.set_result(next(rendezvous("env://", timeout=timeout)))
+        except BaseException as error:
+            met.set_exception(error)
+
+    threading.Thread(target=meet, name="gdtrain-rendezvous", daemon=True).start()
+    seconds = timeout.total_seconds()
+    try:
+        return met.result(seconds)
+    except TimeoutError as error:
+        raise TimeoutError(f"not all of them were there within {seconds:g} s") from error
 
 
 def _attempt() -> str:
