@@ -16,12 +16,16 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 
 
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [block for named, block in BLOCKS if named == language]
 
 
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
-INSTALLS = [line for line in COMMANDS if line.startswith("pip install")]
+INSTALLS = [
+    line for block in blocks("bash") for line in block.splitlines() if line[:11] == "pip install"
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +45,19 @@ def test_the_two_lines_are_those_that_ci_runs() -> None:
     assert "grep '^pip install -c constraints.txt' README.md" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in INSTALLS])
-def test_commands(command: str, clone: Path, monkeypatch, capsys) -> None:
+def test_commands_and_python_do_what_is_said_from_top_to_bottom(clone, monkeypatch, capsys):
+    """In one test, since later ones go on with what earlier ones have made."""
     monkeypatch.chdir(clone)
-    python, dash_m, package, *arguments = shlex.split(command)
-    assert (python, dash_m, package) == ("python", "-m", "gdtrain")
-    assert main(arguments) == 0
-
-
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_blocks(number: int, clone: Path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(clone)
-    script = clone / f"block_{number}.py"
-    script.write_text(blocks("python")[number], "utf-8")
-    runpy.run_path(str(script))
+    for number, (language, block) in enumerate(BLOCKS):
+        if language == "python":
+            script = clone / f"block_{number}.py"
+            script.write_text(block, "utf-8")
+            runpy.run_path(str(script))
+        for command in block.splitlines() if language == "bash" else ():
+            if command not in INSTALLS:
+                python, dash_m, package, *arguments = shlex.split(command)
+                assert (python, dash_m, package) == ("python", "-m", "gdtrain")
+                assert main(arguments) == 0, (command, capsys.readouterr().err)
 
 
 def test_the_yaml_of_the_csv_example_trains_on_such_a_file(clone, monkeypatch, capsys) -> None:
