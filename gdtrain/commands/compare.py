@@ -7,7 +7,7 @@ import math
 from contextlib import closing
 from pathlib import Path
 
-from gdtrain.commands.options import add_import, import_modules
+from gdtrain.commands.options import Parser, add_import, import_modules
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.training.signals import SignalDesk
 
@@ -106,7 +106,7 @@ _numbers.__name__ = "list of numbers"  # what argparse calls it when it can't be
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain compare",
         description="Train several forms of gradient descent from the same weights on the same "
         "samples, measure speed, loss, memory and stability, and write compare.json and a report "
