@@ -23,9 +23,10 @@ examples:
   python -m gdtrain compare one.yaml another.yaml --seconds 10
 
 Data, model, loss, seed, device and precision must be the same in all configurations. Early
-stopping, monitors and checkpoints play no part, and averaged weights are not looked at. Exit codes:
-0 done (a form that diverged is a result), 2 bad input,
-130/143 interrupted (what was done is written).
+stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
+
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted (what was
+done is written), 1 else.
 """
 
 

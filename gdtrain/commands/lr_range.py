@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help="the picture, .png or .svg (default: lr-range-<config name>.png here, if matplotlib "
-        "is installed); replaces nothing but pictures of ours",
+        "is installed); replaces pictures of gdtrain's, and no other file",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_import(parser)

@@ -48,8 +48,8 @@ def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help=f"the picture, .png or .svg (default: {default}); replaces nothing but pictures of "
-        "ours",
+        help=f"the picture, .png or .svg (default: {default}); replaces pictures of gdtrain's, and "
+        "no other file",
     )
 
 

@@ -27,7 +27,7 @@ other commands:
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
-Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved).
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved), 1 else.
 """
 
 
