@@ -240,7 +240,7 @@ def test_a_dataset_source_and_an_own_trainer(own_parts, capsys):
         (
             ["--import", "own_parts.py"],
             "command line:1:1: --import: module 'own_parts.py' not found; "
-            "it must be importable from here",
+            "name the module, not its file: own_parts",
         ),
         (
             ["--import", "../own_parts"],
