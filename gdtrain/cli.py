@@ -6,6 +6,7 @@ finite; 130 and 143 interrupted by SIGINT and SIGTERM, with a checkpoint saved.
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
@@ -23,6 +24,7 @@ from gdtrain.commands.verify import verify
 from gdtrain.errors import (
     CheckpointError,
     ConfigError,
+    Fault,
     GdtrainError,
     OutputError,
     ProcessError,
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = COMMANDS.get(given[0]) if given else None
         if command is None:
+            _check_no_command(given)
             code = train(given)
         else:
             release()
@@ -72,6 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _check_no_command(given: list[str]) -> None:
+    """Refuse a first word that is neither a command nor an option or a setting of training."""
+    word = given[0] if given else "--help"
+    if word.startswith("-") or "=" in word:
+        return
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    if word.lower().endswith((".yaml", ".yml")):
+        hint = f"to train with it: --config {word}"
+    elif near:
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = f"to train, start with --config FILE; the commands are {', '.join(COMMANDS)}"
+    raise ConfigError([Fault("", f"{word!r} is not a command; {hint}", "command line")])
 
 
 def _prepare_streams() -> None:

@@ -148,7 +148,11 @@ def _meaning(setting: dict[str, Any], parts: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return "2^63" if value == 2**63 else f"{value:g}"
+    """A bound, in few characters: powers of two beyond a million as such."""
+    size = abs(int(value)) if value == int(value) else 0
+    if isinstance(value, int) and size > 1e6 and size & (size - 1) == 0:
+        return f"{'-' * (value < 0)}2^{size.bit_length() - 1}"
+    return f"{value:g}"
 
 
 def _sentence(described: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""What all tests share: one thread, and a registry that forgets what a test has registered."""
+"""What all tests share: one thread, and a program that forgets what a test has given it."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,10 +12,17 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
+def _forgets(tmp_path_factory) -> Iterator[None]:
+    """Parts that a test registers, and modules of its own that it imports, are its own."""
     kinds = (registry.models, registry.losses, registry.sources, registry.trainers)
-    before = [dict(kind.parts) for kind in kinds]
+    parts = [dict(kind.parts) for kind in kinds]
+    modules, path = set(sys.modules), list(sys.path)
     yield
-    for kind, parts in zip(kinds, before, strict=True):
+    for kind, before in zip(kinds, parts, strict=True):
         kind.parts.clear()
-        kind.parts.update(parts)
+        kind.parts.update(before)
+    sys.path[:] = path
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]

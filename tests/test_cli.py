@@ -26,6 +26,7 @@ loader: {name: minibatch, batch_size: 8}
 optimizer: {lr: 0.1, momentum: 0.9}
 epochs: 2
 """
+START_ANEW = "give it its own settings, or start a new run"
 
 
 @pytest.fixture(autouse=True)
@@ -151,13 +152,42 @@ def test_schema_prints_the_json_schema(capsys):
 
 
 @pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("compair", "did you mean compare?"),
+        ("lr_range", "did you mean lr-range?"),
+        ("moons.yaml", "to train with it: --config moons.yaml"),
+        (
+            "train",
+            "to train, start with --config FILE; the commands are compare, convert, landscape, "
+            "lr-range, plot, replay, schema, verify",
+        ),
+    ],
+)
+def test_a_first_word_that_is_no_command(capsys, word, hint):
+    assert main([word, "--config", "moons.yaml"]) == 2
+    assert capsys.readouterr().err == f"command line:1:1: {word!r} is not a command; {hint}\n"
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--help"], 0, "Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted"),
         (["--version"], 0, gdtrain.__version__),
         (["schema", "--help"], 0, "Print the JSON Schema of configurations"),
-        ([], 2, "error: the following arguments are required: --config"),
-        (["--config", "moons.yaml", "--resum"], 2, "error: unrecognized arguments: --resum"),
+        ([], 2, "other commands:\n  python -m gdtrain compare "),
+        (["epochs=2"], 2, "error: the following arguments are required: --config"),
+        (
+            ["--config", "moons.yaml", "--resum"],
+            2,
+            "error: unrecognized arguments: --resum; did you mean --resume?",
+        ),
+        (
+            ["--config", "moons.yaml", "--epochs", "3"],
+            2,
+            "error: unrecognized arguments: --epochs; settings are written without dashes, such as "
+            "epochs=20",
+        ),
         (["schema", "extra"], 2, "error: unrecognized arguments: extra"),
     ],
 )
@@ -251,21 +281,27 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
         (
             ["seed=5"],
             "--resume: out is a run with other settings, so it can't be resumed; "
-            "seed: the run has 0, this configuration 5",
+            "seed: the run has 0, this configuration 5; " + START_ANEW,
         ),
         (
             ["early_stopping.patience=3"],
             "--resume: out is a run with other settings, so it can't be resumed; "
-            "early_stopping: the run has None, this configuration "
-            "{'monitor': 'val_loss', 'patience': 3, 'min_delta': 0.0, 'mode': None}",
+            "early_stopping: the run has nothing, this configuration "
+            "{'monitor': 'val_loss', 'patience': 3, 'min_delta': 0.0, …; " + START_ANEW,
+        ),
+        (
+            ["loader=sample", "optimizer.lr=1"],
+            "--resume: out is a run with other settings, so it can't be resumed; "
+            "loader.name: the run has 'minibatch', this configuration 'sample'; "
+            "optimizer.lr: the run has 0.1, this configuration 1.0; " + START_ANEW,
         ),
         (
             ["--output-dir", "nowhere"],
-            "--output-dir: nowhere holds no run to resume; check --output-dir",
+            "--output-dir: nowhere holds no run; give the directory of a run",
         ),
         (
             ["--output-dir", "."],
-            "--output-dir: . holds no run to resume; check --output-dir",
+            "--output-dir: . holds no run; give the directory of a run",
         ),
         (
             ["--output-dir", "unsaved"],
@@ -295,7 +331,7 @@ def test_a_cosine_schedule_is_of_a_number_of_epochs(capsys):
     assert run("--output-dir", "out", "scheduler=cosine", "--resume", "epochs=3") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "command line:1:1: --resume: out is a run with other settings, so it can't be resumed; "
-        "epochs: the run has 2, this configuration 3"
+        "epochs: the run has 2, this configuration 3; " + START_ANEW
     )
 
 

@@ -118,13 +118,13 @@ def test_what_is_not_one_problem_is_refused_with_its_place(capsys):
     Path("other.yaml").write_text(
         "seed: 1\n" + MOONS.replace("[8]", "[8, 4]").replace("loss: cross", "loss: \n  name: cross")
     )
-    Path("deep.yaml").write_text(MOONS.replace("num_samples: 60", "num_samples: 70"))
+    Path("deep.yaml").write_text(MOONS.replace("60,", "60, standardize: true,"))
     assert main(["compare", "moons.yaml", "other.yaml", "deep.yaml"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "other.yaml:1:7: seed: must be 0 as in moons.yaml, got 1; compare on one problem",
         "other.yaml:3:28: model.hidden: must be [8] as in moons.yaml, got [8, 4]; "
         "compare on one problem",
-        "deep.yaml:1:40: data.num_samples: must be 60 as in moons.yaml, got 70; "
+        "deep.yaml:1:57: data.standardize: must be false as in moons.yaml, got true; "
         "compare on one problem",
     ]
     Path("long.yaml").write_text(MOONS.replace("epochs: 3", "epochs: 4"))
@@ -146,7 +146,8 @@ def test_what_is_not_one_problem_is_refused_with_its_place(capsys):
         ),
         (
             ["--loaders", "batch,sampel"],
-            "command line:1:1: --loaders: must be of batch, sample, minibatch; got 'sampel'",
+            "command line:1:1: --loaders: must be one of batch, sample, minibatch; got 'sampel'; "
+            "did you mean sample?",
         ),
         (
             ["--loaders", "batch:7"],

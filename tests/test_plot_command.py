@@ -248,7 +248,8 @@ def test_a_killed_run_with_a_torn_line_is_drawn_and_its_resumption_only_once(cap
         (["one", "--out", "one.pdf"], "--out: must end in .png or .svg, got 'one.pdf'"),
         (
             ["one", "--out", "mine.png"],
-            "--out: mine.png is there and is no picture of ours; remove it, or choose another name",
+            "--out: mine.png is there and no picture of gdtrain's; remove it, or choose another "
+            "name",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_only_pictures_of_ours_are_replaced(tmp_path):
         save(figure(), path)
         save(figure(title="another"), path)
         path.write_bytes(b"mine")
-        with pytest.raises(ConfigError, match="is there and is no picture of ours; remove it"):
+        with pytest.raises(ConfigError, match="is there and no picture of gdtrain's; remove it"):
             save(figure(), path)
         assert path.read_bytes() == b"mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.SVG", "a.png"]
@@ -185,7 +185,7 @@ def test_links_and_directories_are_left_alone(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
     (tmp_path / "dir.png").mkdir()
     for name in ("link.png", "dir.png"):
-        with pytest.raises(ConfigError, match="is no picture of ours"):
+        with pytest.raises(ConfigError, match="and no picture of gdtrain's"):
             save(figure(), tmp_path / name)
 
 

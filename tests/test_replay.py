@@ -101,7 +101,8 @@ def test_steps_that_are_not_of_the_run(capsys, run, arguments, said):
 
 def test_a_directory_that_is_no_run(capsys, tmp_path):
     assert main(["replay", str(tmp_path), "--step", "1"]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    said = f"RUN: {tmp_path} holds no run; give the directory of a run"
+    assert capsys.readouterr().err == f"command line:1:1: {said}\n"
 
 
 def test_the_update_at_which_a_run_stopped_is_explained(capsys, tmp_path):

@@ -313,6 +313,16 @@ def test_early_stopping_counts_epochs_without_improvement_by_min_delta() -> None
     assert stopping.best == 3.0
 
 
+def test_early_stopping_tells_of_a_metric_that_never_came(caplog) -> None:
+    make_trainer(callbacks=[EarlyStopping("val_loss")]).fit(2)
+    said = "early stopping: no epoch had val_loss, so nothing could stop the run by it"
+    assert caplog.messages == [said]
+    caplog.clear()
+    every_second = Validation(BatchLoader((X[:4], Y[:4])), every_n_epochs=2)
+    make_trainer(validation=every_second, callbacks=[EarlyStopping("val_loss")]).fit(3)
+    assert caplog.messages == []
+
+
 def test_validation_by_epochs_and_by_steps() -> None:
     held_out = BatchLoader((X[:4], Y[:4]))
     every_second = make_trainer(validation=Validation(held_out, every_n_epochs=2))
@@ -390,6 +400,14 @@ def test_a_torch_dataloader_is_refused_with_the_remedy() -> None:
         "loader: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a DataLoader; "
         "give its data set to one of these"
     )
+
+
+def test_bare_data_is_refused_for_evaluation_and_validation() -> None:
+    said = "must be a BatchLoader, SampleLoader or MiniBatchLoader, got a tuple; "
+    with pytest.raises(ModelError, match=f"^loader: {said}"):
+        make_trainer().evaluate((X, Y))
+    with pytest.raises(ModelError, match=f"^validation: {said}"):
+        make_trainer(validation=(X, Y))
 
 
 def test_overriding_compute_loss_sees_every_batch_once_and_keeps_the_rest() -> None:

@@ -143,10 +143,13 @@ def test_forty_digits_are_whole_and_more_are_a_float():
             "a: 1\n---\nb: 2\n",
             ["a.yaml:2:1: holds several documents; one file is one configuration"],
         ),
-        ("", ["a.yaml:1:1: is empty; a configuration has at least data, model, loss and loader"]),
+        (
+            "",
+            ["a.yaml:1:1: is empty; it needs data, model, loss, loader, optimizer and epochs"],
+        ),
         (
             "# nothing\n",
-            ["a.yaml:1:1: is empty; a configuration has at least data, model, loss and loader"],
+            ["a.yaml:1:1: is empty; it needs data, model, loss, loader, optimizer and epochs"],
         ),
         ("- 1\n", ["a.yaml:1:1: must be a mapping of settings, such as 'epochs: 20'"]),
         ("word\n", ["a.yaml:1:1: must be a mapping of settings, such as 'epochs: 20'"]),

@@ -13,6 +13,7 @@ import torch
 import gdtrain
 from gdtrain.analysis.looks import Budget, Recorder
 from gdtrain.checkpoint import disk
+from gdtrain.data.names import counted
 from gdtrain.monitoring import comparison_report, comparison_table
 from gdtrain.training.trainer import Trainer
 
@@ -150,6 +151,6 @@ def line_of(form: dict[str, Any]) -> str:
     shown = "not finite" if loss is None else f"{loss:.4g}"
     ended = f" ({form['status']})" if form["status"] != "done" else ""
     return (
-        f"{form['name']}: learning rate {form['learning_rate']:g}, {form['updates']:,} updates in "
-        f"{form['seconds']:.2f} s, full loss {shown}{ended}"
+        f"{form['name']}: learning rate {form['learning_rate']:g}, "
+        f"{counted(form['updates'], 'update')} in {form['seconds']:.2f} s, full loss {shown}{ended}"
     )

@@ -62,7 +62,7 @@ def gradient_noise(
     batch_size: int = 1,
     seed: int = 0,
 ) -> GradientNoise:
-    """tr Σ and \\|G|² at the present weights, estimated without bias (McCandlish, Kaplan, Amodei
+    """tr Σ and |G|² at the present weights, estimated without bias (McCandlish, Kaplan, Amodei
     and others, 2018, "An empirical model of large-batch training", section 2.2, appendix A.1).
 
     From N samples, drawn without replacement, in K random groups of B with mean gradients g_k, and

@@ -7,7 +7,7 @@ import math
 from contextlib import closing
 from pathlib import Path
 
-from gdtrain.commands.options import add_import, import_modules
+from gdtrain.commands.options import Parser, add_import, import_modules
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.training.signals import SignalDesk
 
@@ -23,9 +23,10 @@ examples:
   python -m gdtrain compare one.yaml another.yaml --seconds 10
 
 Data, model, loss, seed, device and precision must be the same in all configurations. Early
-stopping, monitors and checkpoints play no part, and averaged weights are not looked at. Exit codes:
-0 done (a form that diverged is a result), 2 bad input,
-130/143 interrupted (what was done is written).
+stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
+
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted (what was
+done is written), 1 else.
 """
 
 
@@ -106,7 +107,7 @@ _numbers.__name__ = "list of numbers"  # what argparse calls it when it can't be
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain compare",
         description="Train several forms of gradient descent from the same weights on the same "
         "samples, measure speed, loss, memory and stability, and write compare.json and a report "

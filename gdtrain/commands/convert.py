@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from gdtrain.commands.options import Parser
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 
 
@@ -46,7 +47,7 @@ def convert(given: list[str]) -> int:
 
 
 def _convert_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain convert",
         description="Make a CSV file, which may be larger than memory, a folder that is read "
         "as it is needed: data: {source: mapped, path: OUT}.",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-
-from gdtrain.commands.options import add_import, add_runs, faults_of_options, import_modules
+from gdtrain.commands.options import Parser, add_import, add_runs, faults_of_options, import_modules
 
 
 def landscape(given: list[str]) -> int:
     """Draw the loss around the ways of the weights."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain landscape",
         description="Draw the full loss in the plane in which the weights of a run, or of several "
         "on the same data, have moved most, and their way over it. The runs must have been "

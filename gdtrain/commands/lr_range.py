@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gdtrain.commands.options import add_config, add_import, faults_of_options, import_modules
+from gdtrain.commands.options import (
+    Parser,
+    add_config,
+    add_import,
+    faults_of_options,
+    import_modules,
+)
 
 
 def lr_range(given: list[str]) -> int:
@@ -33,7 +39,7 @@ def lr_range(given: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain lr-range",
         description="The learning-rate range test: make updates with a learning rate that rises "
         "from one to the next, and watch the loss over the whole training part, until it "
@@ -66,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         type=Path,
         help="the picture, .png or .svg (default: lr-range-<config name>.png here, if matplotlib "
-        "is installed); replaces nothing but pictures of ours",
+        "is installed); replaces pictures of gdtrain's, and no other file",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_import(parser)

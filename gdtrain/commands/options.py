@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from gdtrain.errors import ConfigError, Fault
+
+
+class Parser(argparse.ArgumentParser):
+    """Says of an unknown option what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            known = [s for action in self._actions for s in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.7)
+            if near:
+                message += f"; did you mean {near[0]}?"
+            elif any(action.dest == "overrides" for action in self._actions):
+                message += "; settings are written without dashes, such as epochs=20"
+        super().error(message)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +48,8 @@ def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help=f"the picture, .png or .svg (default: {default}); replaces nothing but pictures of "
-        "ours",
+        help=f"the picture, .png or .svg (default: {default}); replaces pictures of gdtrain's, and "
+        "no other file",
     )
 
 
@@ -60,7 +78,10 @@ def import_modules(names: list[str]) -> None:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and what it imports is not
-            message = f"module {name!r} not found; it must be importable from here"
+            hint = "it must be importable from here"
+            if name.endswith(".py"):
+                hint = f"name the module, not its file: {name[:-3].replace('/', '.')}"
+            message = f"module {name!r} not found; {hint}"
             raise ConfigError([Fault("--import", message, "command line")]) from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gdtrain.commands.options import add_runs, faults_of_options
+from gdtrain.commands.options import Parser, add_runs, faults_of_options
 
 AXES = ("step", "epoch", "samples", "seconds")
 
@@ -25,7 +25,7 @@ def plot(given: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain plot",
         description="Draw loss and learning rate of one or several runs, finished or not, from "
         "their metrics.jsonl.",

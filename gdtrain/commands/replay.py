@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from gdtrain.commands.options import add_import, import_modules
-from gdtrain.errors import ConfigError, Fault
+from gdtrain.commands.options import Parser, add_import, import_modules
+from gdtrain.errors import CheckpointError, ConfigError, Fault, OutputError
 
 
 def replay(given: list[str]) -> int:
     """Look at one update of a run."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain replay",
         description="Rebuild the state before one update of a run, from the nearest checkpoint, "
         "and show the update's samples, loss and gradient norms. Writes nothing.",
@@ -29,4 +28,7 @@ def replay(given: list[str]) -> int:
     import_modules(options.imports)
     from gdtrain.jobs.replay import ReplayJob
 
-    return ReplayJob(options.run, options.step, options.json).run()
+    try:
+        return ReplayJob(options.run, options.step, options.json).run()
+    except (CheckpointError, OutputError) as error:
+        raise ConfigError([Fault("RUN", str(error), "command line")]) from error

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from gdtrain.commands.options import add_import, import_modules
+from gdtrain.commands.options import Parser, add_import, import_modules
 
 
 def schema(given: list[str]) -> int:
     """Print the JSON Schema of configurations."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain schema",
         description="Print the JSON Schema of configurations, which editors use to check them.",
         allow_abbrev=False,

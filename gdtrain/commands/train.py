@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from gdtrain import __version__
-from gdtrain.commands.options import add_config, add_import, import_modules
+from gdtrain.commands.options import Parser, add_config, add_import, import_modules
 from gdtrain.training.signals import SignalDesk
 
 _HELP = """\
@@ -27,14 +27,17 @@ other commands:
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
-Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved).
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved), 1 else.
 """
 
 
 def train(given: list[str]) -> int:
     """Train, or with an option say what would be trained."""
     with closing(SignalDesk()) as signals:  # before anything that takes a while
-        options = _parser().parse_intermixed_args(given)
+        parser = _parser()
+        if not given:
+            parser.exit(2, parser.format_help())
+        options = parser.parse_intermixed_args(given)
         import_modules(options.imports)
         from gdtrain.config.load import dump, load_config
 
@@ -58,7 +61,7 @@ def train(given: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain",
         description="Train a PyTorch model by batch, stochastic or mini-batch gradient descent.",
         epilog=_HELP,

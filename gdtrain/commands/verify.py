@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-from gdtrain.commands.options import add_config, add_import, import_modules
+from gdtrain.commands.options import Parser, add_config, add_import, import_modules
 from gdtrain.errors import ConfigError, Fault
 
 
 def verify(given: list[str]) -> int:
     """Compare the gradient computed in several ways."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m gdtrain verify",
         description="Check on your own model, loss and data, in float64, that a batch's gradient "
         "is the same however it is computed: in microbatches, per sample, by finite differences, "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gdtrain.config.document import Document, KeyPath
+from gdtrain.config.faults import not_among, shown
 from gdtrain.config.load import load_config
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config
@@ -73,7 +74,7 @@ def _check_loaders(loaders: Sequence[str]) -> None:
     for loader in loaders:
         name, colon, size = loader.partition(":")
         if name not in known:
-            faults.append(f"must be of {', '.join(known)}; got {name!r}")
+            faults.append(not_among(name, known))
         elif colon and name != "minibatch":
             faults.append(f"{name} has no batch size; write {name} alone")
         elif colon and not (size.isascii() and size.isdigit() and 0 < int(size) < 2**31):
@@ -101,7 +102,7 @@ def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
     for key in COMMON:
         pairs = getattr(first.config, key), getattr(other.config, key)
         for path, expected, found in _pairs((key,), *pairs):
-            said = f"must be {expected!r} as in {first.document.path}, got {found!r}"
+            said = f"must be {shown(expected)} as in {first.document.path}, got {shown(found)}"
             yield other.document.fault(path, f"{said}; compare on one problem")
 
 

@@ -81,7 +81,7 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
             said = f"missing; it must be one of {', '.join(_forms(str(path[0]), tag))}"
             return document.fault((*path, tag), said)
         known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return document.fault((*path, tag), _not_among(value[tag], known))
+        return document.fault((*path, tag), not_among(value[tag], known))
     return document.fault(path, _message(kind, context, value, details["msg"]))
 
 
@@ -110,7 +110,7 @@ def _is_union_member(here: Any, part: int | str) -> bool:
 
 
 def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -> str:
-    got = f"got {_shown(value)}"
+    got = f"got {shown(value)}"
     bounds = {
         "greater_than_equal": (">=", "ge"),
         "greater_than": (">", "gt"),
@@ -140,7 +140,7 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         known = [
             name.strip(" '") for name in str(context["expected"]).replace(" or ", ",").split(",")
         ]
-        return _not_among(value, known)
+        return not_among(value, known)
     if kind == "string_pattern_mismatch":
         return f"must be auto, cpu, cuda, cuda:N or mps; {got}"
     if kind in ("too_short", "string_too_short"):
@@ -170,10 +170,11 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
     return f"unknown key; the keys here are {', '.join(known)}" if known else "unknown key"
 
 
-def _not_among(value: Any, known: list[str]) -> str:
+def not_among(value: Any, known: list[str]) -> str:
+    """What is wrong with a name that is none of the known ones, and which may be meant."""
     near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"must be one of {', '.join(known)}; got {_shown(value)}{hint}"
+    return f"must be one of {', '.join(known)}; got {shown(value)}{hint}"
 
 
 def _purpose(path: KeyPath, data: Any) -> str:
@@ -236,7 +237,8 @@ def _members(annotation: Any) -> list[type[BaseModel]]:
     return [member for part in get_args(annotation) for member in _members(part)]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as a person would write it, shortened."""
     text = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
     if isinstance(value, bool):
         text = str(value).lower()

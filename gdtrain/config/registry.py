@@ -50,7 +50,17 @@ class Registry:
     parts: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     def add(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a class or function under ``name``."""
+        """A decorator that registers a class or function under ``name``, and gives it back.
+
+        A model is called with its options, and returns an ``nn.Module``; of the arguments
+        ``in_features``, ``input_shape`` and ``out_features`` it is given those that it has. A loss
+        is a function of (output, targets) and its options that returns shape [], or a class whose
+        objects are called with (output, targets). A source is called with its options, and returns
+        inputs [n, …] and targets [n, …], or a ``Dataset``. A trainer is a subclass of Trainer.
+        Options are the arguments that a configuration may set, checked by their annotations.
+
+        Raises ConfigError for a name that is no identifier, or is another part's already.
+        """
 
         def register(part: T) -> T:
             if not isinstance(name, str) or not name.isidentifier():

@@ -62,7 +62,7 @@ def read_text(text: str, name: str) -> Document:
     reader = Reader(name)
     data = reader.read(text)
     if data is None and not reader.faults:
-        reader.add((), "is empty; a configuration has at least data, model, loss and loader")
+        reader.add((), "is empty; it needs data, model, loss, loader, optimizer and epochs")
     elif not isinstance(data, dict) and not reader.faults:
         reader.add((), "must be a mapping of settings, such as 'epochs: 20'")
     if not isinstance(data, dict):

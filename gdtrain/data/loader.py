@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.names import counted
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
 from gdtrain.data.stream import StreamPlan
@@ -77,9 +78,9 @@ class Loader(ABC):
         """How much there is, in words."""
         if self.is_stream:
             return "a stream"
-        first = len(self.outline(0))
+        updates = counted(len(self.outline(0)), "update")
         which = "an epoch" if len(self.turns(2**31)) == 1 else "in the first epoch"
-        return f"{self.num_samples:,} samples, {first:,} updates {which}"
+        return f"{counted(self.num_samples, 'sample')}, {updates} {which}"
 
     def __len__(self) -> int:
         """Batches of the next iteration, and so of the next epoch by hand; of no stream."""

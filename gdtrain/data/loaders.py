@@ -12,6 +12,7 @@ from torch import Tensor
 from gdtrain.data.batch import Plan
 from gdtrain.data.bijection import Draws
 from gdtrain.data.loader import Loader as Loader
+from gdtrain.data.names import counted
 from gdtrain.data.order import Order, check_order, epoch_indices
 from gdtrain.data.phases import BatchSizes
 from gdtrain.data.samples import Samples
@@ -255,8 +256,8 @@ class MiniBatchLoader(FormLoader):
             if drop_last:
                 self._check_drop_last(self._draws, largest)
             logger.warning(
-                "batch_size %d is over the %d samples: each epoch is one batch of %d",
-                largest,
-                self._draws,
-                self._draws,
+                "batch_size %s is over the %s: each epoch is one batch of %s",
+                f"{largest:,}",
+                counted(self._draws, "sample"),
+                f"{self._draws:,}",
             )

@@ -1,5 +1,10 @@
-"""The words that the typed configuration shares with the rooms below; imports nothing heavy."""
+"""Words that several rooms share; imports nothing heavy."""
 
 from typing import Literal
 
 OrderName = Literal["reshuffle", "shuffle_once", "sequential", "replacement"]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words: 1 update, 1,438 updates."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -63,7 +63,8 @@ def write(figure: Picture, out: Path) -> None:
     try:
         plots.save(figure, out)
     except OSError as error:
-        raise ConfigError.of("out", f"{out} can't be written: {error.strerror}") from error
+        said = f"{out} can't be written: {error.strerror}; choose another file"
+        raise ConfigError.of("out", said) from error
     print(f"drawn: {out}", file=sys.stderr)
 
 

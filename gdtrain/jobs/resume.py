@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.expected import tensor_check
 from gdtrain.config.build import Run
+from gdtrain.config.faults import shown
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
@@ -88,11 +90,22 @@ def _compare(name: str, there: Config, here: Config) -> None:
     # Only a cosine schedule depends on how many epochs there are in all.
     by_length = here.scheduler is not None and here.scheduler.name == "cosine"
     differing = [
-        f"{key}: the run has {theirs[key]}, this configuration {ours[key]}"
+        f"{path}: the run has {shown(a)}, this configuration {shown(b)}"
         for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)
-        if theirs[key] != ours[key]
+        for path, a, b in _differences(key, theirs[key], ours[key])
     ]
     if differing:
         raise CheckpointError(
-            f"{name} is a run with other settings, so it can't be resumed; " + "; ".join(differing)
+            f"{name} is a run with other settings, so it can't be resumed; "
+            f"{'; '.join(differing)}; give it its own settings, or start a new run"
         )
+
+
+def _differences(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs: (path, theirs, ours); of sections of two forms, only the form's name."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        form = [tag for tag in ("source", "name") if theirs.get(tag) != ours.get(tag)]
+        for key in form or theirs | ours:
+            yield from _differences(f"{path}.{key}", theirs.get(key), ours.get(key))
+    elif theirs != ours:
+        yield path, theirs, ours

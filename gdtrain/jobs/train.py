@@ -23,6 +23,7 @@ from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.jobs import records
 from gdtrain.jobs.resume import is_restart, settings_of, take_up
@@ -133,13 +134,13 @@ class TrainJob:
         if not len(losses):
             print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
             return EXIT_NON_FINITE
-        said = f"one update of {len(batch)} samples: loss {float(losses[0]):.4g}"
+        said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
                 trainer.model.eval()
                 loss, _ = trainer.loss_and_output(batch)
-            said += f"; one validation batch of {len(batch)}: loss {float(loss):.4g}"
+            said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
         print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")
         return 0
@@ -280,6 +281,6 @@ def _closing_line(summary: dict[str, Any], directory: Path) -> str:
         shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
     ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
     return (
-        f"{ended}: {summary['epochs']} epochs, {summary['steps']:,} updates in "
+        f"{ended}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'update')} in "
         f"{summary['seconds']:.1f} s; {', '.join(shown)}; see {directory}"
     )

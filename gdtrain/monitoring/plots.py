@@ -133,7 +133,7 @@ def check_out(path: Path) -> None:
         if not path.parent.is_dir():
             raise ConfigError.of("out", f"{path.parent} is not a directory; make it first")
         if disk.is_there(path) and not _is_ours(path):
-            said = f"{path} is there and is no picture of ours; remove it, or choose another name"
+            said = f"{path} is there and no picture of gdtrain's; remove it, or choose another name"
             raise ConfigError.of("out", said)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):

@@ -94,7 +94,7 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
         directory = parent / str(max(numbers))
     disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
-        raise OutputError(f"{directory} holds no run to resume; check --output-dir")
+        raise OutputError(f"{directory} holds no run; give the directory of a run")
     return directory
 
 

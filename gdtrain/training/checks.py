@@ -49,17 +49,23 @@ def is_elementwise(loss: Any) -> bool:
     return isinstance(loss, ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS
 
 
+def check_loader(name: str, loader: Any) -> None:
+    """Raise ModelError for data, or somebody else's loader, in the place of one of ours."""
+    if not isinstance(loader, Loader):
+        raise ModelError(
+            f"{name}: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
+            f"{type(loader).__name__}; give its data set to one of these"
+        )
+
+
 def check_parts(
     loss: Any, optimizer: Any, loader: Any, *, needs_loss: bool
 ) -> torch.optim.Optimizer:
     """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
-    if loader is not None and not isinstance(loader, Loader):
-        raise ModelError(
-            f"loader: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
-            f"{type(loader).__name__}; give its data set to one of these"
-        )
+    if loader is not None:
+        check_loader("loader", loader)
     if loss is None and needs_loss:
         raise ModelError("loss: missing; give a loss, or override compute_loss")
     return optimizer

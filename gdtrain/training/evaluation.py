@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import TensorSamples, as_tensor
+from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
 from gdtrain.training.gradient import is_sum, normaliser
@@ -57,8 +58,10 @@ def evaluate(trainer: Trainer, loader: Loader) -> dict[str, float]:
     """The trainer's loss and metrics over all samples of ``loader``, each once.
 
     The loss is the mean over the whole set, its parts weighted by their normalisers; a metric
-    is the mean over the samples of what ``metric(output, targets)`` gives for each part.
+    is the mean over the samples of what ``metric(output, targets)`` gives for each part. Raises
+    ModelError for anything but a loader.
     """
+    check_loader("loader", loader)
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     shared = not trainer.is_sharded
     world = trainer.world if shared else World()

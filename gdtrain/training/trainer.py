@@ -113,7 +113,7 @@ class Trainer:
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
         self.engine: Engine = EagerEngine(self)  # until fit settles the choice
-        if isinstance(validation, Loader):
+        if not isinstance(validation, Validation | None):
             validation = Validation(validation)
         self.callbacks = [*([validation] if validation else []), *callbacks]
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.checks import check_loader
 from gdtrain.training.plain import is_count, is_number
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+
+logger = logging.getLogger("gdtrain")
 
 
 class Validation(Callback):
@@ -19,6 +24,7 @@ class Validation(Callback):
 
     Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; where several evaluations fall
     into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
+    Raises ModelError for anything but a loader.
     """
 
     def __init__(
@@ -26,6 +32,7 @@ class Validation(Callback):
     ) -> None:
         if every_n_steps is None and every_n_epochs is None:
             every_n_epochs = 1
+        check_loader("validation", loader)
         super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self.loader = loader
         self.results: list[dict[str, Any]] = []
@@ -68,7 +75,8 @@ class EarlyStopping(Callback):
 
     monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
     mode: ``min`` or ``max``. min_delta: by how much a value must beat the best to count.
-    Epochs without the metric are passed over; a NaN never counts as an improvement.
+    Epochs without the metric are passed over, and the logger ``gdtrain`` warns of a fit in which
+    all were; a NaN never counts as an improvement. Raises ConfigError for a wrong setting.
     """
 
     def __init__(
@@ -92,9 +100,11 @@ class EarlyStopping(Callback):
         self.sign = 1.0 if mode == "min" else -1.0
         self.best = math.inf
         self._resumed = False
+        self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
         self.epochs_without_improvement = 0
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._had_metric = self._had_metric or self.monitor in record
         if self.monitor not in record:
             return
         value = self.sign * record[self.monitor]
@@ -105,7 +115,14 @@ class EarlyStopping(Callback):
         if self.epochs_without_improvement >= self.patience:
             self._stop(trainer)
 
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self._had_metric is False:
+            logger.warning(
+                "early stopping: no epoch had %s, so nothing could stop the run by it", self.monitor
+            )
+
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._had_metric = None
         if self.epochs_without_improvement < self.patience:
             return
         if self._resumed:  # the run had ended, and ends with the same bits
