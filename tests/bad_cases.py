@@ -1290,10 +1290,12 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     "labels without end": (
         {"data": "{source: npz, path: labels.npz}", "model": "mlp", "loss": "cross_entropy"},
         [
+            "note: the largest label, 1,000,000,000,000,000,000, makes more classes than there are "
+            "samples (2); if the targets are no labels, use a loss for numbers, such as mse",
             (
                 "a.yaml:2:8: model: needs more memory than there is for 1 inputs and "
                 "1,000,000,000,000,000,001 outputs; use fewer or smaller layers"
-            )
+            ),
         ],
     ),
     "an unknown key": (

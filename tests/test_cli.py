@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,11 +319,37 @@ def test_what_cannot_be_resumed(capsys, arguments, fault):
     assert capsys.readouterr().err.splitlines()[-1] == f"command line:1:1: {fault}"
 
 
+@pytest.mark.parametrize("step", [8, 6])  # at the end of the second epoch, and within it
+def test_a_run_is_not_resumed_to_fewer_epochs_than_it_has_begun(capsys, step):
+    assert run("--output-dir", "out", "checkpoint={every_n_steps: 3, keep_last: 9}") == 0
+    for path in Path("out/checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    before = Path("out/config.yaml").read_bytes()
+    capsys.readouterr()
+    assert run("--output-dir", "out", "--resume", "epochs=1") == 2
+    said = f"--resume: out/checkpoints/step-{step:010d} is of epoch 2, and epochs, which counts "
+    assert capsys.readouterr().err == (
+        f"command line:1:1: {said}from the start of the run, is 1; give at least 2\n"
+    )
+    assert Path("out/config.yaml").read_bytes() == before
+
+
 def test_resume_without_any_run(capsys):
     assert run("--resume") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         "command line:1:1: --output-dir: runs/moons holds no run to resume; "
         "give --output-dir, or omit --resume"
+    )
+
+
+def test_targets_that_are_hardly_labels_are_told(capsys):
+    Path("houses.csv").write_text("area,price\n70,310\n95,1200\n")
+    data = "data={source: csv, path: houses.csv, target: price}"
+    assert run(data, "epochs=1", "model=linear", "loader=batch", "--dry-run") == 0
+    assert capsys.readouterr().err == (
+        "note: the largest label, 1,200, makes more classes than there are samples (2); if the "
+        "targets are no labels, use a loss for numbers, such as mse\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from gdtrain.data.dataset import (
 )
 from gdtrain.data.samples import as_tensor, check_finite, check_range
 from gdtrain.errors import ConfigError, DataError
+
+logger = logging.getLogger("gdtrain")
 
 # source -> (reader, whether it draws from the seed)
 READERS: dict[str, tuple[Callable[..., LoadedData | ConvertedFolder], bool]] = {
@@ -139,7 +142,16 @@ def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | No
     """What the model must give for targets that :func:`_fit_targets` made: classes, or columns."""
     if not isinstance(config.loss, CLASS_LABEL_LOSSES):
         return max(int(targets[0].numel()) for targets in fitted)
-    return max(max(int(labels.max()) + 1 for labels in fitted), len(names or ()), 1)
+    highest = samples = 0
+    for labels in fitted:
+        highest, samples = max(highest, int(labels.max())), samples + len(labels)
+    if highest >= samples:
+        logger.warning(
+            "the largest label, %s, makes more classes than there are samples (%s); if the "
+            "targets are no labels, use a loss for numbers, such as mse",
+            *(f"{highest:,}", f"{samples:,}"),
+        )
+    return max(highest + 1, len(names or ()))
 
 
 def _read(section: Data, seed: int) -> LoadedData | ConvertedFolder | Dataset[Any]:

@@ -48,6 +48,12 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
         trainer.load_state_dict(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error
+    begun = trainer.progress.epoch + (trainer.progress.step_in_epoch > 0)
+    if begun > run.config.epochs:
+        raise CheckpointError(
+            f"{path} is of epoch {begun}, and epochs, which counts from the start of the run, is "
+            f"{run.config.epochs}; give at least {begun}"
+        )
     checkpoints.saved_at = (trainer.progress.epoch, trainer.progress.step)
     if trainer.world.rank == 0:
         store.remove_remains()
