@@ -44,6 +44,8 @@ from gdtrain.training.variance_reduction import VarianceReduction
 
 logger = logging.getLogger("gdtrain")
 
+Metrics = dict[str, evaluation.Metric]
+
 LOADERS: dict[str, Callable[..., Loader]] = {
     "batch": BatchLoader,
     "sample": SampleLoader,
@@ -95,11 +97,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader)
-        watchers: list[Callback] = [*_corrections(config), *_averaging(config, loader)]
-        if isinstance(config.data, Stream):
-            watchers.append(Prequential(config.data.window, metrics))
-        if config.early_stopping is not None:
-            watchers.append(_early_stopping(config, metrics))
+        watchers = _watchers(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
         monitors = build_monitors(config.monitors)
@@ -212,7 +210,7 @@ def _scheduler(
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
 
 
-def _metrics(config: Config) -> dict[str, evaluation.Metric]:
+def _metrics(config: Config) -> Metrics:
     labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
     binary = {
         "bce": evaluation.probability_accuracy,
@@ -221,7 +219,7 @@ def _metrics(config: Config) -> dict[str, evaluation.Metric]:
     chosen = config.metrics
     if chosen is None:
         chosen = ["accuracy"] if labels or config.loss.name in binary else []
-    known: dict[str, evaluation.Metric] = {}
+    known: Metrics = {}
     for name in chosen:
         if name == "mae":
             if config.loss.name not in REGRESSION:
@@ -234,6 +232,16 @@ def _metrics(config: Config) -> dict[str, evaluation.Metric]:
         else:
             raise ConfigError.of("metrics", f"accuracy has no meaning under {config.loss.name}")
     return known
+
+
+def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
+    """The callbacks that sections of the configuration ask for, but for monitors."""
+    watchers: list[Callback] = [*_corrections(config), *_averaging(config, loader)]
+    if isinstance(config.data, Stream):
+        watchers.append(Prequential(config.data.window, metrics))
+    if config.early_stopping is not None:
+        watchers.append(_early_stopping(config, metrics))
+    return watchers
 
 
 def _corrections(config: Config) -> list[Callback]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from html import escape
 from typing import Any
@@ -23,66 +23,72 @@ HIGHEST = 1.5  # times the loss at the start: what is above leaves the picture
 
 def glance(result: dict[str, Any]) -> str:
     """A card of bars for each property: speed, loss, memory, stability."""
-    forms, target = result["forms"], result["target"]["full_loss"]
-    cards = []
-    if target is not None:
-        cards.append(
-            _card(
-                "Speed",
-                f"time to a full loss of {target:.3g}; shorter is better",
-                [f["to_target"]["seconds"] if f["to_target"] else None for f in forms],
-                table.seconds_text,
-                forms,
-                missing="not reached",
-            )
-        )
-    cards.append(
+    forms = result["forms"]
+    cards = [*_speed(forms, result["target"]["full_loss"]), *_reached(forms), *_manner(forms)]
+    return f'<h2>At a glance</h2><div class="cards">{"".join(cards)}</div>'
+
+
+def _speed(forms: list[Form], target: float | None) -> list[str]:
+    if target is None:
+        return []
+    times = [f["to_target"]["seconds"] if f["to_target"] else None for f in forms]
+    return [
         _card(
-            "Final loss",
-            "on all training samples; lower is better",
-            [_unless_diverged(f, f["final"]["full_loss"]) for f in forms],
-            table.number_text,
+            "Speed",
+            f"time to a full loss of {target:.3g}; shorter is better",
+            [_unless_diverged(f, seconds) for f, seconds in zip(forms, times, strict=True)],
+            table.seconds_text,
             forms,
+            missing="not reached",
         )
+    ]
+
+
+def _reached(forms: list[Form]) -> Iterator[str]:
+    """Where the forms ended: the full loss, and a metric on the validation part if there is one."""
+    yield _card(
+        "Final loss",
+        "on all training samples; lower is better",
+        [_unless_diverged(f, f["final"]["full_loss"]) for f in forms],
+        table.number_text,
+        forms,
     )
     for name in table.metrics(forms)[-1:]:
-        word = name.removeprefix("val_")
         higher = name.endswith("accuracy")
-        cards.append(
-            _card(
-                f"Validation {word}",
-                f"at the end; {'higher' if higher else 'lower'} is better",
-                [_unless_diverged(f, f["final"].get(name)) for f in forms],
-                partial(table.metric_text, name),
-                forms,
-                higher=higher,
-            )
+        yield _card(
+            f"Validation {name.removeprefix('val_')}",
+            f"at the end; {'higher' if higher else 'lower'} is better",
+            [_unless_diverged(f, f["final"].get(name)) for f in forms],
+            partial(table.metric_text, name),
+            forms,
+            higher=higher,
         )
-    cards += [
-        _card(
-            "Memory",
-            "peak of one update; less is better",
-            [f["memory"]["step_peak_bytes"] if f["memory"] else None for f in forms],
-            table.bytes_text,
-            forms,
-            missing="not measured",
-        ),
-        _card(
-            "Stability",
-            "updates that raised the full loss; fewer is steadier",
-            [_unless_diverged(f, f["stability"]["share_that_raised"]) for f in forms],
-            lambda value: f"{value:.0%}",
-            forms,
-        ),
-        _card(
-            "Noise of the loss curve",
-            "variance of the updates' losses, last third; less is smoother",
-            [_unless_diverged(f, f["stability"]["loss_variance"]) for f in forms],
-            lambda value: f"{value:.1e}",
-            forms,
-        ),
-    ]
-    return f'<h2>At a glance</h2><div class="cards">{"".join(cards)}</div>'
+
+
+def _manner(forms: list[Form]) -> Iterator[str]:
+    """What the forms needed and how they behaved on their way."""
+    yield _card(
+        "Memory",
+        "peak of one update; less is better",
+        [f["memory"]["step_peak_bytes"] if f["memory"] else None for f in forms],
+        table.bytes_text,
+        forms,
+        missing="not measured",
+    )
+    yield _card(
+        "Stability",
+        "updates that raised the full loss; fewer is steadier",
+        [_unless_diverged(f, f["stability"]["share_that_raised"]) for f in forms],
+        lambda value: f"{value:.0%}",
+        forms,
+    )
+    yield _card(
+        "Noise of the loss curve",
+        "variance of the updates' losses, last third; less is smoother",
+        [_unless_diverged(f, f["stability"]["loss_variance"]) for f in forms],
+        lambda value: f"{value:.1e}",
+        forms,
+    )
 
 
 def _unless_diverged(form: Form, value: float | None) -> float | None:

@@ -86,7 +86,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     add(
         "variance of the loss",
         "of the updates' own losses about their trend, in the last third of the run",
-        lambda f: number_text(f["stability"]["loss_variance"]),
+        _variance,
     )
     add(
         "updates that raise the loss",
@@ -209,6 +209,12 @@ def _raised(form: Form) -> str:
 def _raised_text(form: Form) -> str:
     judged = form["stability"]["updates_judged"]
     return f"{_raised(form)} of {judged:,}" if judged else "not measured"
+
+
+def _variance(form: Form) -> str:
+    variance = form["stability"]["loss_variance"]
+    unmeasured = variance is None and form["status"] != "diverged"  # of fewer than two updates
+    return "not measured" if unmeasured else number_text(variance)
 
 
 def number_text(value: float | None) -> str:
