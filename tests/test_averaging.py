@@ -123,6 +123,29 @@ def test_the_scan_engine_stops_for_it_and_no_more_than_it_must() -> None:
     assert np.abs(found[0][1] - found[1][1]).max() < 1e-13
 
 
+def test_blocks_end_at_the_cadence_only_once_averaging_has_begun() -> None:
+    ends: list[int] = []
+
+    class Ends(Callback):
+        def on_safe_point(self, trainer: Trainer) -> None:
+            ends.append(trainer.progress.step)
+
+    averaging = Averaging(start_step=22, every_n_steps=4)
+    trainer = build(averaging, Ends(), loader=SampleLoader((X, Y), seed=1))
+    trainer.block_length._steps = 64
+    trainer.fit(2)
+    assert ends == [24, 28, 32, 36, 40, 44, 48]  # 24 is the first that counts, and an epoch's end
+    assert averaging.count == 7
+
+    ends.clear()
+    averaging = Averaging(start_step=27, every_n_steps=10)
+    trainer = build(averaging, Ends(), loader=SampleLoader((X, Y), seed=1))
+    trainer.block_length._steps = 64
+    trainer.fit(2)
+    assert ends == [24, 30, 40, 48]
+    assert averaging.count == 2
+
+
 def test_training_goes_on_as_if_it_was_not_there() -> None:
     validation = BatchLoader((X[:5], Y[:5]))
     with_it = build(Averaging(), norm=True, validation=validation)

@@ -67,7 +67,7 @@ class Averaging(Callback):
         self.start_epoch = whole_number("start_epoch", start_epoch or 1, minimum=1)
         self.start_step = whole_number("start_step", start_step or 1, minimum=1)
         self.cadence = whole_number("every_n_steps", every_n_steps, minimum=1)
-        self.every_n_steps = self.cadence  # and none until averaging begins
+        self.every_n_steps = self.cadence  # until a fit sets the pace
         self.decay = decay
         self.count = 0
         self._mean: Tensor | None = None  # θ̄ [P], float64
@@ -96,10 +96,10 @@ class Averaging(Callback):
         self._set_pace(trainer)
 
     def is_due(self, step: int) -> bool:
-        begun = self.every_n_steps is not None and step >= self.start_step
-        return begun and step % self.cadence == 0
+        return self.every_n_steps is not None and step % self.every_n_steps == 0
 
     def on_safe_point(self, trainer: Trainer) -> None:
+        self._set_pace(trainer)
         vector = self._vector_of(trainer)
         theta = vector.weights().to(vector.wide)
         self.count += 1
@@ -148,9 +148,11 @@ class Averaging(Callback):
         self._names = None if names is None else list(names)
 
     def _set_pace(self, trainer: Trainer) -> None:
-        """Ask for blocks that end at the cadence, once there is something to average."""
-        begun = trainer.progress.epoch + 1 >= self.start_epoch
-        self.every_n_steps = self.cadence if begun else None
+        """Ask for blocks that end at the cadence, from the first update that counts on."""
+        progress, first = trainer.progress, -(-self.start_step // self.cadence) * self.cadence
+        begun = progress.epoch + 1 >= self.start_epoch
+        every = self.cadence if progress.step >= first else first
+        self.every_n_steps = every if begun else None
 
     def _vector_of(self, trainer: Trainer) -> ParameterVector:
         if self._vector is None or self._vector.trainer is not trainer:
