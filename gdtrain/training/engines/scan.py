@@ -105,12 +105,13 @@ class ScanEngine:
                 chosen = plan.take(first_row, first_row + (stop - start) * shape.size)
                 window.gather(compiled.samples, chosen)
             first_row = 0
-        back = self.trainer.schedule.mark()
+        back, lr = self.trainer.schedule.mark(), self.trainer.lr
         self._set(compiled, shape, stop - start)
         losses, bad_loss = compiled.run(shape, stop - start, first_row)
         if bad_loss is not None:
             self.trainer.guard.found = (bad_loss, None)
             back()
+            self.trainer.lr = lr
             self._set(compiled, shape, len(losses))
         return losses
 
