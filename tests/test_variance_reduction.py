@@ -33,6 +33,7 @@ from gdtrain.config.load import parse_config
 from gdtrain.data.loader import Loader
 from gdtrain.errors import CheckpointError, ConfigError, ModelError, NonFiniteError
 from gdtrain.training.parameter_vector import ParameterVector
+from gdtrain.training.prequential import Prequential
 
 draw = torch.Generator().manual_seed(0)
 N, D = 7, 3
@@ -238,6 +239,17 @@ def test_the_corrected_gradient_is_clipped_and_then_shown() -> None:
     full = np.linalg.norm(gradients(theta, np.arange(N)).mean(axis=0))
     assert full > 0.01
     assert norms.seen == pytest.approx([0.01] * len(rows), rel=1e-3)
+
+
+@pytest.mark.parametrize("make", [SVRG, SAGA])
+def test_metrics_of_the_updates_are_of_their_own_outputs(make: Callable[[], Callback]) -> None:
+    def square(output: Tensor, targets: Tensor) -> Tensor:
+        return ((output - targets) ** 2).mean()
+
+    measured = Prequential(2 * N, {"square": square})
+    build(LOADERS["minibatch"](), make(), measured).fit(3)
+    report = measured.report()
+    assert report["prequential_square"] == pytest.approx(report["prequential_loss"], rel=1e-14)
 
 
 def test_with_adam_the_same_correction_is_taken() -> None:

@@ -77,9 +77,11 @@ class ParameterVector:
     def at(self, theta: Tensor | None = None) -> Iterator[None]:
         """Let passes be made, with θ = ``theta`` [P] if given, and put back all that they change.
 
-        Weights, modes, buffers, random number generators and the model's ``.grad``.
+        Weights, modes, buffers, random number generators, the model's ``.grad`` and the outputs
+        that metrics of the update are taken from.
         """
         own = [parameter.data for parameter in self.parameters]
+        outputs, self.trainer.outputs = self.trainer.outputs, None
         with preserved(self.trainer.model, self.trainer.device):
             try:
                 if theta is not None:
@@ -90,6 +92,7 @@ class ParameterVector:
             finally:
                 for parameter, data in zip(self.parameters, own, strict=True):
                     parameter.data = data
+                self.trainer.outputs = outputs
 
     def full_gradient(self) -> tuple[Tensor, list[str]]:
         """∇J(θ) of the mean loss J over the whole data set, [P], and who has a gradient at all.
