@@ -414,6 +414,24 @@ def test_models_losses_and_optimizers_that_can_not_be_corrected_are_named() -> N
     Trainer(quiet, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[SVRG()]).fit(1)
 
 
+def test_ignored_targets_of_a_dataset_are_found_when_it_is_read() -> None:
+    class Rows(torch.utils.data.Dataset[tuple[Tensor, int]]):
+        def __len__(self) -> int:
+            return N
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            return X[i], -100 if i == 3 else i % 3
+
+    model = nn.Linear(D, 3).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    loader = MiniBatchLoader(Rows(), 3)
+    trainer = Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, loader, device="cpu", callbacks=[SAGA()]
+    )
+    with pytest.raises(ConfigError, match="SAGA needs a loss that weighs every sample alike"):
+        trainer.fit(1)
+
+
 def test_a_train_step_that_leaves_the_correction_out_is_found() -> None:
     class Own(Trainer):
         def train_step(self, batch: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
-from gdtrain.errors import CheckpointError
+from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradient import normaliser
 from gdtrain.training.microbatches import parse_bytes
@@ -17,6 +17,8 @@ from gdtrain.training.variance_reduction import VarianceReduction
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+_ALIKE = "needs a loss that weighs every sample alike; use svrg"
 
 
 class SAGA(VarianceReduction):
@@ -63,7 +65,7 @@ class SAGA(VarianceReduction):
                 f"{self._limit / 2**20:,.1f} MiB; raise it, or use svrg"
             )
         if not _weighs_alike(trainer):
-            found.append("needs a loss that weighs every sample alike; use svrg")
+            found.append(_ALIKE)
         return found
 
     def state_bytes(self, trainer: Trainer) -> int:
@@ -123,15 +125,22 @@ def _gradient_of(trainer: Trainer, vector: ParameterVector, sample: Batch) -> Te
 
 
 def _gradients_of_all(trainer: Trainer, vector: ParameterVector) -> tuple[Tensor, list[str]]:
-    """The gradient of each sample, one a row, [n, P], and who has a gradient at all."""
+    """The gradient of each sample, one a row, [n, P], and who has a gradient at all.
+
+    Raises ConfigError if the loss weighs samples differently, as may show only when a Dataset is
+    read.
+    """
     assert trainer.loader is not None
-    count, names = trainer.loader.num_samples, set()
+    count, names, weights = trainer.loader.num_samples, set(), set()
     table = torch.empty(count, len(vector), dtype=vector.dtype, device=vector.device)
     with vector.at():
         for batch in trainer.read(trainer.loader, whole(count)):
             for row, sample in zip(batch.indices.tolist(), batch.split(1), strict=True):
                 table[row] = _gradient_of(trainer, vector, sample)
+                weights.add(normaliser(trainer.loss, sample))
                 names |= set(vector.with_gradient())
+    if len(weights) > 1:
+        raise ConfigError.of("variance_reduction", f"SAGA {_ALIKE}")
     return table, [name for name in vector.names if name in names]
 
 
