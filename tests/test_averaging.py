@@ -369,6 +369,8 @@ def test_settings_that_can_not_be_are_named() -> None:
         ({"every_n_steps": 0}, "every_n_steps: must be >= 1, got 0"),
         ({"start_epoch": 2, "start_step": 3}, "start_step: can't be set together with start_epoch"),
         ({"start_epoch": 1.5}, "start_epoch: must be a whole number, got 1.5"),
+        ({"start_epoch": 0}, "start_epoch: must be >= 1, got 0"),
+        ({"start_step": 0}, "start_step: must be >= 1, got 0"),
     ):
         with pytest.raises(ConfigError) as error:
             Averaging(**options)

@@ -85,6 +85,10 @@ def test_growing_batch_sizes_follow_their_formula() -> None:
     assert BatchSizes.growing(1, factor=1.01, largest=3).at(69) == 1  # 1.01^69 = 1.987
     assert BatchSizes.growing(1, factor=1.01, largest=3).at(70) == 2
     assert BatchSizes.growing(8, largest=8).pairs == ((None, 8),)
+    for factor in (1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError) as error:
+            BatchSizes.growing(3, factor=factor, largest=40)
+        assert str(error.value) == f"factor: must be >= 1.01 and finite, got {factor}"
 
 
 WRONG = [

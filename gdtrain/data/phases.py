@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -112,13 +113,14 @@ class BatchSizes(Phases[int]):
     ) -> BatchSizes:
         """B_e = min(largest, ⌊initial · factor^⌊e / every_n_epochs⌋⌋) in epoch e, from 0.
 
-        Raises ConfigError unless 1 <= initial <= largest, factor >= 1.01 and every_n_epochs >= 1.
+        Raises ConfigError unless 1 <= initial <= largest, 1.01 <= factor < ∞ and
+        every_n_epochs >= 1.
         """
         whole_number("initial", initial, minimum=1)
         whole_number("every_n_epochs", every_n_epochs, minimum=1)
         whole_number("largest", largest, minimum=initial)
-        if not factor >= 1.01:
-            raise ConfigError.of("factor", f"must be >= 1.01, got {factor}")
+        if not 1.01 <= factor < math.inf:
+            raise ConfigError.of("factor", f"must be >= 1.01 and finite, got {factor}")
         pairs: list[tuple[int | None, int]] = []
         size, raised = initial, 0
         while size < largest:

@@ -64,8 +64,12 @@ class Averaging(Callback):
             raise ConfigError.of("start_step", "can't be set together with start_epoch")
         if decay is not None and not 0 < decay < 1:
             raise ConfigError.of("decay", f"must be > 0 and < 1, got {decay}")
-        self.start_epoch = whole_number("start_epoch", start_epoch or 1, minimum=1)
-        self.start_step = whole_number("start_step", start_step or 1, minimum=1)
+        self.start_epoch = whole_number(
+            "start_epoch", 1 if start_epoch is None else start_epoch, minimum=1
+        )
+        self.start_step = whole_number(
+            "start_step", 1 if start_step is None else start_step, minimum=1
+        )
         self.cadence = whole_number("every_n_steps", every_n_steps, minimum=1)
         self.every_n_steps = self.cadence  # until a fit sets the pace
         self.decay = decay
