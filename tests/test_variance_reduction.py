@@ -347,6 +347,25 @@ def test_a_parameter_without_a_gradient_stays_without() -> None:
         assert model.idle.weight.grad is None
 
 
+@pytest.mark.parametrize("make", [lambda: SVRG(1000), SAGA])
+def test_a_layer_that_is_unfrozen_learns_from_the_next_update_on(
+    make: Callable[[], Callback],
+) -> None:
+    torch.manual_seed(3)
+    model = nn.Linear(D, 1).double()
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loader = BatchLoader((X, Y))  # of which the corrected gradient is the full one
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[make()])
+    trainer.fit(2)
+    model.bias.requires_grad_(True)
+    errors = (model(X) - Y).detach()
+    before = model.bias.detach().clone()
+    trainer.fit(3)
+    expected = before - 0.05 * 2 * errors.mean(dim=0)
+    assert torch.allclose(model.bias, expected, rtol=0, atol=1e-15)
+
+
 def in_ranks(*_: Any) -> Tensor:
     trainer = build(MiniBatchLoader((X, Y), 3, seed=2), SVRG())
     trainer.fit(4)

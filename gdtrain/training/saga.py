@@ -81,7 +81,9 @@ class SAGA(VarianceReduction):
             table, used = _gradients_of_all(trainer, vector)
             mean, extra = table.mean(dim=0, dtype=vector.wide), len(table)
         else:
-            table, mean, used = self._table, self._mean, self._used
+            table, mean = self._table, self._mean
+            with_gradient = {*self._used, *vector.with_gradient()}  # a layer may be unfrozen
+            used = [name for name in vector.names if name in with_gradient]
         fresh = gradient[None]
         if len(batch) > 1:
             with vector.at():

@@ -53,9 +53,11 @@ class SVRG(VarianceReduction):
     ) -> None:
         assert trainer.loader is not None
         gradient, (updates, samples) = vector.gradient(), self._since
+        is_new = not set(vector.with_gradient()) <= set(self._used)  # such as a layer unfrozen
         size = int(trainer.world.sum_floats([len(batch)])[0])
         snapshot, mean, used, extra = self._snapshot, self._mean, self._used, size
-        if snapshot is None or mean is None or self._is_due(trainer.loader.num_samples):
+        is_due = is_new or self._is_due(trainer.loader.num_samples)
+        if snapshot is None or mean is None or is_due:
             snapshot, updates, samples = vector.weights(), 0, 0
             mean, used = vector.full_gradient()
             extra = trainer.loader.num_samples
