@@ -80,6 +80,7 @@ def test_the_loop_does_not_know_which_form_it_runs() -> None:
 
 def test_every_public_name_can_be_imported() -> None:
     assert sorted(gdtrain.__all__) == gdtrain.__all__
+    assert set(gdtrain.__all__) <= set(dir(gdtrain))  # in a fresh notebook too
     assert [name for name in gdtrain.__all__ if not hasattr(gdtrain, name)] == []
     with pytest.raises(AttributeError, match=r"^module 'gdtrain' has no attribute 'nothing'$"):
         _ = gdtrain.nothing

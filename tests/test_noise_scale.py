@@ -41,6 +41,22 @@ def test_at_batch_size_1_it_is_the_trace_of_the_gradient_covariance_to_1e_10() -
     assert found.num_samples == 200
 
 
+def test_a_parameter_that_the_loss_does_not_use_has_no_noise() -> None:
+    class Spare(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 1, bias=False)
+            self.spare = nn.Parameter(torch.ones(3, 2))
+
+    trainer, gradients = problem()
+    model = Spare().double()
+    with torch.no_grad():
+        model.weight.copy_(trainer.model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = gradient_noise(Trainer(model, nn.MSELoss(), optimizer, trainer.loader, device="cpu"))
+    trace = np.trace(np.cov(gradients, rowvar=False))
+    assert math.isclose(found.covariance_trace, trace, rel_tol=1e-10)
+
+
 def test_it_is_the_same_in_chunks_of_any_size(monkeypatch) -> None:
     trainer, gradients = problem()
     trace = np.trace(np.cov(gradients, rowvar=False))

@@ -126,6 +126,8 @@ class Scatter:
         count = len(gradients[0])
         samples = count * size
         wide = [g if g.dtype == torch.float64 else g.float() for g in gradients]
+        # Of a parameter that the loss does not use, vmap gives one zero for all of them.
+        wide = [g.contiguous() for g in wide]
         means = [g.mean(0) for g in wide]
         self.between += size * _square(g.sub_(m) for g, m in zip(wide, means, strict=True))
         if self.mean:
