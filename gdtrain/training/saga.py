@@ -35,7 +35,7 @@ class SAGA(VarianceReduction):
     the first update (φ_i = θ_0, as in the paper), by n gradients of single samples; after that an
     update of one sample costs one gradient, and one of B samples the gradient of the batch and
     those of its B samples one by one. The mean of the table is kept in float64 from update to
-    update.
+    update. Samples that an order of one's own never draws stay in it.
 
     memory_limit: bytes that the table of n · P numbers may take, or text such as ``512MB``. It
     is a part of every checkpoint.

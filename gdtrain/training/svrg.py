@@ -28,7 +28,8 @@ class SVRG(VarianceReduction):
     which is unbiased, and whose variance goes to 0 as θ and θ̃ go to the minimum: on smooth
     and strongly convex f the expected gap shrinks by a constant factor from snapshot to snapshot.
     θ̃ is the newest θ (option I of the paper). f_B may be a mini-batch's loss. An update costs two
-    gradients of its batch, and a snapshot n.
+    gradients of its batch, and a snapshot n. The data set is all that the loader holds: under an
+    order of one's own that draws a part of it, the run still goes to the minimum over all.
 
     every_n_steps: m. If left out, a snapshot is taken when the samples of two passes over the
     data have been used since the last, m = 2n for one sample per update, as the paper does for
