@@ -1,6 +1,7 @@
 """The report of a comparison: it says what was measured, asks nobody, and runs nothing foreign."""
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -16,7 +17,7 @@ from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer, compare
 from gdtrain.monitoring import comparison_charts as charts
-from gdtrain.monitoring.comparison_figures import noise
+from gdtrain.monitoring.comparison_figures import glance, noise
 from gdtrain.monitoring.comparison_report import page
 from gdtrain.monitoring.comparison_table import bytes_text, count_text, json_text, seconds_text
 
@@ -179,6 +180,22 @@ def test_a_single_value_has_an_axis_with_ticks_on_both_sides(value):
         ticks = [float(said) for said in re.findall(r'text-anchor="end">([^<]+)<', picture)]
         assert ticks == sorted(set(ticks))
         assert min(ticks) < value < max(ticks)
+
+
+def test_a_form_that_diverged_has_no_speed_even_if_it_had_reached_the_target(result):
+    reached = copy.deepcopy(result)
+    wild = reached["forms"][-1]
+    assert (wild["name"], wild["status"], wild["to_target"]) == ("wild", "diverged", None)
+    wild["to_target"] = {**reached["forms"][0]["to_target"], "seconds": 0.0123}
+    speed = glance(reached).partition("<h3>Speed</h3>")[2].partition("</section>")[0]
+    assert speed.count("diverged") == 1
+    assert "12.3 ms" not in speed
+
+
+def test_the_variance_of_one_update_is_not_measured():
+    compared = compare({"once": partial(network, BatchLoader)}, updates=1)
+    (row,) = [line for line in str(compared).splitlines() if line.startswith("variance of the")]
+    assert row.endswith("not measured")
 
 
 def test_numbers_in_words():
