@@ -346,3 +346,20 @@ def test_a_name_is_registered_once():
     with pytest.raises(ConfigError) as caught:
         registry.register_model("mine")(lambda: first())
     assert str(caught.value) == "model: 'mine' is already registered; choose another"
+
+
+def test_an_option_that_is_null_is_told_from_one_that_is_left_out(tmp_path, monkeypatch, capsys):
+    @registry.register_model("noted")
+    def noted(in_features: int, out_features: int, notes: dict[str, int | None]) -> nn.Module:
+        return nn.Linear(in_features, out_features)
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "data: digits\nmodel: {name: noted, notes: {x: null}}\nloss: cross_entropy\n"
+        "loader: batch\noptimizer: {lr: 0.1}\nepochs: 1\n",
+        "utf-8",
+    )
+    assert main(["--config", "a.yaml", "--output-dir", "run"]) == 0
+    assert main(["--config", "a.yaml", "--output-dir", "run", "--resume", "model.notes={}"]) == 2
+    said = "model.notes: the run has {'x': None}, this configuration {}; "
+    assert said in capsys.readouterr().err

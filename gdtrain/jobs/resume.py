@@ -111,7 +111,9 @@ def _differences(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, 
     """What differs: (path, theirs, ours); of sections of two forms, only the form's name."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         form = [tag for tag in ("source", "name") if theirs.get(tag) != ours.get(tag)]
-        for key in form or theirs | ours:
-            yield from _differences(f"{path}.{key}", theirs.get(key), ours.get(key))
-    elif theirs != ours:
+        if form or theirs.keys() == ours.keys():
+            for key in form or theirs:
+                yield from _differences(f"{path}.{key}", theirs.get(key), ours.get(key))
+            return
+    if theirs != ours:
         yield path, theirs, ours
