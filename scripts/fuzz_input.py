@@ -17,10 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from broken_input import broken_case
-from hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cost_of_bomb
-from input_run import MOST_SECONDS, Outcome, run_case
-from valid_input import valid_case, write_data
+from helpers.broken_input import broken_case
+from helpers.hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cost_of_bomb
+from helpers.input_run import MOST_SECONDS, Outcome, run_case
+from helpers.valid_input import valid_case, write_data
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from torture import (
+from helpers.torture import (
     FORMS,
     Nursery,
     Undisturbed,

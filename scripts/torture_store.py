@@ -21,10 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import corruptions
-import failing_disks
-import hostile_checkpoints
-import power_cuts
+from helpers import corruptions, failing_disks, hostile_checkpoints, power_cuts
 
 SUBSETS = 256
 FLIPS = 2000

@@ -1,14 +1,21 @@
 """What all tests share: one thread, and a program that forgets what a test has given it."""
 
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from gdtrain.config import registry
 
+TESTS = Path(__file__).resolve().parent
+
 torch.set_num_threads(1)
+# Processes that tests start find tests/helpers, and the gdtrain of these tests.
+_FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
 
 
 @pytest.fixture(autouse=True)

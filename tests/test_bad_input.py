@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_cases import CASES, FILES, text_of
+from helpers.bad_cases import CASES, FILES, text_of
 from safetensors.torch import save_file
 from torch import nn
 

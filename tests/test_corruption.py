@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from corruptions import (
+from helpers.corruptions import (
     Figures,
     damage_all,
     damage_each,

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from failing_disks import WAYS, Figures, fail_fits, fail_saves
-from fake_disk import Failing
-from power_cuts import state_of
+from helpers.failing_disks import WAYS, Figures, fail_fits, fail_saves
+from helpers.fake_disk import Failing
+from helpers.power_cuts import state_of
 
 from gdtrain.checkpoint.store import CheckpointStore
 

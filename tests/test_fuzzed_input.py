@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from broken_input import broken_case
-from input_run import Outcome, run_case
-from valid_input import valid_case, write_data
+from helpers.broken_input import broken_case
+from helpers.input_run import Outcome, run_case
+from helpers.valid_input import valid_case, write_data
 
 NUM_VALID = 200
 NUM_BROKEN = 500

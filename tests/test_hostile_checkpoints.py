@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fake_disk import fast_directory
-from hostile_checkpoints import in_a_process_of_its_own
+from helpers.fake_disk import fast_directory
+from helpers.hostile_checkpoints import in_a_process_of_its_own
 
 # The long form, with 1,000 checkpoints: scripts/torture_store.py.
 

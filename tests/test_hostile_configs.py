@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cases, cost_of_bomb
+from helpers.hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cases, cost_of_bomb
 
 # How much longer a machine that is busy may take.
 BUSY = 10
@@ -16,10 +15,8 @@ BUSY = 10
 @pytest.fixture(scope="module")
 def audited() -> dict[str, Any]:
     """What a process of its own, under an audit hook, says of every case."""
-    script = Path(__file__).with_name("hostile_run.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script], capture_output=True, text=True, timeout=400
-    )
+    command = [sys.executable, "-W", "error", "-m", "helpers.hostile_run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from torture import (
+from helpers.torture import (
     check_same,
     draw_kills,
     killed_run,

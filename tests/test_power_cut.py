@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from fake_disk import Recorder, after_cuts, tree_of
-from power_cuts import SCENARIOS, cut_everywhere
+from helpers.fake_disk import Recorder, after_cuts, tree_of
+from helpers.power_cuts import SCENARIOS, cut_everywhere
 
 # The long form, with more choices of what has reached the disk: scripts/torture_store.py.
 

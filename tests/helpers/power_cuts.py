@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fake_disk import DATA, Recorder, Tree, after_cuts, fast_directory, make_tree
 
 from gdtrain.checkpoint import disk
 from gdtrain.checkpoint.format import read_state, verify
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError
+from helpers.fake_disk import DATA, Recorder, Tree, after_cuts, fast_directory, make_tree
 
 LOG, CONFIG = "metrics.jsonl", "config.yaml"
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fake_disk import fast_directory
-from power_cuts import same
 
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError
+from helpers.fake_disk import fast_directory
+from helpers.power_cuts import same
 
 TENSORS, STATE, BEST = "tensors.safetensors", "state.json", "best.json"
 OLD, NEW = "step-0000000001", "step-0000000002"

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hostile_configs import CONFIG, DATA, Hostile, cases
-from input_run import FAULT, Hang, limited_memory, run_case
-from valid_input import valid_case, write_data
 
 from gdtrain.cli import main
+from helpers.hostile_configs import CONFIG, DATA, Hostile, cases
+from helpers.input_run import FAULT, Hang, limited_memory, run_case
+from helpers.valid_input import valid_case, write_data
 
 MOST_SECONDS = 20.0
 # Read to learn how much memory there is.

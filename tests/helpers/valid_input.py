@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from input_run import CONFIG, Case
 from safetensors.torch import save_file
 
 from gdtrain.data.convert import convert
+from helpers.input_run import CONFIG, Case
 
 NUM_SAMPLES = 24
 NUM_INPUTS = 4

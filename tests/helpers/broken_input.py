@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from input_run import CONFIG, Case
-from valid_input import Config, text_of, valid_config
+from helpers.input_run import CONFIG, Case
+from helpers.valid_input import Config, text_of, valid_config
 
 # What stands where something else should: wrong types, bounds and beyond, text that means harm.
 WILD: list[Any] = [

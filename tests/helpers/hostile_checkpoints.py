@@ -642,8 +642,10 @@ def run(place: Path, number: int, seed: int) -> Figures:
 
 def in_a_process_of_its_own(place: Path, number: int, seed: int) -> Figures:
     """What :func:`run` finds, in a fresh interpreter."""
-    given = [sys.executable, __file__, str(place), str(number), str(seed)]
-    done = subprocess.run(given, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "helpers.hostile_checkpoints"]
+    done = subprocess.run(
+        [*command, str(place), str(number), str(seed)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return Figures(**json.loads(done.stdout.splitlines()[-1]))

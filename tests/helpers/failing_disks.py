@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fake_disk import ERRORS, Failing, fast_directory
-from power_cuts import same, state_of, store_in
 from torch import nn
 
 from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError, StorageError
+from helpers.fake_disk import ERRORS, Failing, fast_directory
+from helpers.power_cuts import same, state_of, store_in
 
 SHORT_WRITE = 0
 Way = tuple[int, bool]  # errno, and whether all calls after it fail too

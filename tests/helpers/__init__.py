@@ -1,0 +1,1 @@
+"""What tests share: disks, ranks, generated input, real runs that are killed."""
