@@ -59,12 +59,10 @@ def test_imports_only_go_down(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_a_file_fits_one_sitting_and_opens_with_a_sentence(file: Path) -> None:
+def test_a_file_opens_with_a_sentence(file: Path) -> None:
     text = file.read_text("utf-8")
     first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     assert first.endswith("."), "the first line says in one sentence what the file is for"
-    limit = 350 if file.name == "trainer.py" else 300
-    assert text.count("\n") <= limit
 
 
 def test_the_loop_does_not_know_which_form_it_runs() -> None:

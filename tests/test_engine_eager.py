@@ -1,4 +1,4 @@
-"""The lean eager update: the bits, gradients and momentum buffers of torch.optim.SGD."""
+"""The eager update: the bits, gradients and momentum buffers of torch.optim.SGD."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
-from gdtrain.training.engines import lean
+from gdtrain.training import descent
 
 N = 30
 DRAW = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, se
     loader = MiniBatchLoader((X, Y), 4, order="sequential")
     trainer = Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager")
     trainer.fit(2)
-    assert lean.fits(trainer) == (setting not in ("maximize", "foreach", "tensor_lr"))
+    assert descent._is_plain(ours) == (setting not in ("maximize", "foreach", "tensor_lr"))
     for p, q in zip(expected.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert (p.grad is None) == (q.grad is None)
@@ -140,11 +140,11 @@ def test_whoever_looks_at_each_update_is_called_each_time() -> None:
     trainer = Trainer(model, nn.MSELoss(), plain, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert not lean.fits(trainer)
+    assert not descent._is_plain(plain)
     assert [seen.count(name) for name in ("step", "gradient", "accumulated", "forward")] == [8] * 4
     hooked = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.MSELoss(), hooked, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert lean.fits(trainer)
+    assert descent._is_plain(hooked)
     assert [seen.count(name) for name in ("gradient", "accumulated", "forward")] == [8] * 3

@@ -116,7 +116,9 @@ def test_blocks_add_up_to_the_same_sum_wherever_they_end() -> None:
     ):
         progress, start = Progress(), 0
         for stop in ends:
-            progress.finish(Block(plan, start, stop, ()), losses[start:stop], 0.0)
+            block = Block(plan, start, stop, ())
+            progress.count(len(block), int(block.sizes.sum()))
+            progress.close(block, losses[start:stop], 0.0)
             start = stop
         assert progress.epoch_loss_sum == one_by_one
         assert progress.samples == plan.num_samples

@@ -239,7 +239,7 @@ class Deferred(Injected):
 
     def __init__(self, *arguments, **options) -> None:
         super().__init__(*arguments, **options)
-        self.guard = Guard(self, deferred=True, own_step=False)
+        self.guard = Guard(self, deferred=True)
 
 
 @pytest.mark.parametrize("option", [{}, {"clip_grad_value": 1.0}])

@@ -13,7 +13,6 @@ from gdtrain.analysis.same_start import check_start, common_start
 from gdtrain.analysis.step_memory import step_memory
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError, NonFiniteError
-from gdtrain.training.checks import needs_closure
 from gdtrain.training.seeding import RngState
 from gdtrain.training.trainer import Trainer
 
@@ -140,7 +139,7 @@ class _Measure:
             self.should_stop,
             lambda spent: self.on_look(name, spent),
         )
-        if needs_closure(trainer.optimizer):
+        if trainer.needs_closure:
             recorder.closures = ClosureCounter()
             trainer.callbacks.append(recorder.closures)
         trainer.callbacks.append(recorder)

@@ -14,12 +14,12 @@ from gdtrain.analysis.monitor import (
     first_batch_size,
 )
 from gdtrain.analysis.noise_scale import gradient_noise
-from gdtrain.analysis.objective import loss_preserved, norm, rereadable, trained
+from gdtrain.analysis.objective import norm, rereadable, trained
 from gdtrain.analysis.sample_gradients import largest_sample_gradients
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.training.evaluation import preserved
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.sharding import whole
 from gdtrain.training.trainer import Trainer
 
@@ -40,15 +40,9 @@ class GradientNorm(Monitor):
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        outputs, trainer.outputs = trainer.outputs, None
-        try:
-            with loss_preserved(trainer), preserved(trainer.model, trainer.device):
-                batch = _next_batch(trainer)
-                with torch.enable_grad():
-                    trainer.batch_gradient(batch)
-                length = norm([whole(p.grad) for p in held if p.grad is not None])
-        finally:
-            trainer.outputs = outputs
+        with unchanged(trainer), torch.enable_grad():
+            trainer.batch_gradient(_next_batch(trainer))
+            length = norm([whole(p.grad) for p in held if p.grad is not None])
         return {"gradient_norm": length}
 
 

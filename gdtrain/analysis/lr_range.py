@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from gdtrain.analysis.objective import loss_preserved, rereadable
+from gdtrain.analysis.objective import rereadable
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders import Loader
@@ -19,7 +18,7 @@ from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.monitoring.curves import smoothed
 from gdtrain.training.engines.eager import EagerEngine
-from gdtrain.training.guard import Snapshot
+from gdtrain.training.keeper import Keeper, Part
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -222,27 +221,15 @@ def _restored(trainer: Trainer) -> Iterator[None]:
     """Let updates be made, and put everything back that they change."""
     trainer.engine.publish()
     kept = (trainer.engine, trainer.callbacks, trainer.outputs)
-    gradients = [(p, p.grad) for p in _parameters(trainer)]
-    modes = [(module, module.training) for module in trainer.model.modules()]
-    before = Snapshot(trainer)
-    with loss_preserved(trainer):
-        try:
-            trainer.engine, trainer.callbacks, trainer.outputs = EagerEngine(trainer), [], None
-            for parameter, _ in gradients:
-                parameter.grad = None  # else the updates would write into the tensors kept here
-            trainer.model.train()
-            yield
-        finally:
-            before.restore()
-            trainer.engine, trainer.callbacks, trainer.outputs = kept
-            for module, mode in modes:
-                module.training = mode
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-
-
-def _parameters(trainer: Trainer) -> list[torch.Tensor]:
-    return [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    parts: tuple[Part, ...] = ("modes", "buffers", "parameters", "gradients", "optimizer")
+    before = Keeper(trainer, *parts, "generators", whole=True)
+    try:
+        trainer.engine, trainer.callbacks, trainer.outputs = EagerEngine(trainer), [], None
+        trainer.model.train()
+        yield
+    finally:
+        before.restore()
+        trainer.engine, trainer.callbacks, trainer.outputs = kept
 
 
 def _limit(trainer: Trainer, loader: Loader) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import DataError, ModelError
-from gdtrain.training.evaluation import preserved, whole
+from gdtrain.training.evaluation import whole
 from gdtrain.training.gradient import is_sum, normaliser, scalar
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import is_out_of_memory
 from gdtrain.training.trainer import Trainer
 
@@ -123,22 +124,7 @@ class Objective:
 @contextmanager
 def undisturbed(trainer: Trainer) -> Iterator[None]:
     """Let the model be looked at, in eval mode, and put back everything that this may change."""
-    outputs, trainer.outputs = trainer.outputs, None
-    try:
-        with loss_preserved(trainer), preserved(trainer.model, trainer.device), torch.enable_grad():
-            trainer.model.eval()
-            yield
-    finally:
-        trainer.outputs = outputs
-
-
-@contextmanager
-def loss_preserved(trainer: Trainer) -> Iterator[None]:
-    """As :func:`preserved`, for a loss that is a module with parameters or buffers of its own."""
-    if isinstance(trainer.loss, nn.Module):
-        with preserved(trainer.loss, trainer.device):
-            yield
-    else:
+    with unchanged(trainer, training=False), torch.enable_grad():
         yield
 
 

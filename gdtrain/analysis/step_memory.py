@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gdtrain.data.batch import Block
-from gdtrain.training.callbacks import Listeners
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.trainer import Trainer
 
@@ -73,7 +72,6 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
     engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
     that it was in. None if an update's loss or gradient is not finite.
     """
-    trainer.listeners = Listeners(trainer.callbacks)  # some may have been added
     snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
     try:
         if not len(engine.run(_first_update(trainer))):

@@ -14,8 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gdtrain.data.batch import Batch, map_tensors
 from gdtrain.errors import ModelError
-from gdtrain.training import evaluation
 from gdtrain.training.checks import OutputCheck
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 
 _CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ class Twin(nn.Module):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         self.trainer = copy.copy(trainer)
-        self.trainer.device, self.trainer.dtype = _CPU, torch.float64
+        self.trainer.device = _CPU
         self.trainer.precision = "fp64"
         memo: dict[int, Any] = {}  # one, so that what is shared stays shared
         for name, value in vars(trainer).items():
@@ -61,7 +61,7 @@ class Twin(nn.Module):
         default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
-            with evaluation.preserved(self, _CPU):
+            with unchanged(self.trainer):
                 yield
         finally:
             torch.set_default_dtype(default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -178,15 +178,27 @@ class Block:
 
     plan: the epoch's plan; start, stop: its batches ``start`` … ``stop - 1``.
     batches: those batches, on the device, read as they are iterated.
+    losses, weights, made: of each update as it is made, in order: the batch's loss before it, [],
+        detached; what that loss is divided by; the samples on all ranks. Empty where an engine
+        makes all updates at once.
     """
 
     plan: Plan
     start: int
     stop: int
     batches: Iterable[Batch]
+    losses: list[Tensor] = field(default_factory=list)
+    weights: list[Any] = field(default_factory=list)
+    made: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def note(self, loss: Tensor, weight: Any, size: int) -> None:
+        """Keep what is known of an update that has been made."""
+        self.losses.append(loss)
+        self.weights.append(weight)
+        self.made.append(size)
 
     def head(self, steps: int) -> Block:
         """The block of its first ``steps`` steps."""
@@ -195,6 +207,8 @@ class Block:
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
+        if self.made:
+            return np.array(self.made, np.int64)
         sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
         sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
         return sizes

@@ -29,10 +29,11 @@ from gdtrain.jobs import records
 from gdtrain.jobs.resume import is_restart, settings_of, take_up
 from gdtrain.monitoring import run_directory
 from gdtrain.monitoring.console import Console
-from gdtrain.training import diagnosis, distributed, evaluation, state
+from gdtrain.training import diagnosis, distributed, state
 from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import SignalDesk
 from gdtrain.training.trainer import Trainer
@@ -137,8 +138,7 @@ class TrainJob:
         said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
-            with torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
-                trainer.model.eval()
+            with torch.no_grad(), unchanged(trainer, training=False):
                 loss, _ = trainer.loss_and_output(batch)
             said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -158,7 +158,7 @@ class TrainJob:
             plan = run.loader.plan(epoch)
             with stage("data"):
                 numbers = plan.ends()
-            with stage(""), torch.no_grad(), evaluation.preserved(trainer.model, trainer.device):
+            with stage(""), torch.no_grad(), unchanged(trainer):
                 for number in numbers:
                     trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
 

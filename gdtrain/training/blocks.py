@@ -7,7 +7,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gdtrain.data.batch import Batch, Block, Plan
-from gdtrain.errors import DataError
 from gdtrain.training.callbacks import Callback
 
 if TYPE_CHECKING:
@@ -54,23 +53,18 @@ def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
     """Cut the plan's batches from ``start`` on into blocks that end where somebody looks.
 
     Where batches arrive over time, a block ends at the latest with those that are there, and a
-    wish to stop ends the wait for more. Raises DataError for data that can't be read on, after
-    the callbacks' ``on_fit_end``: weights and progress are in step then, and worth a checkpoint.
+    wish to stop ends the wait for more. Raises DataError for data that can't be read on.
     """
     assert trainer.loader is not None
     plan.seek(start, trainer.progress.position)
-    try:
-        while not plan.is_over(start):
-            arrived = start + plan.remaining(start)
-            if arrived == start and trainer.should_stop:
-                return
-            batches = _read(trainer, plan, start)
-            while start < arrived:
-                left = min(arrived - start, trainer.engine.max_block_steps)
-                steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
-                steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
-                yield Block(plan, start, start + steps, islice(batches, steps))
-                start += steps
-    except DataError:
-        trainer.emit("on_fit_end")
-        raise
+    while not plan.is_over(start):
+        arrived = start + plan.remaining(start)
+        if arrived == start and trainer.should_stop:
+            return
+        batches = _read(trainer, plan, start)
+        while start < arrived:
+            left = min(arrived - start, trainer.engine.max_block_steps)
+            steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
+            steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
+            yield Block(plan, start, start + steps, islice(batches, steps))
+            start += steps

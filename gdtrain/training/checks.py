@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -197,9 +199,10 @@ def check_same_data(world: World, loader: Loader) -> None:
         raise DataError(f"the processes see different data: {said}; give all of them the same")
 
 
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+@cache
+def needs_closure(step: Callable[..., Any]) -> bool:
+    """Whether an optimizer with this ``step`` evaluates the loss by itself, as L-BFGS does."""
+    closure = inspect.signature(step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block, map_tensors
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.errors import NonFiniteError
-from gdtrain.training.evaluation import preserved
 from gdtrain.training.guard import first_bad, tensors_in
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 
 if TYPE_CHECKING:
@@ -81,21 +81,17 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
 
 def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
     """The first that is not finite of what is computed from the batch."""
-    model, outputs = trainer.model, trainer.outputs
-    trainer.outputs = None  # nobody watches this pass
-    try:
-        with preserved(model, trainer.device), _outputs_watched(model) as seen:
-            for part in batch.split(size or max(1, len(batch))):
-                loss = trainer.batch_loss(part)
-                if seen:
-                    return seen[0]
-                if not bool(torch.isfinite(loss)):
-                    return "the loss, of outputs that are finite"
-                loss.backward()  # type: ignore[no-untyped-call]
-            name = first_bad((name, p.grad) for name, p in model.named_parameters())
-            return None if name is None else f"the gradient of {name}"
-    finally:
-        trainer.outputs = outputs
+    model = trainer.model
+    with unchanged(trainer), _outputs_watched(model) as seen:
+        for part in batch.split(size or max(1, len(batch))):
+            loss = trainer.batch_loss(part)
+            if seen:
+                return seen[0]
+            if not bool(torch.isfinite(loss)):
+                return "the loss, of outputs that are finite"
+            loss.backward()  # type: ignore[no-untyped-call]
+        name = first_bad((name, p.grad) for name, p in model.named_parameters())
+        return None if name is None else f"the gradient of {name}"
 
 
 @contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.loaders import Loader
@@ -18,40 +17,13 @@ from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
 from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import UNMEASURED_SIZE
-from gdtrain.training.seeding import RngState
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
 Metric = Callable[[Tensor, Any], Tensor | float]
-
-
-@contextmanager
-def preserved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put back what a look at the model may change: modes, buffers, gradients and all RNGs."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    rng = RngState.take(device)
-    for parameter, _ in gradients:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, content in buffers:
-                module._buffers[name] = buffer.copy_(content)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        rng.restore(device)
 
 
 def evaluate(trainer: Trainer, loader: Loader) -> dict[str, float]:
@@ -71,8 +43,7 @@ def evaluate(trainer: Trainer, loader: Loader) -> dict[str, float]:
     # samples, weights, weighted losses, and of each metric the sum over samples; float64, so
     # that neither the parts nor the ranks show in the result
     sums = np.zeros(3 + len(metrics))
-    with torch.no_grad(), preserved(trainer.model, trainer.device):
-        trainer.model.eval()
+    with torch.no_grad(), unchanged(trainer, training=False):
         for batch in batches:
             if not len(batch):
                 continue
@@ -97,10 +68,9 @@ def predict(trainer: Trainer, inputs: Any) -> Tensor:
     # Row numbers stand in for the targets, which predictions do not have.
     samples = trainer.placed(TensorSamples([*tensors, torch.arange(tensors[0].shape[0])]))
     batches = samples.read(whole(len(samples), trainer.microbatches.size))
-    with torch.no_grad(), preserved(trainer.model, trainer.device):
-        trainer.model.eval()
-        with autocast(trainer.precision, trainer.device):
-            return torch.cat([trainer.forward(batch.inputs).cpu() for batch in batches])
+    computing = autocast(trainer.precision, trainer.device)
+    with torch.no_grad(), unchanged(trainer, training=False), computing:
+        return torch.cat([trainer.forward(batch.inputs).cpu() for batch in batches])
 
 
 def whole(num_samples: int, at_most: int | None = None) -> Plan:

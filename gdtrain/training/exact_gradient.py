@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import DataError
+from gdtrain.training.descent import zero_gradients
 from gdtrain.training.distributed import GradientExchange, World
-from gdtrain.training.evaluation import preserved
 from gdtrain.training.gradient import (
     Accumulator,
     batch_gradient,
@@ -22,6 +22,7 @@ from gdtrain.training.gradient import (
     normaliser,
     share_gradient,
 )
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.sharding import is_sharded
 
@@ -86,7 +87,7 @@ class ExactGradient:
             return self._compute(batch)
 
         def measured(part: Batch) -> None:
-            with preserved(self.trainer.model, self.trainer.device):
+            with unchanged(self.trainer):
                 self.trainer.batch_loss(part)
 
         return self.microbatches.run(lambda: self._compute(batch), measured, batch)
@@ -94,7 +95,7 @@ class ExactGradient:
     def _compute(self, batch: Batch) -> Tensor:
         """From a clean start, so that it can be repeated when memory ran out."""
         trainer, size = self.trainer, self.microbatches.size
-        trainer.optimizer.zero_grad()
+        zero_gradients(trainer.optimizer)
         if trainer.outputs:
             trainer.outputs.clear()
         if self._sharded:

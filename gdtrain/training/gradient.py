@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
+from gdtrain.training.descent import backward
 
 # Losses whose mean runs over the weights of the targets' classes, not over the samples.
 _CLASS_WEIGHTED = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -58,7 +59,7 @@ def batch_gradient(
     """
     if microbatch_size is None or len(batch) <= microbatch_size:
         value = scalar(compute_loss(batch))
-        value.backward()  # type: ignore[no-untyped-call]
+        backward(value)
         return value.detach()
     parts = [(part, normaliser(loss, part)) for part in batch.split(microbatch_size)]
     total = 1.0 if is_sum(loss) else sum(weight for _, weight in parts)

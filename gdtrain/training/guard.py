@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import map_tensors
-from gdtrain.training.seeding import RngState
+from gdtrain.errors import ConfigError
+from gdtrain.training.keeper import Keeper
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+# Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
+_ONE_KERNEL = (torch.float32, torch.float64)
 
 
 class NotFinite(Exception):  # noqa: N818
@@ -29,26 +34,21 @@ class Guard:
     back to :meth:`snapshot` and makes its sound steps once more. Either way parameters, buffers,
     optimizer state and torch's generators end as they were before the bad update.
 
-    deferred: look after the block, if that can be. own_step: the trainer's ``train_step`` is
-    somebody's own and need not call ``check``; whatever it does ends in ``optimizer.step``.
+    deferred: look after the block, if that can be.
     found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
     """
 
-    def __init__(self, trainer: Trainer, *, deferred: bool, own_step: bool) -> None:
+    def __init__(self, trainer: Trainer, *, deferred: bool) -> None:
         self.trainer = trainer
         self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
-        held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        self._names = {p: name for name, p in trainer.model.named_parameters()}
-        self._parameters = [p for p in held if p.requires_grad]
-        self._buffers = [b for b in trainer.model.buffers() if b.numel()]
-        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        self._one = torch.ones((), device=trainer.device)
-        self._flag = torch.zeros((), device=trainer.device)
+        self._before: Keeper | None = None
+        self._watched: Optimizer | None = None
+        self._hooks: list[RemovableHandle] = []
+        # In float32 under any default dtype: so the kernel wants it.
+        self._one = torch.ones((), dtype=torch.float32, device=trainer.device)
+        self._flag = torch.zeros((), dtype=torch.float32, device=trainer.device)
         self._flags: list[Tensor] = []
-        self._rng = torch.get_rng_state()
-        if own_step:
-            trainer.optimizer.register_step_pre_hook(lambda *_: self.check())
 
     @property
     def deferred(self) -> bool:
@@ -59,54 +59,69 @@ class Guard:
 
     def before_step(self) -> None:
         """Keep what a forward pass changes: buffers and the state of torch's generator."""
+        if self.trainer.has_own("train_step"):
+            self.watch()
         if self.deferred:
             return
-        self._rng = torch.default_generator.get_state()
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        if self._before is None:
+            self._before = Keeper(self.trainer, "buffers", "draws")
+        else:
+            self._before.keep()
 
     def check(self, loss: Tensor | None = None) -> None:
         """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        seen = [
+            gradient
+            for group in self.trainer.optimizer.param_groups
+            for parameter in group["params"]
+            if (gradient := parameter.grad) is not None
+        ]
         if self.deferred:
             flag = torch.zeros_like(self._flag)
-            look(gradients, flag, self._one)
+            look(seen, flag, self._one)
             self._flags.append(flag)
             return
+        if loss is not None:
+            seen.append(loss)
         self._flag.zero_()
-        look(gradients, self._flag, self._one)
-        value = None if loss is None else loss.item()
-        bad = bool(self._flag.item()) or (value is not None and not math.isfinite(value))
+        look(seen, self._flag, self._one)
+        bad = bool(self._flag.item())
         if self._must_agree():
             bad = self.trainer.world.any(bad)
         if bad:
-            named = ((self._names.get(p, "the loss's parameter"), p.grad) for p in self._parameters)
-            self.found = (value, first_bad(named))
+            self.found = (None if loss is None else loss.item(), first_bad(self._gradients()))
             raise NotFinite
 
     def undo(self) -> None:
         """Put back buffers and torch's generator as they were at :meth:`before_step`."""
-        with torch.no_grad():
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                buffer.copy_(kept)
-        torch.set_rng_state(self._rng)
+        assert self._before is not None
+        self._before.restore()
         self.trainer.optimizer.zero_grad()
 
     def protect(self, update: Callable[[], object]) -> None:
         """Make an update that moves the weights while it looks for a step (L-BFGS), or none.
 
         Raises NotFinite, with weights and optimizer as before, if it leaves weights or state
-        that are not finite.
+        that are not finite; and likewise whatever else breaks it off.
         """
-        before = Snapshot(self.trainer)
+        before = self._keeper()
+        optimizer = self.trainer.optimizer
         try:
             update()
-            held = [*self._parameters, *tensors_in(dict(self.trainer.optimizer.state))]
-            if not all_finite(held):
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            if not all_finite([*held, *tensors_in(dict(optimizer.state))]):
                 raise NotFinite
-        except NotFinite:
+        except BaseException:
             before.restore()
+            optimizer.zero_grad()
             raise
+
+    def _gradients(self) -> Iterable[tuple[str, Tensor | None]]:
+        """The gradients of what is trained, by name."""
+        names = {p: name for name, p in self.trainer.model.named_parameters()}
+        for group in self.trainer.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield names.get(parameter, "the loss's parameter"), parameter.grad
 
     def _must_agree(self) -> bool:
         """Whether one rank may see what the others do not.
@@ -119,12 +134,68 @@ class Guard:
             return False
         return trainer.is_sharded or trainer.listeners.see_updates
 
+    def _keeper(self) -> Keeper:
+        return Keeper(self.trainer, "buffers", "parameters", "optimizer", "generators")
+
+    # ── a train_step that is somebody's own ─────────────────────────────────────────────────
+
+    def watch(self) -> None:
+        """See to it that an own ``train_step`` steps the optimizer under this guard.
+
+        Whatever it does ends in ``optimizer.step``: before it, gradients must be finite and the
+        trainer's settings have been used; after it, the update has been made.
+        """
+        optimizer = self.trainer.optimizer
+        if self._watched is not optimizer:
+            self.unwatch()
+            self._watched = optimizer
+            made = optimizer.register_step_post_hook(self._after_step)
+            optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
+            self._hooks = [optimizer.register_step_pre_hook(self._ahead_of_step), made]
+        self.trainer.used.clear()
+
+    def unwatch(self) -> None:
+        """Take the hooks of :meth:`watch` away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._watched = [], None
+
+    def check_rungs(self) -> None:
+        """Raise ConfigError if an own ``train_step`` leaves a setting of the trainer unused."""
+        if self._watched is None:
+            return
+        trainer, used = self.trainer, self.trainer.used
+        clip = "clip_grad_norm" if trainer.clip_grad_norm is not None else "clip_grad_value"
+        clips = trainer.clip_grad_norm is not None or trainer.clip_grad_value is not None
+        looks = trainer.listeners.has("on_before_update")
+        for key, is_set, rung in (
+            (clip, clips, "finish_gradient"),
+            ("callbacks", looks, "finish_gradient"),
+            ("microbatch_size", bool(trainer.microbatches), "batch_gradient"),
+            ("several processes", trainer.world.size > 1, "batch_gradient"),
+        ):
+            if is_set and rung not in used:
+                owner = type(trainer).__name__
+                call = "batch_gradient(batch)" if rung == "batch_gradient" else "finish_gradient()"
+                raise ConfigError.of(
+                    key,
+                    f"{owner}.train_step makes an update without it; call self.{call} before "
+                    "optimizer.step(), or leave the setting out",
+                )
+
+    def _ahead_of_step(self, *_: Any) -> None:
+        self.check_rungs()
+        self.check()
+
+    def _after_step(self, *_: Any) -> None:
+        self.trainer.progress.made()
+
     # ── after a block whose flags stayed on the device ──────────────────────────────────────
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> Keeper:
         """What to come back to if the block that follows is not sound."""
         self._flags.clear()
-        return Snapshot(self.trainer)
+        return self._keeper()
 
     def sound_steps(self, losses: Sequence[Tensor]) -> int:
         """How many steps of the block came before the first loss or gradient that is not finite.
@@ -145,61 +216,26 @@ class Guard:
         return int(wrong[0])
 
 
-class Snapshot:
-    """Copies of everything that updates change: weights, buffers, optimizer, schedule, RNGs."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        model = trainer.model
-        loss = [trainer.loss] if isinstance(trainer.loss, nn.Module) else []
-        self._live = [t for m in (model, *loss) for t in (*m.parameters(), *m.buffers())]
-        self._copies = [tensor.detach().clone() for tensor in self._live]
-        optimizer = trainer.optimizer
-        self._state = {p: map_tensors(dict(s), torch.clone) for p, s in optimizer.state.items()}
-        self._groups = [
-            {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-        ]
-        scheduler = trainer.schedule.scheduler
-        self._schedule = dict(scheduler.state_dict()) if scheduler else {}
-        self._rng = RngState.take(trainer.device)
-        self._lr = trainer.lr
-
-    def restore(self) -> None:
-        """Put all of it back, bit for bit."""
-        trainer = self.trainer
-        with torch.no_grad():
-            for live, copy in zip(self._live, self._copies, strict=True):
-                live.copy_(copy)
-        optimizer = trainer.optimizer
-        optimizer.state.clear()
-        optimizer.state.update(self._state)
-        for group, kept in zip(optimizer.param_groups, self._groups, strict=True):
-            group.update(kept)
-        if trainer.schedule.scheduler:
-            trainer.schedule.scheduler.load_state_dict(self._schedule)
-        self._rng.restore(trainer.device)
-        trainer.lr = self._lr
-        optimizer.zero_grad()
-
-
 def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
     """Set ``flag`` to 1 if a value is NaN or infinite, without waiting for a device.
 
     The kernel is the one of torch.amp's gradient scaler: a single call for all tensors, which
     also multiplies them by ``one``, and so leaves their bits.
     """
-    local = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
     plain: list[Tensor] = []
-    other: list[Tensor] = []
-    for tensor in local:
-        # The kernel takes dense real numbers, and mps has had it in some releases only.
-        fits = tensor.layout == torch.strided and tensor.is_floating_point()
-        (plain if fits and tensor.device.type != "mps" else other).append(tensor)
+    for tensor in tensors:
+        # mps has had the kernel in some releases only.
+        if (
+            type(tensor) is Tensor
+            and tensor.dtype in _ONE_KERNEL
+            and tensor.layout is torch.strided
+            and tensor.device.type != "mps"
+        ):
+            plain.append(tensor)
+        else:
+            flag.logical_or_(~torch.isfinite(_values(tensor)).all())
     if plain:
         torch._amp_foreach_non_finite_check_and_unscale_(plain, flag, one)
-    for tensor in other:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        flag.logical_or_(~torch.isfinite(values).all())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -210,12 +246,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 def first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
     for name, tensor in named:
-        if tensor is None:
-            continue
-        local = tensor.detach()
-        local = local.to_local() if hasattr(local, "to_local") else local
-        values = local.coalesce().values() if local.is_sparse else local
-        if not bool(torch.isfinite(values).all()):
+        if tensor is not None and not bool(torch.isfinite(_values(tensor)).all()):
             return name
     return None
 
@@ -225,3 +256,11 @@ def tensors_in(tree: Any) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(tree, found.append)
     return found
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that may be split over processes, or sparse."""
+    local: Any = tensor.detach()
+    local = local.to_local() if hasattr(local, "to_local") else local
+    values: Tensor = local.coalesce().values() if local.is_sparse else local
+    return values

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gdtrain.training.evaluation import preserved, whole
+from gdtrain.training.evaluation import whole
 from gdtrain.training.gradient import normaliser
+from gdtrain.training.keeper import unchanged
 from gdtrain.training.state import parameter_names
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ class ParameterVector:
         that metrics of the update are taken from.
         """
         own = [parameter.data for parameter in self.parameters]
-        outputs, self.trainer.outputs = self.trainer.outputs, None
-        with preserved(self.trainer.model, self.trainer.device):
+        with unchanged(self.trainer):
             try:
                 if theta is not None:
                     pieces = torch.split(theta, self.sizes)
@@ -92,7 +92,6 @@ class ParameterVector:
             finally:
                 for parameter, data in zip(self.parameters, own, strict=True):
                     parameter.data = data
-                self.trainer.outputs = outputs
 
     def full_gradient(self) -> tuple[Tensor, list[str]]:
         """∇J(θ) of the mean loss J over the whole data set, [P], and who has a gradient at all.

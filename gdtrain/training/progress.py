@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from copy import copy
 from dataclasses import dataclass, field, fields
@@ -24,8 +25,10 @@ class Progress:
     """Counters of a run.
 
     epoch: epochs completed. step: updates made, in all epochs. step_in_epoch: updates made in
-    the current epoch. samples: samples used, in all epochs. seconds: time spent in blocks, so
-    without evaluation, logging and checkpoints.
+    the current epoch. samples: samples used, in all epochs. All are true at any moment: they move
+    as an update is made. seconds: time spent in blocks, so without evaluation, logging and
+    checkpoints. epoch_loss_sum, epoch_weight: of the current epoch's blocks, Σ w J and Σ w, with J
+    a batch's loss and w what it is divided by.
     position: where a stream stands after the last block, for its source alone to understand;
     None for data that is not a stream.
     last: the last block and its losses, where it has run.
@@ -38,8 +41,10 @@ class Progress:
     seconds: float = 0.0
     epoch_loss_sum: float = 0.0
     epoch_samples: int = 0
+    epoch_weight: float = 0.0
     position: list[int] | None = None
     last: tuple[Block, Tensor] | None = field(default=None, repr=False, compare=False)
+    _pending: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -51,29 +56,43 @@ class Progress:
         """The samples of each step of the last block, [steps] int64."""
         return np.empty(0, np.int64) if self.last is None else self.last[0].sizes
 
-    def finish(self, block: Block, losses: Tensor, started: float) -> float:
-        """Count a block that has run; return the seconds that it took.
+    def begin(self, samples: int) -> None:
+        """An update of so many samples, on all ranks, is about to be made."""
+        self._pending = samples
 
-        losses: [len(block)], the batch-mean loss of each step before its update. Reading them
-        here is the one synchronisation of a block.
-        started: ``time.perf_counter()`` before the block.
-        """
-        steps, size = len(block), block.plan.batch_size
-        (last,) = block.plan.batch_sizes(block.stop - 1, block.stop)  # may have fewer
-        if steps == 1:  # as often as there are epochs, where a batch is everything
-            self.epoch_loss_sum += losses.item() * last
-        else:
-            plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
-            values, full = plain.cpu().numpy(), steps if last == size else steps - 1
-            total = _added(self.epoch_loss_sum, values[:full], size)
-            self.epoch_loss_sum = _added(total, values[full:], last)
-        samples = (steps - 1) * size + last
-        self.last = block, losses
-        self.step += steps
-        self.step_in_epoch = block.stop
-        self.position = block.plan.release(block.stop)
+    def made(self) -> None:
+        """The update that was begun has been made: the weights have moved. Counted once."""
+        if self._pending is not None:
+            self.count(1, self._pending)
+            self._pending = None
+
+    def count(self, updates: int, samples: int) -> None:
+        """Count updates that have been made."""
+        self.step += updates
+        self.step_in_epoch += updates
         self.samples += samples
         self.epoch_samples += samples
+
+    def close(self, block: Block, losses: Tensor, started: float) -> float:
+        """Add up the losses of a block's updates, all counted; return the seconds that it took.
+
+        losses: [len(block)], the batch's loss of each step before its update. Reading them here is
+        the one synchronisation of a block.
+        started: ``time.perf_counter()`` before the block.
+        """
+        weights = _numbers(block.weights) if block.weights else block.sizes
+        steps = len(block)
+        if steps == 1:  # as often as there are epochs, where a batch is everything
+            weight = float(weights[0])
+            self.epoch_loss_sum += losses.item() * weight if weight else 0.0
+            self.epoch_weight += weight
+        else:
+            plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
+            values = plain.cpu().numpy()
+            self.epoch_loss_sum = _added(self.epoch_loss_sum, values, weights)
+            self.epoch_weight = _summed(self.epoch_weight, weights)
+        self.last = block, losses
+        self.position = block.plan.release(block.stop)
         taken = time.perf_counter() - started
         self.seconds += taken
         return taken
@@ -81,17 +100,20 @@ class Progress:
     def close_epoch(self) -> dict[str, Any]:
         """Count a finished epoch and return its record.
 
-        ``train_loss`` is the mean of the steps' losses, each weighted by its samples.
+        ``train_loss`` is the mean over the samples that were used, Σ w J / Σ w over the updates,
+        with w the samples of a batch, or whatever else its loss J is divided by.
         """
         self.epoch += 1
+        weight = self.epoch_weight
         record = {
             "epoch": self.epoch,
             "step": self.step,
             "samples": self.samples,
-            "train_loss": self.epoch_loss_sum / self.epoch_samples,
+            "train_loss": self.epoch_loss_sum / weight if weight else math.nan,
             "seconds": self.seconds,
         }
-        self.step_in_epoch, self.epoch_samples, self.epoch_loss_sum = 0, 0, 0.0
+        self.step_in_epoch, self.epoch_samples = 0, 0
+        self.epoch_loss_sum, self.epoch_weight = 0.0, 0.0
         self.position = None
         return record
 
@@ -103,23 +125,47 @@ class Progress:
         """Continue from counters that :meth:`state_dict` gave."""
         for name, value in state.items():
             setattr(self, name, value)
+        if "epoch_weight" not in state:  # of 0.1.0, where it was always the samples
+            self.epoch_weight = float(self.epoch_samples)
 
 
-def _added(total: float, losses: np.ndarray[Any, Any], size: int) -> float:
-    """``total`` + Σ losses · size, added one after the other, so that it does not depend on where
-    blocks end. torch does that in a quarter of numpy's time."""
+Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+def _numbers(weights: list[Any]) -> Numbers:
+    """Weights that are numbers or tensors of shape [], on the host."""
+    if any(isinstance(weight, Tensor) for weight in weights):
+        tensors = [torch.as_tensor(weight, dtype=torch.float64) for weight in weights]
+        return torch.stack([tensor.cpu() for tensor in tensors]).numpy()
+    return np.array(weights)
+
+
+def _added(total: float, losses: Numbers, weights: Numbers) -> float:
+    """``total`` + Σ losses · weights, added one after the other, so that it does not depend on
+    where blocks end. torch does that in a quarter of numpy's time. Nothing is added at weight 0,
+    where a loss may be 0/0."""
     if len(losses) < _FEW:
-        for loss in losses.tolist():
-            total += loss * size
+        for loss, weight in zip(losses.tolist(), weights.tolist(), strict=True):
+            total += loss * weight if weight else 0.0
         return total
     for start in range(0, len(losses), _AT_ONCE):
+        part = weights[start : start + _AT_ONCE]
         sums = losses[start : start + _AT_ONCE].astype(np.float64)
-        sums *= size
-        sums[0] += total
-        added = torch.from_numpy(sums)  # the same memory
-        torch.cumsum(added, 0, out=added)
-        total = float(sums[-1])
+        sums *= part
+        sums[part == 0] = 0.0
+        total = _summed(total, sums)
     return total
+
+
+def _summed(total: float, numbers: Numbers) -> float:
+    """``total`` + Σ numbers, one after the other."""
+    if not len(numbers):
+        return total
+    sums = numbers.astype(np.float64)
+    sums[0] += total
+    added = torch.from_numpy(sums)  # the same memory
+    torch.cumsum(added, 0, out=added)
+    return float(sums[-1])
 
 
 class History:

@@ -26,16 +26,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders import Loader
-from gdtrain.errors import ModelError, NonFiniteError
+from gdtrain.errors import ModelError
 from gdtrain.training import checks, diagnosis, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
+from gdtrain.training.descent import descend
 from gdtrain.training.device import Placement, Precision, autocast, parameter_dtype, resolve_device
 from gdtrain.training.distributed import World
 from gdtrain.training.engines.choice import EngineChoice
-from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
@@ -96,7 +97,7 @@ class Trainer:
         accumulate_in: Literal["fp64"] | None = None,
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
-        own_loss = type(self).compute_loss is not Trainer.compute_loss
+        own_loss = self.has_own("compute_loss", "train_step")
         optimizer = checks.check_parts(loss, optimizer, loader, needs_loss=not own_loss)
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
@@ -132,11 +133,9 @@ class Trainer:
         )
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck(loss)
-        self._needs_closure = checks.needs_closure(optimizer)
-        own_step = type(self).train_step is not Trainer.train_step
-        deferred = self.device.type != "cpu" and not self._needs_closure
-        self.guard = Guard(self, deferred=deferred, own_step=own_step)
-        self.listeners = Listeners(self.callbacks)
+        self.used: set[str] = set()  # rungs that an own train_step has called
+        self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
+        self._listeners = Listeners(self.callbacks)
         self.choice = EngineChoice(self, engine)
 
     def _place(
@@ -150,8 +149,7 @@ class Trainer:
         self.device = resolve_device(device)
         self.precision = precision
         self.model = model.to(self.device, parameter_dtype(precision, self.device))
-        self.dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
-        self.placed = Placement(self.device, self.dtype)
+        self._placement = Placement(self.device, self.dtype)
         self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
         self.world = World.current()
         self.is_sharded = is_sharded(model)
@@ -186,13 +184,23 @@ class Trainer:
                 while self.progress.epoch < num_epochs and not stopping:
                     self._run_epoch()
                     stopping = self._agree_to_stop()
-            except NonFiniteError:  # weights and progress are in step, and worth a checkpoint
-                self.emit("on_fit_end")
-                raise
-            finally:
+            except BaseException as error:
                 self.engine.publish()
+                self._end_after(error)
+                raise
+            self.engine.publish()
             self.emit("on_fit_end")
         return self.history
+
+    def _end_after(self, error: BaseException) -> None:
+        """Tell of the end of a fit that an error has ended: weights and progress are in step.
+
+        What goes wrong at that is a note to the error, which is the first cause.
+        """
+        try:
+            self.emit("on_fit_end")
+        except Exception as later:
+            error.add_note(f"then, at the end of the fit: {type(later).__name__}: {later}")
 
     def _run_epoch(self) -> None:
         assert self.loader is not None
@@ -202,12 +210,9 @@ class Trainer:
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
             self.emit("on_epoch_start")
         for block in blocks(self, self.plan, start=self.progress.step_in_epoch):
-            started = time.perf_counter()
-            losses = self.engine.run(block)
+            losses = self._run_block(block)
             made = losses.shape[0]
             if made:
-                seconds = self.progress.finish(block.head(made), losses, started)
-                self.block_length.observe(made, seconds)
                 self.emit("on_safe_point")
             if made < len(block):  # the guard kept the next update from doing harm
                 raise diagnosis.non_finite(self, block, made)
@@ -217,22 +222,46 @@ class Trainer:
             return  # stopped while a stream was idle
         record = self.progress.close_epoch() | {"lr": self.lr}
         self.history.epochs.append(record)
-        self.emit("on_epoch_end", record)
-        self.schedule.after_epoch(record)
+        try:
+            self.emit("on_epoch_end", record)
+        finally:  # the epoch is over, and the schedule moves with it
+            self.schedule.after_epoch(record)
+
+    def _run_block(self, block: Block) -> Tensor:
+        """Make a block's updates; return the losses of those that were made.
+
+        What an error leaves made is closed as a shorter block, so that a next fit goes on there.
+        """
+        started = time.perf_counter()
+        try:
+            losses = self.engine.run(block)
+        except BaseException:
+            if block.losses:
+                losses = stacked(block.losses)
+                self.progress.close(block.head(len(losses)), losses, started)
+            raise
+        if made := losses.shape[0]:
+            done = block.head(made)
+            if not block.made:  # all at once, and nobody has looked since
+                self.progress.count(made, int(done.sizes.sum()))
+            seconds = self.progress.close(done, losses, started)
+            self.block_length.observe(made, seconds)
+        return losses
 
     def train_step(self, batch: Batch) -> Tensor:
         """Apply one update; return the batch-mean loss before it, shape [], detached."""
-        if self._needs_closure:
+        if self.needs_closure:
             return closure_step(self, batch)
         loss = self.batch_gradient(batch)
         self.emit("on_gradient", batch, loss)
         self.finish_gradient()
         self.guard.check(loss)
-        self.optimizer.step()
+        descend(self.optimizer, self.progress.made)
         return loss
 
     def batch_gradient(self, batch: Batch) -> Tensor:
         """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
+        self.used.add("batch_gradient")
         return self._exact_gradient.compute(batch)
 
     def compute_loss(self, batch: Batch) -> Tensor:
@@ -244,6 +273,10 @@ class Trainer:
         if self.outputs is not None and torch.is_grad_enabled():
             self.outputs.append((map_tensors(output, Tensor.detach), batch.targets))
         return self._output_loss(output, batch.targets)
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """What the loss of a batch is divided by, so that parts and epochs are averaged rightly."""
+        return gradient.normaliser(self.loss, batch)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output; several input tensors become several arguments."""
@@ -332,11 +365,20 @@ class Trainer:
 
     def finish_gradient(self) -> None:
         """Clip, then show the gradient to the callbacks."""
+        self.used.add("finish_gradient")
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
             self.guard.check()  # clipping would make what is infinite finite
-            held = (p for group in self.optimizer.param_groups for p in group["params"])
-            gradient.clip(held, self.clip_grad_norm, self.clip_grad_value)
+            gradient.clip(self._clipped(), self.clip_grad_norm, self.clip_grad_value)
         self.emit("on_before_update")
+
+    def _clipped(self) -> list[Tensor]:
+        """Parameters in the order in which a norm is added up: model, loss, then any others.
+
+        The order decides the last bits, and everybody clips ``model.parameters()``.
+        """
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
+        return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
         self._output_check(output, targets, self.loader)
@@ -345,6 +387,44 @@ class Trainer:
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
-        if self.listeners.callbacks != self.callbacks:  # some may have been added
-            self.listeners = Listeners(self.callbacks)
         self.listeners.emit(event, self, *arguments)
+
+    @property
+    def listeners(self) -> Listeners:
+        """Who listens to what; some may have been added since it was asked last."""
+        if self._listeners.callbacks != self.callbacks:
+            self._listeners = Listeners(self.callbacks)
+        return self._listeners
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
+        return checks.needs_closure(type(self.optimizer).step)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the data: that of the first parameter which is trained, its real one if complex."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                return parameter.dtype.to_real()
+        return next(self.model.parameters()).dtype.to_real()
+
+    @property
+    def placed(self) -> Placement:
+        """What brings samples to the device, in the dtype that the model has now."""
+        if self._placement.dtype is not (dtype := self.dtype):
+            self._placement = Placement(self.device, dtype)
+        return self._placement
+
+    @property
+    def step(self) -> int:
+        """Updates made so far; true inside ``compute_loss`` too."""
+        return self.progress.step
+
+    @classmethod
+    def _is_own(cls, rung: str) -> bool:
+        return getattr(cls, rung) is not getattr(Trainer, rung)
+
+    def has_own(self, *rungs: str) -> bool:
+        """Whether one of these methods is a subclass's, or was put into this trainer."""
+        return any(self._is_own(rung) or rung in vars(self) for rung in rungs)

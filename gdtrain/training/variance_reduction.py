@@ -88,7 +88,7 @@ class VarianceReduction(Callback, ABC):
             found.append("needs every sample again and again, and a stream gives each once")
         if trainer.is_sharded:
             found.append("can't be used with strategy: shard; use replicate")
-        if trainer._needs_closure:
+        if trainer.needs_closure:
             found.append("corrects one gradient per update, and L-BFGS evaluates several")
         if is_sum(trainer.loss):
             found.append("needs a loss that averages over the samples; use reduction='mean'")

@@ -15,9 +15,10 @@ from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks import Listeners
 from gdtrain.training.checks import check_arguments
+from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
-from gdtrain.training.engines.watchers import has_layer_hooks, has_step_hooks, overridden
+from gdtrain.training.engines.watchers import has_layer_hooks, overridden
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
-from gdtrain.data.samples import TensorSamples
-from gdtrain.training.engines.lean import LeanStep, fits
+from gdtrain.data.samples import TensorSamples, cut
 from gdtrain.training.guard import NotFinite
 
 if TYPE_CHECKING:
@@ -26,65 +26,88 @@ class EagerEngine:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self._whole: tuple[Any, int, tuple[Any, Any, Tensor]] | None = None
-        self._step: Callable[[Batch], Tensor] | None = None  # until somebody may change a setting
+        self._places: Tensor | None = None  # of a batch that is a whole data set
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.
 
         [len(block)], or fewer: then the next update's loss or gradient is not finite, it was
-        not made, and everything is as it was before it.
+        not made, and everything is as it was before it. ``block.losses`` has them as they come,
+        also when an update or the data raise an error.
         """
         trainer, guard = self.trainer, self.trainer.guard
         if not guard.deferred:
-            return _stacked(self._steps(self._batches(block)))
+            self._steps(block, self._batches(block))
+            return stacked(block.losses)
         start = guard.snapshot()
-        losses = self._steps(block.batches)
-        sound = guard.sound_steps(losses)
-        if sound < len(losses):
+        self._steps(block, block.batches)
+        sound = guard.sound_steps(block.losses)
+        if sound < len(block.losses):
             start.restore()
+            trainer.optimizer.zero_grad()
+            for kept in (block.losses, block.weights, block.made):
+                kept.clear()
             assert trainer.loader is not None
             again = trainer.read(trainer.loader, block.plan, block.start)
-            losses = self._steps(islice(again, sound))
-        return _stacked(losses)
+            self._steps(block, islice(again, sound))
+        return stacked(block.losses)
+
+    def publish(self) -> None:
+        """Every update is made where everybody can see it."""
+
+    def _steps(self, block: Block, batches: Iterable[Batch]) -> None:
+        trainer, guard = self.trainer, self.trainer.guard
+        alone = trainer.world.size == 1
+        try:
+            for number, batch in enumerate(batches, block.start):
+                size = len(batch) if alone else block.plan.batch_sizes(number, number + 1)[0]
+                if not self._step(block, batch, size):
+                    break
+        finally:
+            guard.unwatch()
+
+    def _step(self, block: Block, batch: Batch, size: int) -> bool:
+        """Make one update, and count it in the moment at which it is made; whether all is finite.
+
+        size: samples of the batch on all ranks.
+        """
+        trainer, guard, progress = self.trainer, self.trainer.guard, self.trainer.progress
+        guard.before_step()
+        before = progress.step
+        progress.begin(size)
+        try:
+            loss = trainer.train_step(batch)
+            guard.check_rungs()
+            progress.made()
+        except BaseException as error:
+            if progress.step > before:  # by a train_step that goes on after its update
+                block.note(torch.tensor(math.nan), 0, size)
+            if not isinstance(error, NotFinite):
+                raise
+            if progress.step == before:
+                guard.undo()
+            return False
+        block.note(loss, trainer.loss_weight(batch) if trainer.world.size == 1 else size, size)
+        trainer.after_update()
+        return True
 
     def _batches(self, block: Block) -> Iterable[Batch]:
-        """The block's batches; of one that is a whole data set in memory, the views kept."""
+        """The block's batches; of one that is a whole data set in memory, without much ado."""
         trainer, plan = self.trainer, block.plan
         if plan.indices is not None or plan.num_batches != 1 or trainer.world.size > 1:
             return block.batches
         assert trainer.loader is not None
-        samples = trainer.loader.samples
-        size = plan.num_samples  # of a batch that leaves some out, it is less than there are
-        if self._whole is None or self._whole[0] is not samples or self._whole[1] != size:
-            batch = next(iter(block.batches))
-            if not isinstance(trainer.placed(samples), TensorSamples):
-                return [batch]
-            self._whole = samples, size, (batch.inputs, batch.targets, batch.indices)
-        return [Batch(*self._whole[2])]
-
-    def publish(self) -> None:
-        """Every update is made where everybody can see it; whoever looks may change settings."""
-        self._step = None
-
-    def _steps(self, batches: Iterable[Batch]) -> list[Tensor]:
-        guard, after = self.trainer.guard, self.trainer.after_update
-        if self._step is None:
-            self._step = LeanStep(self.trainer) if fits(self.trainer) else self.trainer.train_step
-        step = self._step
-        losses: list[Tensor] = []
-        for batch in batches:
-            guard.before_step()
-            try:
-                losses.append(step(batch))
-            except NotFinite:
-                guard.undo()
-                break
-            after()
-        return losses
+        placed, size = trainer.placed(trainer.loader.samples), plan.num_samples
+        if not isinstance(placed, TensorSamples):
+            return block.batches
+        if self._places is None or self._places.shape[0] != size:
+            self._places = torch.arange(size)
+        # Copies: a model may work in place, and the data are the user's.
+        return cut([tensor[:size].clone() for tensor in placed.tensors], self._places, [size])
 
 
-def _stacked(losses: list[Tensor]) -> Tensor:
+def stacked(losses: list[Tensor]) -> Tensor:
+    """The losses [] of updates as one tensor, [updates]."""
     if len(losses) == 1:
         return losses[0].reshape(1)
     return torch.stack(losses) if losses else torch.empty(0)

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad_and_value
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
-from gdtrain.training.evaluation import preserved
+from gdtrain.training.keeper import unchanged
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -116,7 +116,7 @@ class FunctionalStep:
         """
         named = dict(_Loss(trainer).named_parameters())
         trained = {name: p for name, p in named.items() if p.requires_grad}
-        with preserved(trainer.model, trainer.device), torch.enable_grad():
+        with unchanged(trainer), torch.enable_grad():
             loss = trainer.batch_loss(batch)
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         unused = [n for n, g in zip(trained, gradients, strict=True) if g is None]

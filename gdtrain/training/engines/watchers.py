@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -22,21 +21,6 @@ def overridden(trainer: Trainer, methods: Iterable[str]) -> list[str]:
         for name in methods
         if getattr(type(trainer), name) is not getattr(Base, name) or name in vars(trainer)
     ]
-
-
-def has_step_hooks(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether somebody looks at ``optimizer.step``, or has put another in its place.
-
-    Learning-rate schedulers wrap it, only to see that it is called.
-    """
-    own = vars(optimizer).get("step")
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
-    )
 
 
 def has_layer_hooks(layer: nn.Module) -> bool:

@@ -1,0 +1,160 @@
+"""One eager update's own work, with the bits of PyTorch's calls and less overhead around them.
+
+Each function looks at the tensors and settings that there are when it is called, and makes
+PyTorch's own call where it does not know better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Variable
+from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+# What Tensor.backward calls once it has looked at its arguments.
+_run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
+# Settings of a group under which torch.optim.SGD takes other kernels than below.
+_OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize")
+# Dtypes in which the kernels below have the bits of those that torch.optim.SGD calls.
+_SAME_BITS = (torch.float32, torch.float64)
+_seeds: dict[torch.dtype, Tensor] = {}  # ∂J/∂J
+
+
+def zero_gradients(optimizer: Optimizer) -> None:
+    """``optimizer.zero_grad()``."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def backward(loss: Tensor) -> None:
+    """``loss.backward()``, of a loss of shape []."""
+    if type(loss) is not Tensor or not loss.requires_grad or loss.device.type != "cpu":
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    seed = _seeds.get(loss.dtype)
+    if seed is None:
+        seed = _seeds[loss.dtype] = torch.ones((), dtype=loss.dtype)
+    _run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def descend(optimizer: Optimizer, made: Callable[[], None]) -> None:
+    """``optimizer.step()``; ``made`` is called as soon as the weights have moved."""
+    if _is_plain(optimizer) and (work := _gathered(optimizer)) is not None:
+        # torch.no_grad() would take longer than the update of a small model.
+        torch._C._set_grad_enabled(False)
+        try:
+            for group, parameters, gradients in work:
+                _move(optimizer, group, parameters, gradients)
+        finally:
+            torch._C._set_grad_enabled(True)
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
+        made()
+    else:
+        with before_hooks(optimizer, made):
+            optimizer.step()
+        made()
+
+
+@contextmanager
+def before_hooks(optimizer: Optimizer, made: Callable[[], None]) -> Iterator[None]:
+    """Have ``made`` called at each step of the optimizer before anybody else's post-hook."""
+    hook = optimizer.register_step_post_hook(lambda *_: made())
+    optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether somebody looks at ``optimizer.step``, or has put another in its place.
+
+    Learning-rate schedulers wrap it, only to see that it is called.
+    """
+    own = vars(optimizer).get("step")
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+    )
+
+
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer.step()`` is torch.optim.SGD's, on real numbers, and unobserved."""
+    if type(optimizer) is not SGD or has_step_hooks(optimizer) or not torch.is_grad_enabled():
+        return False
+    for group in optimizer.param_groups:
+        if type(group["lr"]) is not float or type(group["weight_decay"]) not in (float, int):
+            return False
+        for key in _OTHER_KERNELS:
+            if group[key]:
+                return False
+    return True
+
+
+Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
+
+
+def _gathered(optimizer: Optimizer) -> Work | None:
+    """Each group with its parameters that have a gradient; None if one is of another kind."""
+    work: Work = []
+    for group in optimizer.param_groups:
+        parameters, gradients = [], []
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if (
+                gradient.dtype not in _SAME_BITS
+                or gradient.layout is not torch.strided
+                or gradient.device.type != "cpu"
+                or type(gradient) is not Tensor
+            ):
+                return None
+            parameters.append(parameter)
+            gradients.append(gradient)
+        if parameters:
+            work.append((group, parameters, gradients))
+    return work
+
+
+def _move(
+    optimizer: Optimizer, group: dict[str, Any], parameters: list[Tensor], gradients: Any
+) -> None:
+    """Update the parameters; see the equations of torch.optim.SGD, whose kernels these are."""
+    if group["weight_decay"]:
+        gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+    if group["momentum"]:
+        gradients = _with_momentum(optimizer, group, parameters, gradients)
+    torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+
+
+def _with_momentum(
+    optimizer: Optimizer, group: dict[str, Any], parameters: list[Tensor], gradients: Any
+) -> Any:
+    """The first update of a parameter takes its gradient whole, whatever the dampening."""
+    momentum, momenta, old, given = group["momentum"], [], [], []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state = optimizer.state[parameter]
+        held = state.get("momentum_buffer")
+        if held is None:
+            held = state["momentum_buffer"] = gradient.detach().clone()
+        else:
+            old.append(held)
+            given.append(gradient)
+        momenta.append(held)
+    if old:
+        torch._foreach_mul_(old, momentum)
+        torch._foreach_add_(old, given, alpha=1 - group["dampening"])
+    return torch._foreach_add(gradients, momenta, alpha=momentum) if group["nesterov"] else momenta
