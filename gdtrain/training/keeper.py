@@ -115,7 +115,9 @@ class _Part:
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
         held = [p for m in modules_of(self.roots()) for p in m._parameters.values()]
-        held += [p for group in self.trainer.optimizer.param_groups for p in group["params"]]
+        optimizer = self.trainer.optimizer
+        if optimizer is not None:  # as in a copy that is sent to another process
+            held += [p for group in optimizer.param_groups for p in group["params"]]
         return list(dict.fromkeys(p for p in held if p is not None and not is_lazy(p)))
 
     def keep(self) -> None:
