@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gdtrain.data.mapped import mapped as mapped
     from gdtrain.data.phased_loader import PhasedLoader as PhasedLoader
     from gdtrain.data.phases import BatchSizes as BatchSizes
+    from gdtrain.data.weighted import Weighted as Weighted
     from gdtrain.monitoring.curves import plot_history as plot_history
     from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
     from gdtrain.training.averaging import Averaging as Averaging
@@ -70,6 +71,7 @@ _HOMES = {
     "Trajectory": "gdtrain.analysis.trajectory",
     "UpdateRatio": "gdtrain.analysis.update_monitors",
     "Validation": "gdtrain.training.validation",
+    "Weighted": "gdtrain.data.weighted",
     "register_loss": "gdtrain.config.registry",
     "register_model": "gdtrain.config.registry",
     "register_source": "gdtrain.config.registry",

@@ -157,6 +157,36 @@ def test_fixed_points_are_poisson_of_mean_1(n: int) -> None:
     assert float(((found - expected) ** 2 / expected).sum()) < CHI_SQUARE[4]
 
 
+# Of the most samples for which words of 32 bits would do, a and all steps of L are even.
+@pytest.mark.parametrize("n", [2**30, 2**31 - 5, 2**31, 2**32 - 7, 2**32, 3 * 2**30, 2**63 - 3])
+def test_the_lowest_bit_of_the_left_half_is_even_and_odd(n: int) -> None:
+    shift = (n - 1).bit_length() // 2
+    places = torch.tensor([0, 1, 5 << shift])
+    keys = 2000
+    images = torch.stack([Permutation(n, mix(8, key))[places] for key in range(keys)])
+    odd = ((images >> shift) & 1).sum(0)
+    assert bool(((odd - keys / 2).abs() < 3.9 * math.sqrt(keys / 4)).all())  # 0.9999, for 7 · 3
+
+
+def test_version_1_keeps_the_permutations_of_its_checkpoints() -> None:
+    # Computed by gdtrain 0.1.0.
+    places = torch.tensor([0, 1, 2, 1000])
+    old = [
+        (2147483643, 3, [1169505747, 1932660227, 1705600049, 1510105312]),
+        (4294967289, 18446744073709551615, [1568028679, 572172074, 1887880527, 2623058980]),
+        (3221225472, 0, [1610963936, 869571613, 1594068896, 1748533795]),
+        (
+            9223372036854775805,
+            17,
+            [1522312413486364203, 6570527497449735254, 1317846411187492953, 3767331888592056323],
+        ),
+    ]
+    for n, key, expected in old:
+        assert Permutation(n, key, 1)[places].tolist() == expected, n
+    for n in ((1 << 20) + 7, 10**7, 2**30, 2**32 + 1, LARGE):  # which were sound
+        assert torch.equal(Permutation(n, 5, 1)[:9], Permutation(n, 5)[:9])
+
+
 def test_the_number_of_cycles_is_that_of_random_permutations() -> None:
     # Mean Σ 1/k, variance Σ 1/k - Σ 1/k² (Goncharov, 1944).
     n, keys, cycles = 4099, 200, 0

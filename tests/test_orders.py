@@ -39,6 +39,33 @@ def test_mix_without_keys_is_the_seed() -> None:
     assert mix(5) == 5
 
 
+def test_seeds_from_2_64_on_have_orders_of_their_own() -> None:
+    seeds = [s + h * 2**64 for s in (0, 1, 7) for h in (0, 1, 2, 2**64, 2**64 + 1)]
+    assert len({mix(seed) for seed in seeds}) == len(seeds)
+    for order in DRAWN:
+        assert len({tuple(indices(order, 30, seed)) for seed in seeds}) == len(seeds)
+
+
+def test_version_1_takes_seeds_modulo_2_64() -> None:
+    made = [epoch_indices("reshuffle", 9, seed, 2, version=1) for seed in (5, 5 + 2**64)]
+    assert torch.equal(*made)
+    assert torch.equal(made[0], epoch_indices("reshuffle", 9, 5, 2))
+
+
+# Computed by gdtrain 0.1.0: the orders of seeds below 2^64 and up to 2^20 samples never change.
+OF_OLD = [
+    (("reshuffle", 9, 3, 5), [1, 2, 3, 8, 0, 5, 7, 4, 6]),
+    (("shuffle_once", 9, 2**64 - 1, 5), [7, 6, 5, 1, 2, 4, 0, 8, 3]),
+    (("replacement", 9, 12345678901234567890, 0), [6, 0, 7, 3, 8, 7, 2, 7, 6]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), OF_OLD)
+def test_orders_are_those_of_version_0_1_0(arguments: Any, expected: list[int]) -> None:
+    order, n, seed, epoch = arguments
+    assert indices(order, n, seed, epoch) == expected
+
+
 def test_mix_takes_numpy_integers() -> None:
     assert mix(np.int64(3), np.int64(4)) == mix(3, 4)  # type: ignore[arg-type]
 
@@ -202,5 +229,5 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         check_order("suffle", 7)  # type: ignore[arg-type]
     assert str(caught.value) == (
         "order: must be one of reshuffle, shuffle_once, sequential, replacement, "
-        "a sequence of indices or a callable; got 'suffle'"
+        "a sequence of indices, Weighted, a sampler or a callable; got 'suffle'"
     )

@@ -19,6 +19,7 @@ from gdtrain.analysis.sample_gradients import largest_sample_gradients
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.keeper import unchanged
 from gdtrain.training.sharding import whole
 from gdtrain.training.trainer import Trainer
@@ -151,7 +152,7 @@ class SampleGradients(Monitor):
 def _next_batch(trainer: Trainer) -> Batch:
     """This rank's share of the next batch of the epoch; after its last, of its first."""
     loader = rereadable(trainer)
-    plan = trainer.plan or loader.plan(trainer.progress.epoch)
+    plan = trainer.plan or present_plan(trainer)
     number = trainer.progress.step_in_epoch % len(plan)
     if len(plan) == 1 or trainer.world.size > 1:
         return next(trainer.read(loader, plan, number))

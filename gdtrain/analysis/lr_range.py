@@ -18,6 +18,7 @@ from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.monitoring.curves import smoothed
 from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.keeper import Keeper, Part
 from gdtrain.training.trainer import Trainer
 
@@ -194,12 +195,16 @@ def _bound(first: float, lowest: float) -> float:
 
 
 def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
-    """The batches that the next updates would have, from the start of the present epoch on."""
+    """The batches that the next updates would have, from the start of the present epoch on.
+
+    An order that is asked is asked by training alone: of later epochs, these are the present one's.
+    """
     loader = trainer.loader
     assert loader is not None
     epoch = trainer.progress.epoch
     while True:
-        plan = loader.plan(epoch)
+        asked = loader.asked_order(epoch) is not None
+        plan = present_plan(trainer) if asked else loader.plan(epoch)
         for number, batch in enumerate(trainer.read(loader, plan)):
             yield plan, number, batch
         epoch += 1

@@ -89,9 +89,12 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
 def _first_update(trainer: Trainer) -> Block:
     """That update alone: many small batches are otherwise gathered at once, for speed."""
     assert trainer.loader is not None
-    plan = trainer.loader.plan(0)
+    asked = trainer.loader.asked_order(0)
+    plan = trainer.loader.plan(0) if asked is None else trainer.loader.outline(0)
     size = min(plan.batch_size, plan.num_samples)
     indices = None if plan.indices is None else plan.take(0, size)
+    if asked is not None:  # it may be asked by training alone; any samples are as large
+        indices = torch.arange(size) % trainer.loader.num_samples
     first = replace(plan, num_samples=size, indices=indices)
     return Block(first, 0, 1, trainer.read(trainer.loader, first))
 

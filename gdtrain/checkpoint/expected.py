@@ -36,11 +36,12 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
         _check_optimizer(_below(found, "optimizer.state"), template["parameters"], trainer)
         _check_rng(_below(found, "rng"), rng)
         model_bytes = sum(t.nbytes for t in template["model"].values())
+        _check_order(_below(found, "order"))
         kept = sum(_nbytes(*said) for said in _below(found, "callbacks").values())
         own = sum(callback.state_bytes(trainer) for callback in trainer.callbacks)
         if kept > _CALLBACK_BYTES + 4 * model_bytes + own:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
-        known = ("model.", "loss.", "optimizer.state.", "rng.", "callbacks.")
+        known = ("model.", "loss.", "optimizer.state.", "rng.", "callbacks.", "order.")
         if foreign := [name for name in found if not name.startswith(known)]:
             raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
 
@@ -93,6 +94,15 @@ def _check_rng(found: Found, own: Mapping[str, Tensor]) -> None:
             continue
         if not (device_of_old and len(shape) == 1):
             raise CheckpointError(f"rng.{name} is {dtype} {shape}, which is no generator's state")
+
+
+def _check_order(found: Found) -> None:
+    for full, (dtype, shape) in found.items():
+        if not full.startswith("source.") and (full, dtype, len(shape)) != ("indices", "I64", 1):
+            raise CheckpointError(f"has order.{shown(full)}, which is no row of indices")
+    kept = sum(_nbytes(*said) for said in _below(found, "source").values())
+    if kept > _CALLBACK_BYTES:
+        raise CheckpointError(f"the order's state takes {kept:,} bytes, which is too much")
 
 
 def _below(found: Found, part: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.bijection import Draws
 
 
@@ -74,6 +75,7 @@ class Plan:
         they are :class:`~gdtrain.data.bijection.Draws`, which are sliced and indexed alike.
     rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
         contiguous share of every batch; shares differ by one sample at most, and may be empty.
+    asked: the order that was asked for the indices, where they can't be computed anew.
 
     ``len(plan)`` is the number of batches, and so of updates.
     """
@@ -84,9 +86,13 @@ class Plan:
     indices: Tensor | Draws | None
     rank: int = 0
     world_size: int = 1
+    asked: AskedOrder | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
+
+    def __bool__(self) -> bool:
+        return True  # a stream's has no length
 
     @property
     def num_batches(self) -> int | None:

@@ -99,7 +99,7 @@ class Permutation(Draws):
 
         L ← (L + ⌊a · h(R + κ_i) / 2^w⌋) mod a,    R ← R ⊕ ⌊2^k · h(L + κ_{i+1}) / 2^w⌋
 
-    in words of w bits, 32 up to 2^32 samples and else 64, with κ the SplitMix64 sequence from
+    in words of w bits, 32 up to 2^30 samples and else 64, with κ the SplitMix64 sequence from
     ``key`` (Steele, Lea and Flood, 2014). Each round can be undone, so the whole is a bijection
     of 0 … a·2^k - 1. An image beyond n - 1 is sent through again until it falls inside, which
     leaves a bijection of 0 … n - 1 (cycle-walking; Black and Rogaway, 2002, section 3; L modulo a
@@ -110,16 +110,23 @@ class Permutation(Draws):
     a = ⌈n / 2^k⌉. So fewer than 2^k of the a·2^k values lie beyond n: about one position in √n
     walks, where a domain of a power of four would walk up to three times for each. It shuffles
     well; it is no cipher.
+
+    version: 1 is the permutation of gdtrain 0.1.0, with which its checkpoints go on, and the same
+    up to 2^30 samples. Beyond, up to 2^32, it has words of 32 bits, of which no more than 16 are
+    left for a step of L: the steps are not uniform, and all even where a is 2^16, for n just
+    below 2^31 and 2^32. The same at 2^63, where a is 2^32.
     """
 
-    def __init__(self, num_samples: int, key: int) -> None:
+    def __init__(self, num_samples: int, key: int, version: int = 2) -> None:
         super().__init__(num_samples, key)
         self._low_bits = (num_samples - 1).bit_length() // 2
         self._modulus = -(-num_samples >> self._low_bits)  # a, rounded up; at most 2^32
+        self._version = version
         counters = np.arange(ROUNDS, dtype=np.uint64)
         words = _splitmix64(counters, self._key, np.empty_like(counters))
         # Half as wide, twice as fast.
-        self._bits = 32 if self._modulus << self._low_bits <= 1 << 32 else 64
+        widest = 1 << (32 if version == 1 else 30)
+        self._bits = 32 if self._modulus << self._low_bits <= widest else 64
         self._round_keys = (words >> np.uint64(64 - self._bits)).tolist()
 
     def _images(self, positions: Words) -> Words:
@@ -140,8 +147,8 @@ class Permutation(Draws):
         left, right = values >> low_bits, values & word((1 << self._low_bits) - 1)
         hashed, scratch = np.empty_like(left), np.empty_like(left)
         # a·h / 2^w from the top bits of h, as many as keep the product within w bits.
-        unused = word(self._modulus.bit_length())
-        kept = word(self._bits - self._modulus.bit_length())
+        taken = (self._modulus - (self._version > 1)).bit_length()  # a product of 2^w - 1 at most
+        unused, kept = word(taken), word(self._bits - taken)
         not_low = word(self._bits - self._low_bits)  # a shift by all bits gives 0, in numpy
 
         def hash_of(half: Array, key: int) -> None:

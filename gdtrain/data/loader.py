@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from torch import Tensor
+
+from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.bijection import Draws
 from gdtrain.data.names import counted
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
@@ -34,8 +38,28 @@ class Loader(ABC):
         """Which samples form which batch in ``epoch`` (from 0); reads none of them."""
 
     @abstractmethod
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        """The plan of ``epoch`` in which the samples come as in ``indices``, given before."""
+
+    @abstractmethod
     def outline(self, epoch: int) -> Plan:
-        """:meth:`plan` for its sizes alone, whose indices need not be right."""
+        """:meth:`plan` for its sizes alone, whose indices need not be right.
+
+        Never asks a callable order: of one, the sizes are those that are :meth:`expected
+        <gdtrain.data.asked_order.AskedOrder.expected>`.
+        """
+
+    @abstractmethod
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        """The order of ``epoch``, where it is a callable or a sampler."""
+
+    @abstractmethod
+    def num_batches(self, epoch: int) -> int:
+        """Batches of ``epoch``, which a callable order is asked for, if it has to be."""
+
+    @abstractmethod
+    def use_orders(self, version: int) -> None:
+        """Go on with the orders of this :data:`~gdtrain.data.order.ORDER_VERSION`."""
 
     @abstractmethod
     def turns(self, num_epochs: int) -> list[int]:
@@ -50,8 +74,12 @@ class Loader(ABC):
         """Whether an order is a callable, which may look at the model."""
 
     @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides which samples come when, in numbers and words; alike for like loaders."""
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
+        """What decides which samples come when, in numbers and words; alike for like loaders.
+
+        version: that of the orders, if they were others than the loader's, as ``orders`` says.
+        What was made by version 1 lacks that key.
+        """
 
     @property
     def num_samples(self) -> int:
@@ -86,7 +114,10 @@ class Loader(ABC):
         """Batches of the next iteration, and so of the next epoch by hand; of no stream."""
         if self.is_stream:
             raise TypeError("a stream has no length")
-        return len(self.outline(self._iteration_epoch))
+        return self.num_batches(self._iteration_epoch)
+
+    def __bool__(self) -> bool:
+        return True  # or Python would ask for the length, and that a callable order
 
     def __iter__(self) -> Iterator[Batch]:
         """One epoch of batches for a hand-written loop, in a fresh order at each iteration.

@@ -9,16 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
+from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.batch import Plan
 from gdtrain.data.bijection import Draws
 from gdtrain.data.loader import Loader as Loader
 from gdtrain.data.names import counted
-from gdtrain.data.order import Order, check_order, epoch_indices
+from gdtrain.data.order import ORDER_VERSION, CheckedOrder, Order, check_order, epoch_indices
 from gdtrain.data.phases import BatchSizes
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
 from gdtrain.data.sources import as_samples
 from gdtrain.data.stream import StreamPlan, StreamSamples
+from gdtrain.data.weighted import Weighted
 from gdtrain.errors import ConfigError
 
 logger = logging.getLogger("gdtrain")
@@ -52,11 +54,12 @@ class FormLoader(Loader):
             allow_nonfinite=allow_nonfinite,
         )
         self.is_stream = isinstance(self.samples, StreamSamples)
-        if self.is_stream:
-            order = self._stream_order(order)
-        else:
-            order = check_order("reshuffle" if order is None else order, len(self.samples))
-        self.order: Order = order
+        self.order: CheckedOrder = (
+            self._stream_order(order)
+            if self.is_stream
+            else check_order("reshuffle" if order is None else order, len(self.samples))
+        )
+        self.order_version = ORDER_VERSION
         self.drop_last = drop_last
 
     def plan(self, epoch: int) -> Plan:
@@ -70,13 +73,31 @@ class FormLoader(Loader):
             stream, drop_last = self.samples, self.drop_last
             return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
         num_samples = len(self.samples)
-        indices = epoch_indices(self.order, num_samples, self.seed, epoch)
+        indices = epoch_indices(self.order, num_samples, self.seed, epoch, self.order_version)
         return self._cut(epoch, num_samples if indices is None else len(indices), indices)
 
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        return self._cut(epoch, len(indices), indices)
+
     def outline(self, epoch: int) -> Plan:
-        if self.is_stream or self.calls_order:
+        if self.is_stream:
             return self.plan(epoch)
-        return self._cut(epoch, self._draws, None)
+        if not isinstance(self.order, AskedOrder):
+            return self._cut(epoch, self._draws, None)
+        # Expected draws that do not fill a batch are no reason to refuse: there may be more.
+        least = self._size_in(epoch) if self.drop_last else None
+        return self._cut(epoch, max(self.order.expected(), least or 1), None)
+
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        return self.order if isinstance(self.order, AskedOrder) else None
+
+    def num_batches(self, epoch: int) -> int:
+        if isinstance(self.order, AskedOrder):
+            return len(self._cut(epoch, self.order.count(epoch), None))
+        return len(self.outline(epoch))
+
+    def use_orders(self, version: int) -> None:
+        self.order_version = version
 
     def turns(self, num_epochs: int) -> list[int]:
         if not isinstance(self.batch_size, BatchSizes):
@@ -85,27 +106,27 @@ class FormLoader(Loader):
 
     @property
     def calls_order(self) -> bool:
-        return callable(self.order)
+        return isinstance(self.order, AskedOrder)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
         """What decides which samples come when, in numbers and words; alike for like loaders.
 
-        ``data`` is a digest of up to 4,096 samples, None for a Dataset or a stream.
+        ``data`` is a digest of the samples, None for a stream; see :meth:`Samples.fingerprint`.
         """
-        order: Any = self.order if isinstance(self.order, str) else "a callable"
+        version = version or self.order_version
+        order: Any = self.order if isinstance(self.order, str) else repr(self.order)
         if isinstance(self.order, Tensor):
             order = f"{len(self.order)} indices, {zlib.crc32(self.order.numpy().tobytes()):08x}"
-        elif isinstance(self.order, Draws):
-            order = repr(self.order)
         size = self.batch_size
-        return {
+        marks = {
             "samples": None if self.is_stream else self.num_samples,
             "batch_size": str(size) if isinstance(size, BatchSizes) else size,
             "order": order,
             "seed": self.seed,
             "drop_last": self.drop_last,
-            "data": self.samples.fingerprint(),
+            "data": self.samples.fingerprint(version),
         }
+        return marks if version == 1 else marks | {"orders": version}
 
     def _cut(self, epoch: int, draws: int, indices: Tensor | Draws | None) -> Plan:
         """The plan of an epoch of so many draws."""
@@ -116,7 +137,7 @@ class FormLoader(Loader):
             draws -= draws % size
             if indices is not None:
                 indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
-        return Plan(epoch, draws, size, indices)
+        return Plan(epoch, draws, size, indices, asked=self.asked_order(epoch))
 
     def _size_in(self, epoch: int) -> int | None:
         size = self.batch_size
@@ -124,10 +145,11 @@ class FormLoader(Loader):
 
     @property
     def _draws(self) -> int:
-        """Draws in every epoch; a callable order alone decides it anew for each."""
-        return len(self.order) if isinstance(self.order, Tensor | Draws) else self.num_samples
+        """Draws in every epoch; an order that is asked alone decides it anew for each."""
+        of_its_own = isinstance(self.order, Tensor | Draws | Weighted)
+        return len(self.order) if of_its_own else self.num_samples  # type: ignore[arg-type]
 
-    def _stream_order(self, order: Order | None) -> Order:
+    def _stream_order(self, order: Order | None) -> CheckedOrder:
         """A stream's own order. Raises ConfigError for another, or for one batch of everything."""
         if isinstance(self.batch_size, BatchSizes):
             said = "must be one number on a stream, which is one epoch"

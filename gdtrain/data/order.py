@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain.data.asked_order import AskedOrder, gives_indices
 from gdtrain.data.bijection import Draws, Permutation, Replacement
+from gdtrain.data.explicit_order import check_indices
 from gdtrain.data.names import OrderName
+from gdtrain.data.weighted import Weighted
 from gdtrain.errors import ConfigError
 
-Order = OrderName | Sequence[int] | Tensor | Draws | np.ndarray[Any, Any] | Callable[[int], Any]
+Order = (
+    OrderName
+    | Sequence[int]
+    | Tensor
+    | Draws
+    | Weighted
+    | np.ndarray[Any, Any]
+    | Callable[[int], Any]
+    | Iterable[int]
+)
+# What :func:`check_order` makes of it.
+CheckedOrder = OrderName | Tensor | Draws | Weighted | AskedOrder
 
 # Up to so many samples an order is a tensor, drawn at once; beyond, it is computed as it is read.
 MAX_KEPT = 1 << 20
+
+# Which functions of (n, seed, epoch) the orders are; saved with a run, which goes on with its own.
+# 1, of gdtrain 0.1.0, took seeds modulo 2^64, and its permutations of just under 2^31, 2^32 and
+# 2^63 samples used one bit too few of a hash. Else both are the same.
+ORDER_VERSION = 2
 
 _MASK = (1 << 64) - 1
 
@@ -25,10 +44,15 @@ def mix(seed: int, *keys: int) -> int:
     """Hash a seed and any number of integer keys into 64 well-mixed bits.
 
     Each key is absorbed by one round of SplitMix64 (Steele, Lea and Flood, 2014), so that
-    neighbouring seeds and epochs give unrelated generators.
+    neighbouring seeds and epochs give unrelated generators. Of a seed from 2^64 on, what is above
+    its lowest 64 bits is absorbed before the keys.
     """
-    state = int(seed) & _MASK
-    for key in keys:
+    state, above = int(seed) & _MASK, int(seed) >> 64
+    high = []
+    while above not in (0, -1):  # -1 are the bits above a negative number
+        high.append(above & _MASK)
+        above >>= 64
+    for key in (*high, *keys):
         state = (state + (int(key) & _MASK) * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -41,28 +65,37 @@ def generator(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, *keys))
 
 
-def check_order(order: Order, num_samples: int) -> Order:
-    """Return ``order`` in its canonical form: a name, a callable, or indices as int64 (or Draws).
+def check_order(order: Order, num_samples: int) -> CheckedOrder:
+    """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
 
-    Raises ConfigError for an unknown name or indices that are not in 0 … num_samples - 1.
+    Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
+    of another number of samples, or a sampler of batches.
     """
     if isinstance(order, str):
         if order not in get_args(OrderName):
             names = ", ".join(get_args(OrderName))
             raise ConfigError.of(
                 "order",
-                f"must be one of {names}, a sequence of indices or a callable; got {order!r}",
+                f"must be one of {names}, a sequence of indices, Weighted, a sampler or a "
+                f"callable; got {order!r}",
             )
         return order
-    if callable(order):
-        return order
-    return _check_indices(order, num_samples)
+    if isinstance(order, Weighted):
+        return order.checked(num_samples)
+    if gives_indices(order):
+        return AskedOrder(order, num_samples)
+    if isinstance(order, Iterator):
+        said = f"a {type(order).__name__} can be read once; give a list, or epoch -> indices"
+        raise ConfigError.of("order", said)
+    return check_indices(order, num_samples)
 
 
-def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tensor | Draws | None:
+def epoch_indices(
+    order: CheckedOrder, num_samples: int, seed: int, epoch: int, version: int = ORDER_VERSION
+) -> Tensor | Draws | None:
     """The sample indices of one epoch, in order.
 
-    order: what :func:`check_order` returned.
+    order: what :func:`check_order` returned. version: see ``ORDER_VERSION``.
     Returns int64 indices [number of draws], or None for 0 … num_samples - 1 in sequence, which
     lets a reader slice instead of gather. What is random is a tensor up to ``MAX_KEPT`` samples
     (2^20), and :class:`~gdtrain.data.bijection.Draws` beyond, which keep no index in memory.
@@ -71,49 +104,24 @@ def epoch_indices(order: Order, num_samples: int, seed: int, epoch: int) -> Tens
     * ``shuffle_once``: the permutation of epoch 0, every epoch;
     * ``replacement``: num_samples independent uniform draws (classical SGD; Robbins and
       Monro, 1951);
-    * a sequence is taken as it is, a callable is asked for its indices of this epoch.
+    * :class:`~gdtrain.data.weighted.Weighted`: draws by weights;
+    * a sequence is taken as it is; a callable or a sampler is asked for its indices of this epoch.
     """
-    if isinstance(order, str):
-        if order == "sequential":
-            return None
-        if order == "replacement":
-            if num_samples > MAX_KEPT:
-                return Replacement(num_samples, mix(seed, epoch))
-            return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
-        key = 0 if order == "shuffle_once" else epoch
+    if version == 1:
+        seed &= _MASK
+    if isinstance(order, AskedOrder):
+        return order.take(epoch)
+    if isinstance(order, Weighted):
+        return order.draw(generator(seed, epoch))
+    if isinstance(order, Tensor | Draws):
+        return order
+    if order == "sequential":
+        return None
+    if order == "replacement":
         if num_samples > MAX_KEPT:
-            return Permutation(num_samples, mix(seed, key))
-        return torch.randperm(num_samples, generator=generator(seed, key))
-    if callable(order):
-        return _check_indices(order(epoch), num_samples)
-    assert isinstance(order, Tensor | Draws)
-    return order
-
-
-def _check_indices(values: Any, num_samples: int) -> Tensor | Draws:
-    """Explicit indices as an int64 tensor [draws]; raises ConfigError if one can't be used."""
-    if isinstance(values, Draws):
-        if values.num_samples != num_samples or not len(values):
-            raise ConfigError.of("order", f"{values!r} are no order of {num_samples} samples")
-        return values
-    try:
-        array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError.of(
-            "order", "explicit indices must be one row of whole numbers; these make no array"
-        ) from error
-    if array.ndim != 1 or array.size == 0:
-        raise ConfigError.of(
-            "order",
-            f"explicit indices must be one non-empty row, got shape {list(array.shape)}",
-        )
-    if array.dtype.kind not in "iu":
-        raise ConfigError.of("order", f"explicit indices must be whole numbers, got {array.dtype}")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= num_samples:
-        raise ConfigError.of(
-            "order",
-            f"explicit indices must be in 0 … {num_samples - 1}, got {low if low < 0 else high}",
-        )
-    # A copy in any case, so that the caller's later changes to the array change no plan.
-    return torch.from_numpy(array.astype(np.int64, order="C"))
+            return Replacement(num_samples, mix(seed, epoch))
+        return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
+    key = 0 if order == "shuffle_once" else epoch
+    if num_samples > MAX_KEPT:
+        return Permutation(num_samples, mix(seed, key), version)
+    return torch.randperm(num_samples, generator=generator(seed, key))

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
+from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.batch import Plan
+from gdtrain.data.bijection import Draws
 from gdtrain.data.loader import Loader
 from gdtrain.data.phases import Phases, pairs_of
 from gdtrain.data.samples import Samples
@@ -52,8 +56,21 @@ class PhasedLoader(Loader):
     def plan(self, epoch: int) -> Plan:
         return self.phases.at(whole_number("epoch", epoch, minimum=0)).plan(epoch)
 
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        return self.phases.at(epoch).cut(epoch, indices)
+
     def outline(self, epoch: int) -> Plan:
         return self.phases.at(epoch).outline(epoch)
+
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        return self.phases.at(epoch).asked_order(epoch)
+
+    def num_batches(self, epoch: int) -> int:
+        return self.phases.at(epoch).num_batches(epoch)
+
+    def use_orders(self, version: int) -> None:
+        for loader in self.phases.values:
+            loader.use_orders(version)
 
     def turns(self, num_epochs: int) -> list[int]:
         found = set()
@@ -65,13 +82,17 @@ class PhasedLoader(Loader):
     def calls_order(self) -> bool:
         return any(loader.calls_order for loader in self.phases.values)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """``samples`` and ``data`` of all phases, and one text for each of them."""
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
+        """``samples``, ``data`` and ``orders`` of all phases, and one text for each of them."""
         marks: dict[str, Any] = {}
         for number, (end, loader) in enumerate(self.phases.pairs, start=1):
-            own = loader.fingerprint()
-            marks |= {key: own.pop(key) for key in ("samples", "data") if number == 1}
-            said = ", ".join(f"{k} {v}" for k, v in own.items() if k not in ("samples", "data"))
+            own = loader.fingerprint(version)
+            common: dict[str, Any] = {
+                key: own.pop(key) for key in ("samples", "data", "orders") if key in own
+            }
+            if number == 1:
+                marks |= common
+            said = ", ".join(f"{key} {value}" for key, value in own.items())
             marks[f"phase {number}"] = f"{said}, until_epoch {end}"
         return marks
 

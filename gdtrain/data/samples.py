@@ -50,8 +50,12 @@ class Samples(ABC):
         """All targets [n, …] where they are in memory, else None."""
         return None
 
-    def fingerprint(self) -> int | None:
-        """The :meth:`digest`, computed once; None where reading samples twice may give others."""
+    def fingerprint(self, version: int = 2) -> int | None:
+        """The :meth:`digest`, computed once; None for a stream.
+
+        version: of the orders with which it is compared; a data set may have been told by another
+        digest then.
+        """
         if self._fingerprint is None:
             self._fingerprint = self.digest()
         return self._fingerprint

@@ -39,7 +39,7 @@ class StreamSamples(Samples):
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
 
-    def fingerprint(self) -> int | None:
+    def fingerprint(self, version: int = 2) -> int | None:
         return None
 
     @property
@@ -162,9 +162,6 @@ class StreamPlan(Plan):
 
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
-
-    def __bool__(self) -> bool:
-        return True
 
     @property
     def num_batches(self) -> int | None:

@@ -21,6 +21,7 @@ from gdtrain.jobs.train import faults_placed, notices
 from gdtrain.monitoring import run_directory
 from gdtrain.training import diagnosis
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.guard import NotFinite
 from gdtrain.training.trainer import Trainer
 
@@ -93,7 +94,7 @@ class ReplayJob:
         progress = trainer.progress
         epoch, last = progress.epoch, progress.step - progress.step_in_epoch
         while epoch < epochs:
-            batches = trainer.loader.plan(epoch).num_batches
+            batches = trainer.loader.outline(epoch).num_batches
             if batches is None or self.step <= last + batches:
                 return epoch
             epoch, last = epoch + 1, last + batches
@@ -113,7 +114,7 @@ class ReplayJob:
     def _look(self, trainer: Trainer, source: str | None, replayed: int) -> Update:
         assert trainer.loader is not None
         epoch, number = trainer.progress.epoch, trainer.progress.step_in_epoch
-        plan = trainer.loader.plan(epoch)
+        plan = present_plan(trainer)
         plan.seek(number, trainer.progress.position)
         batch = next(trainer.read(trainer.loader, plan, number))
         trainer.model.train()

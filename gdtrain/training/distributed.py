@@ -71,6 +71,13 @@ class World:
                 with _talking():
                     dist.broadcast(tensor.detach(), src=0)
 
+    def first_row(self, row: Tensor) -> Tensor:
+        """The first process's tensor [k] int64, of any length, on the CPU."""
+        there = torch.zeros(self.first(len(row)), dtype=torch.int64, device=_device())
+        if self.rank == 0:
+            there.copy_(row)
+        return self.sum(there).cpu()
+
     def gather(self, values: Iterable[int]) -> list[list[int]]:
         """The whole numbers of every process, in the order of their ranks; as many on each."""
         mine = torch.tensor(list(values), dtype=torch.int64, device=_device())

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.loaders import Loader
+from gdtrain.data.order import ORDER_VERSION
 from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import CheckpointError
+from gdtrain.training.epoch_plan import kept_plan
 from gdtrain.training.optimizer_state import check_like, check_optimizer, demand
 from gdtrain.training.plain import is_count, is_finite, is_number, shown, shown_names
 from gdtrain.training.seeding import RngState
@@ -29,12 +31,13 @@ def check_fits(state: Any, template: dict[str, Any]) -> None:
 
     template: what :func:`gdtrain.training.state.take_template` gives.
     """
-    demand(isinstance(state, dict) and set(state) == set(_PARTS), "it is not a trainer's state")
+    parts = set(state) - {"order"} if isinstance(state, dict) else None  # only some orders keep one
+    demand(parts == set(_PARTS), "it is not a trainer's state")
     for part in ("model", "loss"):
         _check_tensors(part, state[part], template[part])
     check_optimizer(state["optimizer"], template)
-    _check_data(state["data"], template["data"])
-    _check_progress(state["progress"], template["progress"], template["loader"])
+    _check_data(state["data"], template["loader"])
+    _check_progress(state, template["progress"], template["loader"])
     check_like("scheduler", state["scheduler"], template["scheduler"])
     _check_counts(state["scheduler"], template["scheduler"], state["progress"]["step"])
     demand(is_finite(state["lr"]), "lr is not a number")
@@ -83,10 +86,14 @@ def _check_tensors(part: str, found: Any, expected: Mapping[str, Tensor]) -> Non
         )
 
 
-def _check_data(found: Any, here: Any) -> None:
-    if here is None or found is None:
+def _check_data(found: Any, loader: Loader | None) -> None:
+    if loader is None or found is None:
         return
     demand(isinstance(found, dict), "data is not a mapping")
+    version = found.get("orders", 1)
+    known = type(version) is int and 1 <= version <= ORDER_VERSION
+    demand(known, f"its orders are of version {shown(version)}, which this gdtrain does not know")
+    here = loader.fingerprint(version)
     differing = [
         f"{name} {shown(found.get(name))} in the state, {value} here"
         for name, value in here.items()
@@ -95,7 +102,8 @@ def _check_data(found: Any, here: Any) -> None:
     demand(not differing, f"the data or loader is another: {'; '.join(differing)}")
 
 
-def _check_progress(found: Any, template: Mapping[str, Any], loader: Loader | None) -> None:
+def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | None) -> None:
+    found = state["progress"]
     names = template.keys() - {"epoch_weight"}  # which 0.1.0 did not have
     complete = isinstance(found, dict) and names <= found.keys() <= template.keys()
     demand(complete, "progress is incomplete")
@@ -121,8 +129,11 @@ def _check_progress(found: Any, template: Mapping[str, Any], loader: Loader | No
         place = found["position"]
         fits = place is None or len(place) == len(loader.samples.position)
         demand(fits, "progress: position is not one of this kind of stream")
-    elif steps:
+        return
+    plan = kept_plan(state.get("order"), loader, found["epoch"])
+    if plan is None and loader.asked_order(found["epoch"]) is None:
         plan = loader.plan(found["epoch"])
+    if plan is not None and steps:
         demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
         most = min(steps * plan.batch_size, plan.num_samples)
         demand(samples <= most, f"progress: epoch_samples is {samples}, at most {most} can be")

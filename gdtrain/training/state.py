@@ -15,6 +15,7 @@ from gdtrain.data.batch import map_tensors
 from gdtrain.data.order import mix
 from gdtrain.errors import CheckpointError
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.restoring import check_fits, tell_differences
 from gdtrain.training.seeding import RngState, seed_everything
 from gdtrain.training.sharding import split_like, whole
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # Parts of a state in which live tensors may be, which training goes on to change. The others are
 # made anew, and the history is long.
-_HOLD_TENSORS = ("loss", "optimizer", "scheduler", "callbacks")
+_HOLD_TENSORS = ("loss", "optimizer", "scheduler", "callbacks", "order")
 
 
 def take(trainer: Trainer) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def take(trainer: Trainer) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
+    if (order := order_state(trainer)) is not None:
+        state["order"] = order
     return {k: map_tensors(v, whole) if k in _HOLD_TENSORS else v for k, v in state.items()}
 
 
@@ -108,6 +111,9 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
             callbacks[name].load_state_dict(saved)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the state of the callback {name} does not fit it") from error
+    restore_source(state.get("order"), trainer.loader)
+    if trainer.loader is not None and state["data"] is not None:
+        trainer.loader.use_orders(state["data"].get("orders", 1))
     here = trainer.model.state_dict()
     trainer.model.load_state_dict({k: split_like(v, here[k]) for k, v in state["model"].items()})
     if isinstance(trainer.loss, nn.Module):
@@ -116,6 +122,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     if trainer.schedule.scheduler is not None:
         trainer.schedule.scheduler.load_state_dict(state["scheduler"])
     trainer.progress.load_state_dict(state["progress"])
+    trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
     trainer.lr = state["lr"]
     _restore_rng(trainer, state["rng"])

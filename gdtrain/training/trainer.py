@@ -38,6 +38,7 @@ from gdtrain.training.distributed import World
 from gdtrain.training.engines.choice import EngineChoice
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
 from gdtrain.training.microbatches import MicrobatchSize
@@ -203,10 +204,9 @@ class Trainer:
             error.add_note(f"then, at the end of the fit: {type(later).__name__}: {later}")
 
     def _run_epoch(self) -> None:
-        assert self.loader is not None
-        if self.loader.calls_order:
+        if self.loader is not None and self.loader.calls_order:
             self.engine.publish()  # an order may look at the model
-        self.plan = self.loader.plan(self.progress.epoch)
+        self.plan = present_plan(self)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
             self.emit("on_epoch_start")
         for block in blocks(self, self.plan, start=self.progress.step_in_epoch):

@@ -19,6 +19,7 @@ from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.watchers import has_layer_hooks, overridden
+from gdtrain.training.epoch_plan import present_plan
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -103,8 +104,7 @@ def _refusal(name: str, reason: str) -> ConfigError:
 
 
 def _made(trainer: Trainer, name: str) -> Engine:
-    assert trainer.loader is not None
-    plan = trainer.loader.plan(trainer.progress.epoch)
+    plan = present_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":
         from gdtrain.training.engines.scan import ScanEngine
