@@ -42,14 +42,20 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     indices = block.plan.share(0, 1).batch_indices(number)
     shown = ", ".join(map(str, indices[:SHOWN_SAMPLES].tolist()))
     more = f", … ({len(indices)} in all)" if len(indices) > SHOWN_SAMPLES else ""
+    number_of_step = trainer.progress.step + (not trainer.guard.broken_off)
+    kept = "weights and optimizer are as they were before this update"
+    if trainer.guard.broken_off:
+        kept = (
+            f"{type(trainer).__name__}.train_step had stepped the optimizer before that, and what "
+            "that step changed is kept"
+        )
     loss = trainer.guard.found[0]
     bad_loss = loss is not None and not math.isfinite(loss)
     return NonFiniteError(
         (f"loss is {loss}" if bad_loss else "gradient is not finite")
-        + f" in epoch {block.plan.epoch + 1}, step {trainer.progress.step + 1}, with lr "
+        + f" in epoch {block.plan.epoch + 1}, step {number_of_step}, with lr "
         f"{trainer.optimizer.param_groups[0]['lr']:g}, on sample{'s' * (len(indices) > 1)} "
-        f"{shown}{more}; first tensor that is not finite: {first}; weights and optimizer are "
-        f"as they were before this update; {remedy}"
+        f"{shown}{more}; first tensor that is not finite: {first}; {kept}; {remedy}"
     )
 
 
@@ -71,7 +77,9 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
         for what, tree in (("inputs", part.inputs), ("targets", part.targets)):
             if place := _first_row(tree, part.indices):
                 return "2", f"{what} of {place}", _DATA_REMEDY
-    if not trainer.is_sharded and (found := _computed(trainer, batch, size)):
+    # An own train_step that does without compute_loss need not have one.
+    repeatable = not trainer.has_own_step or "batch_gradient" in trainer.used
+    if repeatable and not trainer.is_sharded and (found := _computed(trainer, batch, size)):
         return "3", found, _REMEDY
     loss, gradient = trainer.guard.found
     if loss is not None and not math.isfinite(loss):
@@ -81,6 +89,13 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
 
 def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
     """The first that is not finite of what is computed from the batch."""
+    try:
+        return _pass_again(trainer, batch, size)
+    except Exception:  # whatever the model's code raises: the stop itself is what is to be said
+        return None
+
+
+def _pass_again(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
     model = trainer.model
     with unchanged(trainer), _outputs_watched(model) as seen:
         for part in batch.split(size or max(1, len(batch))):
@@ -121,8 +136,11 @@ def _first_row(tree: Any, indices: Tensor) -> str | None:
     def look(tensor: Tensor) -> None:
         bad = (~torch.isfinite(tensor)).nonzero()
         if len(bad):
-            row, *column = bad[0].tolist()
             value = tensor[tuple(bad[0].tolist())].item()
+            if tensor.ndim == 0:
+                places.append(f"a number that goes with all samples, which is {value}")
+                return
+            row, *column = bad[0].tolist()
             where = f", column {', '.join(map(str, column))}," if column else ""
             places.append(f"sample {int(indices[row])}{where} which is {value}")
 

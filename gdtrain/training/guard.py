@@ -36,12 +36,15 @@ class Guard:
 
     deferred: look after the block, if that can be.
     found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
+    broken_off: whether the last update was made in part: an own ``train_step`` had stepped the
+        optimizer once before what is not finite.
     """
 
     def __init__(self, trainer: Trainer, *, deferred: bool) -> None:
         self.trainer = trainer
         self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
+        self.broken_off = False
         self._before: Keeper | None = None
         self._watched: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
@@ -59,9 +62,9 @@ class Guard:
 
     def before_step(self) -> None:
         """Keep what a forward pass changes: buffers and the state of torch's generator."""
-        if self.trainer.has_own("train_step"):
+        if self.trainer.has_own_step:
             self.watch()
-        if self.deferred:
+        if self._may_defer and self.deferred:
             return
         if self._before is None:
             self._before = Keeper(self.trainer, "buffers", "draws")
@@ -76,7 +79,7 @@ class Guard:
             for parameter in group["params"]
             if (gradient := parameter.grad) is not None
         ]
-        if self.deferred:
+        if self._may_defer and self.deferred:
             flag = torch.zeros_like(self._flag)
             look(seen, flag, self._one)
             self._flags.append(flag)
@@ -86,7 +89,7 @@ class Guard:
         self._flag.zero_()
         look(seen, self._flag, self._one)
         bad = bool(self._flag.item())
-        if self._must_agree():
+        if self.trainer.world.size > 1 and self._must_agree():
             bad = self.trainer.world.any(bad)
         if bad:
             self.found = (None if loss is None else loss.item(), first_bad(self._gradients()))
@@ -130,8 +133,6 @@ class Guard:
         changes the gradient afterwards, or a split model, makes them differ.
         """
         trainer = self.trainer
-        if trainer.world.size == 1:
-            return False
         return trainer.is_sharded or trainer.listeners.see_updates
 
     def _keeper(self) -> Keeper:

@@ -191,7 +191,7 @@ class _Buffers(_Part):
 
     def __init__(self, trainer: Trainer, whole: bool) -> None:
         super().__init__(trainer, whole)
-        self._roots: list[nn.Module] = []
+        self._roots: tuple[Any, Any] = (None, None)
         self._empty: list[Mapping[str, Any]] = []  # dictionaries in which nothing was
         self._filled: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
         self._kept: list[tuple[nn.Module, str, _Memory]] = []
@@ -202,7 +202,8 @@ class _Buffers(_Part):
             self._list()
         elif self._kept:
             torch._foreach_copy_(self._values, self._live)
-        self._extra = [(module, _extra_state(module)) for module in self._with_extra]
+        if self._with_extra:
+            self._extra = [(module, _extra_state(module)) for module in self._with_extra]
 
     def restore(self) -> None:
         for module in modules_of(self.roots()):  # some may be new
@@ -217,21 +218,20 @@ class _Buffers(_Part):
             module.set_extra_state(state)
 
     def _is_current(self) -> bool:
-        roots = self.roots()
-        return (
-            len(roots) == len(self._roots)
-            and all(map(is_, roots, self._roots))
-            and not any(self._empty)
-            and all(
-                len(now) == len(then) and all(map(is_, now.values(), then))
-                for now, then in self._filled
-            )
-            and all(kept.is_as_before() for _, _, kept in self._kept)
-        )
+        trainer = self.trainer
+        if (trainer.model, trainer.loss) != self._roots or any(self._empty):
+            return False
+        for now, then in self._filled:
+            if len(now) != len(then) or not all(map(is_, now.values(), then)):
+                return False
+        for _, _, memory in self._kept:
+            if not memory.is_as_before():
+                return False
+        return True
 
     def _list(self) -> None:
         modules = modules_of(self.roots())
-        self._roots = self.roots()
+        self._roots = (self.trainer.model, self.trainer.loss)
         held = [d for m in modules for d in (m._modules, m._buffers)]
         self._empty = [d for d in held if not d]
         self._filled = [(d, tuple(d.values())) for d in held if d]

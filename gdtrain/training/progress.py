@@ -62,9 +62,10 @@ class Progress:
 
     def made(self) -> None:
         """The update that was begun has been made: the weights have moved. Counted once."""
-        if self._pending is not None:
-            self.count(1, self._pending)
+        samples = self._pending
+        if samples is not None:
             self._pending = None
+            self.count(1, samples)
 
     def count(self, updates: int, samples: int) -> None:
         """Count updates that have been made."""

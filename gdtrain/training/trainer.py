@@ -107,8 +107,8 @@ class Trainer:
         )
         checks.check_parameters(model, loss, optimizer)
 
-        self._place(model, loss, device, precision)
         self.optimizer = optimizer
+        self._place(model, loss, device, precision)
         self.loader = loader
         self.schedule = ScheduleStepper(scheduler, scheduler_per)
         self.metrics = dict(metrics or {})
@@ -214,8 +214,8 @@ class Trainer:
             made = losses.shape[0]
             if made:
                 self.emit("on_safe_point")
-            if made < len(block):  # the guard kept the next update from doing harm
-                raise diagnosis.non_finite(self, block, made)
+            if made < len(block) or self.guard.broken_off:  # the guard kept it from doing harm
+                raise diagnosis.non_finite(self, block, made - self.guard.broken_off)
             if self._agree_to_stop():
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
@@ -285,6 +285,8 @@ class Trainer:
     def batch_loss(self, batch: Batch) -> Tensor:
         """:meth:`compute_loss` in the trainer's precision, with its graph for the gradient."""
         try:
+            if self.precision != "bf16":
+                return self.compute_loss(batch)
             with autocast(self.precision, self.device):
                 return self.compute_loss(batch)
         except ValueError as error:
@@ -361,7 +363,8 @@ class Trainer:
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
         self.lr = self.optimizer.param_groups[0]["lr"]
-        self.schedule.after_step()
+        if self.schedule.by_step:
+            self.schedule.after_step()
 
     def finish_gradient(self) -> None:
         """Clip, then show the gradient to the callbacks."""
@@ -387,7 +390,9 @@ class Trainer:
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
-        self.listeners.emit(event, self, *arguments)
+        listeners = self.listeners
+        if listeners.has(event):
+            listeners.emit(event, self, *arguments)
 
     @property
     def listeners(self) -> Listeners:
@@ -404,9 +409,11 @@ class Trainer:
     @property
     def dtype(self) -> torch.dtype:
         """Of the data: that of the first parameter which is trained, its real one if complex."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                return parameter.dtype.to_real()
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    dtype: torch.dtype = parameter.dtype
+                    return dtype.to_real()
         return next(self.model.parameters()).dtype.to_real()
 
     @property
@@ -421,10 +428,15 @@ class Trainer:
         """Updates made so far; true inside ``compute_loss`` too."""
         return self.progress.step
 
-    @classmethod
-    def _is_own(cls, rung: str) -> bool:
-        return getattr(cls, rung) is not getattr(Trainer, rung)
-
     def has_own(self, *rungs: str) -> bool:
         """Whether one of these methods is a subclass's, or was put into this trainer."""
-        return any(self._is_own(rung) or rung in vars(self) for rung in rungs)
+        kind, own = type(self), vars(self)
+        return any(getattr(kind, r) is not getattr(Trainer, r) or r in own for r in rungs)
+
+    @property
+    def has_own_step(self) -> bool:
+        """Whether ``train_step`` is a subclass's; asked in every update."""
+        return type(self).train_step is not _TRAIN_STEP or "train_step" in self.__dict__
+
+
+_TRAIN_STEP = Trainer.train_step

@@ -36,6 +36,7 @@ class EagerEngine:
         also when an update or the data raise an error.
         """
         trainer, guard = self.trainer, self.trainer.guard
+        guard.broken_off = False
         if not guard.deferred:
             self._steps(block, self._batches(block))
             return stacked(block.losses)
@@ -77,14 +78,17 @@ class EagerEngine:
         progress.begin(size)
         try:
             loss = trainer.train_step(batch)
-            guard.check_rungs()
+            if trainer.has_own_step:
+                guard.check_rungs()
             progress.made()
         except BaseException as error:
-            if progress.step > before:  # by a train_step that goes on after its update
+            moved = progress.step > before  # by a train_step that goes on after its update
+            if moved:
                 block.note(torch.tensor(math.nan), 0, size)
             if not isinstance(error, NotFinite):
                 raise
-            if progress.step == before:
+            guard.broken_off = moved
+            if not moved:
                 guard.undo()
             return False
         block.note(loss, trainer.loss_weight(batch) if trainer.world.size == 1 else size, size)
