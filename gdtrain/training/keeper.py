@@ -224,10 +224,7 @@ class _Buffers(_Part):
         for now, then in self._filled:
             if len(now) != len(then) or not all(map(is_, now.values(), then)):
                 return False
-        for _, _, memory in self._kept:
-            if not memory.is_as_before():
-                return False
-        return True
+        return not self._kept or all(memory.is_as_before() for _, _, memory in self._kept)
 
     def _list(self) -> None:
         modules = modules_of(self.roots())
