@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -32,8 +34,8 @@ class Keeper:
     * ``parameters``: values, and the memory that ``.data`` stood for;
     * ``gradients``: ``.grad`` of all parameters; while they are kept, there are none;
     * ``optimizer``: its state and settings, the schedule, and the counters of updates;
-    * ``generators``: of Python, numpy, torch and the device; ``draws``: torch's on the CPU alone,
-      which takes a microsecond.
+    * ``generators``: of Python, numpy, torch and the device, and those that modules and trainer
+      hold; ``draws``: torch's on the CPU alone, which takes a microsecond.
 
     whole: also of modules that a subclass holds beside them, such as a teacher.
     Nothing is listed before it is kept, since a model may change at any time. A keeper that is
@@ -194,7 +196,7 @@ class _Buffers(_Part):
         self._roots: tuple[Any, Any] = (None, None)
         self._empty: list[Mapping[str, Any]] = []  # dictionaries in which nothing was
         self._filled: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
-        self._kept: list[tuple[nn.Module, str, _Memory]] = []
+        self._kept: list[_Memory] = []
         self._extra: list[tuple[nn.Module, Any]] = []
 
     def keep(self) -> None:
@@ -206,14 +208,13 @@ class _Buffers(_Part):
             self._extra = [(module, _extra_state(module)) for module in self._with_extra]
 
     def restore(self) -> None:
-        for module in modules_of(self.roots()):  # some may be new
-            names = self._names.get(module, ())
-            for name in [name for name in module._buffers if name not in names]:
-                del module._buffers[name]
-        for module, name, kept in self._kept:
+        for module in modules_of(self.roots()):
+            then, now = self._buffers.get(module, {}), module._buffers
+            if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
+                now.clear()  # and filled in the order that they had
+                now.update(then)
+        for kept in self._kept:
             kept.restore()
-            if module._buffers.get(name) is not kept.tensor:
-                module._buffers[name] = kept.tensor
         for module, state in self._extra:
             module.set_extra_state(state)
 
@@ -224,7 +225,7 @@ class _Buffers(_Part):
         for now, then in self._filled:
             if len(now) != len(then) or not all(map(is_, now.values(), then)):
                 return False
-        return not self._kept or all(memory.is_as_before() for _, _, memory in self._kept)
+        return not self._kept or all(memory.is_as_before() for memory in self._kept)
 
     def _list(self) -> None:
         modules = modules_of(self.roots())
@@ -232,11 +233,11 @@ class _Buffers(_Part):
         held = [d for m in modules for d in (m._modules, m._buffers)]
         self._empty = [d for d in held if not d]
         self._filled = [(d, tuple(d.values())) for d in held if d]
-        self._names = {module: tuple(module._buffers) for module in modules}
-        found = [(m, name, b) for m in modules for name, b in m._buffers.items()]
-        self._kept = [(m, n, _Memory(b)) for m, n, b in found if b is not None and not is_lazy(b)]
-        self._live = [kept.tensor.data for _, _, kept in self._kept]
-        self._values = [kept.values for _, _, kept in self._kept]
+        self._buffers = {module: dict(module._buffers.items()) for module in modules}
+        found = [buffer for held in self._buffers.values() for buffer in held.values()]
+        self._kept = [_Memory(b) for b in dict.fromkeys(found) if b is not None and not is_lazy(b)]
+        self._live = [kept.tensor.data for kept in self._kept]
+        self._values = [kept.values for kept in self._kept]
         self._with_extra = [m for m in modules if _has_extra_state(m)]
 
 
@@ -270,9 +271,14 @@ class _Optimizer(_Part):
 class _Generators(_Part):
     def keep(self) -> None:
         self._kept = RngState.take(self.trainer.device)
+        holders: list[Any] = [self.trainer, *modules_of(self.roots())]
+        held = [value for holder in holders for value in vars(holder).values()]
+        self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
     def restore(self) -> None:
         self._kept.restore(self.trainer.device)
+        for own, state in self._own:
+            _set_state(own, state)
 
 
 class _Draws(_Part):
@@ -292,6 +298,24 @@ _PARTS: dict[Part, type[_Part]] = {
     "generators": _Generators,
     "draws": _Draws,
 }
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _state_of(own: Any) -> Any:
+    if isinstance(own, torch.Generator | np.random.RandomState):
+        return own.get_state()
+    return own.getstate() if isinstance(own, random.Random) else own.bit_generator.state
+
+
+def _set_state(own: Any, state: Any) -> None:
+    if isinstance(own, torch.Generator | np.random.RandomState):
+        own.set_state(state)
+    elif isinstance(own, random.Random):
+        own.setstate(state)
+    else:
+        own.bit_generator.state = state
 
 
 def _has_extra_state(module: nn.Module) -> bool:
