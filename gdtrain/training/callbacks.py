@@ -133,15 +133,18 @@ EVENTS = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
 class Listeners:
-    """Which callbacks have a method of their own for which event, in their order."""
+    """Which callbacks have a method of their own for which event, in their order.
+
+    of: event -> those callbacks.
+    """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
-        self._of = {event: [c for c in callbacks if c.listens_to(event)] for event in EVENTS}
+        self.of = {event: [c for c in callbacks if c.listens_to(event)] for event in EVENTS}
 
     def has(self, event: str) -> bool:
         """Whether a callback listens to the event."""
-        return bool(self._of[event])
+        return bool(self.of[event])
 
     @property
     def see_updates(self) -> bool:
@@ -150,7 +153,7 @@ class Listeners:
 
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""
-        for callback in self._of[event]:
+        for callback in self.of[event]:
             if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
                 continue
             every = callback.every_n_epochs

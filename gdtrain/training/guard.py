@@ -60,9 +60,12 @@ class Guard:
 
     # ── before each update ──────────────────────────────────────────────────────────────────
 
-    def before_step(self) -> None:
-        """Keep what a forward pass changes: buffers and the state of torch's generator."""
-        if self.trainer.has_own_step:
+    def before_step(self, own_step: bool) -> None:
+        """Keep what a forward pass changes: buffers and the state of torch's generator.
+
+        own_step: the trainer's ``train_step`` is a subclass's.
+        """
+        if own_step:
             self.watch()
         if self._may_defer and self.deferred:
             return

@@ -65,10 +65,13 @@ class Progress:
         samples = self._pending
         if samples is not None:
             self._pending = None
-            self.count(1, samples)
+            self.step += 1
+            self.step_in_epoch += 1
+            self.samples += samples
+            self.epoch_samples += samples
 
     def count(self, updates: int, samples: int) -> None:
-        """Count updates that have been made."""
+        """Count updates that have been made at once."""
         self.step += updates
         self.step_in_epoch += updates
         self.samples += samples

@@ -390,9 +390,10 @@ class Trainer:
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
-        listeners = self.listeners
-        if listeners.has(event):
-            listeners.emit(event, self, *arguments)
+        if self._listeners.callbacks != self.callbacks:  # some may have been added
+            self._listeners = Listeners(self.callbacks)
+        if self._listeners.of[event]:
+            self._listeners.emit(event, self, *arguments)
 
     @property
     def listeners(self) -> Listeners:

@@ -73,12 +73,13 @@ class EagerEngine:
         size: samples of the batch on all ranks.
         """
         trainer, guard, progress = self.trainer, self.trainer.guard, self.trainer.progress
-        guard.before_step()
+        own_step = trainer.has_own_step
+        guard.before_step(own_step)
         before = progress.step
         progress.begin(size)
         try:
             loss = trainer.train_step(batch)
-            if trainer.has_own_step:
+            if own_step:
                 guard.check_rungs()
             progress.made()
         except BaseException as error:
