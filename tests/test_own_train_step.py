@@ -98,7 +98,7 @@ def test_one_that_calls_ours_is_clipped() -> None:
     trainer = make(Calls, BatchLoader((X, Y)), clip_grad_norm=0.01)
     before = trainer.model.weight.detach().clone(), trainer.model.bias.detach().clone()
     trainer.fit(1)
-    moved = [p - b for p, b in zip(trainer.model.parameters(), before, strict=True)]
+    moved = [p.detach() - b for p, b in zip(trainer.model.parameters(), before, strict=True)]
     length = torch.cat([part.flatten() for part in moved]).norm()
     assert float(length) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
