@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,18 @@ torch.set_num_threads(1)
 # Processes that tests start find tests/helpers, and the gdtrain of these tests.
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    share = "how much of what the tests marked long do; 1 (default) is all of it"
+    parser.addoption("--scale", type=float, default=1.0, help=share)
+
+
+@pytest.fixture(scope="session")
+def scaled(request: pytest.FixtureRequest) -> Callable[[int], int]:
+    """A count of a long test, as --scale wants it."""
+    scale = request.config.getoption("--scale")
+    return lambda count: max(1, round(count * scale))
 
 
 @pytest.fixture(autouse=True)

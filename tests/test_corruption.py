@@ -32,8 +32,6 @@ checkpoint: {every_n_steps: 2, keep_last: 3}
 log: {every_n_steps: 1}
 """
 
-# The long form, with 2,000 flips: scripts/torture_store.py.
-
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
@@ -67,6 +65,13 @@ def test_with_no_other_checkpoint_nothing_is_loaded() -> None:
 
 def test_a_flipped_bit_in_the_mark_of_the_best_loses_nothing() -> None:
     assert_none_missed(flip_the_mark(), 1000)
+
+
+@pytest.mark.long
+def test_every_one_of_many_flipped_bits_is_found(scaled) -> None:
+    count = scaled(2000)
+    assert_none_missed(damage_each(lambda sizes: flips(count, sizes, seed=2)), count)
+    assert_none_missed(damage_all(lambda sizes: flips(count // 4, sizes, seed=3)), count // 4)
 
 
 # ── the same through the command line ────────────────────────────────────────────────────────

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from helpers.ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
 
@@ -100,27 +99,7 @@ def trajectory(form: str, **options) -> dict[str, torch.Tensor]:
     }
 
 
-def _in_process(rank: int, size: int, port: int, work, arguments, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
-    try:
-        torch.save(work(*arguments), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def run_ranks(size: int, work, arguments, folder: Path) -> list:
-    """What ``work(*arguments)`` gives on each of ``size`` connected processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_in_process, (size, port, work, arguments, str(folder)), nprocs=size)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
-
-
-def all_trajectories() -> dict[str, dict[str, torch.Tensor]]:
+def all_trajectories(rank: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     return {
         "batch": trajectory("batch"),
         "sample": trajectory("sample"),
@@ -134,10 +113,10 @@ def alone() -> dict[str, dict[str, torch.Tensor]]:
     return all_trajectories()
 
 
-def stop_on_one_rank() -> int:
+def stop_on_one_rank(rank: int) -> int:
     class StopOnRank1(Callback):
         def on_before_update(self, trainer: Trainer) -> None:
-            if dist.get_rank() == 1 and trainer.progress.epoch == 2:
+            if rank == 1 and trainer.progress.epoch == 2:
                 trainer.should_stop = True
 
     trainer = make_trainer("minibatch", callbacks=[StopOnRank1()])
@@ -145,16 +124,15 @@ def stop_on_one_rank() -> int:
     return trainer.progress.step
 
 
-def early_stopping() -> int:
+def early_stopping(rank: int) -> int:
     stopping = EarlyStopping("train_loss", patience=1, min_delta=10)
     trainer = make_trainer("minibatch", callbacks=[stopping])
     trainer.fit(10)
     return trainer.progress.epoch
 
 
-def faults() -> list[str]:
+def faults(rank: int) -> list[str]:
     said = []
-    rank = dist.get_rank()
     loader = MiniBatchLoader((X + rank, LABELS), 10)
     model = nn.Linear(4, 3).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -172,14 +150,17 @@ def faults() -> list[str]:
     return said
 
 
-def test_all_ranks_stop_together_and_see_the_same_faults(two_ranks) -> None:
-    first, second = two_ranks
-    assert first["stops"] == second["stops"]
-    assert first["faults"] == second["faults"]
-    step, epochs = first["stops"]
-    data_fault, model_fault = first["faults"]
-    assert 22 < step < 110
-    assert epochs == 2
+def test_all_ranks_stop_together() -> None:
+    first, second = on_ranks(stop_on_one_rank)
+    assert first == second
+    assert 22 < first < 110
+    assert on_ranks(early_stopping) == [2, 2]
+
+
+def test_all_ranks_see_the_same_faults() -> None:
+    first, second = on_ranks(faults)
+    assert first == second
+    data_fault, model_fault = first
     assert data_fault.startswith("the processes see different data: data digest ")
     assert data_fault.endswith(" on rank 1; give all of them the same")
     assert model_fault.startswith(
@@ -187,7 +168,7 @@ def test_all_ranks_stop_together_and_see_the_same_faults(two_ranks) -> None:
     )
 
 
-def split_trajectory() -> dict[str, torch.Tensor]:
+def split_trajectory(rank: int = 0) -> dict[str, torch.Tensor]:
     """A model that FSDP has split, trained for a while, saved, and taken up by another."""
 
     def build() -> Trainer:
@@ -209,36 +190,17 @@ def split_trajectory() -> dict[str, torch.Tensor]:
     return {**second.state_dict()["model"], "loss": torch.tensor(evaluated)}
 
 
-def test_a_split_model_follows_one_process_through_a_snapshot(two_ranks) -> None:
+def test_a_split_model_follows_one_process_through_a_snapshot() -> None:
     alone = split_trajectory()
-    for mine in two_ranks:
-        assert mine["split"].keys() == alone.keys()
+    for mine in on_ranks(split_trajectory):
+        assert mine.keys() == alone.keys()
         for name, expected in alone.items():
-            assert (mine["split"][name] - expected).abs().max() <= 1e-12, name
+            assert (mine[name] - expected).abs().max() <= 1e-12, name
 
 
-def everything() -> dict:
-    return {
-        "trajectories": all_trajectories(),
-        "stops": [stop_on_one_rank(), early_stopping()],
-        "faults": faults(),
-        "split": split_trajectory(),
-    }
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory) -> list[dict]:
-    """What two processes make of it all, in one start of them."""
-    return run_ranks(2, everything, (), tmp_path_factory.mktemp("two"))
-
-
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_follow_one_process_to_1e_10(ranks: int, alone, two_ranks, tmp_path: Path) -> None:
-    if ranks == 2:
-        followed = [mine["trajectories"] for mine in two_ranks]
-    else:
-        followed = run_ranks(ranks, all_trajectories, (), tmp_path)
-    for mine in followed:
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+def test_ranks_follow_one_process_to_1e_10(ranks: int, alone) -> None:
+    for mine in on_ranks(all_trajectories, ranks=ranks):
         for name, expected in alone.items():
             # One process stops on its own last update, as all ranks together do.
             assert torch.equal(mine[name]["step"], expected["step"])

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ checkpoint: {every_n_steps: 20}
 log: {every_n_steps: 1}
 """
 
-# The long form, with every error for every call: scripts/torture_store.py.
-
 
 def assert_none_silent(figures: Figures) -> None:
     assert figures.silent == 0, figures.first
@@ -47,6 +45,12 @@ def test_a_fit_with_a_failing_call_raises_or_ends_well_saved() -> None:
     assert_none_silent(
         fail_fits(lambda n: [WAYS[n // 3 % 9]] if n % 3 == 0 else [(0, True)][n % 4 :])
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fail", [fail_saves, fail_fits])
+def test_every_call_fails_in_every_way(fail: Callable[..., Figures]) -> None:
+    assert_none_silent(fail(lambda n: WAYS))
 
 
 # Small tensors go to the disk in one call, after that which makes the file; of large ones the

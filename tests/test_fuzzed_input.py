@@ -1,4 +1,4 @@
-"""Generated input, the short form of scripts/fuzz_input.py: all valid taken, all broken refused."""
+"""Generated input: all that is valid is taken, all that is broken is refused."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,6 +10,7 @@ from helpers.valid_input import valid_case, write_data
 
 NUM_VALID = 200
 NUM_BROKEN = 500
+AT_LENGTH = 10_000
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +35,26 @@ def test_valid_configurations_are_taken(data: Path) -> None:
 
 
 def test_broken_input_is_refused_in_one_line_a_fault_and_leaves_nothing(data: Path) -> None:
+    assert_refused(range(NUM_BROKEN), data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tenth", range(10))
+def test_broken_input_is_refused_at_length(data: Path, scaled, tenth: int) -> None:
+    """Seeds that the short form has not."""
+    first = NUM_BROKEN + tenth * AT_LENGTH // 10
+    assert_refused(range(first, first + scaled(AT_LENGTH // 10)), data)
+
+
+def assert_refused(seeds: range, data: Path) -> None:
     wrong, codes = {}, Counter[int | None]()
-    for seed in range(NUM_BROKEN):
+    for seed in seeds:
         outcome = run_case(broken_case(seed, data), data)
         codes[outcome.code] += 1
         if outcome.fault:
             wrong[seed] = outcome.fault
     assert wrong == {}
-    assert codes[2] > NUM_BROKEN / 2, "most of it is broken"
+    assert codes[2] > len(seeds) / 2, "most of it is broken"
 
 
 def test_a_seed_gives_the_same_case_again(data: Path) -> None:

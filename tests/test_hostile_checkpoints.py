@@ -5,19 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.fake_disk import fast_directory
 from helpers.hostile_checkpoints import in_a_process_of_its_own
 
-# The long form, with 1,000 checkpoints: scripts/torture_store.py.
-
 
 def test_hostile_checkpoints_with_valid_digests_do_no_harm() -> None:
+    assert_harmless(40, seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_many_hostile_checkpoints_do_no_harm(seed: int, scaled) -> None:
+    assert_harmless(scaled(100), seed)
+
+
+def assert_harmless(count: int, seed: int) -> None:
     with fast_directory() as place:
-        figures = in_a_process_of_its_own(Path(place), 40, seed=0)
+        figures = in_a_process_of_its_own(Path(place), count, seed)
     assert figures.problems == []
-    assert figures.cases == 40
+    assert figures.cases == count
     assert set(figures.codes) <= {"0", "2", "3"}
-    assert figures.codes["2"] > 20
+    assert figures.codes["2"] > count / 2
 
 
 CLAIM = """

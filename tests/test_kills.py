@@ -1,7 +1,4 @@
-"""Runs that are killed, signalled or lose a rank end with the bits of one that was left alone.
-
-The short form of ``scripts/torture_kills.py``, with the same code.
-"""
+"""Runs that are killed, signalled or lose a rank end with the bits of one that was left alone."""
 
 import os
 import random
@@ -10,13 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from helpers.torture import (
+    FORMS,
     check_same,
     draw_kills,
     killed_run,
     nursery,
+    resumes_by_epoch,
     signalled_run,
     step_log,
     undisturbed,
@@ -191,3 +192,103 @@ def test_two_ranks_whose_loss_is_not_finite_end_with_3_and_a_checkpoint_from_bef
     assert (state["progress"]["step"], skipped) == (step - 1, [])
     assert path.name == f"step-{step - 1:010d}"
     assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())
+
+
+# ── at length: many runs, and what was not as promised ──────────────────────────────────────────
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_kill_9_at_many_moments(made, clean, tmp_path, scaled, form, ranks):
+    """40 runs, half of them killed inside a disk call; every eighth takes five kills.
+
+    Several kills fall into one epoch only where an epoch is more than one update.
+    """
+    expected, draw = clean(form, ranks), random.Random(f"many {form} {ranks}")
+    figures, failed = Counter[str](), []
+    for number in range(scaled(40)):
+        count = 5 if number % 8 == 3 and form != "batch" else 1
+        planned = draw_kills(draw, expected, ranks, number % 2 == 1, count)
+        place = tmp_path / str(number)
+        try:
+            hits, survived = killed_run(made, place, form, ranks, planned)
+            check_same(place, expected)
+        except AssertionError as error:
+            failed.append(f"{planned}: {error}")
+            continue
+        figures["hits"] += hits
+        figures["ranks left over"] += len(survived)
+        figures["five in an epoch"] += 5 in resumes_by_epoch(place / "out").values()
+    print(form, ranks, dict(figures))
+    assert failed == []
+    assert figures["hits"] >= scaled(40) // 4  # those inside disk calls, at the least
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_at_many_moments(made, clean, tmp_path, scaled, signum, ranks):
+    """50 moments from the first line to the last, the forms in turn."""
+    draw = random.Random(f"many {signum} {ranks}")
+    figures, failed = Counter[str](), []
+    for number in range(scaled(50)):
+        form = list(FORMS)[number % len(FORMS)]
+        whom = draw.choice([None, [0], [1]]) if ranks > 1 else None
+        moment = draw.uniform(0.0, clean(form, ranks).seconds)
+        place = tmp_path / str(number)
+        try:
+            figures[signalled_run(made, place, form, ranks, signum, moment, whom)] += 1
+            check_same(place, clean(form, ranks))
+        except AssertionError as error:
+            failed.append(f"{form} at {moment:.3f} to {whom}: {error}")
+    print(signum, ranks, dict(figures))
+    assert failed == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
+def test_torchrun_restarts_runs_whose_ranks_die_at_many_moments(clean, tmp_path, scaled, form):
+    draw, failed = random.Random(f"restarts {form}"), []
+    for number in range(scaled(17)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        try:
+            killed, code = restarted_run(place, form, draw.uniform(0.0, 0.5), draw)
+            assert killed, "no worker was killed"
+            assert code == 0, (place / "log").read_text("utf-8")
+            check_same(place, clean(form, 2))
+        except AssertionError as error:
+            failed.append(f"{number}: {error}")
+    assert failed == []
+
+
+def restarted_run(place: Path, form: str, delay: float, draw: random.Random) -> tuple[bool, int]:
+    """Train under torchrun, with a SIGKILL for one worker so long after training has begun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "--max-restarts", "3", "--monitor-interval", "0.1"]
+    # Imports of torch can take long on a busy machine, and ranks wait for each other.
+    command += ["-m", "gdtrain", *write_config(place, form, 2), "process_timeout=120"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (place / "log").open("w") as log:
+        agent = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, env=environment)
+        while agent.poll() is None and not (place / "out" / "config.yaml").exists():
+            time.sleep(0.005)
+        time.sleep(delay)
+        workers = workers_of(agent.pid)
+        if workers:
+            os.kill(draw.choice(workers), signal.SIGKILL)
+        return bool(workers), agent.wait(180)
+
+
+def workers_of(agent: int) -> list[int]:
+    """The processes of gdtrain that torchrun's agent has started."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text("utf-8").split()
+    return [int(pid) for pid in children if _is_worker(int(pid))]
+
+
+def _is_worker(pid: int) -> bool:
+    try:
+        return b"gdtrain" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

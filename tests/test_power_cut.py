@@ -6,14 +6,19 @@ import pytest
 from helpers.fake_disk import Recorder, after_cuts, tree_of
 from helpers.power_cuts import SCENARIOS, cut_everywhere
 
-# The long form, with more choices of what has reached the disk: scripts/torture_store.py.
-
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_old_or_the_new_is_there_after_a_cut(name: str) -> None:
     figures = cut_everywhere(name, subsets=16)
     assert figures.broken == 0, figures.first
     assert figures.states > figures.calls > 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_more_choices_of_what_has_reached_the_disk(name: str, scaled) -> None:
+    figures = cut_everywhere(name, subsets=scaled(256))
+    assert figures.broken == 0, figures.first
 
 
 def test_the_disk_of_the_tests_loses_what_it_may(tmp_path) -> None:

@@ -1,8 +1,7 @@
 """Real runs in real processes that are killed, signalled and resumed, and what must come of them.
 
 A nursery is a process that has imported torch and gdtrain, and forks one child for each process
-of a run: what the child does is ``python -m gdtrain``, without the seconds of imports. The tests
-use this file in a short form, ``scripts/torture_kills.py`` in the long one.
+of a run: what the child does is ``python -m gdtrain``, without the seconds of imports.
 """
 
 from __future__ import annotations

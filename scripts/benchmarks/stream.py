@@ -1,6 +1,6 @@
 """Whether training on an endless stream holds its memory flat, and how fast it goes.
 
-python scripts/benchmark_stream.py [--rows 10000000] [--columns 20] [--batch-size 64]
+python scripts/benchmarks/stream.py [--rows 10000000] [--columns 20] [--batch-size 64]
 
 A child process writes CSV into a pipe; this one trains a linear model on it and looks at its
 resident memory ten times a second.

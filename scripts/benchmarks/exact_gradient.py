@@ -1,6 +1,6 @@
 """What exactness costs: microbatches against a single pass, and two ranks against one.
 
-    python scripts/benchmark_exact.py [--repeats 5]
+    python scripts/benchmarks/exact_gradient.py [--repeats 5]
 
 Microbatches: full batch of 200,000 samples, MLP 64-256-1. Ranks: full batch of 20,000 samples,
 MLP 512-512-512-1, which is bound by its arithmetic. One thread a process; each contestant is a

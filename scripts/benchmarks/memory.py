@@ -1,6 +1,6 @@
 """Peak resident memory of training on mapped data, for a set and for one a tenth the size.
 
-python scripts/benchmark_memory.py [--megabytes 640] [--share 8]
+python scripts/benchmarks/memory.py [--megabytes 640] [--share 8]
 
 Each training runs in a process of its own, over a set ``share`` times what the process may
 allocate beyond what torch itself takes (RLIMIT_DATA), and then over one a tenth the size. What is

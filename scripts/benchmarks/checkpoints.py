@@ -1,6 +1,6 @@
 """What saving costs: a run that saves every 100 updates against one that never does.
 
-    python scripts/benchmark_checkpoints.py [--repeats 15] [--directory DIR]
+    python scripts/benchmarks/checkpoints.py [--repeats 15] [--directory DIR]
 
 The run is that of configs/minibatch.yaml, 40 epochs of 23 updates, on one thread. First the
 updates alone, ``fit``: both take turns in one process, in an order that changes. Compared are
@@ -30,7 +30,7 @@ from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 
-CONFIG = Path(__file__).parents[1] / "configs" / "minibatch.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "minibatch.yaml"
 EVERY = 100
 ALLOWED = 1.03
 

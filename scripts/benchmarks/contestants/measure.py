@@ -17,8 +17,8 @@ from typing import Any
 from contestants.registry import CONTESTANTS, Contestant
 from contestants.workload import WORKLOADS, Workload
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
-ROOT = SCRIPT.parent.parent
+SCRIPT = Path(__file__).resolve().parent.parent / "speed.py"
+ROOT = SCRIPT.parents[2]
 # One thread for everybody.
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),

@@ -1,1 +1,0 @@
-"""Those whom scripts/benchmark.py compares, each in a process of its own."""
