@@ -1,9 +1,8 @@
 """The trainer's weights are those of the hand-written PyTorch loop, bit for bit."""
 
-import itertools
-
 import pytest
 import torch
+from helpers.combinations import combinations
 from torch import Tensor, nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
@@ -81,20 +80,12 @@ def shuffled_batches(X, y):
     return loader, lambda epoch: loader.plan(epoch).indices.split(64)
 
 
-CASES = list(
-    itertools.product(
-        (full_batch, one_sample_each, slices_of_64, shuffled_samples, shuffled_batches),
-        (torch.float32, torch.float64),
-        SGD_SETTINGS,
-        ("mse", "cross_entropy"),
-    )
-)
+FORMS = (full_batch, one_sample_each, slices_of_64, shuffled_samples, shuffled_batches)
 
 
 @pytest.mark.parametrize(
     ("form", "dtype", "setting", "loss_name"),
-    CASES,
-    ids=[f"{f.__name__}-{str(d)[6:]}-{s}-{name}" for f, d, s, name in CASES],
+    combinations(FORMS, (torch.float32, torch.float64), SGD_SETTINGS, ("mse", "cross_entropy")),
 )
 def test_weights_and_buffers_equal_the_hand_written_loop(form, dtype, setting, loss_name) -> None:
     X, y, loss = problem(loss_name, dtype)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.combinations import combinations
 from torch import nn
 
 from gdtrain import (
@@ -110,8 +111,10 @@ def small_mlp(activation: str, loss_name: str, dtype: torch.dtype) -> nn.Module:
     return models.mlp([5], 3, hidden=[4], activation=activation, output_activation=output).to(dtype)
 
 
-@pytest.mark.parametrize("loss_name", LOSSES)
-def test_every_activation_with_every_loss_in_one_update(loss_name: str) -> None:
+@pytest.mark.parametrize(
+    ("activation", "loss_name"), combinations(models.ACTIVATIONS, LOSSES, of=1)
+)
+def test_every_activation_with_every_loss_in_one_update(activation: str, loss_name: str) -> None:
     """Through the captured graph alone, operator by operator, which compiles no loop."""
     import jax
 
@@ -120,40 +123,36 @@ def test_every_activation_with_every_loss_in_one_update(loss_name: str) -> None:
     from gdtrain.training.engines.lowering import is_lowered, run_graph
 
     batch = next(iter(BatchLoader(data(loss_name, torch.float64, n=7))))
-    for activation in models.ACTIVATIONS:
-        model = small_mlp(activation, loss_name, torch.float64)
-        trainer = trainer_of("eager", model, LOSSES[loss_name], None, weight_decay=0.1)
-        step = FunctionalStep.after_eager_pass(trainer, batch)
-        state, fixed = step.tensors()
-        row = torch.tensor(step.settings_row(), dtype=torch.float64)
-        captured = capture(step, state, fixed, row, batch, is_lowered)
-        arguments = flat(state, fixed, row, batch.inputs, batch.targets, batch.indices)
-        with jax.enable_x64(True):
-            *new, loss, finite = run_graph(
-                captured.graph,
-                [tensor.clone().numpy() for tensor in arguments],
-                [constant.numpy() for constant in captured.constants],
-            )
-        assert bool(finite)
-        assert float(loss) == pytest.approx(float(trainer.train_step(batch)), rel=1e-12)
-        for after, parameter in zip(new, trainer.model.parameters(), strict=False):
-            expected = parameter.detach()
-            assert torch.allclose(torch.tensor(after.tolist()).to(expected), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_epochs_with_every_activation(dtype: torch.dtype) -> None:
-    for activation in models.ACTIVATIONS:
-        assert_engines_agree(
-            small_mlp(activation, "mse", dtype), LOSSES["mse"], SampleLoader(data(dtype=dtype))
+    model = small_mlp(activation, loss_name, torch.float64)
+    trainer = trainer_of("eager", model, LOSSES[loss_name], None, weight_decay=0.1)
+    step = FunctionalStep.after_eager_pass(trainer, batch)
+    state, fixed = step.tensors()
+    row = torch.tensor(step.settings_row(), dtype=torch.float64)
+    captured = capture(step, state, fixed, row, batch, is_lowered)
+    arguments = flat(state, fixed, row, batch.inputs, batch.targets, batch.indices)
+    with jax.enable_x64(True):
+        *new, loss, finite = run_graph(
+            captured.graph,
+            [tensor.clone().numpy() for tensor in arguments],
+            [constant.numpy() for constant in captured.constants],
         )
+    assert bool(finite)
+    assert float(loss) == pytest.approx(float(trainer.train_step(batch)), rel=1e-12)
+    for after, parameter in zip(new, trainer.model.parameters(), strict=False):
+        expected = parameter.detach()
+        assert torch.allclose(torch.tensor(after.tolist()).to(expected), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_epochs_with_every_loss(dtype: torch.dtype) -> None:
-    for name, loss in LOSSES.items():
-        loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
-        assert_engines_agree(small_mlp("tanh", name, dtype), loss, loader)
+@pytest.mark.parametrize(("activation", "dtype"), combinations(models.ACTIVATIONS, TOLERANCE, of=1))
+def test_epochs_with_every_activation(activation: str, dtype: torch.dtype) -> None:
+    model, loader = small_mlp(activation, "mse", dtype), SampleLoader(data(dtype=dtype))
+    assert_engines_agree(model, LOSSES["mse"], loader)
+
+
+@pytest.mark.parametrize(("name", "dtype"), combinations(LOSSES, TOLERANCE, of=1))
+def test_epochs_with_every_loss(name: str, dtype: torch.dtype) -> None:
+    loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
+    assert_engines_agree(small_mlp("tanh", name, dtype), LOSSES[name], loader)
 
 
 @pytest.mark.parametrize("output", ["none", "sigmoid", "tanh", "softplus", "softmax"])
@@ -163,9 +162,10 @@ def test_linear_models_with_every_output_activation(output: str) -> None:
     )
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("activation", "batch_norm", "dtype"),
+    combinations(["relu", "tanh"], [False, True], TOLERANCE, of=1),
+)
 def test_convolutional_models(activation, batch_norm, dtype) -> None:
     torch.manual_seed(2)
     model = models.cnn(
@@ -207,8 +207,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("form", LOADERS)
+@pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_every_form_and_setting_of_sgd(form: str, setting: str) -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
