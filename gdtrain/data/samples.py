@@ -199,6 +199,13 @@ def _cut_in_parts(
         yield _cut([tensor[start:stop] for tensor in rows], places[start:stop], some)
 
 
+def of_rows(rows: Sequence[Tensor], places: Tensor) -> Batch:
+    """A batch of all rows, the inputs and, last, the targets; see :func:`cut`."""
+    if len(rows) == 2:
+        return Batch(rows[0], rows[1], places)
+    return next(_cut(rows, places, [places.shape[0]]))
+
+
 def _cut(rows: Sequence[Tensor], places: Tensor, sizes: list[int]) -> Iterator[Batch]:
     columns = [tensor.split_with_sizes(sizes) for tensor in rows]
     indices = places.split_with_sizes(sizes)

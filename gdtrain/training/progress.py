@@ -84,13 +84,12 @@ class Progress:
         the one synchronisation of a block.
         started: ``time.perf_counter()`` before the block.
         """
-        weights = _numbers(block.weights) if block.weights else block.sizes
-        steps = len(block)
-        if steps == 1:  # as often as there are epochs, where a batch is everything
-            weight = float(weights[0])
+        if len(losses) == 1:  # as often as there are epochs, where a batch is everything
+            weight = float(block.weights[0] if block.weights else block.sizes[0])
             self.epoch_loss_sum += losses.item() * weight if weight else 0.0
             self.epoch_weight += weight
         else:
+            weights = _numbers(block.weights) if block.weights else block.sizes
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
             self.epoch_loss_sum = _added(self.epoch_loss_sum, values, weights)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
-from gdtrain.data.samples import TensorSamples, cut
+from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.training.guard import NotFinite
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ class EagerEngine:
         if self._places is None or self._places.shape[0] != size:
             self._places = torch.arange(size)
         # Copies: a model may work in place, and the data are the user's.
-        return cut([tensor[:size].clone() for tensor in placed.tensors], self._places, [size])
+        rows = [tensor.clone() for tensor in placed.tensors]
+        if size < len(placed):
+            rows = [tensor[:size] for tensor in rows]
+        return [of_rows(rows, self._places)]
 
 
 def stacked(losses: list[Tensor]) -> Tensor:
