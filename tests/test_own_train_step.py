@@ -197,12 +197,23 @@ def test_what_a_step_before_has_changed_is_said_to_be_kept() -> None:
     with pytest.raises(NonFiniteError) as caught:
         trainer.fit(1)
     assert (
-        "TwoSteps.train_step had stepped the optimizer before that, and what that step changed is "
-        "kept"
+        "TwoSteps.train_step had stepped the optimizer before that was seen, and what the step "
+        "changed is kept"
     ) in str(caught.value)
     assert "in epoch 1, step 3, with lr 0.1, on samples 8, 9, 10, 11" in str(caught.value)
     assert trainer.progress.step == 3  # of the third batch, one step was made
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_though_its_gradient_is() -> None:
+    class Overflows(Bare):
+        def train_step(self, batch):
+            return super().train_step(batch) + float("inf")
+
+    trainer = make(Overflows)
+    with pytest.raises(NonFiniteError, match=r"^loss is inf in epoch 1, step 1, .* is kept"):
+        trainer.fit(1)
+    assert trainer.progress.step == 1
 
 
 def test_a_loss_that_is_not_finite_needs_no_compute_loss_to_be_explained() -> None:

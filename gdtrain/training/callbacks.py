@@ -153,7 +153,10 @@ class Listeners:
 
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""
-        for callback in self.of[event]:
+        told: list[Callback] = []
+        while waiting := [c for c in trainer.listeners.of[event] if not _among(told, c)]:
+            callback = waiting[0]  # one may have added or removed others
+            told.append(callback)
             if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
                 continue
             every = callback.every_n_epochs
@@ -161,3 +164,7 @@ class Listeners:
                 continue
             trainer.engine.publish()  # before anybody looks
             getattr(callback, event)(trainer, *arguments)
+
+
+def _among(callbacks: list[Callback], callback: Callback) -> bool:
+    return any(one is callback for one in callbacks)

@@ -86,11 +86,13 @@ def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
             raise ConfigError.of(key, f"must be > {allowed:g}, got {value}")
 
 
-def check_parameters(model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer) -> None:
+def check_parameters(
+    model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer, own_code: bool
+) -> None:
     """Raise ModelError unless the optimizer holds exactly what is to be trained.
 
-    Parameters of the loss may be trained too; parameters with ``requires_grad=False`` need not
-    be held.
+    Parameters of the loss may be trained too, and any others by a trainer with a loss or an update
+    of its own (own_code); parameters with ``requires_grad=False`` need not be held.
     """
     trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
@@ -109,7 +111,7 @@ def check_parameters(model: nn.Module, loss: Any, optimizer: torch.optim.Optimiz
     if isinstance(loss, nn.Module):
         own |= {id(p) for p in loss.parameters()}
     foreign = len(held - own)
-    if foreign:
+    if foreign and not own_code:
         raise ModelError(
             f"optimizer: holds {foreign} parameters that are not the model's; "
             "make it from the parameters of the model that is given to the Trainer"

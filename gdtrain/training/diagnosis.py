@@ -46,8 +46,8 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     kept = "weights and optimizer are as they were before this update"
     if trainer.guard.broken_off:
         kept = (
-            f"{type(trainer).__name__}.train_step had stepped the optimizer before that, and what "
-            "that step changed is kept"
+            f"{type(trainer).__name__}.train_step had stepped the optimizer before that was seen, "
+            "and what the step changed is kept"
         )
     loss = trainer.guard.found[0]
     bad_loss = loss is not None and not math.isfinite(loss)

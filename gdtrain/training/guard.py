@@ -187,6 +187,12 @@ class Guard:
                     "optimizer.step(), or leave the setting out",
                 )
 
+    def check_made(self, loss: Tensor) -> None:
+        """Raise NotFinite for the loss of an own ``train_step``, which is known when it is over."""
+        if not self.deferred and not math.isfinite(value := loss.item()):
+            self.found = (value, None)
+            raise NotFinite
+
     def _ahead_of_step(self, *_: Any) -> None:
         self.check_rungs()
         self.check()

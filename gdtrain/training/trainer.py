@@ -105,7 +105,7 @@ class Trainer:
             clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
         )
-        checks.check_parameters(model, loss, optimizer)
+        checks.check_parameters(model, loss, optimizer, own_code=own_loss)
 
         self.optimizer = optimizer
         self._place(model, loss, device, precision)
@@ -179,8 +179,8 @@ class Trainer:
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
         with interruptible(self.stop):
-            self.emit("on_fit_start")
             try:
+                self.emit("on_fit_start")
                 stopping = self._agree_to_stop()
                 while self.progress.epoch < num_epochs and not stopping:
                     self._run_epoch()

@@ -82,6 +82,8 @@ class EagerEngine:
             if own_step:
                 guard.check_rungs()
             progress.made()
+            if own_step:
+                guard.check_made(loss)
         except BaseException as error:
             moved = progress.step > before  # by a train_step that goes on after its update
             if moved:
