@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import run_ranks
+from helpers.ranks import on_ranks
 from torch import nn
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
@@ -361,12 +360,12 @@ def stopped_on_both(where: str) -> dict:
     }
 
 
-def all_kinds() -> dict[str, dict]:
+def all_kinds(_rank: int) -> dict[str, dict]:
     return {where: stopped_on_both(where) for where in ("x", "loss", "gradient", "callback")}
 
 
-def test_one_bad_rank_of_two_stops_both_at_the_same_step(tmp_path: Path):
-    first, second = run_ranks(2, all_kinds, (), tmp_path)
+def test_one_bad_rank_of_two_stops_both_at_the_same_step() -> None:
+    first, second = on_ranks(all_kinds)
     for where in first:
         assert first[where]["said"] == second[where]["said"]
         assert " is " in first[where]["said"]

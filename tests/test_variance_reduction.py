@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distributed import run_ranks
+from helpers.ranks import on_ranks
 from test_guard import Injected, StopAfter
 from torch import Tensor, nn
 
@@ -372,9 +372,9 @@ def in_ranks(*_: Any) -> Tensor:
     return weights(trainer)
 
 
-def test_svrg_in_two_processes_follows_that_of_one(tmp_path: Path) -> None:
+def test_svrg_in_two_processes_follows_that_of_one() -> None:
     alone = in_ranks()
-    for theirs in run_ranks(2, in_ranks, (), tmp_path):  # some shares of batches are empty
+    for theirs in on_ranks(in_ranks):  # some shares of batches are empty
         assert torch.allclose(theirs, alone, rtol=0, atol=1e-13)
 
 
