@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import Program
 
 from gdtrain.config import registry
 
@@ -28,6 +29,13 @@ def scaled(request: pytest.FixtureRequest) -> Callable[[int], int]:
     """A count of a long test, as --scale wants it."""
     scale = request.config.getoption("--scale")
     return lambda count: max(1, round(count * scale))
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_program() -> Iterator[None]:
+    yield
+    for program in list(Program.alive):
+        program.close()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.processes import start
 from safetensors.torch import load_file
 
 import gdtrain
@@ -420,20 +421,13 @@ def test_a_reader_that_goes_away_and_closed_streams_are_borne():
 def test_an_interrupted_run_resumes_to_the_same_bits(signum):
     long = ["epochs=150", "data.num_samples=2000", "loader.batch_size=2", "log.every_n_steps=1"]
     arguments = ["-m", "gdtrain", "--config", "moons.yaml", *long, "--output-dir", "parts"]
-    running = subprocess.Popen(
-        [sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
-    )
     metrics = Path("parts/metrics.jsonl")
-    deadline = time.monotonic() + 30
-    while not (metrics.exists() and metrics.stat().st_size > 200):
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signum)
-    _, err = running.communicate(timeout=30)
-    assert running.returncode == 128 + signum
-    assert err.splitlines()[-1] == "interrupted; go on with --output-dir parts --resume"
-    assert "Traceback" not in err
+    with start(*arguments) as running:
+        running.wait_for(lambda: metrics.exists() and metrics.stat().st_size > 200)
+        running.send_signal(signum)
+        assert running.wait() == 128 + signum
+        assert running.err.splitlines()[-1] == "interrupted; go on with --output-dir parts --resume"
+        assert "Traceback" not in running.err
     stopped = summary("parts")
     assert (stopped["status"], stopped["reason"]) == ("interrupted", signum.name)
     assert stopped["epochs"] < 3

@@ -1,7 +1,6 @@
 """The command ``compare``: what it writes and prints, what it refuses, and how it ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.processes import start
 
 from gdtrain.cli import main
 from gdtrain.config.load import load_config
@@ -239,29 +239,18 @@ def test_an_interrupted_comparison_writes_what_is_done(signum):
         "cut",
     ]
     budget = ["--seconds", "600", "--looks", "1000", "scheduler=null"]
-    running = subprocess.Popen(
-        [sys.executable, "-m", "gdtrain", *command, *budget],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-    )
-    deadline = time.monotonic() + 60
-    while not Path("cut").exists():
-        assert time.monotonic() < deadline
-        assert running.poll() is None
-        time.sleep(0.02)
-    time.sleep(2.0)  # so that it is likely to train by then; any moment is borne
-    running.send_signal(signum)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == 128 + signum
-    assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted; what was done is written"
+    with start("-m", "gdtrain", *command, *budget) as running:
+        running.wait_for(Path("cut").exists)
+        time.sleep(0.5)  # so that it is likely to train by then; any moment is borne
+        running.send_signal(signum)
+        assert running.wait() == 128 + signum
+        assert "Traceback" not in running.err
+        assert running.err.splitlines()[-1] == "interrupted; what was done is written"
+        assert running.out
     found = result("cut")
     assert found["status"] == "interrupted"
     assert [form["status"] for form in found["forms"]] in ([], ["interrupted"])
     assert "Interrupted" in Path("cut/report.html").read_text("utf-8")
-    assert out
 
 
 def test_help_and_faults_do_not_wait_for_torch():

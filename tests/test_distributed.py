@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.ranks import on_ranks
+from helpers.torture import start_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -225,21 +223,14 @@ def test_a_first_process_that_is_not_there_is_given_up_in_time(monkeypatch) -> N
         asleep.set()
 
 
-def test_the_command_under_torchrun_gives_what_it_gives_alone(tmp_path: Path) -> None:
+def test_the_command_on_two_ranks_gives_what_it_gives_alone(tmp_path: Path) -> None:
     config = Path(__file__).resolve().parent.parent / "configs" / "minibatch.yaml"
     settings = ["epochs=2", "model.dropout=0", "precision=fp64", "device=cpu"]
     assert main(["--config", str(config), *settings, "--output-dir", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command = ["-m", "gdtrain", "--config", str(config), *settings]
-    done = subprocess.run(
-        [*launch, *command, "--output-dir", str(tmp_path / "two")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("done: 2 epochs, 46 updates") == 1  # rank 0 alone prints
+    arguments = ["--config", str(config), *settings, "--output-dir", str(tmp_path / "two")]
+    ended = start_run(arguments, tmp_path, ranks=2).end()
+    assert ended.codes == [0, 0], ended.log
+    assert ended.log.count("done: 2 epochs, 46 updates") == 1  # rank 0 alone prints
     one, two = (read_metrics(tmp_path / n / "metrics.jsonl")[-1] for n in ("one", "two"))
     for key in ("step", "samples", "train_loss", "val_loss", "val_accuracy", "lr"):
         assert two[key] == pytest.approx(one[key], rel=1e-12)

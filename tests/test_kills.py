@@ -11,14 +11,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.processes import start
 from helpers.torture import (
     FORMS,
     check_same,
     draw_kills,
     killed_run,
-    nursery,
     resumes_by_epoch,
     signalled_run,
+    start_run,
     step_log,
     undisturbed,
     write_config,
@@ -28,19 +29,13 @@ from gdtrain.checkpoint.store import CheckpointStore
 
 
 @pytest.fixture(scope="module")
-def made():
-    with nursery() as nursery_:
-        yield nursery_
-
-
-@pytest.fixture(scope="module")
-def clean(made, tmp_path_factory):
+def clean(tmp_path_factory):
     """Undisturbed runs, by form and number of ranks, made when they are asked for."""
     folder, known = tmp_path_factory.mktemp("clean"), {}
 
     def of(form: str, ranks: int):
         if (form, ranks) not in known:
-            known[form, ranks] = undisturbed(made, folder / f"{form}-{ranks}", form, ranks)
+            known[form, ranks] = undisturbed(folder / f"{form}-{ranks}", form, ranks)
         return known[form, ranks]
 
     return of
@@ -49,20 +44,20 @@ def clean(made, tmp_path_factory):
 @pytest.mark.parametrize(
     ("form", "ranks", "inside", "count"),
     [
-        ("batch", 1, True, 1),
-        ("batch", 1, False, 1),
+        pytest.param("batch", 1, True, 1, marks=pytest.mark.long),
+        pytest.param("batch", 1, False, 1, marks=pytest.mark.long),
         ("sample", 1, True, 3),
         ("minibatch", 1, True, 1),
-        ("minibatch", 1, False, 1),
-        ("minibatch", 2, True, 1),
+        pytest.param("minibatch", 1, False, 1, marks=pytest.mark.long),
+        pytest.param("minibatch", 2, True, 1, marks=pytest.mark.long),
         ("minibatch", 2, False, 1),
     ],
 )
-def test_kill_9_anywhere(made, clean, tmp_path, form, ranks, inside, count):
+def test_kill_9_anywhere(clean, tmp_path, form, ranks, inside, count):
     expected = clean(form, ranks)
     draw = random.Random(f"{form} {ranks} {inside}")
     kills = draw_kills(draw, expected, ranks, inside, count)
-    hits, _ = killed_run(made, tmp_path / "killed", form, ranks, kills)
+    hits, _ = killed_run(tmp_path / "killed", form, ranks, kills)
     assert hits == count or not inside
     check_same(tmp_path / "killed", expected)
 
@@ -70,17 +65,17 @@ def test_kill_9_anywhere(made, clean, tmp_path, form, ranks, inside, count):
 @pytest.mark.parametrize(
     ("signum", "ranks", "whom"),
     [
-        (signal.SIGTERM, 1, None),
-        (signal.SIGINT, 1, None),
+        pytest.param(signal.SIGTERM, 1, None, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 1, None, marks=pytest.mark.long),
         (signal.SIGUSR1, 1, None),
         (signal.SIGTERM, 2, [1]),
-        (signal.SIGUSR1, 2, [1]),
+        pytest.param(signal.SIGUSR1, 2, [1], marks=pytest.mark.long),
     ],
 )
-def test_signals_stop_or_save_all_ranks_at_a_safe_point(made, clean, tmp_path, signum, ranks, whom):
+def test_signals_stop_or_save_all_ranks_at_a_safe_point(clean, tmp_path, signum, ranks, whom):
     expected = clean("minibatch", ranks)
     moment = 0.5 * expected.seconds
-    signalled_run(made, tmp_path / "run", "minibatch", ranks, signum, moment, whom)
+    signalled_run(tmp_path / "run", "minibatch", ranks, signum, moment, whom)
     check_same(tmp_path / "run", expected)
 
 
@@ -100,30 +95,23 @@ class Stuck(Trainer):
 def test_a_second_signal_exits_at_once(tmp_path, signum):
     write_config(tmp_path, "minibatch", 1)
     (tmp_path / "parts.py").write_text(STUCK, "utf-8")
-    command = [sys.executable, "-m", "gdtrain", "--config", "a.yaml", "--import", "parts"]
-    with subprocess.Popen(
-        [*command, "trainer=stuck"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"stuck\n"
-        process.send_signal(signum)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.5)  # it waits for the safe point
-        process.send_signal(signum)
-        assert process.wait(10) == 128 + signum
+    command = ["-m", "gdtrain", "--config", "a.yaml", "--import", "parts", "trainer=stuck"]
+    with start(*command, cwd=tmp_path) as program:
+        program.wait_for(lambda: program.out == "stuck\n")
+        program.send_signal(signum)
+        program.join(0.5)
+        assert program.returncode is None  # it waits for the safe point
+        program.send_signal(signum)
+        assert program.wait(60) == 128 + signum  # and not after the 600 s of the step
 
 
-def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(made, tmp_path):
+def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(tmp_path):
     """SIGSTOP: the process is there and its connections are open, but it never answers."""
     arguments = write_config(tmp_path, "sample", 2)
-    run = made.start([*arguments, "process_timeout=3", "epochs=2000"], tmp_path, 2)
-    while "training on" not in run.text():
-        time.sleep(0.01)
+    run = start_run([*arguments, "process_timeout=3", "epochs=2000"], tmp_path, 2)
+    run.programs[0].wait_for(lambda: "training on" in run.text())
     run.send(signal.SIGSTOP, [1])
-    moment = time.monotonic()
-    while len(run.alive()) == 2:
-        assert time.monotonic() - moment < 60, run.text()
-        time.sleep(0.01)
+    run.wait_for_one()
     run.send(signal.SIGKILL)
     ended = run.end()
     assert ended.codes == [1, -signal.SIGKILL]
@@ -132,7 +120,7 @@ def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(made, 
 
 
 def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
-    arguments = write_config(tmp_path, "batch", 2)
+    arguments = write_config(tmp_path, "minibatch", 2)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += ["2", "--max-restarts", "2", "--monitor-interval", "0.1", "-m", "gdtrain"]
     # Rank 1 kills itself in the middle of the first attempt.
@@ -154,20 +142,27 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "going on from out/checkpoints/step-" in done.stderr
-    check_same(tmp_path, clean("batch", 2))
+    check_same(tmp_path, clean("minibatch", 2))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_a_run_goes_on_with_other_processes_in_the_same_order(made, tmp_path, before, after):
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(2, 1, marks=pytest.mark.long),
+        pytest.param(1, 2, marks=pytest.mark.long),
+        (2, 3),
+    ],
+)
+def test_a_run_goes_on_with_other_processes_in_the_same_order(tmp_path, before, after):
     arguments, out = write_config(tmp_path, "sample", 2), tmp_path / "out"
-    half = made.start([*arguments, "scheduler=null", "epochs=1"], tmp_path, before).end()
+    half = start_run([*arguments, "scheduler=null", "epochs=1"], tmp_path, before).end()
     assert set(half.codes) == {0}, half.log
-    ended = made.start([*arguments, "scheduler=null", "--resume"], tmp_path, after).end()
+    ended = start_run([*arguments, "scheduler=null", "--resume"], tmp_path, after).end()
     assert set(ended.codes) == {0}, ended.log
     assert (
         f"note: resumed under other conditions (processes {before} then, {after} now): the same "
@@ -179,12 +174,12 @@ def test_a_run_goes_on_with_other_processes_in_the_same_order(made, tmp_path, be
     assert samples == [40, 80, 120]
 
 
-def test_two_ranks_whose_loss_is_not_finite_end_with_3_and_a_checkpoint_from_before(made, tmp_path):
+def test_two_ranks_whose_loss_is_not_finite_end_with_3_and_a_checkpoint_from_before(tmp_path):
     arguments = write_config(tmp_path, "minibatch", 2)
     diverging = ["loss=mse", "data=teaching", "data.num_samples=40", "model=linear"]
     diverging += ["optimizer.lr=1e6", "clip_grad_norm=null", "validation=null"]
     diverging += ["checkpoint.keep_best=null"]
-    ended = made.start([*arguments, *diverging], tmp_path, 2).end()
+    ended = start_run([*arguments, *diverging], tmp_path, 2).end()
     assert ended.codes == [3, 3], ended.log
     (said,) = [line for line in ended.log.splitlines() if line.startswith("gdtrain: ")]
     step = int(re.search(r"step (\d+)", said)[1])
@@ -200,7 +195,7 @@ def test_two_ranks_whose_loss_is_not_finite_end_with_3_and_a_checkpoint_from_bef
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("form", FORMS)
-def test_kill_9_at_many_moments(made, clean, tmp_path, scaled, form, ranks):
+def test_kill_9_at_many_moments(clean, tmp_path, scaled, form, ranks):
     """40 runs, half of them killed inside a disk call; every eighth takes five kills.
 
     Several kills fall into one epoch only where an epoch is more than one update.
@@ -212,7 +207,7 @@ def test_kill_9_at_many_moments(made, clean, tmp_path, scaled, form, ranks):
         planned = draw_kills(draw, expected, ranks, number % 2 == 1, count)
         place = tmp_path / str(number)
         try:
-            hits, survived = killed_run(made, place, form, ranks, planned)
+            hits, survived = killed_run(place, form, ranks, planned)
             check_same(place, expected)
         except AssertionError as error:
             failed.append(f"{planned}: {error}")
@@ -228,7 +223,7 @@ def test_kill_9_at_many_moments(made, clean, tmp_path, scaled, form, ranks):
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_signals_at_many_moments(made, clean, tmp_path, scaled, signum, ranks):
+def test_signals_at_many_moments(clean, tmp_path, scaled, signum, ranks):
     """50 moments from the first line to the last, the forms in turn."""
     draw = random.Random(f"many {signum} {ranks}")
     figures, failed = Counter[str](), []
@@ -238,7 +233,7 @@ def test_signals_at_many_moments(made, clean, tmp_path, scaled, signum, ranks):
         moment = draw.uniform(0.0, clean(form, ranks).seconds)
         place = tmp_path / str(number)
         try:
-            figures[signalled_run(made, place, form, ranks, signum, moment, whom)] += 1
+            figures[signalled_run(place, form, ranks, signum, moment, whom)] += 1
             check_same(place, clean(form, ranks))
         except AssertionError as error:
             failed.append(f"{form} at {moment:.3f} to {whom}: {error}")

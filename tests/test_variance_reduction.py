@@ -366,7 +366,7 @@ def test_a_layer_that_is_unfrozen_learns_from_the_next_update_on(
     assert torch.allclose(model.bias, expected, rtol=0, atol=1e-15)
 
 
-def in_ranks(*_: Any) -> Tensor:
+def in_ranks(rank: int = 0) -> Tensor:
     trainer = build(MiniBatchLoader((X, Y), 3, seed=2), SVRG())
     trainer.fit(4)
     return weights(trainer)

@@ -15,7 +15,6 @@ next job has new ones.
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import pickle
 import sys
@@ -29,6 +28,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from helpers.processes import end_with_the_server, fork_server
 
 SECONDS = 300.0  # for a busy machine: only a job that hangs takes so long
 
@@ -53,8 +54,7 @@ class _Rank:
     """The caller's end of one process."""
 
     def __init__(self, rank: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed", "gdtrain"])
+        context = fork_server()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(rank, theirs))
         self.process.start()
@@ -146,6 +146,7 @@ def _serve(rank: int, connection: Connection) -> None:
 
     A process that has ended closes its sockets: peers that wait for it get an exception at once.
     """
+    end_with_the_server()
     torch.set_num_threads(1)
     store = None
     if rank == 0:

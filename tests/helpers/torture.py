@@ -1,24 +1,17 @@
-"""Real runs in real processes that are killed, signalled and resumed, and what must come of them.
-
-A nursery is a process that has imported torch and gdtrain, and forks one child for each process
-of a run: what the child does is ``python -m gdtrain``, without the seconds of imports.
-"""
+"""Runs in processes that are killed, signalled and resumed, and what must come of them."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import random
-import select
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +19,9 @@ from safetensors.torch import load_file
 
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.monitoring.metrics_log import read_metrics
+from helpers.processes import SECONDS, Program, start
 
-READY = "nursery: here the program starts\n"
-PATIENCE = 60.0  # seconds in which any process must have come to its end
+READY = "here the program starts\n"
 
 # Ragged batches, momentum, a schedule, clipping, dropout; BatchNorm where batches are not cut.
 CONFIG = """\
@@ -65,106 +58,66 @@ class Ended:
     log: str
 
 
-class Nursery:
-    """Starts processes of runs by forking, and waits for their ends."""
+def start_run(arguments: list[str], folder: Path, ranks: int = 1, die_at: int | None = None) -> Run:
+    """Start ``python -m gdtrain arguments`` in ``folder``, on so many ranks.
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "helpers.torture"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+    die_at: the number of the disk call in which rank 0 kills itself; 0: its calls are counted.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / f"log-{time.monotonic_ns()}"
+    programs = []
+    for rank in range(ranks):
+        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
+        if ranks > 1:
+            env |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+        before = functools.partial(_begin, die_at if rank == 0 else None)
+        programs.append(
+            start("-m", "gdtrain", *arguments, cwd=folder, env=env, log=log, before=before)
         )
-        assert self._ask({"do": "hello"}) == "ready"
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def start(self, arguments: list[str], folder: Path, ranks: int = 1, **options: Any) -> Run:
-        """Start ``python -m gdtrain arguments`` in ``folder``, on so many ranks.
-
-        die_at: the number of the disk call in which rank 0 kills itself.
-        """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        pids = []
-        log = folder / f"log-{time.monotonic_ns()}"
-        for rank in range(ranks):
-            env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} if ranks > 1 else {}
-            if ranks > 1:
-                env |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-            request = {
-                "do": "start",
-                "arguments": arguments,
-                "folder": str(folder),
-                "env": env | options.get("env", {}),
-                "log": str(log),
-                "die_at": options.get("die_at", 0) if rank == 0 else 0,
-            }
-            pids.append(int(self._ask(request)))
-        return Run(self, pids, log, time.monotonic())
-
-    def poll(self, pid: int) -> int | None:
-        """The exit code of a child that has ended, negative for a signal, or None."""
-        status = self._ask({"do": "poll", "pid": pid})
-        return None if status is None else os.waitstatus_to_exitcode(int(status))
-
-    def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+    return Run(programs, log, time.monotonic())
 
 
 @dataclass
 class Run:
     """The processes of a run that has been started."""
 
-    nursery: Nursery
-    pids: list[int]
+    programs: list[Program]
     log: Path
     started: float
-    codes: dict[int, int] = field(default_factory=dict)
 
     def alive(self) -> list[int]:
-        """The processes that have not ended."""
-        for pid in self.pids:
-            if pid not in self.codes and (code := self.nursery.poll(pid)) is not None:
-                self.codes[pid] = code
-        return [pid for pid in self.pids if pid not in self.codes]
+        """The ranks that have not ended."""
+        return [rank for rank, one in enumerate(self.programs) if one.returncode is None]
 
     def send(self, signum: int, ranks: list[int] | None = None) -> None:
         """Send a signal to some of the processes, or all of them, that have not ended."""
-        alive = self.alive()
-        for rank, pid in enumerate(self.pids):
-            if pid in alive and (ranks is None or rank in ranks):
-                os.kill(pid, signum)
+        for rank in self.alive():
+            if ranks is None or rank in ranks:
+                self.programs[rank].send_signal(signum)
 
     def wait_until(self, moment: float) -> bool:
         """Sleep until so many seconds after the start; whether somebody is alive then."""
-        while (left := self.started + moment - time.monotonic()) > 0:
-            if not self.alive():
-                return False
-            time.sleep(min(left, 0.01))
+        left = self.started + moment - time.monotonic()
+        for one in self.programs:
+            one.join(max(0.0, left))
+            left = self.started + moment - time.monotonic()
         return bool(self.alive())
 
-    def end(self, patience: float = PATIENCE) -> Ended:
+    def wait_for_one(self) -> None:
+        """Wait until one of them has ended."""
+        ends = {one.sentinel for one in self.programs}
+        assert wait(ends, SECONDS), self.text()
+
+    def end(self) -> Ended:
         """Wait for all of them; a hang is an AssertionError, after which nobody is left."""
-        until = time.monotonic() + patience
-        while alive := self.alive():
-            if time.monotonic() > until:
-                self.send(signal.SIGKILL)
-                raise AssertionError(f"hung: {alive}; {self.text()}")
-            time.sleep(0.01)
-        seconds = time.monotonic() - self.started
-        return Ended([self.codes[pid] for pid in self.pids], seconds, self.text())
+        try:
+            codes = [one.wait() for one in self.programs]
+        finally:
+            for one in self.programs:
+                one.close()
+        return Ended(codes, time.monotonic() - self.started, self.text())
 
     def text(self) -> str:
         """What all of them have printed."""
@@ -225,13 +178,13 @@ class Undisturbed:
     disk_calls: int
 
 
-def undisturbed(nursery: Nursery, folder: Path, form: str, ranks: int) -> Undisturbed:
+def undisturbed(folder: Path, form: str, ranks: int) -> Undisturbed:
     """Train without disturbance, and count the calls that reach for the disk."""
     folder.mkdir(parents=True)
     arguments = write_config(folder, form, ranks)
-    ended = nursery.start(arguments, folder, ranks, die_at=-1).end()
+    ended = start_run(arguments, folder, ranks, die_at=0).end()
     assert set(ended.codes) == {0}, ended.log
-    calls = int((folder / "disk-calls").read_text("utf-8"))
+    calls = (folder / "disk-calls").stat().st_size
     return Undisturbed(digest(folder / "out"), step_log(folder / "out"), ended.seconds, calls)
 
 
@@ -278,9 +231,7 @@ def draw_kills(
     return kills
 
 
-def killed_run(
-    nursery: Nursery, folder: Path, form: str, ranks: int, kills: list[Kill]
-) -> tuple[int, list[float]]:
+def killed_run(folder: Path, form: str, ranks: int, kills: list[Kill]) -> tuple[int, list[float]]:
     """Train to the end through all the kills.
 
     Returns how many of them hit a living run, and how long survivors took to end.
@@ -289,10 +240,9 @@ def killed_run(
     arguments = write_config(folder, form, ranks)
     hits, survived = 0, []
     for kill in kills:
-        run = nursery.start(arguments_now(arguments, folder), folder, ranks, die_at=kill.disk_call)
+        run = start_run(arguments_now(arguments, folder), folder, ranks, kill.disk_call or None)
         if kill.disk_call:
-            while len(run.alive()) == ranks:
-                time.sleep(0.002)
+            run.wait_for_one()
         elif run.wait_until(kill.seconds):
             run.send(signal.SIGKILL, kill.ranks)
         moment = time.monotonic()
@@ -301,7 +251,7 @@ def killed_run(
         if ranks > 1 and ended.codes.count(-signal.SIGKILL) == 1:
             assert 0 not in ended.codes, ended.log
             survived.append(time.monotonic() - moment)
-    ended = nursery.start(arguments_now(arguments, folder), folder, ranks).end()
+    ended = start_run(arguments_now(arguments, folder), folder, ranks).end()
     assert set(ended.codes) == {0}, ended.log
     return hits, survived
 
@@ -318,7 +268,6 @@ def check_same(folder: Path, clean: Undisturbed) -> None:
 
 
 def signalled_run(
-    nursery: Nursery,
     folder: Path,
     form: str,
     ranks: int,
@@ -332,9 +281,9 @@ def signalled_run(
     """
     folder.mkdir(parents=True)
     arguments, out = write_config(folder, form, ranks), folder / "out"
-    run = nursery.start(arguments, folder, ranks)
-    while run.text().count(READY) < ranks:
-        time.sleep(0.001)  # from here on each is our program, and not the interpreter's start
+    run = start_run(arguments, folder, ranks)
+    for one in run.programs:  # from here on each is our program, and not the interpreter's start
+        one.wait_for(lambda: run.text().count(READY) == ranks)
     begun = time.monotonic() - run.started
     if not run.wait_until(begun + moment):
         happened = "over"
@@ -360,21 +309,36 @@ def signalled_run(
         saved, _, skipped = CheckpointStore(out / "checkpoints").load_newest()
         assert (saved.name.split("-")[1], skipped) == (f"{steps:010d}", [])
         happened = "stopped"
-    ended = nursery.start(arguments_now(arguments, folder), folder, ranks).end()
+    ended = start_run(arguments_now(arguments, folder), folder, ranks).end()
     assert set(ended.codes) == {0}, (ended.codes, ended.log)
     return happened
 
 
-# ── the nursery's own process ───────────────────────────────────────────────────────────────
+# ── in the processes of a run ───────────────────────────────────────────────────────────────
+
+
+def _begin(die_at: int | None) -> None:
+    """What a process does before it is our program."""
+    from gdtrain.checkpoint import disk, format, store
+    from gdtrain.training.signals import hold
+
+    if die_at is not None:
+        disk.os = format.os = store.os = _CountedDisk(die_at)  # type: ignore[attr-defined]
+    hold()  # as our program does at once
+    os.write(1, READY.encode())
 
 
 class _CountedDisk:
-    """The os module as the checkpoint room sees it; each call that changes the disk counts."""
+    """The os module as the checkpoint room sees it; each call that changes the disk counts.
+
+    The size of the file ``disk-calls`` is their number.
+    """
 
     COUNTED = ("open", "write", "fsync", "rename", "mkdir", "unlink", "rmdir", "close")
 
     def __init__(self, die_at: int) -> None:
         self.calls, self.die_at = 0, die_at
+        self.count = os.open("disk-calls", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
@@ -383,98 +347,9 @@ class _CountedDisk:
 
         def counted(*arguments: Any, **options: Any) -> Any:
             self.calls += 1
+            os.write(self.count, b".")
             if self.calls == self.die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **options)
 
         return counted
-
-
-@contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A nursery that is closed in the end."""
-    made = Nursery()
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def _child(request: dict[str, Any]) -> None:
-    """What a forked child does: what ``python -m gdtrain`` would."""
-    from gdtrain import __main__, cli
-    from gdtrain.checkpoint import disk, format, store
-
-    os.setpgid(0, 0)
-    os.chdir(request["folder"])
-    os.environ.update(request["env"])
-    handle = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    counted = _CountedDisk(request["die_at"])
-    if request["die_at"]:
-        disk.os = format.os = store.os = counted  # type: ignore[attr-defined]
-    sys.argv = ["gdtrain", *request["arguments"]]
-    code = 1
-    os.write(1, READY.encode())
-    try:
-        if request["die_at"] < 0:  # run would leave before the calls are written down
-            code = cli.main()
-        else:
-            __main__.run()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        if request["die_at"] < 0 and os.environ.get("RANK", "0") == "0":
-            Path("disk-calls").write_text(str(counted.calls), "utf-8")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _serve() -> None:
-    """Fork children as asked on standard input, one JSON object a line."""
-    import torch
-
-    import gdtrain.jobs.train  # noqa: F401  what children would import
-
-    torch.set_num_threads(1)
-    statuses: dict[int, int] = {}
-    while line := _line():
-        request = json.loads(line)
-        answer: Any = "ready"
-        if request["do"] == "start":
-            pid = os.fork()
-            if not pid:
-                _child(request)
-            answer = pid
-        elif request["do"] == "poll":
-            pid = request["pid"]
-            if pid not in statuses:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    statuses[pid] = status
-            answer = statuses.get(pid)
-        os.write(1, (json.dumps(answer) + "\n").encode())
-
-
-def _line() -> bytes:
-    """One line of standard input, without a buffer that children would inherit."""
-    line = b""
-    while not line.endswith(b"\n"):
-        select.select([0], [], [])
-        part = os.read(0, 1)
-        if not part:
-            return b""
-        line += part
-    return line
-
-
-if __name__ == "__main__":
-    _serve()
