@@ -1,7 +1,6 @@
 """Optimizers are made without torch's compiler, and are the same as with it."""
 
-import subprocess
-import sys
+from helpers import processes
 
 PROGRAM = """
 import sys, torch
@@ -27,8 +26,9 @@ print(there, model.weight.tolist(), model.bias.tolist(), optimizer.state_dict()[
 
 
 def run(out: bool) -> str:
-    command = [sys.executable, "-c", PROGRAM.format(out=out)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = processes.run("-c", PROGRAM.format(out=out))
+    assert done.returncode == 0, done.err
+    return done.out
 
 
 def test_the_compiler_is_not_imported_and_updates_are_the_same() -> None:

@@ -1,13 +1,11 @@
 """The scan engine's windows and XLA settings, and its lowering of losses over labels."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run
 from torch import nn
 from torch.nn import functional as F
 
@@ -149,11 +147,13 @@ print(json.dumps([small, os.environ.get("XLA_FLAGS"), handed_over]))
 
 
 @pytest.mark.parametrize("flags", [None, "--xla_backend_extra_options=xla_cpu_optimize_for_size"])
-def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(flags) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-c", SETTINGS, *([flags] if flags else [])]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert json.loads(done.stdout) == [flags is None, flags, True]
+def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(
+    flags, monkeypatch
+) -> None:
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    done = run("-c", SETTINGS, *([flags] if flags else []))
+    assert done.returncode == 0, done.err
+    assert json.loads(done.out) == [flags is None, flags, True]
 
 
 # ── losses over labels ──────────────────────────────────────────────────────────────────────

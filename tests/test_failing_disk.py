@@ -3,10 +3,10 @@
 import contextlib
 import errno
 import os
+import resource
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from helpers.failing_disks import WAYS, Figures, fail_fits, fail_saves
 from helpers.fake_disk import Failing
 from helpers.power_cuts import state_of
+from helpers.processes import run, start
 
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.cli import main
 
 CONFIG = """\
 data: {source: digits}
@@ -26,7 +28,7 @@ loader: {name: minibatch, batch_size: 64}
 optimizer: {lr: 0.1, momentum: 0.9}
 epochs: 100000
 checkpoint: {every_n_steps: 20}
-log: {every_n_steps: 1}
+log: {every_n_steps: 1, picture: false}
 """
 
 
@@ -92,56 +94,47 @@ def mounted(place: Path, options: str) -> Iterator[Path]:
 
 def command(config: Path, directory: Path, *more: str) -> list[str]:
     config.write_text(CONFIG)
-    given = ["--config", str(config), "--output-dir", str(directory), *more]
-    return [sys.executable, "-m", "gdtrain", *given]
+    return ["--config", str(config), "--output-dir", str(directory), *more]
 
 
 def test_a_disk_that_fills_up_ends_a_run_with_what_was_saved(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=2m") as disk:
-        run = disk / "run"
-        started = command(tmp_path / "c.yaml", run)
-        with subprocess.Popen(started, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            deadline = time.monotonic() + 60
-            while not (run / "checkpoints" / "step-0000000020").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        place = disk / "run"
+        with start("-m", "gdtrain", *command(tmp_path / "c.yaml", place)) as program:
+            program.wait_for((place / "checkpoints" / "step-0000000020").exists)
             filler = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
             with contextlib.suppress(OSError):
                 while os.write(filler, bytes(4096)):
                     pass
             os.close(filler)
-            said = process.stderr.read()
-        assert process.returncode == 1, said
+            assert program.wait() == 1, program.err
+            said = program.err
         assert "Traceback" not in said
         assert "No space left on device" in said.splitlines()[-1]
-        _, state, skipped = CheckpointStore(run / "checkpoints").load_newest()
+        _, state, skipped = CheckpointStore(place / "checkpoints").load_newest()
         assert state["progress"]["step"] >= 20
         assert skipped == []
         (disk / "filler").unlink()
         epochs = f"epochs={state['progress']['epoch'] + 2}"
-        resumed = command(tmp_path / "c.yaml", run, "--resume", epochs)
-        again = subprocess.run(resumed, capture_output=True, text=True)
-        assert again.returncode == 0, again.stderr
+        resumed = command(tmp_path / "c.yaml", place, "--resume", epochs)
+        assert main(resumed) == 0
 
 
-def test_a_run_on_a_read_only_disk_says_so(tmp_path: Path) -> None:
+def test_a_run_on_a_read_only_disk_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with mounted(tmp_path / "disk", "ro") as disk:
-        done = subprocess.run(
-            command(tmp_path / "c.yaml", disk / "run"), capture_output=True, text=True
-        )
-    assert done.returncode == 2
-    assert done.stderr == (
+        assert main(command(tmp_path / "c.yaml", disk / "run")) == 2
+    assert capsys.readouterr().err == (
         f"command line:1:1: --output-dir: {disk / 'run'} can't be made: "
         "Read-only file system; choose another\n"
     )
 
 
 def test_files_that_may_not_grow_end_the_run_at_its_first_save(tmp_path: Path) -> None:
-    limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-    limit += "os.execv(sys.argv[1], sys.argv[1:])"
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20000, 20000))
     started = command(tmp_path / "c.yaml", tmp_path / "run")
-    done = subprocess.run([sys.executable, "-c", limit, *started], capture_output=True, text=True)
+    done = run("-m", "gdtrain", *started, before=limit)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert "File too large" in done.err.splitlines()[-1]

@@ -1,11 +1,10 @@
 """A batch cut into microbatches has the gradient and the loss of the whole batch."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
+from helpers.processes import run
 from torch import nn
 
 from gdtrain import BatchLoader, Trainer
@@ -179,9 +178,9 @@ for p, q in zip(auto.model.parameters(), small.model.parameters(), strict=True):
 
 print("halved to", auto.microbatches.size)
 """
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("halved to ")
+    done = run("-c", child)
+    assert done.returncode == 0, done.err
+    assert done.out.startswith("halved to ")
 
 
 @pytest.mark.parametrize("look", ["evaluate", "predict", "batch_gradient"])

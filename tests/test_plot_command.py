@@ -3,11 +3,10 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.processes import run
 
 import gdtrain
 from gdtrain.cli import main
@@ -287,16 +286,11 @@ def test_without_matplotlib(monkeypatch, capsys):
 def test_with_a_matplotlib_that_does_not_work():
     Path("run").mkdir()
     Path("run/metrics.jsonl").write_text(json.dumps(step(1, 1, 0.5)))
-    done = subprocess.run(
-        [sys.executable, "-m", "gdtrain", "plot", "run"],
-        env={**os.environ, "MPLBACKEND": "nonsense"},
-        capture_output=True,
-        text=True,
-    )
+    done = run("-m", "gdtrain", "plot", "run", env={"MPLBACKEND": "nonsense"})
     assert done.returncode == 2
     start = "gdtrain: pictures need matplotlib, which does not work: Key backend: 'nonsense' is not"
-    assert done.stderr.startswith(start)
-    assert done.stderr.count("\n") == 1
+    assert done.err.startswith(start)
+    assert done.err.count("\n") == 1
 
 
 # ── loss.png ────────────────────────────────────────────────────────────────────────────────
@@ -337,7 +331,8 @@ def test_a_run_that_diverged_has_its_picture(capsys):
 
 def test_drawing_starts_when_training_is_over(here):
     code = (
-        "import sys\n"
+        "import sys, warnings\n"
+        "warnings.simplefilter('error')\n"
         "from gdtrain.cli import main\n"
         "from gdtrain.training.trainer import Trainer\n"
         "fit = Trainer.fit\n"
@@ -349,7 +344,8 @@ def test_drawing_starts_when_training_is_over(here):
         "assert main(['--config', 'moons.yaml', '--output-dir', 'out']) == 0\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, capture_output=True)
+    done = run("-c", code)
+    assert done.returncode == 0, done.err
     assert Path("out/loss.png").is_file()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run
 from test_guard import StopAfter
 from torch import nn
 
@@ -310,20 +313,15 @@ def test_a_linked_checkpoints_folder_is_no_remains_of_a_run(out, tmp_path, capsy
     assert (outside / ".unfinished-step-0000000000").is_dir()
 
 
-def test_two_processes_do_not_train_in_one_directory(out):
+def test_two_processes_do_not_train_in_one_directory(out, capsys):
     holder = "import fcntl, os, sys, time; fcntl.flock(os.open('out', 0), fcntl.LOCK_EX); "
     command = [sys.executable, "-c", holder + "print('held', flush=True); sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        done = subprocess.run(
-            [sys.executable, "-m", "gdtrain", "--config", "a.yaml", "--output-dir", "out",
-             "--resume", "epochs=3"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        assert resumed("epochs=3") == 2
         other.communicate()
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
+    assert capsys.readouterr().err.splitlines()[-1] == (
         "command line:1:1: --output-dir: another process is training in out; wait for it, or end it"
     )
     assert resumed("epochs=3") == 0
@@ -353,18 +351,11 @@ def test_a_folder_called_checkpoints_with_other_things_is_left_alone(out, tmp_pa
 
 def test_a_disk_that_is_full_at_the_end_is_an_error(out):
     """The file size limit of the process stands for a full disk: the same error of write."""
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "import gdtrain.jobs.train; from gdtrain.cli import main; "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); sys.exit(main(sys.argv[1:]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--config", "a.yaml", "--output-dir", "out", "--resume",
-         "epochs=3"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (3000, 3000))
+    given = ["--config", "a.yaml", "--output-dir", "out", "--resume", "epochs=3"]
+    done = run("-m", "gdtrain", *given, before=full)
     assert done.returncode == 1
-    assert "a checkpoint could not be saved, older ones stay: [Errno 27]" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "a checkpoint could not be saved, older ones stay: [Errno 27]" in done.err
+    assert "Traceback" not in done.err
     assert json.loads((out / "summary.json").read_text("utf-8"))["status"] in ("done", "failed")
     assert resumed("epochs=3") == 0

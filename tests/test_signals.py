@@ -2,18 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import time
 import weakref
 
+from helpers.processes import Program, run
+
 from gdtrain.training.signals import SAVING, STOPPING, SignalDesk
 
 
 def wait_for(condition) -> None:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.001)
@@ -57,14 +57,8 @@ def test_outside_the_main_thread_there_is_nothing_to_take():
     assert handlers() == before
 
 
-def run_script(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run_script(code: str) -> Program:
+    return run("-c", textwrap.dedent(code))
 
 
 def test_before_training_a_signal_ends_the_program_in_order():
@@ -80,7 +74,7 @@ def test_before_training_a_signal_ends_the_program_in_order():
             print("in order")
         """
     )
-    assert (done.returncode, done.stdout, done.stderr) == (143, "in order\n", "")
+    assert (done.returncode, done.out, done.err) == (143, "in order\n", "")
 
 
 def test_a_signal_of_a_forked_process_is_not_taken_for_the_programs_own():
@@ -101,14 +95,15 @@ def test_a_signal_of_a_forked_process_is_not_taken_for_the_programs_own():
         time.sleep(0.2)
         print(told, os.waitpid(worker, os.WNOHANG))
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)
+        while not told:
+            time.sleep(0.001)
         print(told)
         os.kill(worker, signal.SIGTERM)
         print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
         desk.close()
         """
     )
-    assert done.stdout.splitlines() == ["[] (0, 0)", "[2]", "-15"], done.stderr
+    assert done.out.splitlines() == ["[] (0, 0)", "[2]", "-15"], done.err
 
 
 def test_a_closed_desk_keeps_nobody_alive():
@@ -126,7 +121,7 @@ def test_a_closed_desk_keeps_nobody_alive():
 
 
 def test_a_signal_before_the_desk_is_there_waits_for_it():
-    program = textwrap.dedent(
+    done = run_script(
         """
         import os, signal, time
         from gdtrain.training.signals import SignalDesk, hold
@@ -141,7 +136,4 @@ def test_a_signal_before_the_desk_is_there_waits_for_it():
         print(told)
         """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "['save']\n", "")
+    assert (done.returncode, done.out, done.err) == (0, "['save']\n", "")

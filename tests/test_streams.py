@@ -4,16 +4,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import Program, start
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -452,37 +450,31 @@ def test_what_can_not_be_wound_on_says_so(caplog) -> None:
 # ── pipes, growing files and signals, in processes ──────────────────────────────────────────
 
 
-def start(*overrides: str, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "gdtrain", "--config", "s.yaml", "device=cpu", *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **options)
+def started(directory: str, *overrides: str, stdin: bool = False) -> Program:
+    command = ["-m", "gdtrain", "--config", "s.yaml", "--output-dir", directory, "device=cpu"]
+    return start(*command, *overrides, stdin=stdin)
 
 
-def wait_for_steps(directory: str, count: int) -> None:
+def has_steps(directory: str, count: int) -> bool:
     log = Path(directory, "metrics.jsonl")
-    until = time.monotonic() + 20
-    while not log.exists() or sum(r["kind"] == "step" for r in read_metrics(log)) < count:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    return log.exists() and sum(r["kind"] == "step" for r in read_metrics(log)) >= count
 
 
 def test_standard_input_and_an_idle_pipe_that_a_signal_ends(capsys) -> None:
     write(table(7))
     assert run("--output-dir", "whole") == 0
-    fed = start('data.path="-"', "--output-dir", "fed", stdin=subprocess.PIPE)
-    idle = start('data.path="-"', "--output-dir", "idle", stdin=subprocess.PIPE)
-    _, said = fed.communicate(csv_text(table(7)).encode())
-    assert fed.returncode == 0, said
+    fed = started("fed", 'data.path="-"', stdin=True)
+    idle = started("idle", 'data.path="-"', stdin=True)
+    fed.stdin.write(csv_text(table(7)).encode())
+    fed.stdin.close()
+    assert fed.wait() == 0, fed.err
     final = [Path(d, "model.safetensors").read_bytes() for d in ("whole", "fed")]
     assert final[0] == final[1]
 
     idle.stdin.write(csv_text(table(7)).encode())
-    idle.stdin.flush()
-    wait_for_steps("idle", 2)
+    idle.wait_for(lambda: has_steps("idle", 2))
     idle.send_signal(signal.SIGTERM)
-    assert idle.wait(20) == 143  # at once, and not with the next sample
-    idle.stdin.close()
-    idle.stderr.close()
+    assert idle.wait() == 143  # at once, and not with the next sample
     assert json.loads(Path("idle/summary.json").read_text())["samples"] == 6
     assert [p.name for p in Path("idle/checkpoints").iterdir()] == ["step-0000000002"]
 
@@ -493,14 +485,13 @@ def test_a_growing_file_is_followed_and_resumed_after_a_signal() -> None:
     assert run("--output-dir", "whole") == 0
     text = Path("s.csv").read_text().splitlines(keepends=True)
     Path("s.csv").write_text("".join(text[:100]) + text[100][:4])
-    process = start("data.follow=true", "--output-dir", "grown")
-    wait_for_steps("grown", 33)
+    program = started("grown", "data.follow=true")
+    program.wait_for(lambda: has_steps("grown", 33))
     with Path("s.csv").open("a") as file:
         file.write(text[100][4:] + "".join(text[101:200]))
-    wait_for_steps("grown", 66)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143
-    process.stderr.close()
+    program.wait_for(lambda: has_steps("grown", 66))
+    program.send_signal(signal.SIGTERM)
+    assert program.wait() == 143
     with Path("s.csv").open("a") as file:
         file.write("".join(text[200:]))
     assert run("--output-dir", "grown", "--resume") == 0

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from gdtrain.training.compiler import leave_compiler_out
 from helpers.processes import end_with_the_server, fork_server
 
 SECONDS = 300.0  # for a busy machine: only a job that hangs takes so long
@@ -147,6 +148,7 @@ def _serve(rank: int, connection: Connection) -> None:
     A process that has ended closes its sockets: peers that wait for it get an exception at once.
     """
     end_with_the_server()
+    leave_compiler_out()
     torch.set_num_threads(1)
     store = None
     if rank == 0:
