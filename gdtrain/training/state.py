@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gdtrain.data.order import mix
 from gdtrain.errors import CheckpointError
 from gdtrain.training import module_state, optimizer_state, schedule_state
+from gdtrain.training.engines.watchers import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.plain import copied
 from gdtrain.training.restoring import check_fits, modules, named, tell_differences
@@ -42,7 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
             for name, callback in callbacks.items()
             if (kept := callback.state_dict())
         },
-        "lr": trainer.lr,
+        "lr": float(trainer.lr),
         "rng": _everyones_rng(trainer),
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
@@ -115,6 +116,8 @@ def _put(trainer: Trainer, state: dict[str, Any]) -> None:
             module_state.put_flags(module, state["flags"][part])
     optimizer_state.put(trainer.optimizer, state["optimizer"], parameter_names(trainer))
     schedule_state.put(trainer.schedule.scheduler, state["scheduler"])
+    if state["progress"]["step"]:
+        note_step(trainer.optimizer)
     trainer.progress.load_state_dict(state["progress"])
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
