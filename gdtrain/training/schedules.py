@@ -6,12 +6,19 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
+from gdtrain.training.plain import is_finite
 
 Scheduler = LRScheduler | ReduceLROnPlateau
+# Schedules of torch's whose step changes the rate that it finds. Others compute it anew.
+_FROM_RATE = {
+    *(lr_scheduler.ConstantLR, lr_scheduler.LinearLR, lr_scheduler.PolynomialLR),
+    *(lr_scheduler.ExponentialLR, lr_scheduler.StepLR, lr_scheduler.MultiStepLR),
+    *(lr_scheduler.MultiplicativeLR, lr_scheduler.CosineAnnealingLR, ReduceLROnPlateau),
+}
 # t (updates or epochs so far, from 0) -> factor on the optimizer's learning rate
 Schedule = Callable[[int], float]
 
@@ -77,6 +84,18 @@ class ScheduleStepper:
         self.scheduler = scheduler
         self.per = per
 
+    def set_rate(self, optimizer: Optimizer, rate: Any) -> None:
+        """Set the learning rate of all groups; see :attr:`Trainer.lr`."""
+        _check(is_finite(rate) and rate >= 0, "lr", f"must be a number >= 0, got {rate!r}")
+        _check(
+            self.scheduler is None or _goes_on_from_rate(self.scheduler),
+            "lr",
+            f"can't be set beside {type(self.scheduler).__name__}, which would set it back; leave "
+            "the schedule out, or change the schedule",
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
     @property
     def by_step(self) -> bool:
         """Whether settings may change with every update."""
@@ -120,6 +139,13 @@ class ScheduleStepper:
             self.scheduler.step(record.get("val_loss", record["train_loss"]))
         elif self.scheduler is not None and self.per == "epoch":
             self.scheduler.step()
+
+
+def _goes_on_from_rate(scheduler: Scheduler) -> bool:
+    """Whether each rate of a schedule is computed from the one that stands in the optimizer."""
+    if type(scheduler) is lr_scheduler.ChainedScheduler:
+        return all(map(_goes_on_from_rate, scheduler._schedulers))
+    return type(scheduler) in _FROM_RATE
 
 
 def _rows_of_lambdas(

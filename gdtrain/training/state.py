@@ -43,7 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
             for name, callback in callbacks.items()
             if (kept := callback.state_dict())
         },
-        "lr": float(trainer.lr),
+        "lr": float(trainer.progress.lr),
         "rng": _everyones_rng(trainer),
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
@@ -92,6 +92,8 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
         _put(trainer, state)
     except BaseException as error:
         _put(trainer, before)
+        if isinstance(error, CheckpointError):
+            raise
         if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RuntimeError):
             raise CheckpointError(f"the state does not fit: {error}") from error
         raise
@@ -121,7 +123,7 @@ def _put(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.progress.load_state_dict(state["progress"])
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
-    trainer.lr = state["lr"]
+    trainer.progress.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 
 

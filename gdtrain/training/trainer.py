@@ -121,7 +121,7 @@ class Trainer:
 
         self.progress = Progress()
         self.history = History()
-        self.lr: float = optimizer.param_groups[0]["lr"]  # of the last update
+        self.progress.lr = self.lr
         self.num_epochs = 0
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
@@ -220,7 +220,7 @@ class Trainer:
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
             return  # stopped while a stream was idle
-        record = self.progress.close_epoch() | {"lr": self.lr}
+        record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
         self.history.epochs.append(record)
         try:
             self.emit("on_epoch_end", record)
@@ -362,7 +362,8 @@ class Trainer:
 
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
-        self.lr = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]  # which a schedule may change in place
+        self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate
         if self.schedule.by_step:
             self.schedule.after_step()
 
@@ -401,6 +402,20 @@ class Trainer:
         if self._listeners.callbacks != self.callbacks:
             self._listeners = Listeners(self.callbacks)
         return self._listeners
+
+    @property
+    def lr(self) -> float:
+        """The learning rate as it stands, of the optimizer's first group.
+
+        Setting it does what ``for group in optimizer.param_groups: group["lr"] = rate`` does, from
+        the next update on. Raises ConfigError for what is no rate, and beside a schedule that
+        computes each rate anew, and so would undo it.
+        """
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.schedule.set_rate(self.optimizer, rate)
 
     @property
     def needs_closure(self) -> bool:
