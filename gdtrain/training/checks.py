@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -202,6 +203,14 @@ def check_same_data(world: World, loader: Loader) -> None:
 
 
 @cache
+def check_epochs(num_epochs: Any) -> int:
+    """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
+    number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
+    if type(number) is not int or number < 0:
+        raise ConfigError.of("num_epochs", f"must be a whole number >= 0, got {num_epochs!r}")
+    return number
+
+
 def needs_closure(step: Callable[..., Any]) -> bool:
     """Whether an optimizer with this ``step`` evaluates the loss by itself, as L-BFGS does."""
     closure = inspect.signature(step).parameters.get("closure")

@@ -27,10 +27,10 @@ logger = logging.getLogger("gdtrain")
 
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
-    *("lr", "rng", "data", "made_by", "flags", "order"),
+    *("lr", "rng", "data", "made_by", "flags", "order", "due"),
 }
 # Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
-_SINCE = {"flags", "order"}
+_SINCE = {"flags", "order", "due"}
 COUNTERS_SINCE = {"epoch_weight"}
 
 
@@ -54,9 +54,12 @@ def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> Non
         "its history is not a list of epochs",
     )
     demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
-    for name in state["callbacks"]:
+    here, due = named(trainer.callbacks), state.get("due") or []
+    demand(isinstance(due, list), "due is not a list of callbacks")
+    demand(not due or bool(history), "due: no epoch has ended")
+    for name in [*state["callbacks"], *due]:
         demand(
-            name in named(trainer.callbacks),
+            isinstance(name, str) and name in here,
             f"the state has a callback {shown(name)} that this trainer lacks",
         )
     demand(isinstance(state["made_by"], dict), "made_by is not a mapping")

@@ -43,6 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
             for name, callback in callbacks.items()
             if (kept := callback.state_dict())
         },
+        "due": _due(trainer),
         "lr": float(trainer.progress.lr),
         "rng": _everyones_rng(trainer),
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
@@ -51,6 +52,13 @@ def take(trainer: Trainer) -> dict[str, Any]:
     if (order := order_state(trainer)) is not None:
         taken["order"] = copied(order, "order")
     return taken
+
+
+def _due(trainer: Trainer) -> list[str] | None:
+    """Who is still to be told of the end of the last epoch, by name."""
+    if trainer.due is None:
+        return None
+    return [name for name, one in named(trainer.callbacks).items() if one in trainer.due]
 
 
 def weights(trainer: Trainer) -> dict[str, Any]:
@@ -123,6 +131,8 @@ def _put(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.progress.load_state_dict(state["progress"])
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
+    due = state.get("due")
+    trainer.due = None if due is None else [callbacks[name] for name in due]
     trainer.progress.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 

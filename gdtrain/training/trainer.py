@@ -61,7 +61,9 @@ class Trainer:
     precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
         keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
     scheduler: any ``torch.optim.lr_scheduler``, stepped once per ``scheduler_per``:
-        ``"epoch"`` or ``"step"``. ReduceLROnPlateau gets val_loss, or else train_loss.
+        ``"epoch"`` or ``"step"``, before callbacks are told of the epoch's end.
+    scheduler_metric: what ReduceLROnPlateau is given, after the epochs that have it: a key of
+        their records; by default val_loss, or train_loss in a run without validation.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
     metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
     callbacks: called in this order, after the validation.
@@ -87,6 +89,7 @@ class Trainer:
         precision: Precision | None = None,
         scheduler: Scheduler | None = None,
         scheduler_per: Literal["epoch", "step"] = "epoch",
+        scheduler_metric: str | None = None,
         validation: Loader | Validation | None = None,
         metrics: Mapping[str, evaluation.Metric] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -110,7 +113,7 @@ class Trainer:
         self.optimizer = optimizer
         self._place(model, loss, device, precision)
         self.loader = loader
-        self.schedule = ScheduleStepper(scheduler, scheduler_per)
+        self.schedule = ScheduleStepper(scheduler, scheduler_per, scheduler_metric)
         self.metrics = dict(metrics or {})
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
@@ -123,6 +126,7 @@ class Trainer:
         self.history = History()
         self.progress.lr = self.lr
         self.num_epochs = 0
+        self.due: list[Callback] | None = None  # to be told of the end of the last epoch
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.should_stop = False
@@ -171,6 +175,7 @@ class Trainer:
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
+        num_epochs = checks.check_epochs(num_epochs)
         if not self.model.training:
             self.model.train()
         self.check_separable()
@@ -181,6 +186,7 @@ class Trainer:
         with interruptible(self.stop):
             try:
                 self.emit("on_fit_start")
+                self._finish_epoch()
                 stopping = self._agree_to_stop()
                 while self.progress.epoch < num_epochs and not stopping:
                     self._run_epoch()
@@ -190,6 +196,7 @@ class Trainer:
                 self._end_after(error)
                 raise
             self.engine.publish()
+            self.schedule.end_fit(self.history.epochs)
             self.emit("on_fit_end")
         return self.history
 
@@ -222,10 +229,25 @@ class Trainer:
             return  # stopped while a stream was idle
         record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
         self.history.epochs.append(record)
-        try:
-            self.emit("on_epoch_end", record)
-        finally:  # the epoch is over, and the schedule moves with it
-            self.schedule.after_epoch(record)
+        self.schedule.after_epoch()
+        self.due = self.listeners.due_at_end_of(self.progress.epoch)
+        self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        """Tell of the end of the last epoch whoever is due to be told.
+
+        Who was told before an error, or before a snapshot, is not told again.
+        """
+        while self.due:
+            due, record = self.due, self.history.epochs[-1]
+            if due[0] in self.callbacks:
+                self.engine.publish()
+                due[0].on_epoch_end(self, record)
+            if self.due is due:  # or the trainer was put into another state
+                due.pop(0)
+        if self.due is not None:
+            self.schedule.after_validation(self.history.epochs, self.callbacks)
+            self.due = None
 
     def _run_block(self, block: Block) -> Tensor:
         """Make a block's updates; return the losses of those that were made.
