@@ -207,9 +207,7 @@ def _scheduler(
     if isinstance(section, Plateau):
         if section.monitor is not None:
             _check_monitored("scheduler.monitor", section.monitor, config, metrics)
-        options = section.model_dump(exclude={"name", "monitor", "mode"})
-        mode = section.mode or best_of(section.monitor or "")
-        return schedules.plateau(optimizer, mode=mode, **options)
+        return schedules.plateau(**section.model_dump(exclude={"name"}))(optimizer)
     options = section.model_dump(exclude={"name", "per", "warmup"})
     if section.name == "cosine":
         total = loader.updates(config.epochs) if section.per == "step" else config.epochs

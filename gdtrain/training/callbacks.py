@@ -151,10 +151,13 @@ class Listeners:
         """Whether a callback looks at every update."""
         return self.has("on_gradient") or self.has("on_before_update")
 
-    def due_at_end_of(self, epoch: int) -> list[Callback]:
-        """Who is to be told of the end of an epoch, the first one being 1."""
-        listening = self.of["on_epoch_end"]
-        return [c for c in listening if c.every_n_epochs is None or epoch % c.every_n_epochs == 0]
+    def next_at_end_of(self, epoch: int, told: list[Callback]) -> Callback | None:
+        """The next one to be told of the end of an epoch, the first one being 1."""
+        for callback in self.of["on_epoch_end"]:
+            every = callback.every_n_epochs
+            if (every is None or epoch % every == 0) and not _among(told, callback):
+                return callback
+        return None
 
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""

@@ -202,7 +202,6 @@ def check_same_data(world: World, loader: Loader) -> None:
         raise DataError(f"the processes see different data: {said}; give all of them the same")
 
 
-@cache
 def check_epochs(num_epochs: Any) -> int:
     """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
     number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
@@ -211,6 +210,7 @@ def check_epochs(num_epochs: Any) -> int:
     return number
 
 
+@cache
 def needs_closure(step: Callable[..., Any]) -> bool:
     """Whether an optimizer with this ``step`` evaluates the loss by itself, as L-BFGS does."""
     closure = inspect.signature(step).parameters.get("closure")

@@ -27,10 +27,10 @@ logger = logging.getLogger("gdtrain")
 
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
-    *("lr", "rng", "data", "made_by", "flags", "order", "due"),
+    *("lr", "rng", "data", "made_by", "flags", "order", "told"),
 }
 # Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
-_SINCE = {"flags", "order", "due"}
+_SINCE = {"flags", "order", "told"}
 COUNTERS_SINCE = {"epoch_weight"}
 
 
@@ -54,12 +54,12 @@ def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> Non
         "its history is not a list of epochs",
     )
     demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
-    here, due = named(trainer.callbacks), state.get("due") or []
-    demand(isinstance(due, list), "due is not a list of callbacks")
-    demand(not due or bool(history), "due: no epoch has ended")
-    for name in [*state["callbacks"], *due]:
+    here, told = named(trainer.callbacks), state.get("told")
+    named_ones = isinstance(told, list) and all(isinstance(name, str) for name in told)
+    demand(told is None or (named_ones and bool(history)), "told is not a list of callbacks")
+    for name in state["callbacks"]:
         demand(
-            isinstance(name, str) and name in here,
+            name in here,
             f"the state has a callback {shown(name)} that this trainer lacks",
         )
     demand(isinstance(state["made_by"], dict), "made_by is not a mapping")

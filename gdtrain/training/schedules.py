@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch.optim import Optimizer, lr_scheduler
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.plain import is_finite
-from gdtrain.training.validation import Validation
+from gdtrain.training.validation import Validation, best_of
 
 logger = logging.getLogger("gdtrain")
 
@@ -77,28 +78,21 @@ def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
 
 
 def plateau(
-    optimizer: Optimizer,
-    *,
-    mode: Literal["min", "max"] = "min",
+    monitor: str | None = None,
+    mode: Literal["min", "max"] | None = None,
     factor: float = 0.1,
     patience: int = 10,
     min_delta: float = 0.0,
     min_lr: float = 0.0,
-) -> ReduceLROnPlateau:
+) -> Callable[[Optimizer], ReduceLROnPlateau]:
     """α ← max(factor · α, min_lr) at each run of more than ``patience`` values without improvement.
 
-    A value of the metric improves if it beats the best by ``min_delta``. mode: ``min`` or ``max``.
+    A value of the metric ``monitor`` improves if it beats the best by ``min_delta``. mode: ``min``
+    or ``max``; if left out, by the metric's name.
     """
-    return ReduceLROnPlateau(
-        optimizer,
-        mode,
-        factor,
-        patience,
-        threshold=min_delta,
-        threshold_mode="abs",
-        min_lr=min_lr,
-        eps=0.0,
-    )
+    options: dict[str, Any] = {"mode": mode or best_of(monitor or ""), "threshold_mode": "abs"}
+    options |= {"factor": factor, "patience": patience, "threshold": min_delta, "min_lr": min_lr}
+    return partial(ReduceLROnPlateau, **options, eps=0.0)
 
 
 class ScheduleStepper:

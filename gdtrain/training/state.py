@@ -43,7 +43,7 @@ def take(trainer: Trainer) -> dict[str, Any]:
             for name, callback in callbacks.items()
             if (kept := callback.state_dict())
         },
-        "due": _due(trainer),
+        "told": _told(trainer),
         "lr": float(trainer.progress.lr),
         "rng": _everyones_rng(trainer),
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
@@ -54,11 +54,12 @@ def take(trainer: Trainer) -> dict[str, Any]:
     return taken
 
 
-def _due(trainer: Trainer) -> list[str] | None:
-    """Who is still to be told of the end of the last epoch, by name."""
-    if trainer.due is None:
+def _told(trainer: Trainer) -> list[str] | None:
+    """Who has been told of the end of the last epoch, by name; None once everybody has been."""
+    if trainer.told is None:
         return None
-    return [name for name, one in named(trainer.callbacks).items() if one in trainer.due]
+    callbacks = named(trainer.callbacks).items()
+    return [name for name, callback in callbacks if any(callback is one for one in trainer.told)]
 
 
 def weights(trainer: Trainer) -> dict[str, Any]:
@@ -131,8 +132,8 @@ def _put(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.progress.load_state_dict(state["progress"])
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
-    due = state.get("due")
-    trainer.due = None if due is None else [callbacks[name] for name in due]
+    told = state.get("told")
+    trainer.told = None if told is None else [callbacks[name] for name in told if name in callbacks]
     trainer.progress.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 

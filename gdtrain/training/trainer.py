@@ -126,7 +126,7 @@ class Trainer:
         self.history = History()
         self.progress.lr = self.lr
         self.num_epochs = 0
-        self.due: list[Callback] | None = None  # to be told of the end of the last epoch
+        self.told: list[Callback] | None = None  # of an epoch's end; None: nobody is to be told
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.should_stop = False
@@ -230,24 +230,23 @@ class Trainer:
         record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
         self.history.epochs.append(record)
         self.schedule.after_epoch()
-        self.due = self.listeners.due_at_end_of(self.progress.epoch)
+        self.told = []
         self._finish_epoch()
 
     def _finish_epoch(self) -> None:
-        """Tell of the end of the last epoch whoever is due to be told.
+        """Tell of the end of the last epoch whoever has not been told.
 
         Who was told before an error, or before a snapshot, is not told again.
         """
-        while self.due:
-            due, record = self.due, self.history.epochs[-1]
-            if due[0] in self.callbacks:
-                self.engine.publish()
-                due[0].on_epoch_end(self, record)
-            if self.due is due:  # or the trainer was put into another state
-                due.pop(0)
-        if self.due is not None:
-            self.schedule.after_validation(self.history.epochs, self.callbacks)
-            self.due = None
+        while (told := self.told) is not None:
+            callback = self.listeners.next_at_end_of(self.progress.epoch, told)
+            if callback is None:
+                self.schedule.after_validation(self.history.epochs, self.callbacks)
+                self.told = None
+                return
+            self.engine.publish()
+            callback.on_epoch_end(self, self.history.epochs[-1])
+            told.append(callback)
 
     def _run_block(self, block: Block) -> Tensor:
         """Make a block's updates; return the losses of those that were made.
