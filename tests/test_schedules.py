@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from gdtrain import Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import schedules
 
@@ -74,3 +75,104 @@ def test_wrong_arguments(make, message) -> None:
     with pytest.raises(ConfigError) as caught:
         make()
     assert str(caught.value) == message
+
+
+# ── Trainer.lr ──────────────────────────────────────────────────────────────────────────────
+
+
+def rated(make_scheduler=None, rates=(0.1, 0.02), **options):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    groups = [
+        {"params": layer.parameters(), "lr": lr} for layer, lr in zip(model, rates, strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=0.9)
+    return model, optimizer, make_scheduler(optimizer) if make_scheduler else None
+
+
+def trained_by_hand(make_scheduler, per):
+    model, optimizer, scheduler = rated(make_scheduler)
+    seen = []
+    for epoch in range(4):
+        for inputs, targets in zip(X.split(4), Y.split(4), strict=True):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(inputs), targets).backward()
+            optimizer.step()
+            if scheduler is not None and per == "step":
+                scheduler.step()
+        seen.append(optimizer.param_groups[0]["lr"])
+        if scheduler is not None and per == "epoch":
+            scheduler.step()
+        if epoch == 1:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.003
+    return model, optimizer
+
+
+class SetsRate(Callback):
+    def on_epoch_end(self, trainer, record):
+        if record["epoch"] == 2:
+            trainer.lr = 0.003
+            assert trainer.lr == 0.003
+
+
+draw = torch.Generator().manual_seed(0)
+X = torch.randn(10, 2, generator=draw)
+Y = X.sum(1, keepdim=True)
+FROM_RATE = {
+    "none": None,
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "steps": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+    "chain": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LinearLR(o, 0.5, 1.0, 3), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FROM_RATE)
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_a_rate_that_is_set_does_what_a_loop_by_hand_does(name, per) -> None:
+    hand, by_hand = trained_by_hand(FROM_RATE[name], per)
+    model, optimizer, scheduler = rated(FROM_RATE[name])
+    Trainer(
+        model, torch.nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 4, order="sequential"),
+        device="cpu", scheduler=scheduler, scheduler_per=per, callbacks=[SetsRate()],
+    ).fit(4)  # fmt: skip
+    for mine, theirs in zip(model.parameters(), hand.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert [g["lr"] for g in optimizer.param_groups] == [g["lr"] for g in by_hand.param_groups]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=100),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5),
+        lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.LambdaLR(o, lambda t: 0.5)]),
+    ],
+)
+def test_a_rate_that_a_schedule_would_set_back_is_refused(make) -> None:
+    model, optimizer, scheduler = rated(make)
+    trainer = Trainer(
+        model, torch.nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 4), scheduler=scheduler
+    )
+    before = trainer.lr
+    with pytest.raises(ConfigError) as caught:
+        trainer.lr = 0.01
+    assert str(caught.value) == (
+        f"lr: can't be set beside {type(scheduler).__name__}, which would set it back; leave the "
+        "schedule out, or change the schedule"
+    )
+    assert trainer.lr == before == optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf"), "0.1", None, True])
+def test_what_is_no_rate_is_refused(rate) -> None:
+    model, optimizer, _ = rated()
+    trainer = Trainer(model, torch.nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 4))
+    with pytest.raises(ConfigError) as caught:
+        trainer.lr = rate
+    assert str(caught.value) == f"lr: must be a number >= 0, got {rate!r}"
+    assert trainer.lr == 0.1

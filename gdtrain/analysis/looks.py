@@ -241,7 +241,7 @@ class Recorder(Callback):
             "seconds": progress.seconds,
             "full_loss": trainer.evaluate(trainer.loader)["loss"],
             "batch_loss": total / count if count else math.nan,
-            "lr": trainer.lr,
+            "lr": float(trainer.progress.lr),
         }
         if self.validation is not None:
             found = trainer.evaluate(self.validation)

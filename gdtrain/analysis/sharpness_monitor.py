@@ -67,7 +67,9 @@ class SharpnessMonitor(Monitor):
         measured = {"sharpness": found.value}
         limit = stability_limit(trainer.optimizer)
         if limit is not None:
-            measured["sharpness_lr_2"] = (found.value + group["weight_decay"]) * trainer.lr / 2
+            measured["sharpness_lr_2"] = (
+                (found.value + group["weight_decay"]) * float(trainer.progress.lr) / 2
+            )
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)
         return measured | {"gradient_evaluations": found.gradient_evaluations}

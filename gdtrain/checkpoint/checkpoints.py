@@ -6,13 +6,14 @@ import logging
 import math
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from gdtrain.checkpoint.background import Background
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.errors import StorageError
+from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.trainer import Trainer
+from gdtrain.training.validation import best_of
 
 logger = logging.getLogger("gdtrain")
 
@@ -28,7 +29,8 @@ class Checkpoints(Callback):
     all have this callback, since each has a part of the state; rank 0 writes.
 
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
-    it was best is kept besides the last ones. mode: ``min`` or ``max``.
+    it was best is kept besides the last ones. mode: ``min`` or ``max``; if left out, by the
+    metric's name: max of an accuracy.
     settings: of the run, kept in every checkpoint beside ``best``: the best metric so far, with
     its sign turned where higher is better, and infinite at first.
 
@@ -44,13 +46,16 @@ class Checkpoints(Callback):
         every_n_epochs: int | None = None,
         every_seconds: float | None = None,
         keep_best: str | None = None,
-        mode: str = "min",
+        mode: Literal["min", "max"] | None = None,
         settings: State | None = None,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, every_seconds=every_seconds)
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
+        mode = mode or best_of(keep_best or "")
+        if mode not in ("min", "max"):
+            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.sign = 1.0 if mode == "min" else -1.0
         self.settings = settings or {}
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk

@@ -10,42 +10,55 @@ from torch import Tensor
 
 from gdtrain.checkpoint.layout import DTYPES, Found, TensorCheck
 from gdtrain.errors import CheckpointError
+from gdtrain.training import module_state
+from gdtrain.training.module_state import Slot
 from gdtrain.training.plain import shown, shown_names
+from gdtrain.training.restoring import PARTS, modules
 from gdtrain.training.seeding import RngState
-from gdtrain.training.state import take_template
 from gdtrain.training.trainer import Trainer
 
-# Of a parameter's optimizer state: tensors of its shape, counters, and the histories of L-BFGS.
-_STATES_PER_PARAMETER = 8
 # Callbacks may keep what they like, up to this and a few times the size of the model.
 _CALLBACK_BYTES = 64 << 20
 _MAX_PROCESSES = 1 << 16
 
 
 def tensor_check(trainer: Trainer) -> TensorCheck:
-    """A check of names, dtypes and shapes against the model, optimizer and generators.
+    """A check of names, dtypes and shapes against the model, the loss and generators.
 
     Raises CheckpointError, naming both sides, for tensors that no state of ``trainer`` has.
     """
-    template = take_template(trainer)
+    parts = {part: module_state.slots(module) for part, module in modules(trainer).items()}
     rng = RngState.take(trainer.device).tensors()
 
     def check(found: Found) -> None:
         for part in ("model", "loss"):
-            exact(_below(found, part), template[part], part)
-        _check_optimizer(_below(found, "optimizer.state"), template["parameters"], trainer)
+            check_module(_below(found, part), parts.get(part, {}), part)
         _check_rng(_below(found, "rng"), rng)
-        model_bytes = sum(t.nbytes for t in template["model"].values())
         _check_order(_below(found, "order"))
+        model_bytes = sum(s.value.nbytes for s in parts["model"].values() if s.is_fixed)
         kept = sum(_nbytes(*said) for said in _below(found, "callbacks").values())
         own = sum(callback.state_bytes(trainer) for callback in trainer.callbacks)
         if kept > _CALLBACK_BYTES + 4 * model_bytes + own:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
-        known = ("model.", "loss.", "optimizer.state.", "rng.", "callbacks.", "order.")
+        known = tuple(f"{part}." for part in PARTS)
         if foreign := [name for name in found if not name.startswith(known)]:
             raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
 
     return check
+
+
+def check_module(found: Found, here: Mapping[str, Slot], part: str) -> None:
+    """Raise CheckpointError unless names are those of a module, and dtypes and shapes where fixed.
+
+    here: see :func:`gdtrain.training.module_state.slots`.
+    """
+    free = tuple(name for name, slot in here.items() if not slot.is_fixed)
+    fixed = {name: slot.value for name, slot in here.items() if slot.is_fixed}
+    exact(
+        {name: f for name, f in found.items() if name in fixed or not _within(name, free)},
+        fixed,
+        part,
+    )
 
 
 def exact(found: Found, expected: Mapping[str, Tensor], part: str) -> None:
@@ -63,24 +76,6 @@ def exact(found: Found, expected: Mapping[str, Tensor], part: str) -> None:
             raise CheckpointError(said)
         if DTYPES[dtype] != tensor.dtype:
             raise CheckpointError(f"{name} is {DTYPES[dtype]}, but the {part}'s is {tensor.dtype}")
-
-
-def _check_optimizer(found: Found, parameters: Mapping[str, Tensor], trainer: Trainer) -> None:
-    total = sum(p.numel() for p in parameters.values())
-    history = max(int(g.get("history_size", 0)) for g in trainer.optimizer.param_groups)
-    most = _STATES_PER_PARAMETER * len(parameters) + 3 * history
-    if len(found) > most:
-        raise CheckpointError(f"has {len(found)} tensors of the optimizer; at most {most} can be")
-    for full, (_, shape) in found.items():
-        name = shown(full)
-        owners = [key for key in parameters if full.startswith(f"{key}.")]
-        if not owners:
-            raise CheckpointError(f"has optimizer state {name}, of a parameter that is not here")
-        owner = parameters[max(owners, key=len)]
-        if shape not in (list(owner.shape), [], *([[total]] if history else [])):
-            raise CheckpointError(
-                f"optimizer state {name} has shape {shape}, and the parameter {list(owner.shape)}"
-            )
 
 
 def _check_rng(found: Found, own: Mapping[str, Tensor]) -> None:
@@ -103,6 +98,11 @@ def _check_order(found: Found) -> None:
     kept = sum(_nbytes(*said) for said in _below(found, "source").values())
     if kept > _CALLBACK_BYTES:
         raise CheckpointError(f"the order's state takes {kept:,} bytes, which is too much")
+
+
+def _within(name: str, free: tuple[str, ...]) -> bool:
+    """Whether it is one of these names, or of a tensor in the extra state that bears one."""
+    return any(name == one or name.startswith(f"{one}.") for one in free)
 
 
 def _below(found: Found, part: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from gdtrain.checkpoint.layout import DTYPE_NAMES, TensorCheck, bytes_of, read_l
 from gdtrain.checkpoint.values import flatten, parse, restore
 from gdtrain.errors import CheckpointError, OutputError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1 is that of 0.1.0, which knows fewer kinds of value
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 _ANY_SIZE = 1 << 62
@@ -138,10 +139,12 @@ def _read_values(directory: Path) -> tuple[str, bytes]:
         number, digest = header["gdtrain checkpoint"], header[TENSORS]
     except _MALFORMED as error:
         raise CheckpointError(f"{path} is damaged (its header can't be read)") from error
-    if type(number) is int and number != FORMAT:
-        raise CheckpointError(f"{path} is of format {number}; this version reads {FORMAT}")
+    if type(number) is int and number not in READABLE:
+        raise CheckpointError(
+            f"{path} is of format {number}; this version reads {' and '.join(map(str, READABLE))}"
+        )
     values = rest.removesuffix(b"\n")
-    if not isinstance(digest, str) or _header(digest, values) + values + b"\n" != content:
+    if not isinstance(digest, str) or _header(digest, values, number) + values + b"\n" != content:
         raise CheckpointError(f"{path} is damaged (its digest differs)")
     return digest, values
 
@@ -171,9 +174,9 @@ def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tens
     return tensors, digest.hexdigest()
 
 
-def _header(tensors: str, values: bytes) -> bytes:
-    both = hashlib.sha256(f"{FORMAT} {tensors}\n".encode() + values).hexdigest()
-    header = {"gdtrain checkpoint": FORMAT, TENSORS: tensors, "sha256": both}
+def _header(tensors: str, values: bytes, number: int = FORMAT) -> bytes:
+    both = hashlib.sha256(f"{number} {tensors}\n".encode() + values).hexdigest()
+    header = {"gdtrain checkpoint": number, TENSORS: tensors, "sha256": both}
     return json.dumps(header).encode() + b"\n"
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from gdtrain.errors import CheckpointError
+from gdtrain.training.plain import cannot_be_saved
 
 # Far more than any state has, and far less than Python's stack and memory can bear.
 _MAX_DEPTH = 64
 _MAX_VALUES = 20_000_000
+# numpy's numbers, by the names of their types.
+_NUMPY = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+}
 
 
 def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -30,10 +37,18 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             name += "'"
         tensors[name] = value
         return ["tensor", name]
+    if isinstance(value, np.bool_ | np.number):
+        if value.dtype.name not in _NUMPY:
+            raise cannot_be_saved(value, name)
+        return [
+            "numpy",
+            value.dtype.name,
+            value.astype(value.dtype.newbyteorder("<")).tobytes().hex(),
+        ]
     if isinstance(value, dict):
         start = f"{name}." if name else ""
         return [
-            "dict",
+            "counter" if isinstance(value, Counter) else "dict",
             *(
                 [
                     key if type(key) is str else flatten(key, name, tensors),
@@ -45,14 +60,11 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         said = "tuple" if isinstance(value, tuple) else "list"
         return [said, *(flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value))]
-    if isinstance(value, float):  # of a type of its own, such as numpy's float64
+    if isinstance(value, float):  # of a type of somebody's own
         return ["float", value.hex()]
     if isinstance(value, str | int):
         return value
-    raise CheckpointError(
-        f"{name}: a {type(value).__name__} can't be saved; "
-        "state_dict() may hold dicts, lists, tuples, tensors, numbers, text and None"
-    )
+    raise cannot_be_saved(value, name)
 
 
 def parse(text: bytes) -> Any:
@@ -88,14 +100,20 @@ def restore(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
     if kind == "float":
         (digits,) = items
         return float.fromhex(digits)
-    if kind == "dict":
+    if kind == "numpy":
+        name, digits = items
+        if name not in _NUMPY:
+            raise ValueError("it holds a number of no known type")
+        (number,) = np.frombuffer(bytes.fromhex(digits), np.dtype(name).newbyteorder("<"))
+        return np.dtype(name).type(number)
+    if kind in ("dict", "counter"):
         held = {
             _key(restore(key, tensors, depth + 1)): restore(item, tensors, depth + 1)
             for key, item in items
         }
         if len(held) != len(items):
             raise ValueError("a key is there twice")
-        return held
+        return Counter(held) if kind == "counter" else held
     if kind not in ("list", "tuple"):
         raise ValueError("it holds a value of no known kind")
     parts = [restore(item, tensors, depth + 1) for item in items]

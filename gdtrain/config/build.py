@@ -22,6 +22,7 @@ from gdtrain.config.schema import Config
 from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
+from gdtrain.config.sections.updates import Plateau
 from gdtrain.data.dataset import Preprocessing
 from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
 from gdtrain.data.order import mix
@@ -96,7 +97,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     metrics = _metrics(config)
     trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
     with stage(""):
-        scheduler = _scheduler(config, optimizer, loader)
+        scheduler = _scheduler(config, optimizer, loader, metrics)
         watchers = _watchers(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
@@ -109,7 +110,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             device=config.device,
             precision=config.precision,
             scheduler=scheduler,
-            scheduler_per=config.scheduler.per if config.scheduler else "epoch",
+            scheduler_per=getattr(config.scheduler, "per", "epoch"),
+            scheduler_metric=getattr(config.scheduler, "monitor", None),
             validation=_validation(config, validation),
             metrics=metrics,
             callbacks=[*watchers, *monitors, *(callbacks or [])],
@@ -197,11 +199,15 @@ def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _scheduler(
-    config: Config, optimizer: torch.optim.Optimizer, loader: Loader
-) -> torch.optim.lr_scheduler.LambdaLR | None:
+    config: Config, optimizer: torch.optim.Optimizer, loader: Loader, metrics: Metrics
+) -> schedules.Scheduler | None:
     section = config.scheduler
     if section is None:
         return None
+    if isinstance(section, Plateau):
+        if section.monitor is not None:
+            _check_monitored("scheduler.monitor", section.monitor, config, metrics)
+        return schedules.plateau(**section.model_dump(exclude={"name"}))(optimizer)
     options = section.model_dump(exclude={"name", "per", "warmup"})
     if section.name == "cosine":
         total = loader.updates(config.epochs) if section.per == "step" else config.epochs

@@ -37,7 +37,7 @@ from gdtrain.training.keeper import unchanged
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.signals import SignalDesk
 from gdtrain.training.trainer import Trainer
-from gdtrain.training.validation import best_of
+from gdtrain.training.validation import EarlyStopping
 
 EXIT_NON_FINITE = 3
 
@@ -77,12 +77,14 @@ class TrainJob:
         checkpoints = self._checkpoints(directory)
         log = records.logs(self.config.log, trainer, directory)
         shown = [console] if leads else []
-        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, _Stops(self.signals)]
+        stops = _Stops(self.signals)
+        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, stops]
         self.signals.watch(
             lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
         )
         with notices(), run_directory.locked(directory if leads else None):
             self._start(run, directory, checkpoints)
+            stops.reason = _reason(trainer) if self.resume else None
             status, interrupted = "failed", 0
             try:
                 trainer.fit(self.config.epochs)
@@ -192,7 +194,6 @@ class TrainJob:
             every_n_epochs=section.every_n_epochs,
             every_seconds=section.every_seconds,
             keep_best=section.keep_best,
-            mode=best_of(section.keep_best or ""),
             settings=settings_of(self.config),
         )
 
@@ -223,15 +224,27 @@ class TrainJob:
 
 
 class _Stops(Callback):
-    """Stops a fit for a signal that came before it had begun, and was told to nobody then."""
+    """Stops a fit for a signal that came before it had begun, and was told to nobody then.
+
+    reason: why the run that is resumed had stopped by itself: it ends with the same bits.
+    """
 
     def __init__(self, signals: SignalDesk) -> None:
         super().__init__()
         self.signals = signals
+        self.reason: str | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        if self.reason is not None:
+            trainer.stop(self.reason)
         if self.signals.stopped_by:
             trainer.stop(signal.Signals(self.signals.stopped_by).name)
+
+
+def _reason(trainer: Trainer) -> str | None:
+    """Why early stopping has ended the run, if it has."""
+    stopping = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+    return next((one.reason for one in stopping if one.reason is not None), None)
 
 
 def _averages(trainer: Trainer) -> dict[str, dict[str, Tensor]]:

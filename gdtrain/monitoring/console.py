@@ -37,7 +37,7 @@ class Console(Callback):
         if self._bar is not None:
             self._advance(trainer)
             shown = [f"loss {trainer.progress.losses[-1]:.4g}", *_reported(trainer)]
-            shown += [f"lr {trainer.lr:.3g}", self._speed(trainer)]
+            shown += [f"lr {float(trainer.progress.lr):.3g}", self._speed(trainer)]
             self._bar.set_postfix_str(", ".join(shown), refresh=True)
         elif trainer.plan is not None and trainer.plan.num_batches is None:
             self._tell(trainer)

@@ -35,7 +35,7 @@ class StepLog(Callback):
             "step": progress.step,
             "epoch": progress.epoch + 1,
             "loss": float(progress.losses[-1]),
-            "lr": trainer.lr,
+            "lr": float(trainer.progress.lr),
             "seconds": round(progress.seconds, 6),
             **reported,
         }

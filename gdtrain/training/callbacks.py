@@ -151,6 +151,14 @@ class Listeners:
         """Whether a callback looks at every update."""
         return self.has("on_gradient") or self.has("on_before_update")
 
+    def next_at_end_of(self, epoch: int, told: list[Callback]) -> Callback | None:
+        """The next one to be told of the end of an epoch, the first one being 1."""
+        for callback in self.of["on_epoch_end"]:
+            every = callback.every_n_epochs
+            if (every is None or epoch % every == 0) and not _among(told, callback):
+                return callback
+        return None
+
     def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
         """Call ``event`` on every callback that listens to it and is due."""
         told: list[Callback] = []
@@ -158,9 +166,6 @@ class Listeners:
             callback = waiting[0]  # one may have added or removed others
             told.append(callback)
             if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
-                continue
-            every = callback.every_n_epochs
-            if event == "on_epoch_end" and every is not None and trainer.progress.epoch % every:
                 continue
             trainer.engine.publish()  # before anybody looks
             getattr(callback, event)(trainer, *arguments)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -199,6 +200,14 @@ def check_same_data(world: World, loader: Loader) -> None:
             if mine != theirs
         )
         raise DataError(f"the processes see different data: {said}; give all of them the same")
+
+
+def check_epochs(num_epochs: Any) -> int:
+    """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
+    number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
+    if type(number) is not int or number < 0:
+        raise ConfigError.of("num_epochs", f"must be a whole number >= 0, got {num_epochs!r}")
+    return number
 
 
 @cache

@@ -10,7 +10,7 @@ from gdtrain.data.batch import Plan
 from gdtrain.data.explicit_order import check_indices
 from gdtrain.data.loader import Loader
 from gdtrain.errors import CheckpointError, ConfigError
-from gdtrain.training.optimizer_state import demand
+from gdtrain.training.plain import demand
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

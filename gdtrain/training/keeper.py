@@ -251,7 +251,7 @@ class _Optimizer(_Part):
         ]
         self._schedule = copy.deepcopy(schedule.state_dict()) if schedule else {}
         self._progress = self.trainer.progress.state_dict()
-        self._lr = self.trainer.lr
+        self._lr = self.trainer.progress.lr
 
     def restore(self) -> None:
         optimizer, schedule = self.trainer.optimizer, self.trainer.schedule.scheduler
@@ -265,7 +265,7 @@ class _Optimizer(_Part):
         if schedule:
             schedule.load_state_dict(self._schedule)
         self.trainer.progress.load_state_dict(self._progress)
-        self.trainer.lr = self._lr
+        self.trainer.progress.lr = self._lr
 
 
 class _Generators(_Part):

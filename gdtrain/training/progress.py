@@ -32,6 +32,7 @@ class Progress:
     position: where a stream stands after the last block, for its source alone to understand;
     None for data that is not a stream.
     last: the last block and its losses, where it has run.
+    lr: the learning rate of the last update, of the optimizer's first group.
     """
 
     epoch: int = 0
@@ -44,6 +45,7 @@ class Progress:
     epoch_weight: float = 0.0
     position: list[int] | None = None
     last: tuple[Block, Tensor] | None = field(default=None, repr=False, compare=False)
+    lr: float | Tensor = field(default=math.nan, repr=False, compare=False)
     _pending: int | None = field(default=None, repr=False, compare=False)
 
     @property

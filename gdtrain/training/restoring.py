@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gdtrain.data.loaders import Loader
 from gdtrain.data.order import ORDER_VERSION
 from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import CheckpointError
+from gdtrain.training import module_state, optimizer_state, schedule_state
+from gdtrain.training.callbacks import Callback
 from gdtrain.training.epoch_plan import kept_plan
-from gdtrain.training.optimizer_state import check_like, check_optimizer, demand
-from gdtrain.training.plain import is_count, is_finite, is_number, shown, shown_names
+from gdtrain.training.plain import demand, is_count, is_finite, is_number, shown
 from gdtrain.training.seeding import RngState
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
-_PARTS = (
+PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
-    *("lr", "rng", "data", "made_by"),
-)
+    *("lr", "rng", "data", "made_by", "flags", "order", "told"),
+}
+# Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
+_SINCE = {"flags", "order", "told"}
+COUNTERS_SINCE = {"epoch_weight"}
 
 
-def check_fits(state: Any, template: dict[str, Any]) -> None:
+def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> None:
     """Raise CheckpointError unless ``state`` is one of a trainer that was built like this one.
 
-    template: what :func:`gdtrain.training.state.take_template` gives.
+    names: of the optimizer's parameters.
     """
-    parts = set(state) - {"order"} if isinstance(state, dict) else None  # only some orders keep one
-    demand(parts == set(_PARTS), "it is not a trainer's state")
-    for part in ("model", "loss"):
-        _check_tensors(part, state[part], template[part])
-    check_optimizer(state["optimizer"], template)
-    _check_data(state["data"], template["loader"])
-    _check_progress(state, template["progress"], template["loader"])
-    check_like("scheduler", state["scheduler"], template["scheduler"])
-    _check_counts(state["scheduler"], template["scheduler"], state["progress"]["step"])
+    whole = isinstance(state, dict) and state.keys() | _SINCE == PARTS
+    demand(whole, "it is not a trainer's state")
+    _check_modules(state, trainer)
+    optimizer_state.check(state["optimizer"], trainer.optimizer, names)
+    _check_data(state["data"], trainer.loader)
+    _check_progress(state, trainer.progress.state_dict(), trainer.loader)
+    groups = len(trainer.optimizer.param_groups), len(state["optimizer"]["groups"])
+    schedule_state.check(state["scheduler"], trainer.schedule.scheduler, groups)
     demand(is_finite(state["lr"]), "lr is not a number")
     history = state["history"]
     demand(
@@ -47,13 +54,16 @@ def check_fits(state: Any, template: dict[str, Any]) -> None:
         "its history is not a list of epochs",
     )
     demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
+    here, told = named(trainer.callbacks), state.get("told")
+    named_ones = isinstance(told, list) and all(isinstance(name, str) for name in told)
+    demand(told is None or (named_ones and bool(history)), "told is not a list of callbacks")
     for name in state["callbacks"]:
         demand(
-            name in template["callbacks"],
+            name in here,
             f"the state has a callback {shown(name)} that this trainer lacks",
         )
     demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
-    _check_rng(state["rng"], template["rng"])
+    _check_rng(state["rng"], RngState.take(trainer.device).tensors())
 
 
 def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -71,19 +81,30 @@ def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _check_tensors(part: str, found: Any, expected: Mapping[str, Tensor]) -> None:
-    demand(isinstance(found, dict), f"{part} is not a mapping")
-    missing, foreign = expected.keys() - found.keys(), found.keys() - expected.keys()
-    demand(not missing, f"{part}: the state lacks {shown_names(missing)}")
-    there = f"the state has {shown_names(map(str, foreign))}"
-    demand(not foreign, f"{part}: {there}, which is not in this {part}")
-    for name, tensor in expected.items():
-        theirs = found[name]
-        demand(isinstance(theirs, Tensor), f"{part}: {name} is not a tensor")
-        demand(
-            theirs.shape == tensor.shape and theirs.dtype == tensor.dtype,
-            f"{part}: {name} is {_said(theirs)} in the state and {_said(tensor)} here",
-        )
+def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Each callback by its type's name, numbered where there are several of a type."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name}-{seen[name]}"] = callback
+    return found
+
+
+def modules(trainer: Trainer) -> dict[str, nn.Module]:
+    """The parts of a trainer that are modules: the model, and perhaps the loss."""
+    parts = {"model": trainer.model, "loss": trainer.loss}
+    return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
+
+
+def _check_modules(state: Mapping[str, Any], trainer: Trainer) -> None:
+    flags, here = state.get("flags", {}), modules(trainer)
+    demand(isinstance(flags, dict), "flags is not a mapping")
+    for part in ("model", "loss"):
+        module_state.check(part, state[part], here.get(part, nn.Module()))
+        if part in flags and part in here:
+            module_state.check_flags(part, flags[part], here[part])
 
 
 def _check_data(found: Any, loader: Loader | None) -> None:
@@ -104,12 +125,10 @@ def _check_data(found: Any, loader: Loader | None) -> None:
 
 def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | None) -> None:
     found = state["progress"]
-    names = template.keys() - {"epoch_weight"}  # which 0.1.0 did not have
-    complete = isinstance(found, dict) and names <= found.keys() <= template.keys()
+    complete = isinstance(found, dict) and found.keys() | COUNTERS_SINCE == template.keys()
     demand(complete, "progress is incomplete")
-    for name in template.keys() & found.keys():
+    for name, theirs in found.items():
         value = template[name]
-        theirs = found[name]
         if name == "position":
             demand(
                 theirs is None or (isinstance(theirs, list) and all(map(is_count, theirs))),
@@ -163,19 +182,3 @@ def _check_rng(found: Any, here: Mapping[str, Tensor]) -> None:
             torch.Generator().set_state(state.cpu)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"rng: {shown(str(error))}") from error
-
-
-def _check_counts(scheduler: Any, template: Any, steps: int) -> None:
-    """Raise CheckpointError if a scheduler has counted more steps than were made."""
-    if not isinstance(template, dict):
-        return
-    for key in ("last_epoch", "_step_count"):
-        if key in template:
-            most = steps + max(template[key], 0) + 1
-            demand(0 <= scheduler[key] <= most, f"scheduler: {key} is not what it has counted")
-    for number, one in enumerate(template.get("_schedulers", ())):
-        _check_counts(scheduler["_schedulers"][number], one, steps)
-
-
-def _said(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

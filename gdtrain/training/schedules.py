@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.plain import is_finite
+from gdtrain.training.validation import Validation, best_of
+
+logger = logging.getLogger("gdtrain")
 
 Scheduler = LRScheduler | ReduceLROnPlateau
+# Schedules of torch's whose step changes the rate that it finds. Others compute it anew.
+_FROM_RATE = {
+    *(lr_scheduler.ConstantLR, lr_scheduler.LinearLR, lr_scheduler.PolynomialLR),
+    *(lr_scheduler.ExponentialLR, lr_scheduler.StepLR, lr_scheduler.MultiStepLR),
+    *(lr_scheduler.MultiplicativeLR, lr_scheduler.CosineAnnealingLR, ReduceLROnPlateau),
+}
 # t (updates or epochs so far, from 0) -> factor on the optimizer's learning rate
 Schedule = Callable[[int], float]
 
@@ -63,19 +77,72 @@ def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
     return LambdaLR(optimizer, schedule)
 
 
-class ScheduleStepper:
-    """Steps a scheduler once per update or once per epoch; without one it does nothing."""
+def plateau(
+    monitor: str | None = None,
+    mode: Literal["min", "max"] | None = None,
+    factor: float = 0.1,
+    patience: int = 10,
+    min_delta: float = 0.0,
+    min_lr: float = 0.0,
+) -> Callable[[Optimizer], ReduceLROnPlateau]:
+    """α ← max(factor · α, min_lr) at each run of more than ``patience`` values without improvement.
 
-    def __init__(self, scheduler: Scheduler | None, per: Literal["epoch", "step"]) -> None:
+    A value of the metric ``monitor`` improves if it beats the best by ``min_delta``. mode: ``min``
+    or ``max``; if left out, by the metric's name.
+    """
+    options: dict[str, Any] = {"mode": mode or best_of(monitor or ""), "threshold_mode": "abs"}
+    options |= {"factor": factor, "patience": patience, "threshold": min_delta, "min_lr": min_lr}
+    return partial(ReduceLROnPlateau, **options, eps=0.0)
+
+
+class ScheduleStepper:
+    """Steps a scheduler once per update or once per epoch; without one it does nothing.
+
+    metric: of the epochs' records, for ReduceLROnPlateau.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler | None,
+        per: Literal["epoch", "step"],
+        metric: str | None = None,
+    ) -> None:
         _check(per in ("epoch", "step"), "scheduler_per", f"must be epoch or step, got {per!r}")
         by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        rises = isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max"
         _check(
             not (by_metric and per == "step"),
             "scheduler_per",
             "must be epoch for ReduceLROnPlateau, whose metrics are those of epochs",
         )
+        _check(
+            by_metric or metric is None,
+            "scheduler_metric",
+            "has no effect without ReduceLROnPlateau; leave it out",
+        )
+        _check(
+            metric is not None or not rises,
+            "scheduler_metric",
+            "missing; ReduceLROnPlateau of mode max has to be told what is to rise, such as "
+            "val_accuracy",
+        )
         self.scheduler = scheduler
         self.per = per
+        self.metric = metric
+        self.by_metric = by_metric
+        self._is_validated: bool | None = None  # whether epochs have val_loss; not known yet
+
+    def set_rate(self, optimizer: Optimizer, rate: Any) -> None:
+        """Set the learning rate of all groups; see :attr:`Trainer.lr`."""
+        _check(is_finite(rate) and rate >= 0, "lr", f"must be a number >= 0, got {rate!r}")
+        _check(
+            self.scheduler is None or _goes_on_from_rate(self.scheduler),
+            "lr",
+            f"can't be set beside {type(self.scheduler).__name__}, which would set it back; leave "
+            "the schedule out, or change the schedule",
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
     @property
     def by_step(self) -> bool:
@@ -99,7 +166,7 @@ class ScheduleStepper:
         assert self.scheduler is not None
         groups = self.scheduler.optimizer.param_groups
         settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
-        state = dict(self.scheduler.state_dict())
+        settings, state = copy.deepcopy((settings, self.scheduler.state_dict()))
 
         def back() -> None:
             assert self.scheduler is not None
@@ -114,12 +181,46 @@ class ScheduleStepper:
         if self.scheduler is not None and self.per == "step":
             self.scheduler.step()
 
-    def after_epoch(self, record: dict[str, Any]) -> None:
-        """To be called after each epoch with its record, for schedulers that look at a metric."""
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(record.get("val_loss", record["train_loss"]))
-        elif self.scheduler is not None and self.per == "epoch":
+    def after_epoch(self) -> None:
+        """To be called after each epoch."""
+        if self.scheduler is not None and self.per == "epoch" and not self.by_metric:
             self.scheduler.step()
+
+    def end_fit(self, records: Sequence[dict[str, Any]]) -> None:
+        """To be called after a fit, with all records there are; warns of a metric that none has."""
+        if self.metric is not None and records and not any(self.metric in r for r in records):
+            logger.warning(
+                "ReduceLROnPlateau: no epoch had %s, so nothing could change the rate by it",
+                self.metric,
+            )
+
+    def after_validation(
+        self, records: Sequence[dict[str, Any]], callbacks: Sequence[Callback]
+    ) -> None:
+        """To be called when the last epoch's record is complete, with all there are.
+
+        ReduceLROnPlateau is given the metric, where the record has it.
+        """
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            return
+        validated = self._validates(records, callbacks)
+        metric = self.metric or ("val_loss" if validated else "train_loss")
+        if metric in records[-1]:
+            self.scheduler.step(records[-1][metric])
+
+    def _validates(self, records: Sequence[dict[str, Any]], callbacks: Sequence[Callback]) -> bool:
+        """Whether epochs of the run have val_loss, be it only now and then."""
+        if self._is_validated is None:
+            self._is_validated = any("val_loss" in record for record in records)
+        self._is_validated = self._is_validated or "val_loss" in records[-1]
+        return self._is_validated or any(isinstance(one, Validation) for one in callbacks)
+
+
+def _goes_on_from_rate(scheduler: Scheduler) -> bool:
+    """Whether each rate of a schedule is computed from the one that stands in the optimizer."""
+    if type(scheduler) is lr_scheduler.ChainedScheduler:
+        return all(map(_goes_on_from_rate, scheduler._schedulers))
+    return type(scheduler) in _FROM_RATE
 
 
 def _rows_of_lambdas(

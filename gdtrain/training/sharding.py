@@ -49,8 +49,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 def split_like(value: Any, parameter: Tensor) -> Any:
     """A whole tensor of a parameter's shape, split as the parameter is; anything else as it is."""
-    fits = isinstance(value, Tensor) and value.shape == parameter.shape
-    if not (fits and hasattr(parameter, "full_tensor")):
+    if not (isinstance(value, Tensor) and hasattr(parameter, "full_tensor")):
+        return value
+    if value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 

@@ -61,7 +61,9 @@ class Trainer:
     precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
         keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
     scheduler: any ``torch.optim.lr_scheduler``, stepped once per ``scheduler_per``:
-        ``"epoch"`` or ``"step"``. ReduceLROnPlateau gets val_loss, or else train_loss.
+        ``"epoch"`` or ``"step"``, before callbacks are told of the epoch's end.
+    scheduler_metric: what ReduceLROnPlateau is given, after the epochs that have it: a key of
+        their records; by default val_loss, or train_loss in a run without validation.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
     metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
     callbacks: called in this order, after the validation.
@@ -87,6 +89,7 @@ class Trainer:
         precision: Precision | None = None,
         scheduler: Scheduler | None = None,
         scheduler_per: Literal["epoch", "step"] = "epoch",
+        scheduler_metric: str | None = None,
         validation: Loader | Validation | None = None,
         metrics: Mapping[str, evaluation.Metric] | None = None,
         callbacks: Sequence[Callback] = (),
@@ -110,7 +113,7 @@ class Trainer:
         self.optimizer = optimizer
         self._place(model, loss, device, precision)
         self.loader = loader
-        self.schedule = ScheduleStepper(scheduler, scheduler_per)
+        self.schedule = ScheduleStepper(scheduler, scheduler_per, scheduler_metric)
         self.metrics = dict(metrics or {})
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
@@ -121,8 +124,9 @@ class Trainer:
 
         self.progress = Progress()
         self.history = History()
-        self.lr: float = optimizer.param_groups[0]["lr"]  # of the last update
+        self.progress.lr = self.lr
         self.num_epochs = 0
+        self.told: list[Callback] | None = None  # of an epoch's end; None: nobody is to be told
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.should_stop = False
@@ -171,6 +175,7 @@ class Trainer:
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
+        num_epochs = checks.check_epochs(num_epochs)
         if not self.model.training:
             self.model.train()
         self.check_separable()
@@ -181,6 +186,7 @@ class Trainer:
         with interruptible(self.stop):
             try:
                 self.emit("on_fit_start")
+                self._finish_epoch()
                 stopping = self._agree_to_stop()
                 while self.progress.epoch < num_epochs and not stopping:
                     self._run_epoch()
@@ -190,6 +196,7 @@ class Trainer:
                 self._end_after(error)
                 raise
             self.engine.publish()
+            self.schedule.end_fit(self.history.epochs)
             self.emit("on_fit_end")
         return self.history
 
@@ -220,12 +227,26 @@ class Trainer:
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
             return  # stopped while a stream was idle
-        record = self.progress.close_epoch() | {"lr": self.lr}
+        record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
         self.history.epochs.append(record)
-        try:
-            self.emit("on_epoch_end", record)
-        finally:  # the epoch is over, and the schedule moves with it
-            self.schedule.after_epoch(record)
+        self.schedule.after_epoch()
+        self.told = []
+        self._finish_epoch()
+
+    def _finish_epoch(self) -> None:
+        """Tell of the end of the last epoch whoever has not been told.
+
+        Who was told before an error, or before a snapshot, is not told again.
+        """
+        while (told := self.told) is not None:
+            callback = self.listeners.next_at_end_of(self.progress.epoch, told)
+            if callback is None:
+                self.schedule.after_validation(self.history.epochs, self.callbacks)
+                self.told = None
+                return
+            self.engine.publish()
+            callback.on_epoch_end(self, self.history.epochs[-1])
+            told.append(callback)
 
     def _run_block(self, block: Block) -> Tensor:
         """Make a block's updates; return the losses of those that were made.
@@ -362,7 +383,8 @@ class Trainer:
 
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
-        self.lr = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]  # which a schedule may change in place
+        self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate
         if self.schedule.by_step:
             self.schedule.after_step()
 
@@ -401,6 +423,20 @@ class Trainer:
         if self._listeners.callbacks != self.callbacks:
             self._listeners = Listeners(self.callbacks)
         return self._listeners
+
+    @property
+    def lr(self) -> float:
+        """The learning rate as it stands, of the optimizer's first group.
+
+        Setting it does what ``for group in optimizer.param_groups: group["lr"] = rate`` does, from
+        the next update on. Raises ConfigError for what is no rate, and beside a schedule that
+        computes each rate anew, and so would undo it.
+        """
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self.schedule.set_rate(self.optimizer, rate)
 
     @property
     def needs_closure(self) -> bool:

@@ -66,7 +66,7 @@ class Validation(Callback):
 
 
 def best_of(metric: str) -> Literal["min", "max"]:
-    """Whether lower or higher values of a metric are better, by its name."""
+    """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
     return "max" if "accuracy" in metric else "min"
 
 
@@ -74,7 +74,8 @@ class EarlyStopping(Callback):
     """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
 
     monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
-    mode: ``min`` or ``max``. min_delta: by how much a value must beat the best to count.
+    mode: ``min`` or ``max``; if left out, by the metric's name: max of an accuracy.
+    min_delta: by how much a value must beat the best to count.
     Epochs without the metric are passed over, and the logger ``gdtrain`` warns of a fit in which
     all were; a NaN never counts as an improvement. Raises ConfigError for a wrong setting.
     """
@@ -85,13 +86,14 @@ class EarlyStopping(Callback):
         *,
         patience: int = 5,
         min_delta: float = 0.0,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
     ) -> None:
         super().__init__(every_n_epochs=1)
         if patience < 1:
             raise ConfigError.of("patience", f"must be >= 1, got {patience}")
         if not min_delta >= 0:
             raise ConfigError.of("min_delta", f"must be >= 0, got {min_delta}")
+        mode = mode or best_of(monitor)
         if mode not in ("min", "max"):
             raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.monitor = monitor
@@ -99,7 +101,6 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
         self.sign = 1.0 if mode == "min" else -1.0
         self.best = math.inf
-        self._resumed = False
         self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
         self.epochs_without_improvement = 0
 
@@ -112,8 +113,8 @@ class EarlyStopping(Callback):
             self.best, self.epochs_without_improvement = value, 0
             return
         self.epochs_without_improvement += 1
-        if self.epochs_without_improvement >= self.patience:
-            self._stop(trainer)
+        if self.reason is not None:
+            trainer.stop(self.reason)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._had_metric is False:
@@ -123,13 +124,15 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._had_metric = None
-        if self.epochs_without_improvement < self.patience:
-            return
-        if self._resumed:  # the run had ended, and ends with the same bits
-            self._resumed = False
-            self._stop(trainer)
-        else:  # a further fit() after a stop is a wish to go on, with the patience to do so
+        if self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
             self.epochs_without_improvement = 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run is stopped; None while it is not."""
+        if self.epochs_without_improvement < self.patience:
+            return None
+        return f"{self.monitor} did not improve for {self.patience} epochs"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}
@@ -138,8 +141,4 @@ class EarlyStopping(Callback):
         best, epochs = state["best"], state["epochs_without_improvement"]
         if not (is_number(best) and is_count(epochs)):
             raise ValueError("best is not a metric, or epochs_without_improvement no number")
-        self._resumed = True
         self.best, self.epochs_without_improvement = best, epochs
-
-    def _stop(self, trainer: Trainer) -> None:
-        trainer.stop(f"{self.monitor} did not improve for {self.patience} epochs")

@@ -138,8 +138,27 @@ class InverseTime(Schedule):
     """After b steps (or epochs) the learning rate is half of α_0."""
 
 
+class Plateau(Strict):
+    """α falls by a factor where a metric of the epochs has stopped improving."""
+
+    name: Literal["plateau"]
+    monitor: str | None = None
+    """A metric of the epochs, looked at after those that have it; by default val_loss, or
+    train_loss without validation."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; by default max of an accuracy, else min."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of each fall."""
+    patience: Annotated[int, Field(ge=0, lt=2**31)] = 10
+    """How many of the metric's values may pass without an improvement before a fall."""
+    min_delta: NonNegative = 0.0
+    """By how much a value must beat the best to count."""
+    min_lr: NonNegative = 0.0
+    """The learning rate falls no further."""
+
+
 ScheduleSection = Annotated[
-    Constant | Cosine | Step | Exponential | InverseTime,
+    Constant | Cosine | Step | Exponential | InverseTime | Plateau,
     Field(discriminator="name"),
     shorthand("name"),
 ]

@@ -116,7 +116,8 @@ class CudaGraphEngine:
             rows = trainer.schedule.rows(count, step.settings_row)
         else:
             rows = [step.settings_row()] * count
-        trainer.lr = rows[-1][0] if rows else trainer.lr
+        if rows:
+            trainer.progress.lr = rows[-1][0]
         return torch.tensor([first, *rows[1:]][:count], dtype=trainer.dtype)
 
     def _for(self, size: int) -> _Recorded:

@@ -105,13 +105,13 @@ class ScanEngine:
                 chosen = plan.take(first_row, first_row + (stop - start) * shape.size)
                 window.gather(compiled.samples, chosen)
             first_row = 0
-        back, lr = self.trainer.schedule.mark(), self.trainer.lr
+        back, lr = self.trainer.schedule.mark(), self.trainer.progress.lr
         self._set(compiled, shape, stop - start)
         losses, bad_loss = compiled.run(shape, stop - start, first_row)
         if bad_loss is not None:
             self.trainer.guard.found = (bad_loss, None)
             back()
-            self.trainer.lr = lr
+            self.trainer.progress.lr = lr
             self._set(compiled, shape, len(losses))
         return losses
 
@@ -127,7 +127,7 @@ class ScanEngine:
             given = trainer.schedule.rows(steps, row)
             if given:
                 rows[:steps] = given
-                trainer.lr = given[-1][0]
+                trainer.progress.lr = given[-1][0]
             return
         rows[0] = row()
         for _ in range(steps):
