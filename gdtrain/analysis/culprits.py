@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gdtrain.analysis import differences
 from gdtrain.analysis.twin import Twin, pick
 from gdtrain.data.batch import Batch, map_tensors
-from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Outputs that differ by more than rounding can account for.
@@ -112,8 +112,8 @@ def loss_is_no_mean(twin: Twin, batch: Batch) -> tuple[float, float] | None:
 
         rows = torch.arange(len(batch))
         halves = torch.split(rows, len(rows) // 2)
-        parts = [(normaliser(trainer.loss, pick(batch, half)), half) for half in halves]
-        total = 1.0 if is_sum(trainer.loss) else sum(weight for weight, _ in parts)
+        parts = [(weight_of(trainer, pick(batch, half)), half) for half in halves]
+        total = 1.0 if adds_up(trainer) else sum(weight for weight, _ in parts)
         whole = value(rows)
         mean = sum(weight / total * value(r) for weight, r in parts if weight)
     return (whole, mean) if abs(whole - mean) > DIFFERENT * abs(whole) else None

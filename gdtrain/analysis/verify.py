@@ -17,7 +17,10 @@ from gdtrain.analysis import culprits, differences, processes
 from gdtrain.analysis.twin import Twin, in_double, pick
 from gdtrain.data.batch import Batch
 from gdtrain.errors import GdtrainError, ModelError
-from gdtrain.training.gradient import batch_gradient, is_sum, normaliser
+from gdtrain.training.distributed import World
+from gdtrain.training.exact_gradient import add_gradient
+from gdtrain.training.gradient import whole_gradient
+from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Rounding in float64 stays far below these, and what is wrong on purpose or by mistake far above.
@@ -98,7 +101,7 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
 
     * microbatches of several sizes, most of them with a ragged end;
     * per-sample gradients g_i of torch.func, g = Σ_i (N_i / N) g_i with N of
-      :func:`gdtrain.training.gradient.normaliser`;
+      :meth:`gdtrain.Trainer.loss_weight`;
     * central differences, g·v = (J(θ + hv) - J(θ - hv)) / 2h + O(h²) in random directions v;
     * ``num_processes`` processes on gloo, each with its share; none if fewer than 2.
 
@@ -108,16 +111,16 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
     twin, batch = Twin(trainer), in_double(batch)
     try:
         notes = [*_dropout_off(twin), *_randomness_off(twin, batch)]
-        expected = twin.gradient(lambda: batch_gradient(twin, batch))
+        expected = twin.gradient(lambda: whole_gradient(twin.trainer, batch))
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"model: does not run in float64 on the CPU: {reason}") from error
     _check_finite(batch, *expected)
-    size, loss = len(batch), twin.trainer.loss
+    size = len(batch)
 
     rows: list[Row] = []
     for part in sorted({1, 2, 3, 7, size // 2 + 1, size - 1} & set(range(1, size))):
-        cut = partial(twin.gradient, partial(batch_gradient, twin, batch, loss, part))
+        cut = partial(twin.gradient, partial(_in_parts, twin, batch, part))
         ragged = f", the last of {size % part}" if size % part else ""
         name = f"microbatches of {part}{ragged}"
         rows.append(_row(name, expected, cut, error_if_raised=math.inf))
@@ -161,14 +164,18 @@ def _row(
     return Row(name, max(errors), TOLERANCE)
 
 
+def _in_parts(twin: Twin, batch: Batch, size: int) -> Tensor:
+    return add_gradient(twin.trainer, batch, list(batch.split(size)), World())
+
+
 def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
     """Σ_i (N_i / N) g_i and Σ_i (N_i / N) l_i, a chunk of samples at a time.
 
     Samples of weight 0, whose target is ignored, are left out: their mean loss would be 0/0.
     """
-    each_weight = [normaliser(twin.trainer.loss, one) for one in batch.split(1)]
+    each_weight = [weight_of(twin.trainer, one) for one in batch.split(1)]
     weights = torch.tensor(each_weight, dtype=torch.float64)
-    total = 1.0 if is_sum(twin.trainer.loss) else float(weights.sum())
+    total = 1.0 if adds_up(twin.trainer) else float(weights.sum())
 
     def loss_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
         loss: Tensor = functional_call(twin, parameters, (pick(batch, row[None]),))

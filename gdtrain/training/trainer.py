@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ModelError
-from gdtrain.training import checks, diagnosis, evaluation, gradient, state
+from gdtrain.training import checks, diagnosis, evaluation, gradient, losses, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
 from gdtrain.training.descent import descend
@@ -41,6 +41,7 @@ from gdtrain.training.engines.engine import Engine
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
+from gdtrain.training.metrics import Metric, check_metrics
 from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.progress import History, Progress
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
@@ -63,13 +64,19 @@ class Trainer:
     scheduler: any ``torch.optim.lr_scheduler``, stepped once per ``scheduler_per``:
         ``"epoch"`` or ``"step"``. ReduceLROnPlateau gets val_loss, or else train_loss.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
-    metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
+    metrics: name -> ``(output, targets) -> number``, called once on all of a set by
+        :meth:`evaluate`; ``mean_over_samples`` of such a function, or an object with ``update``,
+        ``compute`` and ``reset`` (as in torchmetrics), is taken part by part.
     callbacks: called in this order, after the validation.
     clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
     microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
-        as many as ``memory_limit`` (bytes, or text such as ``512MB``) allows.
+        as many as ``memory_limit`` allows.
+    memory_limit: bytes, or text such as ``512MB``, for the activations of a slice, and for the
+        outputs and targets of a set that a loss or metric needs all at once.
     microbatch_allow: names of layers that mix samples (BatchNorm) and may see slices only.
     accumulate_in: ``fp64`` adds up the slices' gradients in float64.
+    evaluate_in: ``whole``, the loss of all samples, as one pass over them gives it; ``batches``,
+        the mean over the loader's own batches, for losses meant per batch (contrastive ones).
     engine: ``eager``, with the bits of the hand-written loop; ``scan`` (XLA, on a CPU) or
         ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
 
@@ -88,7 +95,7 @@ class Trainer:
         scheduler: Scheduler | None = None,
         scheduler_per: Literal["epoch", "step"] = "epoch",
         validation: Loader | Validation | None = None,
-        metrics: Mapping[str, evaluation.Metric] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
@@ -96,6 +103,7 @@ class Trainer:
         memory_limit: int | str | None = None,
         microbatch_allow: Sequence[str] = (),
         accumulate_in: Literal["fp64"] | None = None,
+        evaluate_in: Literal["whole", "batches"] = "whole",
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
         own_loss = self.has_own("compute_loss", "train_step")
@@ -104,6 +112,7 @@ class Trainer:
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
+            evaluate_in=(evaluate_in, ("whole", "batches")),
         )
         checks.check_parameters(model, loss, optimizer, own_code=own_loss)
 
@@ -111,7 +120,8 @@ class Trainer:
         self._place(model, loss, device, precision)
         self.loader = loader
         self.schedule = ScheduleStepper(scheduler, scheduler_per)
-        self.metrics = dict(metrics or {})
+        self.metrics = check_metrics(metrics)
+        self.evaluate_in = evaluate_in
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
         self.engine: Engine = EagerEngine(self)  # until fit settles the choice
@@ -128,9 +138,9 @@ class Trainer:
         self.should_stop = False
         self.stop_reason: str | None = None
 
-        self.microbatches = MicrobatchSize(microbatch_size, memory_limit)
+        self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
         self._exact_gradient = ExactGradient(
-            self, self.microbatches, microbatch_allow, in_float64=accumulate_in == "fp64"
+            self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck(loss)
@@ -275,8 +285,15 @@ class Trainer:
         return self._output_loss(output, batch.targets)
 
     def loss_weight(self, batch: Batch) -> float | Tensor:
-        """What the loss of a batch is divided by, so that parts and epochs are averaged rightly."""
-        return gradient.normaliser(self.loss, batch)
+        """What the loss of a batch is divided by, such as its samples: a number, or shape [].
+
+        For J = (1/N) Σ l_i this is N, by which parts of a batch, and the batches of an epoch or an
+        evaluation, are weighted. Override it beside a ``compute_loss`` of your own: for a mean over
+        samples ``return len(batch)``. Its default knows the losses of PyTorch, of which a mean may
+        be over the targets that are not ignored, or their classes' weights; else it is the samples.
+        """
+        mean = losses.mean_of(self.loss, batch)
+        return len(batch) if mean is None else mean.weight(batch)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output; several input tensors become several arguments."""
@@ -293,20 +310,11 @@ class Trainer:
             checks.explain_batch_of_one(error)
             raise
 
-    def loss_and_output(self, batch: Batch) -> tuple[Tensor, Any]:
-        """For evaluation: one forward pass, unless ``compute_loss`` is somebody's own."""
-        with autocast(self.precision, self.device):
-            if type(self).compute_loss is Trainer.compute_loss:
-                output = self.forward(batch.inputs)
-                return self._output_loss(output, batch.targets), output
-            loss = self.compute_loss(batch)
-            return loss, self.forward(batch.inputs) if self.metrics else None
-
     # ── what research code calls ────────────────────────────────────────────────────────────
 
     def check_separable(self) -> None:
         """Raise ModelError if batches are to be cut although a layer mixes their samples."""
-        self._exact_gradient.check_separable()
+        self._exact_gradient.check()
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
@@ -325,21 +333,29 @@ class Trainer:
             plan = plan.share(self.world.rank, self.world.size)
         return self.placed(loader.samples).read(plan, start)
 
-    def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
+    def evaluate(
+        self, loader: Loader | None = None, *, in_batches: bool | None = None
+    ) -> dict[str, float]:
         """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
 
-        The loader's order and batch size play no part. The model is in eval mode meanwhile;
-        its modes, buffers and gradients and all random number generators come back as they were.
+        They are what one pass over all samples gives; the loader's order and batch size play no
+        part. in_batches: the mean over the loader's own batches instead, weighted by what a batch's
+        loss is divided by, or its samples; None: as ``evaluate_in`` says. Model and loss are in
+        eval mode meanwhile; their modes, buffers and gradients and all random number generators
+        come back as they were. Raises ConfigError where outputs and targets that are needed all at
+        once go over ``memory_limit``.
         """
         loader = loader or self.loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
-        return self.microbatches.retry(partial(evaluation.evaluate, self, loader))
+        chosen = self.evaluate_in == "batches" if in_batches is None else in_batches
+        return self.microbatches.retry(partial(evaluation.evaluate, self, loader, chosen))
 
-    def predict(self, inputs: Any) -> Tensor:
-        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such).
+    def predict(self, inputs: Any) -> Any:
+        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such).
 
-        inputs: tensors or arrays. Without side effects, as in :meth:`evaluate`.
+        inputs: tensors or arrays, with no rows too. Outputs that are a tuple or dict keep that
+        structure. Without side effects, as in :meth:`evaluate`.
         """
         return self.microbatches.retry(partial(evaluation.predict, self, inputs))
 
