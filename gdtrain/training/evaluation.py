@@ -18,6 +18,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
+from gdtrain.training.forward import forward
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
 from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
@@ -74,7 +75,7 @@ def predict(trainer: Trainer, inputs: Any) -> Any:
         for start in range(0, max(1, count), size):
             rows = slice(start, start + size)
             part = mapped_leaves(given, partial(_placed, trainer, rows))
-            output = without_graph(partial(_forward, trainer, part))
+            output = without_graph(partial(forward, trainer, part))
             outputs.append(mapped_leaves(output, Tensor.cpu))
             sizes.append(min(size, max(1, count) - start))
     predicted = join(outputs, sizes, "outputs")
@@ -185,9 +186,9 @@ class _Look:
         if self.own_loss:
             loss = self.without_graph(lambda: trainer.batch_loss(given))
             again = mapped_leaves(part.inputs, _own)
-            output = self.without_graph(lambda: _forward(trainer, again)) if self.metrics else None
+            output = self.without_graph(lambda: forward(trainer, again)) if self.metrics else None
             return output, scalar(loss)
-        output = self.without_graph(lambda: _forward(trainer, inputs))
+        output = self.without_graph(lambda: forward(trainer, inputs))
         if not says_weight(trainer) and mean_of(trainer.loss, part) is None:
             return output, None
         return output, self._loss(output, targets)
@@ -316,11 +317,6 @@ def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor._is_view() else tensor
-
-
-def _forward(trainer: Trainer, inputs: Any) -> Any:
-    with autocast(trainer.precision, trainer.device):
-        return trainer.forward(inputs)
 
 
 def _named(name: str, value: Any) -> dict[str, float]:

@@ -14,11 +14,12 @@ from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import zero_gradients
 from gdtrain.training.distributed import World, exchange_gradients
+from gdtrain.training.forward import forward
 from gdtrain.training.gradient import Accumulator, add_parts, scalar, trained, whole_gradient
 from gdtrain.training.keeper import Keeper, unchanged
 from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
 from gdtrain.training.separable import check_buffers, check_separable
-from gdtrain.training.two_passes import add_two_passes, forward
+from gdtrain.training.two_passes import add_two_passes
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -197,7 +198,9 @@ def add_gradient(
 
 def in_two_passes(trainer: Trainer, batch: Batch) -> bool:
     """Whether the batch, if it is cut, goes through in two passes rather than in one."""
-    return not says_weight(trainer) and mean_of(trainer.loss, batch) is None
+    if has_own_loss(trainer) or says_weight(trainer):
+        return False
+    return mean_of(trainer.loss, batch) is None
 
 
 def closure_step(trainer: Trainer, batch: Batch) -> Tensor:

@@ -28,7 +28,7 @@ Loss = Callable[[Any, Any], Tensor]
 T = TypeVar("T", bound=nn.Module)
 
 # Losses that compare output and target number by number, and would broadcast them …
-_ELEMENTWISE: dict[Any, type[nn.Module] | None] = {
+ELEMENTWISE: dict[Any, type[nn.Module] | None] = {
     F.mse_loss: nn.MSELoss,
     F.l1_loss: nn.L1Loss,
     F.smooth_l1_loss: nn.SmoothL1Loss,
@@ -54,7 +54,7 @@ _OVER_SAMPLES: dict[Any, type[nn.Module] | None] = {
     F.cosine_embedding_loss: None,
     F.margin_ranking_loss: None,
 }
-_FUNCTIONS = {**_ELEMENTWISE, **_OVER_TARGETS, **_OVER_SAMPLES}
+_FUNCTIONS = {**ELEMENTWISE, **_OVER_TARGETS, **_OVER_SAMPLES}
 # A subclass with a forward of its own computes something else; one without is the same loss.
 _OF_FORWARD: dict[Any, Any] = {
     module.forward: function for function, module in _FUNCTIONS.items() if module is not None
@@ -93,9 +93,14 @@ class TorchLoss:
         return [(n, value) for n, value in named if isinstance(value, Tensor) and value.numel() > 1]
 
     @property
+    def name(self) -> str:
+        """What the user calls it."""
+        return self.function.__name__ if isinstance(self.loss, dict) else type(self.loss).__name__
+
+    @property
     def is_elementwise(self) -> bool:
         """Whether it needs output and targets of one shape."""
-        return self.function in _ELEMENTWISE
+        return self.function in ELEMENTWISE
 
     @property
     def takes_classes(self) -> bool:

@@ -107,7 +107,7 @@ class Trainer:
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
         own_loss = self.has_own("compute_loss", "train_step")
-        optimizer = checks.check_parts(loss, optimizer, loader, needs_loss=not own_loss)
+        optimizer = checks.check_parts(loss, optimizer, loader, callbacks, needs_loss=not own_loss)
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
@@ -143,7 +143,7 @@ class Trainer:
             self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
-        self._output_check = checks.OutputCheck(loss)
+        self._output_check = checks.OutputCheck()
         self.used: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
@@ -306,8 +306,8 @@ class Trainer:
                 return self.compute_loss(batch)
             with autocast(self.precision, self.device):
                 return self.compute_loss(batch)
-        except ValueError as error:
-            checks.explain_batch_of_one(error)
+        except (ValueError, RuntimeError) as error:
+            checks.explain(error, batch.inputs)
             raise
 
     # ── what research code calls ────────────────────────────────────────────────────────────
@@ -400,9 +400,8 @@ class Trainer:
         return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
-        self._output_check(output, targets, self.loader)
         assert self.loss is not None
-        return self.loss(output, targets)
+        return self._output_check(self.loss, output, targets, self.loader)
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""

@@ -27,6 +27,7 @@ from gdtrain.data.rows import compact, join, mapped_leaves, tensors_of
 from gdtrain.errors import ModelError
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
+from gdtrain.training.forward import forward
 from gdtrain.training.gradient import Accumulator, scalar
 from gdtrain.training.keeper import Keeper
 from gdtrain.training.seeding import RngState
@@ -73,15 +74,6 @@ def add_two_passes(
 
     attempt(second_pass)
     return loss
-
-
-def forward(trainer: Trainer, inputs: Any) -> Any:
-    """The model's output in the trainer's precision.
-
-    In a context of its own: autocast keeps what it has cast, with or without its graph.
-    """
-    with autocast(trainer.precision, trainer.device):
-        return trainer.forward(inputs)
 
 
 class _Output:
