@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 120.0
 # What a trainer holds and no loss needs: it may be large, or bound to this process.
 _STAYS = (
     *("loader", "plan", "optimizer", "schedule", "callbacks", "metrics", "engine", "history"),
-    *("guard", "_listeners", "_placement", "choice", "_exact_gradient"),
+    *("guard", "_listeners", "_placement", "choice", "exact_gradient"),
 )
 
 
@@ -123,8 +123,8 @@ def _work(directory: Path, rank: int, size: int) -> None:
 
     def summed() -> Tensor:
         parts = [share] if len(share) else []
-        loss = add_gradient(twin.trainer, share, parts, world)
-        return exchange_gradients(world, list(twin.trained.values()), loss)
+        added = add_gradient(twin.trainer, share, parts, world)
+        return exchange_gradients(world, list(twin.trained.values()), added.loss)
 
     torch.save(twin.gradient(summed), directory / f"gradient{rank}")
     dist.destroy_process_group()

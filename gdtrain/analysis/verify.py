@@ -165,7 +165,7 @@ def _row(
 
 
 def _in_parts(twin: Twin, batch: Batch, size: int) -> Tensor:
-    return add_gradient(twin.trainer, batch, list(batch.split(size)), World())
+    return add_gradient(twin.trainer, batch, list(batch.split(size)), World()).loss
 
 
 def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:

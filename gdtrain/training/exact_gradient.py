@@ -15,7 +15,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import zero_gradients
 from gdtrain.training.distributed import World, exchange_gradients
 from gdtrain.training.forward import forward
-from gdtrain.training.gradient import Accumulator, add_parts, scalar, trained, whole_gradient
+from gdtrain.training.gradient import Accumulator, Added, add_parts, scalar, trained, whole_gradient
 from gdtrain.training.keeper import Keeper, unchanged
 from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
 from gdtrain.training.separable import check_buffers, check_separable
@@ -47,6 +47,8 @@ class ExactGradient:
         self.in_float64 = in_float64
         self._told = False
         self._buffers_checked = False
+        # What the loss of the last batch was divided by, on all processes; None if not known.
+        self.weight: float | Tensor | None = None
 
     @property
     def cut_by(self) -> str | None:
@@ -95,8 +97,10 @@ class ExactGradient:
         zero_gradients(trainer.optimizer)
         if trainer.outputs:
             trainer.outputs.clear()
-        if (cut_by := self.cut_by) is None:
+        self.weight = None
+        if trainer.world.size == 1 and not trainer.microbatches:
             return whole_gradient(trainer, batch)
+        cut_by = self.cut_by or ""
         self._check(cut_by)
         if not self._buffers_checked:
             check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
@@ -134,7 +138,7 @@ class ExactGradient:
             return self._of_shards(parts)
         accumulator = Accumulator(trainer.optimizer) if self.in_float64 else None
         world = trainer.world
-        loss = add_gradient(trainer, batch, parts, world, accumulator)
+        loss, self.weight = add_gradient(trainer, batch, parts, world, accumulator)
         if accumulator is not None:
             accumulator.give_back()
         if world.size == 1:
@@ -163,6 +167,7 @@ class ExactGradient:
             )
         parts, weights = [*parts, *parts[:1] * missing], [*weights, *[0.0] * missing]
         total = 1.0 if adds_up(trainer) else world.sum_floats([sum(weights)])[0]
+        self.weight = None if adds_up(trainer) else total
         scale = world.size / total if total else math.nan
         own = 0.0
         for part, weight in zip(parts, weights, strict=True):
@@ -183,16 +188,16 @@ def add_gradient(
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
-) -> Tensor:
-    """Add this process's share of a batch's gradient to ``.grad``; return that of its loss, [].
+) -> Added:
+    """Add this process's share of a batch's gradient to ``.grad``.
 
     share, parts: of the batch, whole and cut; no part if the share is empty. The shares of all
     processes add up to the batch's.
     """
     if world.size == 1 and len(parts) == 1:
-        return whole_gradient(trainer, share)
+        return Added(whole_gradient(trainer, share))
     if in_two_passes(trainer, share):
-        return add_two_passes(trainer, share, parts, world, accumulator)
+        return Added(add_two_passes(trainer, share, parts, world, accumulator))
     return add_parts(trainer, parts, world, accumulator)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,31 @@ def whole_gradient(trainer: Trainer, batch: Batch) -> Tensor:
     return value.detach()
 
 
+class Added(NamedTuple):
+    """What a process has added to ``.grad``.
+
+    loss: its share of the batch's loss, [], detached. weight: what the batch's loss was divided by,
+    on all processes; None if it is a sum, or is not known.
+    """
+
+    loss: Tensor
+    weight: float | Tensor | None = None
+
+
 def add_parts(
     trainer: Trainer,
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
-) -> Tensor:
+) -> Added:
     """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
 
     N_p is what the loss J_p of a part is divided by (see :func:`gdtrain.training.losses.weight_of`)
     and N the sum over all parts of all processes; the shares of sums are 1. A part of weight 0,
     whose targets are all ignored, is computed for what it does to the model, and counts for
     nothing; if all are such, they count alike: the loss is then 0/0, as it is in one pass.
-    Returns Σ_p (N_p / N) J_p, [], detached.
     """
-    shares = _shares(trainer, parts, world)
+    shares, total = _shares(trainer, parts, world)
 
     def work() -> Tensor:
         result = torch.zeros(())
@@ -55,28 +65,28 @@ def add_parts(
                 accumulator.take()
         return result
 
-    return trainer.microbatches.attempt(work)
+    return Added(trainer.microbatches.attempt(work), total)
 
 
 def _shares(
     trainer: Trainer, parts: Sequence[Batch], world: World
-) -> Sequence[float | Tensor | None]:
-    """N_p / N of each part; None for those that count for nothing."""
+) -> tuple[Sequence[float | Tensor | None], float | Tensor | None]:
+    """N_p / N of each part, None for those that count for nothing; and N."""
     if adds_up(trainer):
-        return [1.0] * len(parts)
+        return [1.0] * len(parts), None
     weights = [weight_of(trainer, part) for part in parts]
     if world.size == 1:
         total = sum(weights)
         if not total:
-            return [1.0 / len(parts)] * len(parts)
-        return [weight / total or None for weight in weights]
+            return [1.0 / len(parts)] * len(parts), total
+        return [weight / total or None for weight in weights], total
     # Of several processes the sums stay on the device, where reading them would wait for it.
     sums = torch.tensor([sum(weights), len(parts)], dtype=torch.float64, device=trainer.device)
     world.sum(sums)
     if not all(weights) and float(sums[0]):
-        return [weight / sums[0] if weight else None for weight in weights]
+        return [weight / sums[0] if weight else None for weight in weights], sums[0]
     alike = 1.0 / sums[1]
-    return [torch.where(sums[0] != 0, weight / sums[0], alike) for weight in weights]
+    return [torch.where(sums[0] != 0, weight / sums[0], alike) for weight in weights], sums[0]
 
 
 class Accumulator:

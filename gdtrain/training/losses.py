@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import Samples
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ class TorchLoss:
         """The value of an argument of the function, such as ``reduction``."""
         if isinstance(self.loss, dict):
             return self.loss.get(name, default)
-        return getattr(self.loss, name, default)
+        own = self.loss.__dict__  # a module's getattr takes long for what it does not have
+        for place in (own, own["_buffers"], own["_parameters"], type(self.loss).__dict__):
+            if name in place:
+                return getattr(self.loss, name)
+        return default
 
     def tensors(self) -> list[tuple[str, Tensor]]:
         """The settings that are tensors with more than one number."""
@@ -112,8 +117,7 @@ def of_torch(loss: Any) -> TorchLoss | None:
     """What PyTorch knows the loss as; None for a loss of one's own."""
     if isinstance(loss, nn.Module):
         function = _OF_FORWARD.get(type(loss).forward)
-        changed = loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss)
-        return None if function is None or changed else TorchLoss(function, loss)
+        return None if function is None or _is_changed(loss) else TorchLoss(function, loss)
     settings: dict[str, Any] = {}
     while isinstance(loss, partial):
         if loss.args:  # takes the place of the output
@@ -122,6 +126,12 @@ def of_torch(loss: Any) -> TorchLoss | None:
     if isinstance(loss, FunctionType) and loss in _FUNCTIONS:
         return TorchLoss(loss, settings)
     return None
+
+
+def _is_changed(loss: nn.Module) -> bool:
+    """Whether somebody may put another value in the place of what a module computes."""
+    own = loss.__dict__
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
 
 
 def same_loss_as(known: type[nn.Module]) -> Callable[[type[T]], type[T]]:
@@ -171,13 +181,21 @@ class MeanOfTargets(Mean):
         targets = batch.targets
         if not isinstance(targets, Tensor) or targets.is_floating_point():
             return float(len(batch))
+        return float(self.each(targets).sum())
+
+    def each(self, targets: Tensor) -> Tensor:
+        """What each sample, of class indices [B, …], counts for: [B] float64."""
         counted = targets != self.ignore_index
         if self.weights is None:
-            return float(counted.sum())
-        return float(self.weights.double()[targets[counted]].sum())
+            each = counted.double()
+        else:
+            each = self.weights.double()[targets * counted] * counted
+        return each.flatten(1).sum(1) if each.ndim > 1 else each
 
 
 _MEAN, _SUM = Mean(), Sum()
+# Modules that are asked in every update, and have no setting that is a tensor.
+_PLAIN = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def mean_of(loss: Any, batch: Batch | Samples) -> Mean | None:
@@ -186,6 +204,8 @@ def mean_of(loss: Any, batch: Batch | Samples) -> Mean | None:
     None if it is not known: of a loss of one's own, one that is not reduced, or one with settings
     for each sample.
     """
+    if type(loss) in _PLAIN and loss.reduction == "mean" and not _is_changed(loss):
+        return _MEAN
     known = of_torch(loss)
     if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):
         return None
@@ -212,23 +232,53 @@ def _is_shared(known: TorchLoss, name: str, value: Tensor, batch: Batch | Sample
     return value.ndim < targets.ndim or (value.ndim == targets.ndim and value.shape[0] == 1)
 
 
-class SampleCounts:
-    """Whether any batch of a data set weighs as much as it has samples, in the mean of a loss.
+class StepWeights:
+    """What the loss of each update's batch counts for in the mean over an epoch.
 
-    Then nobody need look at a batch's targets.
+    Nothing is looked up that is known: where all samples count alike, it is their number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
         # The targets that were looked at, at which version and for which label; and the answer.
         self._targets: Tensor | None = None
         self._at: tuple[int, int] | None = None
         self._none_ignored = False
 
-    def alike(self, loss: Any, samples: Samples) -> bool:
-        """By the loss's settings and, where they are in memory, the targets, as they are now."""
-        mean, targets = mean_of(loss, samples), samples.targets
+    def of(self, batch: Batch, size: int) -> float | Tensor:
+        """For a batch of the trainer's loader, of which ``size`` samples are on all processes."""
+        trainer = self.trainer
+        if trainer.has_own_weight:
+            return trainer.loss_weight(batch)
+        mean = mean_of(trainer.loss, batch)
         if not isinstance(mean, MeanOfTargets):
-            return mean is None or not mean.adds
+            return size
+        return size * batch.targets[0].numel() if self._counts_all(mean) else mean.weight(batch)
+
+    def planned(self, block: Block) -> list[Any]:
+        """For each batch of a block whose updates were made at once; empty if it is the samples."""
+        trainer, plan = self.trainer, block.plan
+        assert trainer.loader is not None
+        if trainer.has_own_weight:
+            batches = islice(trainer.read(trainer.loader, plan, block.start), len(block))
+            return [trainer.loss_weight(batch) for batch in batches]
+        mean, targets = (
+            mean_of(trainer.loss, trainer.loader.samples),
+            trainer.loader.samples.targets,
+        )
+        if targets is None or not isinstance(mean, MeanOfTargets) or self._counts_all(mean):
+            return []
+        if targets.is_floating_point():
+            return []
+        sizes, first = plan.batch_sizes(block.start, block.stop), block.start * plan.batch_size
+        places = plan.take(first, first + sum(sizes))
+        counts = mean.each(targets)[places.to(targets.device)]
+        return [part.sum() for part in counts.split(sizes)]
+
+    def _counts_all(self, mean: MeanOfTargets) -> bool:
+        """Whether no target of the data set is left out, nor weighted, as they are now."""
+        loader = self.trainer.loader
+        targets = None if loader is None else loader.samples.targets
         if targets is None or mean.weights is not None:
             return False
         now = (targets._version, mean.ignore_index)
@@ -249,7 +299,7 @@ def has_own_loss(trainer: Trainer) -> bool:
 
 def says_weight(trainer: Trainer) -> bool:
     """Whether somebody's own ``loss_weight`` says what a batch's loss is divided by."""
-    return trainer.has_own("loss_weight")
+    return trainer.has_own_weight
 
 
 def weight_of(trainer: Trainer, batch: Batch) -> float:

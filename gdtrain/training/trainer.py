@@ -139,11 +139,12 @@ class Trainer:
         self.stop_reason: str | None = None
 
         self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
-        self._exact_gradient = ExactGradient(
+        self.exact_gradient = ExactGradient(
             self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck()
+        self.step_weights = losses.StepWeights(self)
         self.used: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
@@ -242,21 +243,22 @@ class Trainer:
 
         What an error leaves made is closed as a shorter block, so that a next fit goes on there.
         """
-        started = time.perf_counter()
+        started, adds = time.perf_counter(), losses.adds_up(self)
         try:
-            losses = self.engine.run(block)
+            found = self.engine.run(block)
         except BaseException:
             if block.losses:
-                losses = stacked(block.losses)
-                self.progress.close(block.head(len(losses)), losses, started)
+                found = stacked(block.losses)
+                self.progress.close(block.head(len(found)), found, started, adds=adds)
             raise
-        if made := losses.shape[0]:
+        if made := found.shape[0]:
             done = block.head(made)
             if not block.made:  # all at once, and nobody has looked since
                 self.progress.count(made, int(done.sizes.sum()))
-            seconds = self.progress.close(done, losses, started)
+                done.weights = [] if adds else self.step_weights.planned(done)
+            seconds = self.progress.close(done, found, started, adds=adds)
             self.block_length.observe(made, seconds)
-        return losses
+        return found
 
     def train_step(self, batch: Batch) -> Tensor:
         """Apply one update; return the batch-mean loss before it, shape [], detached."""
@@ -272,7 +274,7 @@ class Trainer:
     def batch_gradient(self, batch: Batch) -> Tensor:
         """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
         self.used.add("batch_gradient")
-        return self._exact_gradient.compute(batch)
+        return self.exact_gradient.compute(batch)
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch (or microbatch), averaged over its samples, shape [].
@@ -314,7 +316,7 @@ class Trainer:
 
     def check_separable(self) -> None:
         """Raise ModelError if batches are to be cut although a layer mixes their samples."""
-        self._exact_gradient.check()
+        self.exact_gradient.check()
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
@@ -454,5 +456,10 @@ class Trainer:
         """Whether ``train_step`` is a subclass's; asked in every update."""
         return type(self).train_step is not _TRAIN_STEP or "train_step" in self.__dict__
 
+    @property
+    def has_own_weight(self) -> bool:
+        """Whether ``loss_weight`` is a subclass's; asked in every update."""
+        return type(self).loss_weight is not _LOSS_WEIGHT or "loss_weight" in self.__dict__
 
-_TRAIN_STEP = Trainer.train_step
+
+_TRAIN_STEP, _LOSS_WEIGHT = Trainer.train_step, Trainer.loss_weight
