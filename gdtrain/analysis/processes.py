@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 120.0
 # What a trainer holds and no loss needs: it may be large, or bound to this process.
 _STAYS = (
     *("loader", "plan", "optimizer", "schedule", "callbacks", "metrics", "engine", "history"),
-    *("guard", "_listeners", "_placement", "choice", "exact_gradient"),
+    *("guard", "_listeners", "_placement", "choice", "exact_gradient", "step_weights"),
 )
 
 

@@ -15,6 +15,7 @@ from itertools import islice
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -262,10 +263,8 @@ class StepWeights:
         if trainer.has_own_weight:
             batches = islice(trainer.read(trainer.loader, plan, block.start), len(block))
             return [trainer.loss_weight(batch) for batch in batches]
-        mean, targets = (
-            mean_of(trainer.loss, trainer.loader.samples),
-            trainer.loader.samples.targets,
-        )
+        samples = trainer.loader.samples
+        mean, targets = mean_of(trainer.loss, samples), samples.targets
         if targets is None or not isinstance(mean, MeanOfTargets) or self._counts_all(mean):
             return []
         if targets.is_floating_point():
@@ -273,7 +272,7 @@ class StepWeights:
         sizes, first = plan.batch_sizes(block.start, block.stop), block.start * plan.batch_size
         places = plan.take(first, first + sum(sizes))
         counts = mean.each(targets)[places.to(targets.device)]
-        return [part.sum() for part in counts.split(sizes)]
+        return [part.sum() for part in torch.split(counts, sizes)]
 
     def _counts_all(self, mean: MeanOfTargets) -> bool:
         """Whether no target of the data set is left out, nor weighted, as they are now."""

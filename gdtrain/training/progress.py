@@ -82,8 +82,8 @@ class Progress:
 
         losses: [len(block)], the batch's loss of each step before its update. Reading them here is
         the one synchronisation of a block.
-        started: ``time.perf_counter()`` before the block. adds: the losses are sums, which add up to
-        that of the epoch.
+        started: ``time.perf_counter()`` before the block. adds: the losses are sums, and so is that
+        of the epoch.
         """
         if len(losses) == 1:  # as often as there are epochs, where a batch is everything
             weight = 1.0 if adds else float(block.weights[0] if block.weights else block.sizes[0])

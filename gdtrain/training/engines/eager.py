@@ -94,7 +94,7 @@ class EagerEngine:
             if not moved:
                 guard.undo()
             return False
-        weight = None if trainer.world.size == 1 else trainer.exact_gradient.weight
+        weight = trainer.exact_gradient.weight
         block.note(loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)
         trainer.after_update()
         return True
