@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
-from gdtrain.training.evaluation import accuracy, mean_absolute_error, probability_accuracy
+from gdtrain.training.metrics import accuracy, mean_absolute_error, probability_accuracy
 
 draw = torch.Generator().manual_seed(0)
 # 2,500 samples are evaluated in three parts of unequal size.

@@ -1,16 +1,18 @@
 """500 drawn cases: a batch's gradient and loss are those of a single pass, however it is cut."""
 
-from dataclasses import dataclass, field
+import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gdtrain import Batch, MiniBatchLoader
+from gdtrain import Batch, MiniBatchLoader, Trainer
 from gdtrain.data.batch import Plan
-from gdtrain.training.distributed import GradientExchange, World
-from gdtrain.training.gradient import Accumulator, batch_gradient, is_sum, share_gradient
+from gdtrain.training.distributed import World
+from tests.helpers.thread_ranks import on_threads
 
 CASES = 500
 CLASSES = 3
@@ -24,18 +26,9 @@ LOSSES = {
     "weighted_ignoring": lambda w: nn.CrossEntropyLoss(weight=w, ignore_index=1),
     "weighted_smoothed": lambda w: nn.CrossEntropyLoss(weight=w, label_smoothing=0.1),
     "nll_weighted_ignoring": lambda w: nn.NLLLoss(weight=w),
+    "function_ignoring": lambda w: partial(F.cross_entropy, weight=w),
+    "unknown_ignoring": lambda w: lambda o, t: F.cross_entropy(o, t, weight=w),
 }
-
-
-@dataclass(frozen=True)
-class InTurn(World):
-    """Ranks that run one after the other in this process: the last one sees the whole sum."""
-
-    shown: list[Tensor] = field(default_factory=list)
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        self.shown.append(tensor.clone())
-        return tensor.copy_(torch.stack(self.shown).sum(0))
 
 
 class Case:
@@ -64,20 +57,14 @@ class Case:
             return torch.tensor(draw.normal(size=(self.n, CLASSES)))
         labels = torch.tensor(draw.integers(0, CLASSES, self.n))
         if "ignoring" in self.loss_name:
-            ignored = self.loss.ignore_index
+            ignored = getattr(self.loss, "ignore_index", -100)
             labels[torch.tensor(draw.uniform(size=self.n) < draw.uniform())] = ignored
             # The mean over no target at all is 0/0, also in a single pass: one must count.
             labels[torch.tensor(order[:: self.batch_size])] = 2
         return labels
 
-    def compute_loss(self, batch: Batch) -> Tensor:
-        return self.loss(self.model(batch.inputs), batch.targets)
-
     def read(self, plan: Plan, number: int) -> Batch:
         return next(self.samples.read(plan, number))
-
-    def accumulator(self) -> Accumulator | None:
-        return Accumulator(self.model.parameters()) if self.in_float64 else None
 
     def in_one_pass(self, number: int) -> list[Tensor]:
         """Gradients and loss, by autograd alone."""
@@ -86,21 +73,28 @@ class Case:
         loss = self.loss(self.model(X), y)
         return [*torch.autograd.grad(loss, list(self.model.parameters())), loss.detach()]
 
+    def trainer(self) -> Trainer:
+        model = copy.deepcopy(self.model)
+        return Trainer(
+            model,
+            self.loss,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            device="cpu",
+            microbatch_size=self.microbatch_size,
+            accumulate_in="fp64" if self.in_float64 else None,
+        )
+
     def in_parts(self, number: int) -> list[Tensor]:
         """Gradients and loss, by microbatches of as many ranks as the case has."""
-        cut = (self.loss, self.microbatch_size, self.accumulator())
-        if self.ranks == 1:
-            self.model.zero_grad()
-            loss = batch_gradient(self.compute_loss, self.read(self.plan, number), *cut)
-            return [*(p.grad for p in self.model.parameters()), loss]
-        shown: list[Tensor] = []
-        for rank in range(self.ranks):
-            self.model.zero_grad()
-            share = self.read(self.plan.share(rank, self.ranks), number)
-            exchange = GradientExchange(self.model.parameters(), InTurn(rank, self.ranks, shown))
-            own, weight = share_gradient(self.compute_loss, share, *cut)
-            loss = exchange.run(own, weight, divide=not is_sum(self.loss))
-        return [*(p.grad for p in self.model.parameters()), loss]
+
+        def work(world: World) -> list[Tensor]:
+            trainer = self.trainer()
+            trainer.world = trainer.microbatches.world = world
+            share = self.read(self.plan.share(world.rank, world.size), number)
+            loss = trainer.batch_gradient(share)
+            return [*(p.grad for p in trainer.model.parameters()), loss]
+
+        return on_threads(self.ranks, work)[-1]
 
 
 def worst_error(case: Case) -> float:

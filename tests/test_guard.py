@@ -48,6 +48,9 @@ class Injected(Trainer):
             loss = _Poisoned.apply(loss, self.value)
         return loss
 
+    def loss_weight(self, batch):
+        return len(batch)
+
 
 class _Poisoned(torch.autograd.Function):
     """The identity, whose gradient is ``value``."""

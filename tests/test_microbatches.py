@@ -10,7 +10,6 @@ from torch import nn
 from gdtrain import BatchLoader, Trainer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.training.gradient import batch_gradient
 from gdtrain.training.microbatches import parse_bytes, saved_bytes
 
 draw = torch.Generator().manual_seed(0)
@@ -44,8 +43,10 @@ def test_the_gradient_and_the_loss_are_those_of_a_single_pass(name: str, size: i
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
     expected = loss(model(X), targets)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    batch = Batch(X, targets, torch.arange(N))
-    got = batch_gradient(lambda b: loss(model(b.inputs), b.targets), batch, loss, size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = BatchLoader((X, targets))
+    trainer = Trainer(model, loss, optimizer, loader, device="cpu", microbatch_size=size)
+    got = trainer.batch_gradient(next(iter(loader)))
     assert abs(got - expected.detach()) <= 1e-12 * abs(expected.detach())
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         assert (parameter.grad - gradient).norm() <= 1e-12 * gradient.norm()
@@ -239,12 +240,4 @@ def test_memory_limits_that_are_none(given) -> None:
         parse_bytes(given)
     assert str(caught.value) == (
         f"memory_limit: must be a number of bytes such as 512MB or 2GiB, got {given!r}"
-    )
-
-
-def test_a_limit_without_auto_has_no_effect_and_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
-        make_trainer(microbatch_size=5, memory_limit="1GB")
-    assert str(caught.value) == (
-        "memory_limit: has no effect without microbatch_size: auto; set it, or remove it"
     )

@@ -31,7 +31,7 @@ from gdtrain.data import lines
 from gdtrain.data.batch import Plan
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.monitoring.metrics_log import read_metrics
-from gdtrain.training import evaluation
+from gdtrain.training.metrics import accuracy
 
 CONFIG = """\
 data: {source: stream, format: csv, path: s.csv, target: y}
@@ -550,7 +550,7 @@ def test_prequential_means_against_hand_computation() -> None:
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), start_weights, strict=True):
                 parameter.copy_(value)
-        watcher = Prequential(6, {"accuracy": evaluation.accuracy})
+        watcher = Prequential(6, {"accuracy": accuracy})
         trainer = Trainer(
             model,
             nn.CrossEntropyLoss(),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gdtrain.analysis import differences
 from gdtrain.analysis.twin import Twin, pick
 from gdtrain.data.batch import Batch, map_tensors
-from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.exact_gradient import in_two_passes
+from gdtrain.training.losses import adds_up, has_own_loss, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Outputs that differ by more than rounding can account for.
@@ -42,13 +43,13 @@ def findings(twin: Twin, batch: Batch, gradient: Tensor, takes_parts: bool) -> l
             "GroupNorm or LayerNorm, or put it in eval mode"
         )
     # A loss of the user's own that runs the model itself would be blamed for what a layer does.
-    apart = not overrides_loss(twin.trainer) or (takes_parts and mixing is None)
-    if len(batch) > 1 and apart and (values := loss_is_no_mean(twin, batch)) is not None:
+    apart = not has_own_loss(twin.trainer) or (takes_parts and mixing is None)
+    weighted = not in_two_passes(twin.trainer, batch)
+    if len(batch) > 1 and apart and weighted and (values := loss_is_no_mean(twin, batch)) is not None:
         found.append(
             f"loss {loss_name(twin.trainer)} is not a mean over samples: {values[0]:.6g} for the "
             f"batch, but {values[1]:.6g} as the weighted mean of its parts; "
-            "divide by the number of samples, or set its attribute reduction to 'sum' if it adds "
-            "them up"
+            "let loss_weight(batch) say what it is divided by"
         )
     if wrong := wrong_parameters(twin, batch, gradient):
         found.append(
@@ -102,7 +103,7 @@ def loss_is_no_mean(twin: Twin, batch: Batch) -> tuple[float, float] | None:
     """
     trainer = twin.trainer
     with torch.no_grad(), twin.passing():
-        output = None if overrides_loss(trainer) else trainer.forward(batch.inputs)
+        output = None if has_own_loss(trainer) else trainer.forward(batch.inputs)
 
         def value(rows: Tensor) -> float:
             part = pick(batch, rows)
@@ -112,21 +113,16 @@ def loss_is_no_mean(twin: Twin, batch: Batch) -> tuple[float, float] | None:
 
         rows = torch.arange(len(batch))
         halves = torch.split(rows, len(rows) // 2)
-        parts = [(normaliser(trainer.loss, pick(batch, half)), half) for half in halves]
-        total = 1.0 if is_sum(trainer.loss) else sum(weight for weight, _ in parts)
+        parts = [(weight_of(trainer, pick(batch, half)), half) for half in halves]
+        total = 1.0 if adds_up(trainer) else sum(weight for weight, _ in parts)
         whole = value(rows)
         mean = sum(weight / total * value(r) for weight, r in parts if weight)
     return (whole, mean) if abs(whole - mean) > DIFFERENT * abs(whole) else None
 
 
-def overrides_loss(trainer: Trainer) -> bool:
-    """Whether the loss is a ``compute_loss`` of the user's own."""
-    return type(trainer).compute_loss is not Trainer.compute_loss
-
-
 def loss_name(trainer: Trainer) -> str:
     """What the user calls the loss."""
-    if overrides_loss(trainer):
+    if has_own_loss(trainer):
         return f"{type(trainer).__name__}.compute_loss"
     loss: Any = trainer.loss
     while isinstance(loss, partial):

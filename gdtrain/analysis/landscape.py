@@ -21,7 +21,8 @@ from gdtrain.data.loaders import Loader
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import DataError
 from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import is_sum, normaliser, scalar
+from gdtrain.training.gradient import scalar
+from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def slice_losses(
     plan = whole(loader.num_samples, trainer.microbatches.size)
     with undisturbed(trainer), torch.no_grad():
         for part in trainer.read(loader, plan, shared=False):
-            weight = normaliser(trainer.loss, part)
+            weight = weight_of(trainer, part)
             if not weight:  # every target ignored: its mean would be 0/0
                 continue
             weights += weight
@@ -153,7 +154,7 @@ def slice_losses(
                 stop = start + len(chunk)
                 sums[start:stop] += weight * model.losses(centre + chunk @ directions, part)
                 start = stop
-    return sums if is_sum(trainer.loss) or not weights else sums / weights
+    return sums if adds_up(trainer) or not weights else sums / weights
 
 
 class _Model:

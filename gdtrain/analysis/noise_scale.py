@@ -16,7 +16,7 @@ from gdtrain.data.loaders import Loader
 from gdtrain.data.order import generator
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import DataError
-from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.trainer import Trainer
 
 _DRAW_KEY = 0x401E  # keeps these draws apart from those of orders
@@ -151,7 +151,7 @@ class Scatter:
 def _group_gradient(trainer: Trainer, group: Batch, mean: float) -> list[Tensor]:
     """The mean of the group's ∂f_i/∂θ, see :func:`mean_weight`, a tensor a parameter."""
     parameters = trained(trainer)
-    weight = 1.0 if is_sum(trainer.loss) else normaliser(trainer.loss, group)
+    weight = 1.0 if adds_up(trainer) else weight_of(trainer, group)
     if not weight:  # every target ignored
         return [torch.zeros_like(p) for p in parameters]
     loss = trainer.compute_loss(group) * (weight / (len(group) * mean))

@@ -13,8 +13,9 @@ from torch import Tensor
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import DataError, ModelError
 from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import is_sum, normaliser, scalar
+from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
+from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.microbatches import is_out_of_memory
 from gdtrain.training.trainer import Trainer
 
@@ -108,7 +109,7 @@ class Objective:
         plan = whole(self.loader.num_samples, trainer.microbatches.size)
         with undisturbed(trainer):
             for part in islice(trainer.read(self.loader, plan), parts):
-                weight = normaliser(trainer.loss, part) if len(part) else 0.0
+                weight = weight_of(trainer, part) if len(part) else 0.0
                 if not weight:  # every target ignored: its mean would be 0/0
                     continue
                 weights += weight
@@ -118,7 +119,7 @@ class Objective:
                         held.add_(value.detach(), alpha=weight)
         trainer.world.sum(total)
         (weights,) = trainer.world.sum_floats([weights])
-        return total if is_sum(trainer.loss) or not weights else total.div_(weights)
+        return total if adds_up(trainer) or not weights else total.div_(weights)
 
 
 @contextmanager

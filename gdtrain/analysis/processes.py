@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gdtrain.analysis.twin import Twin, pick
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.training.distributed import GradientExchange, World
-from gdtrain.training.gradient import is_sum, share_gradient
+from gdtrain.training.distributed import World, exchange_gradients
+from gdtrain.training.exact_gradient import add_gradient
 
 # For all of it: starting Python, importing torch, and the gradient.
 TIMEOUT_SECONDS = 120.0
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 120.0
 # What a trainer holds and no loss needs: it may be large, or bound to this process.
 _STAYS = (
     *("loader", "plan", "optimizer", "schedule", "callbacks", "metrics", "engine", "history"),
-    *("microbatches", "guard", "_listeners", "_placement", "choice", "_exact_gradient"),
+    *("guard", "_listeners", "_placement", "choice", "exact_gradient", "step_weights"),
 )
 
 
@@ -119,12 +119,12 @@ def _work(directory: Path, rank: int, size: int) -> None:
     )
     twin, batch = pickle.loads((directory / "work").read_bytes())
     share = pick(batch, torch.arange(*shares(len(batch), size)[rank]))
-    loss = twin.trainer.loss
-    exchange = GradientExchange(twin.trained.values(), World.current())
+    world = World.current()
 
     def summed() -> Tensor:
-        value, weight = share_gradient(twin, share, loss)
-        return exchange.run(value, weight, divide=not is_sum(loss))
+        parts = [share] if len(share) else []
+        added = add_gradient(twin.trainer, share, parts, world)
+        return exchange_gradients(world, list(twin.trained.values()), added.loss)
 
     torch.save(twin.gradient(summed), directory / f"gradient{rank}")
     dist.destroy_process_group()

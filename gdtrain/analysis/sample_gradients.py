@@ -14,9 +14,10 @@ from torch.func import functional_call, grad, vmap
 from gdtrain.analysis.objective import rereadable, trained, undisturbed
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
+from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
 from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import is_sum, normaliser
+from gdtrain.training.losses import MeanOfTargets, mean_of, says_weight, weight_of
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
@@ -84,11 +85,11 @@ class PerSample(nn.Module):
     def __init__(self, trainer: Trainer) -> None:
         super().__init__()
         held = {id(p) for p in trained(trainer)}
+        self.trainer = trainer
         self.compute_loss = trainer.compute_loss
         self.model = trainer.model
         if isinstance(trainer.loss, nn.Module):
             self.loss = trainer.loss
-        self.criterion: object = None if isinstance(trainer.loss, nn.Module) else trainer.loss
         self.trained = {n: p for n, p in self.named_parameters() if id(p) in held}
         self.num_parameters = sum(p.numel() for p in self.trained.values())
         self._vectorised = True
@@ -101,7 +102,7 @@ class PerSample(nn.Module):
 
         mean: of the samples' weights, see :func:`mean_weight`.
         """
-        weights = sample_weights(getattr(self, "loss", self.criterion), batch)
+        weights = sample_weights(self.trainer, batch)
         rows = torch.arange(len(batch), device=_device(batch))
         for chunk in torch.split(rows, max(1, CHUNK_NUMBERS // self.num_parameters)):
             found = self._chunk(batch, chunk)
@@ -156,11 +157,12 @@ class PerSample(nn.Module):
         return [torch.stack(of_one) for of_one in zip(*found, strict=True)]
 
 
-def sample_weights(loss: object, batch: Batch) -> Tensor | None:
+def sample_weights(trainer: Trainer, batch: Batch) -> Tensor | None:
     """Each sample's weight in the mean of the loss, [B] float64; None where all are 1."""
-    if is_sum(loss) or (getattr(loss, "weight", None) is None and _counts_all(loss, batch)):
+    if not _weighs(trainer, batch):
         return None
-    return torch.tensor([normaliser(loss, one) for one in batch.split(1)], dtype=torch.float64)
+    each = [weight_of(trainer, one) for one in batch.split(1)]
+    return torch.tensor(each, dtype=torch.float64)
 
 
 def mean_weight(trainer: Trainer, loader: Loader) -> float:
@@ -168,11 +170,11 @@ def mean_weight(trainer: Trainer, loader: Loader) -> float:
 
     It makes J = (1/n) Σ f_i of J = Σ w_i l_i / Σ w_i, with f_i = w_i l_i / mean.
     """
-    if is_sum(trainer.loss) or not isinstance(trainer.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+    if not _weighs(trainer, loader.samples):
         return 1.0
     plan = whole(loader.num_samples, trainer.microbatches.size)
     parts = trainer.read(loader, plan, shared=False)
-    return sum(normaliser(trainer.loss, part) for part in parts) / loader.num_samples or 1.0
+    return sum(weight_of(trainer, part) for part in parts) / loader.num_samples or 1.0
 
 
 def take(trainer: Trainer, loader: Loader, indices: Tensor) -> Batch:
@@ -181,8 +183,9 @@ def take(trainer: Trainer, loader: Loader, indices: Tensor) -> Batch:
     return next(trainer.read(loader, plan, shared=False))
 
 
-def _counts_all(loss: object, batch: Batch) -> bool:
-    return normaliser(loss, batch) == len(batch)
+def _weighs(trainer: Trainer, data: Batch | Samples) -> bool:
+    """Whether the loss's mean may weigh one sample more than another."""
+    return says_weight(trainer) or isinstance(mean_of(trainer.loss, data), MeanOfTargets)
 
 
 def _pick(batch: Batch, rows: Tensor) -> Batch:

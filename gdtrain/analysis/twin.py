@@ -43,7 +43,7 @@ class Twin(nn.Module):
         self.model: nn.Module = self.trainer.model.train()
         if isinstance(self.trainer.loss, nn.Module):
             self.loss = self.trainer.loss
-        self.trainer._output_check = OutputCheck(self.trainer.loss)
+        self.trainer._output_check = OutputCheck()
         self.silenced = _silence_dropout(self.model)
         self.trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
 

@@ -15,14 +15,18 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from gdtrain.analysis import culprits, differences, processes
 from gdtrain.analysis.twin import Twin, in_double, pick
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Plan
 from gdtrain.errors import GdtrainError, ModelError
-from gdtrain.training.gradient import batch_gradient, is_sum, normaliser
+from gdtrain.training.distributed import World
+from gdtrain.training.exact_gradient import add_gradient, in_two_passes
+from gdtrain.training.gradient import whole_gradient
+from gdtrain.training.losses import adds_up, has_own_loss, says_weight, weight_of
+from gdtrain.training.seeding import RngState
 from gdtrain.training.trainer import Trainer
 
 # Rounding in float64 stays far below these, and what is wrong on purpose or by mistake far above.
 TOLERANCE = 1e-10
-DIRECTIONS = 3
+DIRECTIONS, BATCHES = 3, 4
 # Numbers in the per-sample gradients that are held at a time.
 CHUNK_NUMBERS = 1 << 24
 
@@ -96,9 +100,11 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
     On a copy of the trainer's model and loss in float64 on the CPU, with dropout off; the
     trainer, its data and all random number generators stay as they are. The ways are:
 
-    * microbatches of several sizes, most of them with a ragged end;
+    * microbatches of several sizes, most of them with a ragged end, in one pass or in two, as in
+      training (see :class:`gdtrain.training.exact_gradient.ExactGradient`);
+    * other batches of the data set, of as many samples, in eval mode, and each in parts;
     * per-sample gradients g_i of torch.func, g = Σ_i (N_i / N) g_i with N of
-      :func:`gdtrain.training.gradient.normaliser`;
+      :meth:`gdtrain.Trainer.loss_weight`;
     * central differences, g·v = (J(θ + hv) - J(θ - hv)) / 2h + O(h²) in random directions v;
     * ``num_processes`` processes on gloo, each with its share; none if fewer than 2.
 
@@ -107,23 +113,22 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
     """
     twin, batch = Twin(trainer), in_double(batch)
     try:
-        notes = [*_dropout_off(twin), *_randomness_off(twin, batch)]
-        expected = twin.gradient(lambda: batch_gradient(twin, batch))
+        notes = [_way(twin, batch), *_dropout_off(twin), *_randomness_off(twin, batch)]
+        expected = twin.gradient(lambda: whole_gradient(twin.trainer, batch))
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"model: does not run in float64 on the CPU: {reason}") from error
     _check_finite(batch, *expected)
-    size, loss = len(batch), twin.trainer.loss
+    size = len(batch)
 
     rows: list[Row] = []
     for part in sorted({1, 2, 3, 7, size // 2 + 1, size - 1} & set(range(1, size))):
-        cut = partial(twin.gradient, partial(batch_gradient, twin, batch, loss, part))
+        cut = partial(twin.gradient, partial(_in_parts, twin, batch, part))
         ragged = f", the last of {size % part}" if size % part else ""
         name = f"microbatches of {part}{ragged}"
         rows.append(_row(name, expected, cut, error_if_raised=math.inf))
-    rows.append(
-        _row("per-sample gradients (torch.func)", expected, lambda: _per_sample(twin, batch))
-    )
+    rows.append(_in_eval_mode(twin, size))
+    rows.append(_of_samples(twin, batch, expected))
     rows.append(_differences(twin, batch, expected[0]))
     if num_processes > 1:
         counts = [stop - start for start, stop in processes.shares(size, num_processes)]
@@ -161,14 +166,81 @@ def _row(
     return Row(name, max(errors), TOLERANCE)
 
 
+def _way(twin: Twin, batch: Batch) -> str:
+    """Which way a batch that is cut goes, and what that costs."""
+    trainer = twin.trainer
+    name = culprits.loss_name(trainer)
+    if in_two_passes(trainer, batch):
+        return (
+            f"what loss {name} is divided by is not known, so batches are cut in two passes: right "
+            "for any loss, for one more forward pass, about 1.4 times the work"
+        )
+    if says_weight(trainer):
+        return "batches are cut in one pass, their parts weighted by loss_weight"
+    if has_own_loss(trainer):
+        return (
+            f"{name} is taken for a mean over samples; to cut batches, training asks for "
+            "`def loss_weight(self, batch): return len(batch)`"
+        )
+    return f"batches are cut in one pass, their parts weighted by what loss {name} is divided by"
+
+
+def _in_eval_mode(twin: Twin, size: int) -> Row:
+    """Gradients and losses of drawn batches in eval mode, each in one pass and in parts."""
+    name, loader = f"{BATCHES} batches in eval mode", twin.trainer.loader
+    if loader is None or loader.is_stream:
+        return Row(name, None, TOLERANCE, "there is no data set to draw batches from")
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randint(loader.num_samples, (BATCHES * size,), generator=draw)
+    plan, worst = Plan(0, len(rows), size, rows), 0.0
+    modes = [(module, module.training) for module in twin.modules()]
+    try:
+        twin.eval()
+        for batch in map(in_double, loader.samples.read(plan)):
+            if (layer := culprits.random_layer(twin, batch)) is not None:
+                said = culprits.layer_name(twin, layer)
+                return Row(name, None, TOLERANCE, f"cannot be checked: {said} draws random numbers")
+            before = RngState.take(torch.device("cpu"))
+            with twin.passing():
+                twin(batch)
+                moved = not before.is_current(torch.device("cpu"))
+            if moved:
+                return Row(
+                    name, None, TOLERANCE, "cannot be checked: the loss draws random numbers"
+                )
+            whole = twin.gradient(partial(whole_gradient, twin.trainer, batch))
+            parts = twin.gradient(partial(_in_parts, twin, batch, -(-size // 3)))
+            if torch.isfinite(whole[1]):
+                worst = max(worst, *map(differences.relative_error, parts, whole))
+    except Exception as error:  # of the user's model, of whatever type
+        said = f"{type(error).__name__}: {error}"
+        return Row(name, None, TOLERANCE, textwrap.shorten(said, 160))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return Row(name, worst, TOLERANCE)
+
+
+def _of_samples(twin: Twin, batch: Batch, expected: tuple[Tensor, Tensor]) -> Row:
+    name = "per-sample gradients (torch.func)"
+    if in_two_passes(twin.trainer, batch):
+        reason = "the loss is not known to be a mean over samples"
+        return Row(name, None, TOLERANCE, reason)
+    return _row(name, expected, lambda: _per_sample(twin, batch))
+
+
+def _in_parts(twin: Twin, batch: Batch, size: int) -> Tensor:
+    return add_gradient(twin.trainer, batch, list(batch.split(size)), World()).loss
+
+
 def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
     """Σ_i (N_i / N) g_i and Σ_i (N_i / N) l_i, a chunk of samples at a time.
 
     Samples of weight 0, whose target is ignored, are left out: their mean loss would be 0/0.
     """
-    each_weight = [normaliser(twin.trainer.loss, one) for one in batch.split(1)]
+    each_weight = [weight_of(twin.trainer, one) for one in batch.split(1)]
     weights = torch.tensor(each_weight, dtype=torch.float64)
-    total = 1.0 if is_sum(twin.trainer.loss) else float(weights.sum())
+    total = 1.0 if adds_up(twin.trainer) else float(weights.sum())
 
     def loss_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
         loss: Tensor = functional_call(twin, parameters, (pick(batch, row[None]),))

@@ -30,10 +30,16 @@ from gdtrain.data.phased_loader import PhasedLoader
 from gdtrain.data.phases import BatchSizes
 from gdtrain.data.sources import as_samples
 from gdtrain.errors import ConfigError, Fault, GdtrainError
-from gdtrain.training import evaluation, schedules
+from gdtrain.training import schedules
 from gdtrain.training.averaging import Averaging
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.device import parameter_dtype, resolve_device
+from gdtrain.training.metrics import (
+    Metric,
+    accuracy,
+    mean_absolute_error,
+    probability_accuracy,
+)
 from gdtrain.training.prequential import Prequential
 from gdtrain.training.saga import SAGA
 from gdtrain.training.seeding import seed_everything
@@ -45,7 +51,7 @@ from gdtrain.training.variance_reduction import VarianceReduction
 
 logger = logging.getLogger("gdtrain")
 
-Metrics = dict[str, evaluation.Metric]
+Metrics = dict[str, Metric]
 
 LOADERS: dict[str, Callable[..., Loader]] = {
     "batch": BatchLoader,
@@ -219,8 +225,8 @@ def _scheduler(
 def _metrics(config: Config) -> Metrics:
     labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
     binary = {
-        "bce": evaluation.probability_accuracy,
-        "bce_with_logits": evaluation.accuracy,
+        "bce": probability_accuracy,
+        "bce_with_logits": accuracy,
     }
     chosen = config.metrics
     if chosen is None:
@@ -230,9 +236,9 @@ def _metrics(config: Config) -> Metrics:
         if name == "mae":
             if config.loss.name not in REGRESSION:
                 raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(REGRESSION)}")
-            known[name] = evaluation.mean_absolute_error
+            known[name] = mean_absolute_error
         elif labels:
-            known[name] = evaluation.accuracy
+            known[name] = accuracy
         elif config.loss.name in binary:
             known[name] = binary[config.loss.name]
         else:

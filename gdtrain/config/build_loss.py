@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from gdtrain.config import registry
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
+from gdtrain.training.losses import same_loss_as
 
 
+@same_loss_as(nn.BCELoss)
 class BCELoss(nn.BCELoss):
     """torch.nn's, but of outputs that are NaN it is NaN.
 
@@ -26,6 +28,7 @@ class BCELoss(nn.BCELoss):
         return loss.masked_fill(bad.any(), float("nan"))
 
 
+@same_loss_as(nn.KLDivLoss)
 class MeanKLDivLoss(nn.KLDivLoss):
     """torch.nn's with reduction mean, without its advice to take another one at each use."""
 

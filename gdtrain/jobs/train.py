@@ -141,7 +141,7 @@ class TrainJob:
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), unchanged(trainer, training=False):
-                loss, _ = trainer.loss_and_output(batch)
+                loss = trainer.batch_loss(batch)
             said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
         print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")

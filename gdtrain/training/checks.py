@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
+from gdtrain.training.broadcasts import Watch
+from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
-
-# Losses that compare output and target number by number, and would broadcast them.
-ELEMENTWISE = (
-    nn.MSELoss,
-    nn.L1Loss,
-    nn.SmoothL1Loss,
-    nn.HuberLoss,
-    nn.BCELoss,
-    nn.BCEWithLogitsLoss,
-    nn.PoissonNLLLoss,
-    nn.KLDivLoss,
-    nn.SoftMarginLoss,
-    nn.HingeEmbeddingLoss,
-    nn.MultiLabelSoftMarginLoss,
-    nn.MultiLabelMarginLoss,
-)
-_ELEMENTWISE_FUNCTIONS = (
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    F.poisson_nll_loss,
-    F.kl_div,
-    F.soft_margin_loss,
-    F.hinge_embedding_loss,
-)
-_CLASS_INDEX = (nn.CrossEntropyLoss, nn.NLLLoss, nn.MultiMarginLoss)
-_CLASS_INDEX_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
-
-
-def is_elementwise(loss: Any) -> bool:
-    """Whether the loss needs output and targets of one shape."""
-    return isinstance(loss, ELEMENTWISE) or loss in _ELEMENTWISE_FUNCTIONS
+from gdtrain.training.losses import of_torch
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -62,9 +29,20 @@ def check_loader(name: str, loader: Any) -> None:
 
 
 def check_parts(
-    loss: Any, optimizer: Any, loader: Any, *, needs_loss: bool
+    loss: Any, optimizer: Any, loader: Any, callbacks: Sequence[Any], *, needs_loss: bool
 ) -> torch.optim.Optimizer:
     """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
+        raise ModelError(
+            f"loss: must be a function (output, targets) -> loss, such as nn.MSELoss(); got {got}"
+        )
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ModelError(
+                "callbacks: must be objects of subclasses of Callback, whose methods are the "
+                f"moments of a run, such as on_epoch_end(trainer, record); got {callback!r}"
+            )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
     if loader is not None:
@@ -120,45 +98,84 @@ def check_parameters(
 
 
 class OutputCheck:
-    """Raises ModelError if output and targets do not fit each other and the loss.
+    """Calls a loss, and raises ModelError if output and targets do not fit each other and the loss.
 
-    Shapes are looked at in every batch, labels of the whole data set with the first one.
+    Shapes that PyTorch's losses would broadcast are looked at in every batch; with the first one
+    the labels of the whole data set, dtypes, and how a loss of one's own brings the two together.
     """
 
-    def __init__(self, loss: Any) -> None:
-        self.loss = loss
-        self._elementwise = is_elementwise(loss)
-        self._labels_checked = False
+    def __init__(self) -> None:
+        self._loss: Any = None  # the one that was looked at
+        self._same_shape = False
 
-    def __call__(self, output: Any, targets: Any, loader: Loader | None) -> None:
-        if self._elementwise:
+    def __call__(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
+        if self._same_shape and loss is self._loss and output.shape != targets.shape:
             check_same_shape(output, targets)
-        elif not self._labels_checked:
-            known = loader.samples.targets if loader is not None else None
-            check_classes(self.loss, output, targets, known)
-            self._labels_checked = True
+        if loss is not self._loss:
+            return self._first(loss, output, targets, loader)
+        value: Tensor = loss(output, targets)
+        return value
+
+    def _first(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
+        known = of_torch(loss)
+        value: Tensor
+        if known is None:
+            with Watch(output, targets) as seen:
+                value = loss(output, targets)
+            if seen.met is not None:
+                raise _do_not_fit(*seen.met)
+        else:
+            if known.is_elementwise:
+                check_same_shape(output, targets)
+                check_numbers(loss, known.name, output, targets)
+            elif known.takes_classes:
+                labels = loader.samples.targets if loader is not None else None
+                check_classes(known.setting("ignore_index", -100), output, targets, labels)
+            value = loss(output, targets)
+        self._loss, self._same_shape = loss, known is not None and known.is_elementwise
+        return value
 
 
-def check_same_shape(output: Tensor, targets: Any) -> None:
+def check_same_shape(output: Any, targets: Any) -> None:
     """Raise ModelError if the loss would broadcast output and targets."""
-    if isinstance(targets, Tensor) and output.shape == targets.shape:
+    if isinstance(targets, Tensor) and isinstance(output, Tensor) and output.shape == targets.shape:
         return
-    said = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-    raise ModelError(
-        f"loss: output has shape {list(output.shape)} and targets {said}; they must be the same, "
+    raise _do_not_fit(getattr(output, "shape", output), getattr(targets, "shape", targets))
+
+
+def _do_not_fit(output: Any, targets: Any) -> ModelError:
+    said = [list(s) if isinstance(s, torch.Size) else type(s).__name__ for s in (output, targets)]
+    return ModelError(
+        f"loss: output has shape {said[0]} and targets {said[1]}; they must be the same, "
         "or the loss would be of their broadcast; reshape one of them"
     )
 
 
-def check_classes(loss: Any, output: Tensor, targets: Any, all_targets: Tensor | None) -> None:
+def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None:
+    """Raise ModelError if the loss, by the name that PyTorch gives it, can't take whole numbers."""
+    if targets.is_floating_point() or not output.is_floating_point():
+        return
+    leaf = output.detach().requires_grad_()
+    with torch.enable_grad():
+        try:
+            torch.autograd.grad(loss(leaf, targets).sum(), leaf)
+        except RuntimeError as error:
+            loss(leaf, targets.to(output.dtype))  # if something else is wrong, it is said here
+            raise ModelError(
+                f"loss: targets are {targets.dtype}, and {name} takes floating-point numbers; "
+                "use targets.float()"
+            ) from error
+
+
+def check_classes(
+    ignore_index: int, output: Tensor, targets: Any, all_targets: Tensor | None
+) -> None:
     """Raise ModelError if a loss over class indices can't take these targets.
 
     output: [B, C, …]; targets: [B, …] int64 in 0 … C - 1, ``ignore_index`` apart.
     all_targets: those of the whole data set where they are in memory, so that a bad label is
     found before the first update.
     """
-    if not (isinstance(loss, _CLASS_INDEX) or loss in _CLASS_INDEX_FUNCTIONS):
-        return
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         if isinstance(targets, Tensor) and targets.shape == output.shape:
             return  # class probabilities
@@ -175,7 +192,7 @@ def check_classes(loss: Any, output: Tensor, targets: Any, all_targets: Tensor |
     if targets.dtype != torch.int64:
         raise ModelError(f"loss: class indices must be int64, got {targets.dtype}; use .long()")
     labels = targets if all_targets is None else all_targets
-    counted = labels[labels != getattr(loss, "ignore_index", -100)]
+    counted = labels[labels != ignore_index]
     if counted.numel() == 0:
         return
     low, high, classes = int(counted.min()), int(counted.max()), output.shape[1]
@@ -223,10 +240,17 @@ def _described(targets: Any) -> str:
     return f"{targets.dtype} of shape {list(targets.shape)}"
 
 
-def explain_batch_of_one(error: ValueError) -> None:
-    """Raise ModelError in place of what BatchNorm says of a single sample."""
-    if "more than 1 value per channel" in str(error):
+def explain(error: Exception, inputs: Any) -> None:
+    """Raise ModelError in place of what PyTorch says of inputs that can't be right."""
+    said = str(error)
+    if "more than 1 value per channel" in said:
         raise ModelError(
             "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
             "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+        ) from error
+    if isinstance(inputs, Tensor) and inputs.ndim == 1 and "shapes cannot be multiplied" in said:
+        n = inputs.shape[0]
+        raise ModelError(
+            f"model: inputs have shape [{n}], one number a sample, and a layer takes rows of "
+            f"features; give the inputs as [{n}, 1], by inputs[:, None]"
         ) from error

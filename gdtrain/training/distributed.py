@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,6 +105,14 @@ class World:
         longest = max(length for (length,) in self.gather([len(content)]))
         padded = [len(content), *content, *bytes(longest - len(content))]
         return [bytes(data[:length]) for length, *data in self.gather(padded)]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks; tensors on the CPU."""
+        everyone: list[Any] = [value] * self.size
+        if self.size > 1:
+            with _talking():
+                dist.all_gather_object(everyone, value)
+        return everyone
 
     def gather_text(self, text: str) -> list[str]:
         """The text of every process, in the order of their ranks."""
@@ -208,51 +216,75 @@ def _device() -> torch.device:
     return torch.device("cpu")
 
 
-class GradientExchange:
-    """Adds the ranks' contributions to a batch's gradient up, in one all-reduce over one buffer.
+def exchange_gradients(world: World, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
+    """Add ``.grad`` up over all processes, in one all-reduce over one buffer; and the loss.
 
-    The buffer, allocated once, holds every parameter's gradient, a flag for each that it has
-    one, the sum of the losses and the sum of their weights. After :meth:`run`, ``.grad`` are
-    views into it.
+    parameters: alike on all processes. A gradient that only some have counts as zeros elsewhere;
+    a parameter that none has used keeps none, as with one process. Sparse gradients are sent as
+    they are, and stay sparse. loss: this process's share, []. Returns the sum of the shares.
     """
+    given = [_given(parameter.grad) for parameter in parameters]
+    # At least float32, in which the loss goes along.
+    dtype = torch.float32
+    for parameter in parameters:
+        dtype = torch.promote_types(dtype, parameter.dtype.to_real())
+    sizes = [_real(parameter.detach()).numel() for parameter in parameters]
+    device = parameters[0].device if parameters else loss.device
+    buffer = torch.zeros(sum(sizes) + 2 * len(sizes) + 1, dtype=dtype, device=device)
+    parts = torch.split(buffer, [*sizes, len(sizes), len(sizes), 1])
+    *pieces, dense, sparse, total = parts
+    for number, (gradient, is_sparse) in enumerate(given):
+        if is_sparse:
+            sparse[number] = 1
+        elif gradient is not None:
+            piece = pieces[number]
+            piece.copy_(_real(gradient).reshape(-1))
+            dense[number] = 1
+    total[0] = loss
+    world.sum(buffer)
+    # On a device the flags are not read where this process has all gradients, and so knows them,
+    # since that would wait for it.
+    known = all(gradient is not None and not is_sparse for gradient, is_sparse in given)
+    known = known and device.type != "cpu"
+    has_dense = [True] * len(sizes) if known else (dense > 0).tolist()
+    has_sparse = [False] * len(sizes) if known else (sparse > 0).tolist()
+    for number, parameter in enumerate(parameters):
+        gradient = None
+        if has_dense[number]:
+            gradient = _shaped(pieces[number], parameter)
+        if has_sparse[number]:
+            own = given[number][0] if given[number][1] else None
+            added = _sum_sparse(world, parameter, own)
+            gradient = added if gradient is None else gradient + added
+        parameter.grad = gradient
+    return total[0].clone()
 
-    def __init__(self, parameters: Iterable[Tensor], world: World) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.world = world
-        sizes = [p.numel() for p in self.parameters]
-        first = self.parameters[0]
-        dtype = first.dtype
-        for parameter in self.parameters:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-        extra = len(self.parameters) + 2
-        self.buffer = torch.zeros(sum(sizes) + extra, dtype=dtype, device=first.device)
-        *views, self._flags, self._sums = torch.split(self.buffer, [*sizes, len(sizes), 2])
-        self._views = [v.view_as(p) for v, p in zip(views, self.parameters, strict=True)]
 
-    def run(self, loss_sum: Tensor, weight: float, divide: bool) -> Tensor:
-        """Set ``.grad`` to the batch's gradient on every rank; return the batch's loss, [].
+def _given(gradient: Tensor | None) -> tuple[Tensor | None, bool]:
+    """A gradient, and whether it is sparse."""
+    return gradient, gradient is not None and gradient.layout is not torch.strided
 
-        loss_sum, weight: this rank's, as :func:`gdtrain.training.gradient.share_gradient` gives
-        them beside ``.grad``. divide: by the sum of the weights; not for losses that are sums.
-        """
-        self.buffer.zero_()
-        for i, parameter in enumerate(self.parameters):
-            if parameter.grad is not None:
-                self._views[i].copy_(parameter.grad)
-                self._flags[i] = 1
-        self._sums[0] = loss_sum
-        self._sums[1] = weight
-        self.world.sum(self.buffer)
-        if divide:
-            gradients = self.buffer[: -len(self._flags) - 2]
-            gradients /= self._sums[1]
-            self._sums[0] /= self._sums[1]
-        # A parameter that no rank used keeps no gradient, as with one process. On a device the
-        # flags are not read, since that would wait for it: there all have one.
-        used = (
-            self._flags.tolist() if self.buffer.device.type == "cpu" else [1.0] * len(self._views)
-        )
-        for parameter, view, flag in zip(self.parameters, self._views, used, strict=True):
-            parameter.grad = view.to(parameter.dtype) if flag else None
-        batch_loss: Tensor = self._sums[0].clone()
-        return batch_loss
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _shaped(piece: Tensor, parameter: Tensor) -> Tensor:
+    """A piece of the buffer as the gradient of a parameter."""
+    if parameter.is_complex():
+        pairs = piece.view(*parameter.shape, 2).to(parameter.dtype.to_real())
+        return torch.view_as_complex(pairs)
+    return piece.view(parameter.shape).to(parameter.dtype)
+
+
+def _sum_sparse(world: World, parameter: Tensor, own: Tensor | None) -> Tensor:
+    """The sparse gradients of all processes, added up; own: None where this one has none."""
+    content = None
+    if own is not None:
+        own = own.coalesce()
+        content = own.indices().cpu(), own.values().cpu(), own.sparse_dim()
+    found = [theirs for theirs in world.gather_objects(content) if theirs is not None]
+    indices = torch.cat([indices for indices, _, _ in found], dim=1)
+    values = torch.cat([values for _, values, _ in found])
+    joined = torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=False)
+    return joined.to(parameter.device).coalesce()

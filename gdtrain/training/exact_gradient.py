@@ -11,20 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
-from gdtrain.errors import DataError
+from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import zero_gradients
-from gdtrain.training.distributed import GradientExchange, World
-from gdtrain.training.gradient import (
-    Accumulator,
-    batch_gradient,
-    check_separable,
-    is_sum,
-    normaliser,
-    share_gradient,
-)
-from gdtrain.training.keeper import unchanged
-from gdtrain.training.microbatches import MicrobatchSize
-from gdtrain.training.sharding import is_sharded
+from gdtrain.training.distributed import World, exchange_gradients
+from gdtrain.training.forward import forward
+from gdtrain.training.gradient import Accumulator, Added, add_parts, scalar, trained, whole_gradient
+from gdtrain.training.keeper import Keeper, unchanged
+from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
+from gdtrain.training.separable import check_buffers, check_separable
+from gdtrain.training.two_passes import add_two_passes
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -34,36 +29,51 @@ logger = logging.getLogger("gdtrain")
 
 
 class ExactGradient:
-    """Sets ``.grad`` of what a trainer trains to the gradient of a batch's mean loss.
+    """Sets ``.grad`` of what a trainer trains to the gradient of a batch's loss.
 
-    microbatches: how a rank's share of a batch is cut. allowed: names of layers that mix
-    samples and may be given parts of a batch. in_float64: add the parts' gradients up in float64.
+    A batch that is cut, into microbatches or over processes, goes through
+
+    * in one pass, its parts weighted, if it is known what the loss is divided by: of a mean that
+      PyTorch takes (:func:`gdtrain.training.losses.mean_of`), or by an own ``loss_weight``;
+    * in two passes (:mod:`gdtrain.training.two_passes`), if it is any other loss over outputs.
+
+    allowed: names of layers that mix samples and may be given parts of a batch. in_float64: add
+    the parts' gradients up in float64.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        microbatches: MicrobatchSize,
-        allowed: Sequence[str],
-        in_float64: bool,
-    ) -> None:
+    def __init__(self, trainer: Trainer, allowed: Sequence[str], in_float64: bool) -> None:
         self.trainer = trainer
-        self.microbatches = microbatches
         self.allowed = tuple(allowed)
-        self.world = World.current()
-        trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        self._accumulator = Accumulator(trained) if in_float64 else None
-        self._sharded = is_sharded(trainer.model)
+        self.in_float64 = in_float64
         self._told = False
-        replicated = self.world.size > 1 and not self._sharded
-        self._exchange = GradientExchange(trained, self.world) if replicated else None
+        self._buffers_checked = False
+        # What the loss of the last batch was divided by, on all processes; None if not known.
+        self.weight: float | Tensor | None = None
 
-    def check_separable(self) -> None:
-        """Raise ModelError if batches are cut although a layer mixes their samples."""
-        if self.microbatches or self.world.size > 1:
-            cut_by = "microbatch_size" if self.microbatches else "several processes"
-            check_separable(self.trainer.model, self.allowed, cut_by)
-            self._tell_of_dropout(cut_by)
+    @property
+    def cut_by(self) -> str | None:
+        """The setting that cuts batches, if there is one."""
+        if self.trainer.microbatches:
+            return "microbatch_size"
+        return "several processes" if self.trainer.world.size > 1 else None
+
+    def check(self) -> None:
+        """Raise ModelError or ConfigError if batches are to be cut that can't be."""
+        if (cut_by := self.cut_by) is not None:
+            self._check(cut_by)
+            self._buffers_checked = False
+
+    def _check(self, cut_by: str) -> None:
+        trainer = self.trainer
+        if has_own_loss(trainer) and not says_weight(trainer):
+            raise ConfigError.of(
+                "loss_weight",
+                f"missing: batches are cut ({cut_by}), and it is not known what the loss of "
+                f"{type(trainer).__name__}.compute_loss is divided by; for a mean over samples, "
+                "give the class `def loss_weight(self, batch): return len(batch)`",
+            )
+        check_separable(trainer.model, self.allowed, cut_by)
+        self._tell_of_dropout(cut_by)
 
     def _tell_of_dropout(self, cut_by: str) -> None:
         dropping = (
@@ -83,35 +93,69 @@ class ExactGradient:
 
         batch: this rank's share, which may be empty if there are several.
         """
-        if not self.microbatches:
-            return self._compute(batch)
-
-        def measured(part: Batch) -> None:
-            with unchanged(self.trainer):
-                self.trainer.batch_loss(part)
-
-        return self.microbatches.run(lambda: self._compute(batch), measured, batch)
-
-    def _compute(self, batch: Batch) -> Tensor:
-        """From a clean start, so that it can be repeated when memory ran out."""
-        trainer, size = self.trainer, self.microbatches.size
+        trainer = self.trainer
         zero_gradients(trainer.optimizer)
         if trainer.outputs:
             trainer.outputs.clear()
-        if self._sharded:
-            return self._of_shards(batch, size)
-        if self._exchange is None:
-            return batch_gradient(trainer.batch_loss, batch, trainer.loss, size, self._accumulator)
-        loss_sum, weight = share_gradient(
-            trainer.batch_loss, batch, trainer.loss, size, self._accumulator
-        )
-        return self._exchange.run(loss_sum, weight, divide=not is_sum(trainer.loss))
+        self.weight = None
+        if trainer.world.size == 1 and not trainer.microbatches:
+            return whole_gradient(trainer, batch)
+        cut_by = self.cut_by or ""
+        self._check(cut_by)
+        if not self._buffers_checked:
+            check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
+            self._buffers_checked = True
+        trainer.microbatches.settle(self._measured, batch)
+        if not trainer.microbatches.is_auto:
+            return self._of_parts(batch)
+        before = Keeper(trainer, "buffers", "generators")
 
-    def _of_shards(self, batch: Batch, size: int | None) -> Tensor:
+        def undo() -> None:
+            before.restore()
+            zero_gradients(trainer.optimizer)
+            if trainer.outputs:
+                trainer.outputs.clear()
+
+        return trainer.microbatches.retry(lambda: self._of_parts(batch), undo)
+
+    def _measured(self, part: Batch) -> None:
+        with unchanged(self.trainer):
+            self._pass(part)
+
+    def _pass(self, part: Batch) -> None:
+        """A pass as the parts of a batch take it."""
+        if in_two_passes(self.trainer, part):
+            forward(self.trainer, part.inputs)
+        else:
+            self.trainer.batch_loss(part)
+
+    def _of_parts(self, batch: Batch) -> Tensor:
+        trainer, size = self.trainer, self.trainer.microbatches.size
+        parts = [batch] if len(batch) else []
+        if size is not None and len(batch) > size:
+            parts = list(batch.split(size))
+        if trainer.is_sharded:
+            return self._of_shards(parts)
+        accumulator = Accumulator(trainer.optimizer) if self.in_float64 else None
+        world = trainer.world
+        loss, self.weight = add_gradient(trainer, batch, parts, world, accumulator)
+        if accumulator is not None:
+            accumulator.give_back()
+        if world.size == 1:
+            return loss
+        return exchange_gradients(world, trained(trainer.optimizer), loss)
+
+    def _of_shards(self, parts: list[Batch]) -> Tensor:
         """As above where FSDP adds the gradients up: it takes their mean over the ranks."""
-        trainer, world = self.trainer, self.world
-        parts = list(batch.split(size or max(1, len(batch))))
-        weights = [normaliser(trainer.loss, part) for part in parts]
+        trainer, world = self.trainer, self.trainer.world
+        if parts and in_two_passes(trainer, parts[0]):
+            raise ConfigError.of(
+                "loss_weight",
+                "missing: strategy: shard cuts batches, and it is not known what the loss is "
+                "divided by; for a mean over samples, give the trainer's class "
+                "`def loss_weight(self, batch): return len(batch)`",
+            )
+        weights = [weight_of(trainer, part) for part in parts]
         # Every backward pass is a common one, so all ranks make as many, some with weight 0.
         counts = [count for (count,) in world.gather([len(parts)])]
         missing = max(counts) - len(parts)
@@ -122,17 +166,46 @@ class ExactGradient:
                 "larger batch_size, or drop_last"
             )
         parts, weights = [*parts, *parts[:1] * missing], [*weights, *[0.0] * missing]
-        total = 1.0 if is_sum(trainer.loss) else world.sum_floats([sum(weights)])[0]
-        scale = world.size / total if total else 0.0
+        total = 1.0 if adds_up(trainer) else world.sum_floats([sum(weights)])[0]
+        self.weight = None if adds_up(trainer) else total
+        scale = world.size / total if total else math.nan
         own = 0.0
         for part, weight in zip(parts, weights, strict=True):
             if weight:
-                value = trainer.batch_loss(part) * (weight * scale)
+                value = scalar(trainer.batch_loss(part)) * (weight * scale)
             else:  # takes part in the pass and adds nothing; its mean loss may be 0/0
                 value = trainer.forward(part.inputs).sum() * 0.0
             value.backward()  # type: ignore[no-untyped-call]
             own += float(value.detach())
+        if not total:  # no target counts, and the loss is 0/0, as in one pass
+            own = math.nan
         return torch.tensor(world.sum_floats([own])[0] / world.size, device=trainer.device)
+
+
+def add_gradient(
+    trainer: Trainer,
+    share: Batch,
+    parts: Sequence[Batch],
+    world: World,
+    accumulator: Accumulator | None = None,
+) -> Added:
+    """Add this process's share of a batch's gradient to ``.grad``.
+
+    share, parts: of the batch, whole and cut; no part if the share is empty. The shares of all
+    processes add up to the batch's.
+    """
+    if world.size == 1 and len(parts) == 1:
+        return Added(whole_gradient(trainer, share))
+    if in_two_passes(trainer, share):
+        return Added(add_two_passes(trainer, share, parts, world, accumulator))
+    return add_parts(trainer, parts, world, accumulator)
+
+
+def in_two_passes(trainer: Trainer, batch: Batch) -> bool:
+    """Whether the batch, if it is cut, goes through in two passes rather than in one."""
+    if has_own_loss(trainer) or says_weight(trainer):
+        return False
+    return mean_of(trainer.loss, batch) is None
 
 
 def closure_step(trainer: Trainer, batch: Batch) -> Tensor:

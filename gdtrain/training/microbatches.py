@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch
+from gdtrain.data.rows import tensors_of
 from gdtrain.errors import ConfigError, DeviceError
+from gdtrain.training.distributed import World
 
 T = TypeVar("T")
 
 # Without a limit: on the CPU, what a core's cache holds; on a device, a share of its free memory.
 DEFAULT_CPU_BYTES = 4 << 20
+DEFAULT_BYTES_AT_ONCE = 1 << 30  # and for what an evaluation needs at once
 FREE_SHARE = 0.5
 UNMEASURED_SIZE = 1024  # what an evaluation before any training starts from
 # Backward keeps gradients of about the size of the activations beside them.
@@ -43,39 +46,41 @@ class MicrobatchSize:
 
     ``auto`` measures what a sample's activations take, once, and picks the largest size that
     keeps to ``memory_limit``; when the device runs out of memory all the same, the size is
-    halved and the batch repeated from its start.
+    halved and the batch repeated from its start. Of several processes all have the size of the
+    smallest, and halve it together.
     """
 
     def __init__(
-        self, size: int | Literal["auto"] | None, memory_limit: int | str | None = None
+        self, size: int | Literal["auto"] | None, memory_limit: int | str | None, world: World
     ) -> None:
-        if memory_limit is not None and size != "auto":
-            raise ConfigError.of(
-                "memory_limit", "has no effect without microbatch_size: auto; set it, or remove it"
-            )
         is_count = isinstance(size, int) and not isinstance(size, bool)
         if size is not None and size != "auto" and not (is_count and int(size) > 0):
             raise ConfigError.of("microbatch_size", f"must be > 0 or auto, got {size!r}")
         self.is_auto = size == "auto"
         self.limit = None if memory_limit is None else parse_bytes(memory_limit)
         self.size: int | None = None if size == "auto" or size is None else int(size)
+        self.world = world
 
     def __bool__(self) -> bool:
         return self.is_auto or self.size is not None
 
-    def run(self, work: Callable[[], T], compute: Callable[[Batch], Any], batch: Batch) -> T:
-        """:meth:`retry` with a size that was measured, if it is to be.
+    def settle(self, compute: Callable[[Batch], Any], batch: Batch) -> None:
+        """Measure the size, if it is to be and has not been.
 
-        compute, batch: the forward pass to be measured, and samples to measure it on.
+        compute, batch: the forward pass to be measured, and samples to measure it on. A process
+        with fewer than two takes the others' size; if all have, the next batch is measured.
         """
-        if self.is_auto and self.size is None:
-            self.size = self._measured(compute, batch)
-        return self.retry(work)
+        if not self.is_auto or self.size is not None:
+            return
+        own = self._measured(compute, batch) if len(batch) > 1 else 0
+        sizes = [size for (size,) in self.world.gather([own]) if size]
+        self.size = min(sizes, default=None)
 
-    def retry(self, work: Callable[[], T]) -> T:
+    def retry(self, work: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
         """Do ``work``, which reads ``size`` and can be repeated; smaller if memory runs out.
 
-        Raises DeviceError if not even one sample at a time fits.
+        undo: puts back what a failed attempt did. Raises DeviceError if not even one sample at a
+        time fits.
         """
         if not self.is_auto:
             return work()
@@ -91,25 +96,53 @@ class MicrobatchSize:
                         "time; use a smaller model, or a device with more memory"
                     ) from error
             # Outside the except clause, whose traceback would keep the failed pass alive.
+            if undo is not None:
+                undo()
             self.size = max(1, (self.size or UNMEASURED_SIZE) // 2)
 
+    def attempt(self, work: Callable[[], T]) -> T:
+        """Do a piece of work that needs no other process; if memory runs out in one, in all.
+
+        Between two such pieces processes talk to each other, and would wait for one that has
+        given up.
+        """
+        if not self.is_auto or self.world.size == 1:
+            return work()
+        result: T | None = None
+        failed = False
+        try:
+            result = work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = True
+        if self.world.any(failed):
+            raise MemoryError("a process is out of memory")
+        return result  # type: ignore[return-value]
+
+    def limit_at_once(self, device: torch.device) -> int:
+        """Bytes that the outputs and targets of a whole set may take, where they are needed."""
+        if self.limit is not None:
+            return self.limit
+        if device.type == "cuda":
+            return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+        return DEFAULT_BYTES_AT_ONCE
+
     def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
-        few, many = min(1, len(batch)), min(33, len(batch))
-        if few == many:
-            return max(1, len(batch))
-        first = next(batch.split(few))  # of a batch that is read as it is used, this much is read
-        of_few = saved_bytes(partial(compute, first))
+        many = min(33, len(batch))
+        first = next(batch.split(1))  # of a batch that is read as it is used, this much is read
+        of_one = saved_bytes(partial(compute, first))
         of_many = saved_bytes(partial(compute, next(batch.split(many))))
-        per_sample = max(1.0, _BACKWARD_FACTOR * (of_many - of_few) / (many - few))
+        per_sample = max(1.0, _BACKWARD_FACTOR * (of_many - of_one) / (many - 1))
         return max(1, int(self._limit(first) / per_sample))
 
     def _limit(self, batch: Batch) -> int:
         if self.limit is not None:
             return self.limit
-        tensor = batch.inputs if isinstance(batch.inputs, Tensor) else None
-        if tensor is not None and tensor.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(tensor.device)
-            return int(FREE_SHARE * free)
+        for tensor in tensors_of(batch.inputs):
+            if tensor.device.type == "cuda":
+                free, _ = torch.cuda.mem_get_info(tensor.device)
+                return int(FREE_SHARE * free)
         return DEFAULT_CPU_BYTES
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import normaliser
 from gdtrain.training.keeper import unchanged
+from gdtrain.training.losses import weight_of
 from gdtrain.training.state import parameter_names
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class ParameterVector:
         plan = whole(trainer.loader.num_samples, trainer.microbatches.size)
         with self.at():
             for batch in trainer.read(trainer.loader, plan):
-                (weight,) = trainer.world.sum_floats([normaliser(trainer.loss, batch)])
+                (weight,) = trainer.world.sum_floats([weight_of(trainer, batch)])
                 if weight:  # with every target ignored, the part's gradient would be 0/0
                     trainer.batch_gradient(batch)
                     total.add_(self.gradient(), alpha=weight)

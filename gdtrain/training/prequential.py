@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from gdtrain.data.rows import mapped_leaves
 from gdtrain.data.settings import whole_number
 from gdtrain.training.callbacks import Callback
-from gdtrain.training.evaluation import Metric
+from gdtrain.training.metrics import Metric, check_metrics, values_of
 from gdtrain.training.plain import is_count, is_number
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ class Prequential(Callback):
     ``window`` samples together. Losses and outputs are those of the updates; nothing is
     computed twice.
 
-    metrics: name -> ``(output, targets) -> mean over the batch``. They need the trainer's own
+    metrics: as those of the trainer, of the outputs of each update. They need the trainer's own
     ``compute_loss`` (or an override that calls it), and an optimizer without a closure.
     :meth:`report` gives ``prequential_loss`` and ``prequential_<metric>``.
     """
@@ -37,7 +39,7 @@ class Prequential(Callback):
     def __init__(self, window: int = 1000, metrics: Mapping[str, Metric] | None = None) -> None:
         super().__init__()
         self.window = whole_number("window", window, minimum=1)
-        self.metrics = dict(metrics or {})
+        self.metrics = check_metrics(metrics)
         # Of each block, its steps' samples [steps], and their losses and metrics [steps, 1 + …].
         self._parts: deque[tuple[Array, Array]] = deque()
         self._samples = 0
@@ -52,16 +54,17 @@ class Prequential(Callback):
             trainer.outputs = []
 
     def on_before_update(self, trainer: Trainer) -> None:
-        if not trainer.outputs:
+        if trainer.outputs is None:
             return
-        count, sums = 0, torch.zeros(len(self.metrics), dtype=torch.float64, device=trainer.device)
-        with torch.no_grad():
-            for output, targets in trainer.outputs:
-                count += len(targets)
-                for i, metric in enumerate(self.metrics.values()):
-                    sums[i] += metric(output, targets) * len(targets)
+        pieces = list(trainer.outputs)
         trainer.outputs.clear()
-        self._measured.append(sums / count)
+        if trainer.world.size > 1:
+            shares = trainer.world.gather_objects(mapped_leaves(pieces, Tensor.cpu))
+            pieces = [piece for share in shares for piece in share]
+        if pieces:
+            with torch.no_grad():
+                values = values_of(self.metrics, pieces, trainer.loss)
+            self._measured.append(torch.stack([_number(v, trainer.device) for v in values]))
 
     def on_safe_point(self, trainer: Trainer) -> None:
         sizes, values = trainer.progress.sizes, trainer.progress.losses[:, None]
@@ -114,3 +117,7 @@ class Prequential(Callback):
             for sizes, values in self._parts
             for size, numbers in zip(sizes.tolist(), values.tolist(), strict=True)
         ]
+
+
+def _number(value: Any, device: torch.device) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())

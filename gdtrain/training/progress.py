@@ -79,23 +79,27 @@ class Progress:
         self.samples += samples
         self.epoch_samples += samples
 
-    def close(self, block: Block, losses: Tensor, started: float) -> float:
+    def close(self, block: Block, losses: Tensor, started: float, *, adds: bool = False) -> float:
         """Add up the losses of a block's updates, all counted; return the seconds that it took.
 
         losses: [len(block)], the batch's loss of each step before its update. Reading them here is
         the one synchronisation of a block.
-        started: ``time.perf_counter()`` before the block.
+        started: ``time.perf_counter()`` before the block. adds: the losses are sums, and so is that
+        of the epoch.
         """
         if len(losses) == 1:  # as often as there are epochs, where a batch is everything
-            weight = float(block.weights[0] if block.weights else block.sizes[0])
+            weight = 1.0 if adds else float(block.weights[0] if block.weights else block.sizes[0])
             self.epoch_loss_sum += losses.item() * weight if weight else 0.0
             self.epoch_weight += weight
         else:
             weights = _numbers(block.weights) if block.weights else block.sizes
+            weights = np.ones(len(losses)) if adds else weights
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
             self.epoch_loss_sum = _added(self.epoch_loss_sum, values, weights)
             self.epoch_weight = _summed(self.epoch_weight, weights)
+        if adds:
+            self.epoch_weight = 1.0
         self.last = block, losses
         self.position = block.plan.release(block.stop)
         taken = time.perf_counter() - started
@@ -106,7 +110,7 @@ class Progress:
         """Count a finished epoch and return its record.
 
         ``train_loss`` is the mean over the samples that were used, Σ w J / Σ w over the updates,
-        with w the samples of a batch, or whatever else its loss J is divided by.
+        with w the samples of a batch, or whatever else its loss J is divided by; Σ J of sums.
         """
         self.epoch += 1
         weight = self.epoch_weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import normaliser
+from gdtrain.training.losses import weight_of
 from gdtrain.training.microbatches import parse_bytes
 from gdtrain.training.parameter_vector import ParameterVector
 from gdtrain.training.variance_reduction import VarianceReduction
@@ -139,7 +139,7 @@ def _gradients_of_all(trainer: Trainer, vector: ParameterVector) -> tuple[Tensor
         for batch in trainer.read(trainer.loader, whole(count)):
             for row, sample in zip(batch.indices.tolist(), batch.split(1), strict=True):
                 table[row] = _gradient_of(trainer, vector, sample)
-                weights.add(normaliser(trainer.loss, sample))
+                weights.add(weight_of(trainer, sample))
                 names |= set(vector.with_gradient())
     if len(weights) > 1:
         raise ConfigError.of("variance_reduction", f"SAGA {_ALIKE}")
@@ -154,6 +154,6 @@ def _weighs_alike(trainer: Trainer) -> bool:
     targets = trainer.loader.samples.targets
     if targets is None or targets.is_floating_point():
         return True
-    each = normaliser(trainer.loss, Batch(None, targets[:1], torch.zeros(1, dtype=torch.int64)))
+    each = weight_of(trainer, Batch(None, targets[:1], torch.zeros(1, dtype=torch.int64)))
     all_of_them = Batch(None, targets, torch.arange(len(targets)))
-    return normaliser(trainer.loss, all_of_them) == len(targets) * each > 0
+    return weight_of(trainer, all_of_them) == len(targets) * each > 0

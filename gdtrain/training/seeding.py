@@ -56,6 +56,16 @@ class RngState:
         elif device.type == "mps":
             torch.mps.set_rng_state(self.device)
 
+    def is_current(self, device: torch.device) -> bool:
+        """Whether nobody has drawn a number since."""
+        now = RngState.take(device)
+        return (
+            self.python == now.python
+            and all(np.array_equal(a, b) for a, b in zip(self.numpy, now.numpy, strict=True))
+            and torch.equal(self.cpu, now.cpu)
+            and (self.device is None or now.device is None or torch.equal(self.device, now.device))
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The same as tensors, for a file: a Mersenne Twister as [627] int64.
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ModelError
-from gdtrain.training import checks, diagnosis, evaluation, gradient, state
+from gdtrain.training import checks, diagnosis, evaluation, gradient, losses, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
 from gdtrain.training.descent import descend
@@ -41,6 +41,7 @@ from gdtrain.training.engines.engine import Engine
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
+from gdtrain.training.metrics import Metric, check_metrics
 from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.progress import History, Progress
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
@@ -65,13 +66,19 @@ class Trainer:
     scheduler_metric: what ReduceLROnPlateau is given, after the epochs that have it: a key of
         their records; by default val_loss, or train_loss in a run without validation.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
-    metrics: name -> ``(output, targets) -> mean over the batch``, for :meth:`evaluate`.
+    metrics: name -> ``(output, targets) -> number``, called once on all of a set by
+        :meth:`evaluate`; ``mean_over_samples`` of such a function, or an object with ``update``,
+        ``compute`` and ``reset`` (as in torchmetrics), is taken part by part.
     callbacks: called in this order, after the validation.
     clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
     microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
-        as many as ``memory_limit`` (bytes, or text such as ``512MB``) allows.
+        as many as ``memory_limit`` allows.
+    memory_limit: bytes, or text such as ``512MB``, for the activations of a slice, and for the
+        outputs and targets of a set that a loss or metric needs all at once.
     microbatch_allow: names of layers that mix samples (BatchNorm) and may see slices only.
     accumulate_in: ``fp64`` adds up the slices' gradients in float64.
+    evaluate_in: ``whole``, the loss of all samples, as one pass over them gives it; ``batches``,
+        the mean over the loader's own batches, for losses meant per batch (contrastive ones).
     engine: ``eager``, with the bits of the hand-written loop; ``scan`` (XLA, on a CPU) or
         ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
 
@@ -91,7 +98,7 @@ class Trainer:
         scheduler_per: Literal["epoch", "step"] = "epoch",
         scheduler_metric: str | None = None,
         validation: Loader | Validation | None = None,
-        metrics: Mapping[str, evaluation.Metric] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
         callbacks: Sequence[Callback] = (),
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
@@ -99,14 +106,16 @@ class Trainer:
         memory_limit: int | str | None = None,
         microbatch_allow: Sequence[str] = (),
         accumulate_in: Literal["fp64"] | None = None,
+        evaluate_in: Literal["whole", "batches"] = "whole",
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
         own_loss = self.has_own("compute_loss", "train_step")
-        optimizer = checks.check_parts(loss, optimizer, loader, needs_loss=not own_loss)
+        optimizer = checks.check_parts(loss, optimizer, loader, callbacks, needs_loss=not own_loss)
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
+            evaluate_in=(evaluate_in, ("whole", "batches")),
         )
         checks.check_parameters(model, loss, optimizer, own_code=own_loss)
 
@@ -114,7 +123,8 @@ class Trainer:
         self._place(model, loss, device, precision)
         self.loader = loader
         self.schedule = ScheduleStepper(scheduler, scheduler_per, scheduler_metric)
-        self.metrics = dict(metrics or {})
+        self.metrics = check_metrics(metrics)
+        self.evaluate_in = evaluate_in
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
         self.engine: Engine = EagerEngine(self)  # until fit settles the choice
@@ -132,12 +142,13 @@ class Trainer:
         self.should_stop = False
         self.stop_reason: str | None = None
 
-        self.microbatches = MicrobatchSize(microbatch_size, memory_limit)
-        self._exact_gradient = ExactGradient(
-            self, self.microbatches, microbatch_allow, in_float64=accumulate_in == "fp64"
+        self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
+        self.exact_gradient = ExactGradient(
+            self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
-        self._output_check = checks.OutputCheck(loss)
+        self._output_check = checks.OutputCheck()
+        self.step_weights = losses.StepWeights(self)
         self.used: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
@@ -253,21 +264,22 @@ class Trainer:
 
         What an error leaves made is closed as a shorter block, so that a next fit goes on there.
         """
-        started = time.perf_counter()
+        started, adds = time.perf_counter(), losses.adds_up(self)
         try:
-            losses = self.engine.run(block)
+            found = self.engine.run(block)
         except BaseException:
             if block.losses:
-                losses = stacked(block.losses)
-                self.progress.close(block.head(len(losses)), losses, started)
+                found = stacked(block.losses)
+                self.progress.close(block.head(len(found)), found, started, adds=adds)
             raise
-        if made := losses.shape[0]:
+        if made := found.shape[0]:
             done = block.head(made)
             if not block.made:  # all at once, and nobody has looked since
                 self.progress.count(made, int(done.sizes.sum()))
-            seconds = self.progress.close(done, losses, started)
+                done.weights = [] if adds else self.step_weights.planned(done)
+            seconds = self.progress.close(done, found, started, adds=adds)
             self.block_length.observe(made, seconds)
-        return losses
+        return found
 
     def train_step(self, batch: Batch) -> Tensor:
         """Apply one update; return the batch-mean loss before it, shape [], detached."""
@@ -283,7 +295,7 @@ class Trainer:
     def batch_gradient(self, batch: Batch) -> Tensor:
         """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
         self.used.add("batch_gradient")
-        return self._exact_gradient.compute(batch)
+        return self.exact_gradient.compute(batch)
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """The loss of a batch (or microbatch), averaged over its samples, shape [].
@@ -296,8 +308,15 @@ class Trainer:
         return self._output_loss(output, batch.targets)
 
     def loss_weight(self, batch: Batch) -> float | Tensor:
-        """What the loss of a batch is divided by, so that parts and epochs are averaged rightly."""
-        return gradient.normaliser(self.loss, batch)
+        """What the loss of a batch is divided by, such as its samples: a number, or shape [].
+
+        For J = (1/N) Σ l_i this is N, by which parts of a batch, and the batches of an epoch or an
+        evaluation, are weighted. Override it beside a ``compute_loss`` of your own: for a mean over
+        samples ``return len(batch)``. Its default knows the losses of PyTorch, of which a mean may
+        be over the targets that are not ignored, or their classes' weights; else it is the samples.
+        """
+        mean = losses.mean_of(self.loss, batch)
+        return len(batch) if mean is None else mean.weight(batch)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output; several input tensors become several arguments."""
@@ -310,24 +329,15 @@ class Trainer:
                 return self.compute_loss(batch)
             with autocast(self.precision, self.device):
                 return self.compute_loss(batch)
-        except ValueError as error:
-            checks.explain_batch_of_one(error)
+        except (ValueError, RuntimeError) as error:
+            checks.explain(error, batch.inputs)
             raise
-
-    def loss_and_output(self, batch: Batch) -> tuple[Tensor, Any]:
-        """For evaluation: one forward pass, unless ``compute_loss`` is somebody's own."""
-        with autocast(self.precision, self.device):
-            if type(self).compute_loss is Trainer.compute_loss:
-                output = self.forward(batch.inputs)
-                return self._output_loss(output, batch.targets), output
-            loss = self.compute_loss(batch)
-            return loss, self.forward(batch.inputs) if self.metrics else None
 
     # ── what research code calls ────────────────────────────────────────────────────────────
 
     def check_separable(self) -> None:
         """Raise ModelError if batches are to be cut although a layer mixes their samples."""
-        self._exact_gradient.check_separable()
+        self.exact_gradient.check()
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
@@ -346,21 +356,29 @@ class Trainer:
             plan = plan.share(self.world.rank, self.world.size)
         return self.placed(loader.samples).read(plan, start)
 
-    def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
+    def evaluate(
+        self, loader: Loader | None = None, *, in_batches: bool | None = None
+    ) -> dict[str, float]:
         """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
 
-        The loader's order and batch size play no part. The model is in eval mode meanwhile;
-        its modes, buffers and gradients and all random number generators come back as they were.
+        They are what one pass over all samples gives; the loader's order and batch size play no
+        part. in_batches: the mean over the loader's own batches instead, weighted by what a batch's
+        loss is divided by, or its samples; None: as ``evaluate_in`` says. Model and loss are in
+        eval mode meanwhile; their modes, buffers and gradients and all random number generators
+        come back as they were. Raises ConfigError where outputs and targets that are needed all at
+        once go over ``memory_limit``.
         """
         loader = loader or self.loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
-        return self.microbatches.retry(partial(evaluation.evaluate, self, loader))
+        chosen = self.evaluate_in == "batches" if in_batches is None else in_batches
+        return self.microbatches.retry(partial(evaluation.evaluate, self, loader, chosen))
 
-    def predict(self, inputs: Any) -> Tensor:
-        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple of such).
+    def predict(self, inputs: Any) -> Any:
+        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such).
 
-        inputs: tensors or arrays. Without side effects, as in :meth:`evaluate`.
+        inputs: tensors or arrays, with no rows too. Outputs that are a tuple or dict keep that
+        structure. Without side effects, as in :meth:`evaluate`.
         """
         return self.microbatches.retry(partial(evaluation.predict, self, inputs))
 
@@ -406,9 +424,8 @@ class Trainer:
         return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
     def _output_loss(self, output: Any, targets: Any) -> Tensor:
-        self._output_check(output, targets, self.loader)
         assert self.loss is not None
-        return self.loss(output, targets)
+        return self._output_check(self.loss, output, targets, self.loader)
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Tell the callbacks of one of their moments."""
@@ -475,5 +492,10 @@ class Trainer:
         """Whether ``train_step`` is a subclass's; asked in every update."""
         return type(self).train_step is not _TRAIN_STEP or "train_step" in self.__dict__
 
+    @property
+    def has_own_weight(self) -> bool:
+        """Whether ``loss_weight`` is a subclass's; asked in every update."""
+        return type(self).loss_weight is not _LOSS_WEIGHT or "loss_weight" in self.__dict__
 
-_TRAIN_STEP = Trainer.train_step
+
+_TRAIN_STEP, _LOSS_WEIGHT = Trainer.train_step, Trainer.loss_weight

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks import Callback
-from gdtrain.training.gradient import is_sum
+from gdtrain.training.losses import adds_up
 from gdtrain.training.parameter_vector import ParameterVector
 from gdtrain.training.plain import is_count
 
@@ -90,7 +90,7 @@ class VarianceReduction(Callback, ABC):
             found.append("can't be used with strategy: shard; use replicate")
         if trainer.needs_closure:
             found.append("corrects one gradient per update, and L-BFGS evaluates several")
-        if is_sum(trainer.loss):
+        if adds_up(trainer):
             found.append("needs a loss that averages over the samples; use reduction='mean'")
         found += [
             f"compares gradients of the same function, and layer {name!r} "

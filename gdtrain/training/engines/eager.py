@@ -94,7 +94,8 @@ class EagerEngine:
             if not moved:
                 guard.undo()
             return False
-        block.note(loss, trainer.loss_weight(batch) if trainer.world.size == 1 else size, size)
+        weight = trainer.exact_gradient.weight
+        block.note(loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)
         trainer.after_update()
         return True
 

@@ -1,0 +1,25 @@
+"""One pass of inputs through a trainer's model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gdtrain.training.checks import explain
+from gdtrain.training.device import autocast
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+def forward(trainer: Trainer, inputs: Any) -> Any:
+    """The model's output in the trainer's precision.
+
+    In a context of its own: autocast keeps what it has cast, with or without its graph. Raises
+    ModelError in place of PyTorch's errors for inputs that can't be right.
+    """
+    try:
+        with autocast(trainer.precision, trainer.device):
+            return trainer.forward(inputs)
+    except (ValueError, RuntimeError) as error:
+        explain(error, inputs)
+        raise
