@@ -167,7 +167,7 @@ class Listeners:
             told.append(callback)
             if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
                 continue
-            trainer.engine.publish()  # before anybody looks
+            trainer.engine.publish(callback)  # before anybody looks
             getattr(callback, event)(trainer, *arguments)
 
 

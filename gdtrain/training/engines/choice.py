@@ -18,6 +18,7 @@ from gdtrain.training.checks import check_arguments
 from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.foreign import calls_known_code
 from gdtrain.training.engines.watchers import has_layer_hooks, overridden
 from gdtrain.training.epoch_plan import present_plan
 
@@ -71,7 +72,7 @@ class EngineChoice:
     def settle(self, num_epochs: int) -> None:
         """Give the trainer the engine for ``fit(num_epochs)``, if it has not got it yet.
 
-        Raises ConfigError if one was asked for, or used before, that can't run this.
+        Raises ConfigError if one was asked for by name that can't run this.
         """
         trainer, present = self.trainer, self.trainer.engine.name
         assert trainer.loader is not None
@@ -81,16 +82,25 @@ class EngineChoice:
         if wanted == "auto":
             stream = trainer.loader.is_stream
             updates = None if stream else trainer.loader.updates(num_epochs)
-            trainer.engine = _by_rule(trainer, updates, num_epochs)
-        elif wanted == "eager":
-            trainer.engine = EagerEngine(trainer)
-        else:
-            check(trainer, wanted)
-            try:
-                trainer.engine = _made(trainer, wanted)
-            except ModelError as error:
-                raise _refusal(wanted, str(error)) from error
+            wanted = _by_rule(trainer, updates, num_epochs)
+        try:
+            trainer.engine = _made(trainer, wanted)
+        except ModelError as error:
+            self.instead(wanted, error)
         self.of_run = trainer.engine.name
+
+    def instead(self, name: str, error: ModelError) -> Engine:
+        """The engine that goes on where the one of this name can't, from now on the trainer's.
+
+        That is eager under ``auto``. Raises ConfigError if an engine was asked for by name.
+        """
+        if self.wanted != "auto":
+            raise _refusal(name, str(error)) from error
+        if self.trainer.world.rank == 0:
+            logger.warning("engine: eager, since %s can't run this: %s", name, error)
+        self.trainer.engine = EagerEngine(self.trainer)
+        self.of_run = self.trainer.engine.name
+        return self.trainer.engine
 
 
 def check(trainer: Trainer, name: str) -> None:
@@ -104,6 +114,11 @@ def _refusal(name: str, reason: str) -> ConfigError:
 
 
 def _made(trainer: Trainer, name: str) -> Engine:
+    """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
+    if name == "eager":
+        return EagerEngine(trainer)
+    for reason in obstacles(trainer, name):
+        raise ModelError(reason)
     plan = present_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":
@@ -131,6 +146,11 @@ def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
         yield f"it runs on {device}, and the device is {trainer.device}"
     if name == "scan" and not is_installed():
         yield f"jax is not installed; {_INSTALL}"
+    yield from obstacles_in_step(trainer, name)
+
+
+def obstacles_in_step(trainer: Trainer, name: str) -> Iterator[str]:
+    """The same, of what may come and go in mid-run."""
     yield from _of_trainer(trainer, name)
     yield from _of_optimizer(trainer.optimizer)
     yield from _of_model(trainer, name)
@@ -195,27 +215,22 @@ def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
 # ── auto ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
+def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
     """The engine that suits the run, by its settings and what is installed alone.
 
     A compiled engine runs a model's Python code once, so it is taken unasked only for models,
     losses and ``compute_loss`` that are known to do the same in every step: PyTorch's layers and
-    the trainer's own. Others may ask for it by name.
+    the project's own. Others may ask for it by name.
 
     updates: of the whole run; None if nobody knows.
     """
     name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
     if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
-        return EagerEngine(trainer)
+        return "eager"
     if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
-        return EagerEngine(trainer)
+        return "eager"
     reasons = list(obstacles(trainer, name))
-    if not reasons:
-        try:
-            return _made(trainer, name)
-        except ModelError as error:
-            logger.warning("engine: eager, since %s", error)
-    elif len(reasons) == 1 and _INSTALL in reasons[0]:
+    if len(reasons) == 1 and _INSTALL in reasons[0]:
         logger.warning(
             "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
             "of %.0f s, to rounding the same",
@@ -226,16 +241,14 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
                 updates * _EAGER_SECONDS,
             ),
         )
-    return EagerEngine(trainer)
+        return "eager"
+    return name
 
 
 def _is_plain(trainer: Trainer) -> bool:
-    layers = [*trainer.model.modules(), trainer.loss]
-    known = all(type(layer).__module__.startswith("torch.nn.") for layer in layers)
-    return (
-        known
-        and not overridden(trainer, ("compute_loss", "forward", "batch_loss"))
-        and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    layers = trainer.model.modules()
+    return calls_known_code(trainer) and not any(
+        isinstance(layer, nn.modules.conv._ConvNd) for layer in layers
     )
 
 
