@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ import numpy as np
 
 from gdtrain.analysis.objective import rereadable
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.monitoring.curves import smoothed
-from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.epoch_plan import present_plan
-from gdtrain.training.keeper import Keeper, Part
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -146,7 +144,7 @@ def lr_range(
     limits = _limit(trainer, judged) if limit else {}
     lrs = np.geomspace(start, stop, updates)
     looks: list[tuple[float, float]] = []
-    with _restored(trainer):
+    with trial_updates(trainer):
         first = trainer.evaluate(judged)["loss"]
         made, lowest, diverged = 0, first, False
         for lr, (plan, number, batch) in zip(lrs.tolist(), _batches(trainer), strict=False):
@@ -219,22 +217,6 @@ def _update(trainer: Trainer, lr: float, block: Block) -> bool:
     groups[0]["lr"] = lr
     trainer.engine.publish()  # it may have kept the old one
     return len(trainer.engine.run(block)) == 1
-
-
-@contextmanager
-def _restored(trainer: Trainer) -> Iterator[None]:
-    """Let updates be made, and put everything back that they change."""
-    trainer.engine.publish()
-    kept = (trainer.engine, trainer.callbacks, trainer.outputs)
-    parts: tuple[Part, ...] = ("modes", "buffers", "parameters", "gradients", "optimizer")
-    before = Keeper(trainer, *parts, "generators", whole=True)
-    try:
-        trainer.engine, trainer.callbacks, trainer.outputs = EagerEngine(trainer), [], None
-        trainer.model.train()
-        yield
-    finally:
-        before.restore()
-        trainer.engine, trainer.callbacks, trainer.outputs = kept
 
 
 def _limit(trainer: Trainer, loader: Loader) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gdtrain.data.batch import Block
-from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.analysis.trial_updates import trial_updates
+from gdtrain.data.batch import Block, map_tensors
 from gdtrain.training.trainer import Trainer
 
 
@@ -69,21 +69,24 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
     """Measure an update with the first batch of the loader's first epoch, the second one of a run.
 
     The first one makes the optimizer's state. The update is made eagerly, whatever the trainer's
-    engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
-    that it was in. None if an update's loss or gradient is not finite.
+    engine: what XLA or a CUDA graph allocate is not seen. Of the callbacks only corrections of the
+    gradient take part. The trainer, and these, are put back into the state that they were in. None
+    if an update's loss or gradient is not finite.
     """
-    snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
+    correcting = [c for c in trainer.callbacks if c.listens_to("on_gradient")]
+    kept = [map_tensors(callback.state_dict(), torch.clone) for callback in correcting]
     try:
-        if not len(engine.run(_first_update(trainer))):
-            return None
-        held = _held(trainer)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        with LiveBytes() as live:
-            made = len(engine.run(_first_update(trainer)))
-        return StepMemory(live.peak, held) if made else None
+        with trial_updates(trainer, correcting):
+            if not len(trainer.engine.run(_first_update(trainer))):
+                return None
+            held = _held(trainer)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            with LiveBytes() as live:
+                made = len(trainer.engine.run(_first_update(trainer)))
+            return StepMemory(live.peak, held) if made else None
     finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.load_state_dict(snapshot)
+        for callback, state in zip(correcting, kept, strict=True):
+            callback.load_state_dict(state)
 
 
 def _first_update(trainer: Trainer) -> Block:
