@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Block, map_tensors
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.trainer import Trainer
 
 
@@ -92,11 +93,10 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
 def _first_update(trainer: Trainer) -> Block:
     """That update alone: many small batches are otherwise gathered at once, for speed."""
     assert trainer.loader is not None
-    asked = trainer.loader.asked_order(0)
-    plan = trainer.loader.plan(0) if asked is None else trainer.loader.outline(0)
+    plan = known_plan(trainer, trainer.loader, 0)
     size = min(plan.batch_size, plan.num_samples)
     indices = None if plan.indices is None else plan.take(0, size)
-    if asked is not None:  # it may be asked by training alone; any samples are as large
+    if plan.asked is not None:  # any samples are as large
         indices = torch.arange(size) % trainer.loader.num_samples
     first = replace(plan, num_samples=size, indices=indices)
     return Block(first, 0, 1, trainer.read(trainer.loader, first))

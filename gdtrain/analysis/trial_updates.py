@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.guard import Guard
-from gdtrain.training.keeper import unchanged
+from gdtrain.training.keeper import as_in_fit, unchanged
 from gdtrain.training.progress import Progress
 from gdtrain.training.trainer import Trainer
 
@@ -28,8 +28,7 @@ def trial_updates(trainer: Trainer, callbacks: Sequence[Callback] = ()) -> Itera
         progress.load_state_dict(trainer.progress.state_dict())
         trainer.callbacks, trainer.progress = list(callbacks), progress
         trainer.engine, trainer.guard = EagerEngine(trainer), Guard(trainer, deferred=False)
-        if not trainer.model.training:
-            trainer.model.train()
+        as_in_fit(trainer)
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training import state
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.flat import Flat
-from gdtrain.training.keeper import Keeper, modules_of, roots_of
+from gdtrain.training.keeper import Keeper, as_in_fit, modules_of, roots_of
 from gdtrain.training.microbatches import UNMEASURED_SIZE
 from gdtrain.training.parameter_vector import with_values
 from gdtrain.training.plain import is_count
@@ -225,8 +225,7 @@ def _estimate_statistics(trainer: Trainer, frozen: Sequence[nn.Module]) -> None:
     The batches are drawn, since data may be sorted, and as alike in size as can be.
     """
     modes, left = Keeper(trainer, "modes"), () if trainer.model.training else frozen
-    if not trainer.model.training:
-        trainer.model.train()
+    as_in_fit(trainer)
     layers = [m for m in _with_statistics(trainer) if m.training and m not in left]
     momenta = [layer.momentum for layer in layers]
     try:

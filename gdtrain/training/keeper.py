@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
 from gdtrain.data.batch import map_tensors
@@ -90,6 +91,21 @@ def unchanged(
             keeper.restore()
 
 
+def named_modules(trainer: Trainer) -> dict[nn.Module, str]:
+    """All modules of model, loss and whatever else the trainer holds, and their paths in these."""
+    found: dict[nn.Module, str] = {}
+    for root in roots_of(trainer, whole=True):
+        for name, module in root.named_modules():
+            found.setdefault(module, name)
+    return found
+
+
+def as_in_fit(trainer: Trainer) -> None:
+    """Bring the model into the mode in which it trains: layers in eval mode stay, unless all is."""
+    if not trainer.model.training:
+        trainer.model.train()
+
+
 _FOREIGN = ("batch_loss", "compute_loss", "forward", "loss_weight")
 
 
@@ -99,11 +115,14 @@ def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:
     Else a look in the middle of an update would spoil the graph of its forward pass.
     """
     stack = ExitStack()
-    for module in modules:
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference():
-                stack.enter_context(torch.autograd._unsafe_preserve_version_counter(tensor))
+    held = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    for tensor in held:
+        if tensor is not None and type(tensor) in _PLAIN and not tensor.is_inference():
+            stack.enter_context(_unsafe_preserve_version_counter(tensor))
     return stack
+
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def roots_of(trainer: Trainer, whole: bool = False) -> list[nn.Module]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks import Callback
-from gdtrain.training.keeper import modules_of, roots_of
+from gdtrain.training.keeper import named_modules
 from gdtrain.training.losses import adds_up
 from gdtrain.training.parameter_vector import ParameterVector
 from gdtrain.training.plain import is_count
+from gdtrain.training.separable import described, draws, mixes
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -149,29 +150,20 @@ def _as_read(trainer: Trainer, batch: Batch) -> Batch:
 
 
 def _unlike_layers(trainer: Trainer) -> Iterator[str]:
-    """Why a layer, of model or loss, is another function in another pass, a text for each."""
-    for layer in modules_of(roots_of(trainer, whole=True)):
+    """Why a layer is another function in another pass, a text for each that is."""
+    for layer, name in named_modules(trainer).items():
         if said := _changes(layer):
-            named = [
-                n
-                for root in roots_of(trainer, whole=True)
-                for n, m in root.named_modules()
-                if m is layer
-            ]
             yield (
-                f"compares gradients of the same function, and layer {named[0]!r} "
-                f"({type(layer).__name__}) {said}; leave it out"
+                f"compares gradients of the same function, and layer {described(name, layer)} "
+                f"{said}; leave it out"
             )
 
 
 def _changes(layer: nn.Module) -> str | None:
-    """Why a layer computes another function from pass to pass, if it does."""
-    if not layer.training:
+    if draws(layer):
+        return "draws random numbers in each pass"
+    if not mixes(layer):
         return None
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return "makes a sample's output depend on its batch"
-    rate = getattr(layer, "dropout", None)  # of attention and recurrent layers
-    draws = layer.p > 0 if isinstance(layer, nn.modules.dropout._DropoutNd) else False
-    if draws or isinstance(layer, nn.RReLU) or (isinstance(rate, float) and rate > 0):
-        return "draws random numbers in each pass"
-    return None
+    return "is another function in each pass"
