@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gdtrain import (
 from gdtrain.checkpoint.expected import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli import main
+from gdtrain.data.order import generator
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.engines.choice import is_installed
 from gdtrain.training.seeding import RngState
@@ -471,3 +473,199 @@ def test_a_stream_gives_batch_norm_no_second_pass(
     assert main(["--config", "a.yaml", "model.batch_norm=false", "averaging.start_epoch=2"]) == 2
     said = "averaging: start_epoch has no effect on a stream, which is one epoch"
     assert said in capsys.readouterr().err
+
+
+# ── what changes in mid-run ─────────────────────────────────────────────────────────────────────
+
+
+class Acts(Callback):
+    """Does something to the model after some updates, and notes all weights after each."""
+
+    every_n_steps = 1
+
+    def __init__(self, **acts: Callable[[Trainer], Any]) -> None:
+        super().__init__()
+        self.acts = {int(step.removeprefix("after_")): act for step, act in acts.items()}
+        self.seen: list[dict[str, Tensor]] = []
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        named = trainer.model.named_parameters()
+        self.seen.append({n: p.detach().double().clone() for n, p in named})
+        if trainer.progress.step in self.acts:
+            self.acts[trainer.progress.step](trainer)
+
+    def means(self) -> dict[str, Tensor]:
+        """Of each parameter over the updates after which the model had it."""
+        names = self.seen[-1]
+        found = {n: [w[n] for w in self.seen if n in w] for n in names}
+        return {n: torch.stack(values).mean(0) for n, values in found.items()}
+
+
+class Grows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.tanh(self.first(x))
+        return self.last(self.middle(inner) if hasattr(self, "middle") else inner)
+
+
+def freeze(trainer: Trainer) -> None:
+    trainer.model.first.requires_grad_(False)
+
+
+def unfreeze(trainer: Trainer) -> None:
+    trainer.model.first.requires_grad_(True)
+
+
+def add_group(trainer: Trainer) -> None:
+    unfreeze(trainer)
+    trainer.optimizer.add_param_group({"params": trainer.model.first.parameters()})
+
+
+def halve(trainer: Trainer) -> None:
+    with torch.no_grad():
+        trainer.model.first.weight.data = trainer.model.first.weight.data / 2
+        trainer.model.first.bias.data.mul_(0.5)
+
+
+def grow(trainer: Trainer) -> None:
+    torch.manual_seed(5)
+    trainer.model.middle = nn.Linear(4, 4).to(trainer.dtype)
+    trainer.optimizer.add_param_group({"params": trainer.model.middle.parameters()})
+
+
+def replace(trainer: Trainer) -> None:
+    """Another layer of the same shape, which the optimizer moves in the place of the first."""
+    trainer.model.last = nn.Linear(4, 1).to(trainer.dtype)
+    groups = trainer.optimizer.param_groups
+    kept = [p for p in groups[0]["params"] if p.shape not in ((1, 4), (1,))]
+    groups[0]["params"] = [*kept, *trainer.model.last.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "acts"),
+    [
+        (False, {"after_3": freeze}),
+        (True, {"after_3": unfreeze}),
+        (True, {"after_2": add_group, "after_6": halve}),
+        (False, {"after_4": halve}),
+        (True, {"after_4": halve}),
+        (False, {"after_3": grow}),
+        (False, {"after_3": replace}),
+    ],
+    ids=["freeze", "unfreeze", "add a group", "bind", "bind frozen", "grow", "replace"],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_it_is_the_mean_whatever_is_done_to_the_model(frozen: bool, acts: Any, dtype: Any) -> None:
+    torch.manual_seed(3)
+    model, averaging, seen = Grows().to(dtype), Averaging(), Acts(**acts)
+    model.first.requires_grad_(not frozen)
+    held = model.last.parameters() if add_group in acts.values() else model.parameters()
+    optimizer = torch.optim.SGD(held, lr=0.05)
+    loader = MiniBatchLoader((X, Y), 5, seed=1)
+    trainer = Trainer(
+        model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[averaging, seen]
+    )
+    trainer.fit(2)
+    found = averaging.weights(trainer)
+    for name, mean in seen.means().items():
+        assert torch.allclose(found[name], mean.to(dtype), rtol=0, atol=1e-7), name
+    # … and an interrupted run has the same: what came later counts from then on
+    fresh, state = Averaging(), averaging.state_dict()
+    fresh.load_state_dict(state)
+    for name, mean in fresh.weights(trainer).items():
+        assert torch.equal(mean, found[name])
+    averaging.on_safe_point(trainer)
+    fresh.on_safe_point(trainer)
+    assert torch.equal(fresh.state_dict()["mean"], averaging.state_dict()["mean"])
+
+
+def test_an_average_that_is_added_in_mid_run_waits_for_its_first_epoch() -> None:
+    averaging = Averaging(start_epoch=3)
+    seen = Acts(after_2=lambda trainer: trainer.callbacks.append(averaging))
+    torch.manual_seed(3)
+    model = nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, Y)), device="cpu",
+                      callbacks=[seen])  # fmt: skip
+    trainer.fit(4)
+    assert averaging.count == 2
+    expected = (seen.seen[2]["weight"] + seen.seen[3]["weight"]) / 2
+    assert torch.allclose(averaging.weights(trainer)["weight"], expected, rtol=0, atol=1e-15)
+
+
+# ── running statistics ──────────────────────────────────────────────────────────────────────────
+
+
+class Norms(nn.Module):
+    """Norms that track statistics, one that does not, and one that is frozen in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.tracked = nn.BatchNorm1d(4)
+        self.untracked = nn.BatchNorm1d(4, track_running_stats=False)
+        self.instance = nn.InstanceNorm1d(2, track_running_stats=True)
+        self.frozen = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.frozen(self.untracked(self.tracked(self.first(x))))
+        return self.last(self.instance(x.view(-1, 2, 2)).flatten(1))
+
+
+@pytest.mark.parametrize("mode", ["as it trained", "all in eval mode"])
+@pytest.mark.parametrize("size", [None, 12])
+def test_statistics_are_estimated_of_layers_that_have_them_from_their_batches(
+    mode: str, size: int | None
+) -> None:
+    torch.manual_seed(3)
+    model, averaging = Norms().double(), Averaging()
+    model.frozen.eval()
+    model.frozen.running_mean.fill_(5.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = Trainer(
+        model, nn.MSELoss(), optimizer, BatchLoader((X, Y)), device="cpu", callbacks=[averaging],
+    )  # fmt: skip
+    trainer.fit(3)
+    trainer.microbatches.size = size  # what an estimate reads at once
+    if mode == "all in eval mode":
+        model.eval()
+    found = averaging.weights(trainer)
+    assert torch.equal(found["frozen.running_mean"], torch.full((4,), 5.0).double())
+    assert torch.equal(found["frozen.running_var"], model.frozen.running_var)
+    assert "untracked.running_mean" not in found
+    with torch.no_grad():
+        inner = X @ found["first.weight"].T + found["first.bias"]
+    order = torch.randperm(N, generator=generator(0))
+    parts = inner[order].split(size or N)
+    mean = torch.stack([part.mean(0) for part in parts]).mean(0)
+    variance = torch.stack([part.var(0) for part in parts]).mean(0)
+    assert torch.allclose(found["tracked.running_mean"], mean, rtol=0, atol=1e-12)
+    assert torch.allclose(found["tracked.running_var"], variance, rtol=0, atol=1e-12)
+    assert not torch.allclose(found["instance.running_mean"], model.instance.running_mean)
+
+
+def test_a_norm_of_the_loss_has_its_statistics_estimated_too() -> None:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, output: Tensor, targets: Tensor) -> Tensor:
+            return (self.norm(output) - targets).square().mean()
+
+    torch.manual_seed(3)
+    model, loss, averaging = nn.Linear(3, 1).double(), Loss(), Averaging()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05)
+    loader = BatchLoader((X, Y))
+    trainer = Trainer(model, loss, optimizer, loader, device="cpu", callbacks=[averaging])
+    trainer.fit(3)
+    before = loss.norm.running_mean.clone()
+    with averaging.applied(trainer):
+        output = model(X).detach()
+        assert torch.allclose(loss.norm.running_mean, output.mean(0), rtol=0, atol=1e-12)
+        assert loss.norm.training
+    assert torch.equal(loss.norm.running_mean, before)

@@ -366,7 +366,140 @@ def test_a_layer_that_is_unfrozen_learns_from_the_next_update_on(
     assert torch.allclose(model.bias, expected, rtol=0, atol=1e-15)
 
 
-def in_ranks(rank: int = 0) -> Tensor:
+# ── what changes in mid-run ─────────────────────────────────────────────────────────────────────
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = nn.Linear(D, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+def freeze(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.first.requires_grad_(False)
+
+
+def unfreeze(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.first.requires_grad_(True)
+
+
+def bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.first.weight.data = model.first.weight.data / 2
+
+
+def add_group(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model.first.requires_grad_(True)
+    optimizer.add_param_group({"params": model.first.parameters(), "lr": 0.02})
+
+
+def remove(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["params"] = list(model.last.parameters())
+
+
+CHANGES = {
+    "freeze": (True, [freeze]),
+    "freeze and unfreeze": (True, [freeze, unfreeze]),
+    "bind": (True, [bind]),
+    "add a group": (False, [add_group]),
+    "add a group, and freeze it": (False, [add_group, freeze]),
+    "remove": (True, [remove]),
+}
+
+
+@pytest.mark.parametrize("make", [lambda: SVRG(3), SAGA])
+@pytest.mark.parametrize("change", CHANGES)
+def test_of_one_full_batch_they_are_descent_whatever_is_done_to_the_model(
+    change: str, make: Callable[[], Callback]
+) -> None:
+    whole, acts = CHANGES[change]
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = Two().double()
+        model.first.requires_grad_(whole)
+        held = model.parameters() if whole else model.last.parameters()
+        return model, torch.optim.SGD(held, lr=0.1)
+
+    class Act(Callback):
+        every_n_steps = 2
+
+        def on_safe_point(self, trainer: Trainer) -> None:
+            number = trainer.progress.step // 2 - 1
+            for act in acts[number : number + 1]:
+                act(trainer.model, trainer.optimizer)
+
+    model, optimizer = start()
+    loader, callbacks = BatchLoader((X, Y)), [make(), Act()]
+    Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=callbacks).fit(8)
+    hand, optimizer = start()
+    for step in range(1, 9):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(hand(X), Y).backward()
+        optimizer.step()
+        for act in acts[step // 2 - 1 : step // 2] if step % 2 == 0 else []:
+            act(hand, optimizer)
+    for got, expected_ in zip(model.parameters(), hand.parameters(), strict=True):
+        assert torch.allclose(got, expected_, rtol=0, atol=1e-13)
+
+
+class InPlace(Two):
+    """Changes its input where it lies, and its weights too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(0.5)
+        with torch.no_grad():
+            self.last.weight.clamp_(-0.2, 0.2)
+        return super().forward(x)
+
+
+class OutOfPlace(Two):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last.weight.data = self.last.weight.data.clamp(-0.2, 0.2)
+        return super().forward(0.5 * x)
+
+
+@pytest.mark.parametrize("make", [lambda: SVRG(3), SAGA])
+@pytest.mark.parametrize("order", ["reshuffle", "sequential"])
+def test_a_model_may_work_in_place(make: Callable[[], Callback], order: str) -> None:
+    x = X.clone()
+
+    def trained(model: nn.Module) -> list[Tensor]:
+        optimizer = torch.optim.SGD(model.double().parameters(), lr=0.1)
+        loader = MiniBatchLoader((x, Y), 3, order=order, seed=2)
+        trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[make()])
+        trainer.fit(4)
+        return [p.detach() for p in model.parameters()]
+
+    in_place = trained(InPlace())
+    assert torch.equal(x, X)
+    assert all(map(torch.equal, in_place, trained(OutOfPlace())))
+
+
+def test_a_layer_that_begins_to_draw_in_mid_run_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(D, 4), nn.Dropout(0.5), nn.Linear(4, 1)).double()
+    model[1].eval()
+
+    class Wakes(Callback):
+        every_n_steps = 2
+
+        def on_safe_point(self, trainer: Trainer) -> None:
+            trainer.model[1].train()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    callbacks = [SVRG(), Wakes()]
+    trainer = Trainer(
+        model, nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 3), device="cpu",
+        callbacks=callbacks,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="layer '1' .Dropout. draws random numbers"):
+        trainer.fit(1)
+    assert trainer.progress.step == 2
+
+
+def in_ranks(*_: Any) -> Tensor:
     trainer = build(MiniBatchLoader((X, Y), 3, seed=2), SVRG())
     trainer.fit(4)
     return weights(trainer)

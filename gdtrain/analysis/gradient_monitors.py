@@ -19,8 +19,9 @@ from gdtrain.analysis.sample_gradients import largest_sample_gradients
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.keeper import unchanged
+from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.sharding import whole
 from gdtrain.training.trainer import Trainer
 
@@ -40,10 +41,9 @@ class GradientNorm(Monitor):
         return Cost(LOOK_SECONDS + PASS_SECONDS, first_batch_size(rereadable(trainer)))
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
-        held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
         with unchanged(trainer), torch.enable_grad():
             trainer.batch_gradient(_next_batch(trainer))
-            length = norm([whole(p.grad) for p in held if p.grad is not None])
+            length = norm([whole(p.grad) for p in held_by(trainer) if p.grad is not None])
         return {"gradient_norm": length}
 
 
@@ -152,7 +152,7 @@ class SampleGradients(Monitor):
 def _next_batch(trainer: Trainer) -> Batch:
     """This rank's share of the next batch of the epoch; after its last, of its first."""
     loader = rereadable(trainer)
-    plan = trainer.plan or present_plan(trainer)
+    plan = trainer.plan or known_plan(trainer, loader, trainer.progress.epoch)
     number = trainer.progress.step_in_epoch % len(plan)
     if len(plan) == 1 or trainer.world.size > 1:
         return next(trainer.read(loader, plan, number))

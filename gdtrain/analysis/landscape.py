@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from gdtrain.analysis.objective import Objective, undisturbed
-from gdtrain.analysis.sample_gradients import PerSample
+from gdtrain.analysis.descended import descended
+from gdtrain.analysis.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.objective import Objective
 from gdtrain.analysis.trajectory import WeightPath
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders import Loader
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import DataError
-from gdtrain.training.evaluation import whole
-from gdtrain.training.gradient import scalar
-from gdtrain.training.losses import adds_up, weight_of
+from gdtrain.training.flat import Flat
+from gdtrain.training.losses import adds_up
+from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ Array = np.ndarray[Any, Any]
 MARGIN = 0.2  # on each side, of the wider of the ways' extents
 _NUMBERS_AT_ONCE = 1 << 22  # of weights, and about of activations
 _ACTIVATIONS = 256  # of a sample, a guess that only decides how much is computed at once
-_UNMAPPABLE = (RuntimeError, ValueError, NotImplementedError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,19 @@ def landscape(
     is a share of variance. The plane passes through the last weights of a run, or of several
     runs, the mean of theirs; other points are drawn where they fall on it at right angles.
 
-    J is the loss over all samples of ``loader`` (the trainer's if left out) in eval mode, with the
-    trainer's buffers, at ``resolution`` × ``resolution`` points, many at a time by ``torch.func``
-    where that can take the model. Nothing of the trainer is changed.
+    J is the loss over all samples of ``loader`` (the trainer's if left out), at ``resolution`` ×
+    ``resolution`` points, many at a time by ``torch.func`` where that can take the model: what
+    descent goes down where there is such a function
+    (:func:`~gdtrain.analysis.descended.descended`), so of a BatchNorm network under a BatchLoader
+    that in training mode, with statistics of all samples at each point; else J in eval mode, with
+    the trainer's buffers at all points. Nothing of the trainer is changed.
 
     Raises DataError for paths that are projected or not of this model, or a stream.
     """
     whole_number("resolution", resolution, minimum=2)
-    objective = Objective(trainer, loader)
+    objective = descended(trainer, loader).objective
     for path in paths:
-        _check_path(path, objective.num_parameters)
+        _check_path(path, len(Flat(held_by(trainer))))
     points = [torch.from_numpy(path.points).double() for path in paths]
     together = torch.cat(points)
     directions, explained = principal_plane(together)
@@ -138,52 +142,55 @@ def slice_losses(
     objective: Objective, centre: Tensor, directions: Tensor, places: Tensor
 ) -> Tensor:
     """J(centre + a · directions), [m] float64, at m places a: [m, 2]."""
-    trainer, loader = objective.trainer, objective.loader
-    model = _Model(trainer, objective)
+    trainer = objective.trainer
     sums, weights = torch.zeros(len(places), dtype=torch.float64), 0.0
-    plan = whole(loader.num_samples, trainer.microbatches.size)
-    with undisturbed(trainer), torch.no_grad():
-        for part in trainer.read(loader, plan, shared=False):
-            weight = weight_of(trainer, part)
-            if not weight:  # every target ignored: its mean would be 0/0
-                continue
+    with objective.looked_at(), torch.no_grad():
+        slice_ = _Slice(trainer, centre, directions)
+        for part, weight in objective.parts():
             weights += weight
-            size = max(objective.num_parameters, _ACTIVATIONS * len(part))
-            start = 0
-            for chunk in torch.split(places, max(1, _NUMBERS_AT_ONCE // size)):
-                stop = start + len(chunk)
-                sums[start:stop] += weight * model.losses(centre + chunk @ directions, part)
-                start = stop
+            sums += weight * slice_.losses(places, part)
     return sums if adds_up(trainer) or not weights else sums / weights
 
 
-class _Model:
-    """A trainer's loss as a function of the weights, of many at a time where that is possible."""
+class _Slice:
+    """The losses of a batch on a plane of weights, many at a time where that is possible."""
 
-    def __init__(self, trainer: Trainer, objective: Objective) -> None:
-        self.objective = objective
-        self.module = PerSample(trainer)
-        names = {id(p): name for name, p in self.module.trained.items()}
-        self.names = [names[id(p)] for p in objective.parameters]
-        self.batched = True
+    def __init__(self, trainer: Trainer, centre: Tensor, directions: Tensor) -> None:
+        self.loss = FunctionalLoss(trainer, held_by(trainer))
+        self.flat = Flat(self.loss.replaced)
+        self.centre, self.directions = centre, directions
+        self._vectorised = self.loss.is_mappable
 
-    def losses(self, weights: Tensor, part: Batch) -> Tensor:
-        """The losses of the part, [c] float64 on the CPU, under weights [c, P]."""
-        first = self.objective.parameters[0]
-        weights = weights.to(first)
-        if self.batched:
+    def losses(self, places: Tensor, part: Batch) -> Tensor:
+        """The losses of the part, [m] float64 on the CPU, at places [m, 2]."""
+        size = max(len(self.flat), _ACTIVATIONS * len(part))
+        chunks = torch.split(places, max(1, _NUMBERS_AT_ONCE // size))
+        return torch.cat([self._chunk(chunk, part).double().cpu() for chunk in chunks])
+
+    def _chunk(self, places: Tensor, part: Batch) -> Tensor:
+        weights = (self.centre + places @ self.directions).to(self.flat.device, self.flat.dtype)
+        if self._vectorised:
             try:
-                mapped = vmap(lambda row: self._loss(row, part), randomness="different")
-                return mapped(weights).double().cpu()
-            except _UNMAPPABLE as error:
-                self.batched = False
+                return self._by_vmap(weights, part)
+            except UNMAPPABLE as error:
+                self._vectorised = False
                 said = " ".join(str(error).split())[:100]
                 logger.warning("the slice is computed point by point, which is slow: %s", said)
-        return torch.stack([self._loss(row, part) for row in weights]).double().cpu()
+        return torch.stack([self.loss.with_values(self._values(row), part) for row in weights])
 
-    def _loss(self, row: Tensor, part: Batch) -> Tensor:
-        named = dict(zip(self.names, self.objective.unflatten(row), strict=True))
-        return scalar(functional_call(self.module, named, (part,)))
+    def _by_vmap(self, weights: Tensor, part: Batch) -> Tensor:
+        def loss_of(row: Tensor, others: dict[str, Tensor]) -> Tensor:
+            return self.loss.at(self._values(row), others, part)
+
+        mapped = vmap(loss_of, in_dims=(0, None), randomness="different")
+        with self.loss.restored(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            losses: Tensor = mapped(weights, self.loss.others())
+        return losses
+
+    def _values(self, row: Tensor) -> list[Tensor]:
+        parts = zip(self.flat.split(row), self.loss.replaced, strict=True)
+        return [value.to(parameter.dtype) for value, parameter in parts]
 
 
 def _check_path(path: WeightPath, num_parameters: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,13 @@ import numpy as np
 
 from gdtrain.analysis.objective import rereadable
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.monitoring.curves import smoothed
-from gdtrain.training.engines.eager import EagerEngine
-from gdtrain.training.epoch_plan import present_plan
-from gdtrain.training.keeper import Keeper, Part
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -38,10 +36,11 @@ class LrRange:
     diverged: whether the test ended early for it.
     steepest: the learning rate at which the smoothed loss fell fastest. lowest: where it was
     lowest. suggestion: the smaller of ``steepest`` and ``lowest`` / 10. All None if it never fell.
-    sharpness: λ, the largest eigenvalue of the full loss's Hessian at the weights before the test.
+    sharpness: λ, the largest eigenvalue of the Hessian of the loss that is descended, at the
+    weights before the test; see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`.
     stability_limit: the learning rate above which full-batch descent, with the momentum in use,
-    can't settle in its direction; 2/λ without momentum. None where it can't be computed, for
-    ``no_limit``, a reason in words.
+    can't settle in its direction; 2/λ without momentum. None where it can't be computed, or
+    there is none, for ``no_limit``, a reason in words.
     gradient_evaluations: what λ cost, in gradients of the full loss.
     """
 
@@ -132,7 +131,8 @@ def lr_range(
     the lr of the minimum.
 
     limit: compute the stability limit too (:func:`~gdtrain.analysis.sharpness.stability_limit`),
-    at the weights before the test. advance: called with the number of updates just made.
+    at the weights before the test, of the samples of training. advance: called with the number of
+    updates just made.
 
     Weights, buffers, optimizer, schedule, gradients, modes and all random number generators are
     put back bit for bit, however the test ends; no callback is called. Raises DataError for a
@@ -143,10 +143,10 @@ def lr_range(
     check_gradient(trainer)
     rereadable(trainer)
     judged = rereadable(trainer, loader)
-    limits = _limit(trainer, judged) if limit else {}
+    limits = _limit(trainer) if limit else {}
     lrs = np.geomspace(start, stop, updates)
     looks: list[tuple[float, float]] = []
-    with _restored(trainer):
+    with trial_updates(trainer):
         first = trainer.evaluate(judged)["loss"]
         made, lowest, diverged = 0, first, False
         for lr, (plan, number, batch) in zip(lrs.tolist(), _batches(trainer), strict=False):
@@ -197,14 +197,14 @@ def _bound(first: float, lowest: float) -> float:
 def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
     """The batches that the next updates would have, from the start of the present epoch on.
 
-    An order that is asked is asked by training alone: of later epochs, these are the present one's.
+    An order that is asked is asked by training alone: see
+    :func:`~gdtrain.training.epoch_plan.known_plan`.
     """
     loader = trainer.loader
     assert loader is not None
     epoch = trainer.progress.epoch
     while True:
-        asked = loader.asked_order(epoch) is not None
-        plan = present_plan(trainer) if asked else loader.plan(epoch)
+        plan = known_plan(trainer, loader, epoch)
         for number, batch in enumerate(trainer.read(loader, plan)):
             yield plan, number, batch
         epoch += 1
@@ -221,33 +221,19 @@ def _update(trainer: Trainer, lr: float, block: Block) -> bool:
     return len(trainer.engine.run(block)) == 1
 
 
-@contextmanager
-def _restored(trainer: Trainer) -> Iterator[None]:
-    """Let updates be made, and put everything back that they change."""
-    trainer.engine.publish()
-    kept = (trainer.engine, trainer.callbacks, trainer.outputs)
-    parts: tuple[Part, ...] = ("modes", "buffers", "parameters", "gradients", "optimizer")
-    before = Keeper(trainer, *parts, "generators", whole=True)
-    try:
-        trainer.engine, trainer.callbacks, trainer.outputs = EagerEngine(trainer), [], None
-        trainer.model.train()
-        yield
-    finally:
-        before.restore()
-        trainer.engine, trainer.callbacks, trainer.outputs = kept
-
-
-def _limit(trainer: Trainer, loader: Loader) -> dict[str, Any]:
+def _limit(trainer: Trainer) -> dict[str, Any]:
     """λ, the limit of stability and what they cost, or why there is none."""
     per_lr = stability_limit(trainer.optimizer)
     if per_lr is None:
         kind = type(trainer.optimizer).__name__
         return {"no_limit": f"there is none for {kind} as it is set"}
     try:
-        found = largest_eigenvalue(trainer, loader)
+        found = largest_eigenvalue(trainer)
     except ModelError as error:
         return {"no_limit": str(error)}
     known = {"sharpness": found.value, "gradient_evaluations": found.gradient_evaluations}
+    if found.no_limit is not None:
+        return {**known, "no_limit": found.no_limit}
     curvature = found.value + trainer.optimizer.param_groups[0]["weight_decay"]
     if not curvature > 0:
         return {**known, "no_limit": "the loss curves nowhere upwards here"}

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gdtrain.analysis.functional_loss import FunctionalLoss
 from gdtrain.analysis.objective import rereadable, trained, undisturbed
-from gdtrain.analysis.sample_gradients import PerSample, mean_weight, take
+from gdtrain.analysis.sample_gradients import PerSample, check_is_mean, mean_weight, take
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders import Loader
 from gdtrain.data.order import generator
@@ -74,10 +75,12 @@ def gradient_noise(
     gradients of torch.func; larger groups take one pass each and are for models that it can't
     take, or too large for it. McCandlish's two-batch form is K groups against one of N; we take
     all groups, and, with 1/n, the data set rather than a world behind it as the whole: from all
-    n samples |G|² is exact. The model is in eval mode; dropout's noise is not counted.
+    n samples |G|² is exact. The model is in eval mode: dropout's noise is not counted, nor that of
+    BatchNorm's statistics.
 
     num_samples: N, all n of the loader's data set if left out or more; B < N. seed: of the draw.
-    Nothing of the trainer is changed. Raises DataError for a stream or fewer than two groups.
+    Nothing of the trainer is changed. Raises DataError for a stream or fewer than two groups, and
+    ModelError for a loss that is no mean over samples.
     """
     loader = rereadable(trainer, loader)
     whole_number("batch_size", batch_size, minimum=1)
@@ -91,8 +94,9 @@ def gradient_noise(
     draw = generator(seed, _DRAW_KEY)
     chosen = torch.randperm(n, generator=draw)[:wanted]
     scatter = Scatter()
-    each = PerSample(trainer) if batch_size == 1 else None
     with undisturbed(trainer):
+        each = PerSample(trainer) if batch_size == 1 else None
+        loss = FunctionalLoss(trainer, trained(trainer))
         mean = mean_weight(trainer, loader)
         for indices in torch.split(chosen, max(1024 // batch_size, 1) * batch_size):
             batch = take(trainer, loader, indices)
@@ -100,9 +104,12 @@ def gradient_noise(
                 for gradients in each.of(batch, mean):
                     scatter.add(gradients)
                 continue
+            values = []
             for group in batch.split(batch_size):
-                gradient = _group_gradient(trainer, group, mean)
+                gradient, value = _group_gradient(trainer, loss, group, mean)
                 scatter.add([g[None] for g in gradient], size=len(group))
+                values += [value] * len(group)
+            check_is_mean(trainer, batch, loss.once, torch.stack(values))
     return scatter.noise(n)
 
 
@@ -148,16 +155,20 @@ class Scatter:
         return GradientNoise(trace, _square(self.mean) - left_out * trace, self.samples)
 
 
-def _group_gradient(trainer: Trainer, group: Batch, mean: float) -> list[Tensor]:
-    """The mean of the group's ∂f_i/∂θ, see :func:`mean_weight`, a tensor a parameter."""
-    parameters = trained(trainer)
+def _group_gradient(
+    trainer: Trainer, loss_of: FunctionalLoss, group: Batch, mean: float
+) -> tuple[list[Tensor], Tensor]:
+    """The mean of the group's ∂f_i/∂θ, see :func:`mean_weight`, a tensor a parameter; its loss."""
+    parameters = loss_of.replaced
     weight = 1.0 if adds_up(trainer) else weight_of(trainer, group)
-    if not weight:  # every target ignored
-        return [torch.zeros_like(p) for p in parameters]
-    loss = trainer.compute_loss(group) * (weight / (len(group) * mean))
-    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    loss = loss_of.once(group)
+    found = torch.autograd.grad(
+        loss * (weight / (len(group) * mean)), parameters, allow_unused=True
+    )
     pairs = zip(found, parameters, strict=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in pairs]
+    gradients = [torch.zeros_like(p) if g is None or not weight else g for g, p in pairs]
+    reals = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+    return reals, loss.detach()
 
 
 def _square(tensors: Iterable[Tensor]) -> float:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
+from torch.func import grad_and_value, vmap
 
-from gdtrain.analysis.objective import rereadable, trained, undisturbed
+from gdtrain.analysis.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.objective import has_known_mean, rereadable, trained, undisturbed
+from gdtrain.analysis.twin import pick
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
+from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
+from gdtrain.training.flat import Flat
 from gdtrain.training.losses import MeanOfTargets, mean_of, says_weight, weight_of
 from gdtrain.training.trainer import Trainer
 
@@ -24,7 +29,8 @@ logger = logging.getLogger("gdtrain")
 
 # Numbers in the per-sample gradients that are held at a time: 16 MB of float32.
 CHUNK_NUMBERS = 1 << 22
-_UNMAPPABLE = (RuntimeError, ValueError, NotImplementedError, TypeError)
+# Relative; what float32's rounding in sums does not reach.
+_DIFFERENT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,10 @@ def sample_gradient_norms(trainer: Trainer, loader: Loader | None = None) -> Ten
 
     f_i is sample i's part of the full loss J = (1/n) Σ f_i at the present weights: its loss, times
     its weight over the mean weight where a loss weights classes or ignores targets. The model is
-    in eval mode. By ``torch.func``, in chunks; one sample at a time, with a note, where that can't
-    take the model. Nothing of the trainer is changed. Raises DataError for a stream.
+    in eval mode, also where it trains with BatchNorm, under which a sample has no gradient of its
+    own. By ``torch.func``, in chunks; one sample at a time, with a note, where that can't take the
+    model. Nothing of the trainer is changed. Raises DataError for a stream, and ModelError for a
+    loss that is no mean over samples.
     """
     loader = rereadable(trainer, loader)
     each = PerSample(trainer)
@@ -75,37 +83,33 @@ def largest_sample_gradients(
     return SampleNorms(largest.indices[:kept], largest.values[:kept], float(norms.mean()))
 
 
-class PerSample(nn.Module):
+class PerSample:
     """The gradients of a trainer's ``compute_loss`` for one sample at a time.
 
-    As a module, so that ``torch.func`` can put other tensors in the place of its parameters.
-    To be used while the trainer is :func:`~gdtrain.analysis.objective.undisturbed`.
+    To be used while the trainer is :func:`~gdtrain.analysis.objective.undisturbed`. Each sample's
+    pass starts from the same buffers.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        held = {id(p) for p in trained(trainer)}
         self.trainer = trainer
-        self.compute_loss = trainer.compute_loss
-        self.model = trainer.model
-        if isinstance(trainer.loss, nn.Module):
-            self.loss = trainer.loss
-        self.trained = {n: p for n, p in self.named_parameters() if id(p) in held}
-        self.num_parameters = sum(p.numel() for p in self.trained.values())
-        self._vectorised = True
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.compute_loss(batch)
+        self.loss = FunctionalLoss(trainer, trained(trainer))
+        self.num_parameters = len(Flat(self.loss.replaced))
+        self._vectorised = self.loss.is_mappable
 
     def of(self, batch: Batch, mean: float = 1.0) -> Iterator[list[Tensor]]:
         """The gradients of the batch's samples in order, in chunks: a tensor [b, …] a parameter.
 
-        mean: of the samples' weights, see :func:`mean_weight`.
+        Of a complex parameter [b, …, 2], real and imaginary parts. mean: of the samples' weights,
+        see :func:`mean_weight`. Raises ModelError if the batch's loss turns out not to be the mean
+        of its samples' losses, where it is not known to be.
         """
         weights = sample_weights(self.trainer, batch)
         rows = torch.arange(len(batch), device=_device(batch))
+        values = []
         for chunk in torch.split(rows, max(1, CHUNK_NUMBERS // self.num_parameters)):
-            found = self._chunk(batch, chunk)
+            found, losses = self._chunk(batch, chunk)
+            values.append(losses)
+            found = [torch.view_as_real(g) if g.is_complex() else g for g in found]
             if weights is None:
                 yield found
                 continue
@@ -115,12 +119,13 @@ class PerSample(nn.Module):
                 torch.where(_beside(share != 0, g), g * _beside(share, g), torch.zeros_like(g))
                 for g in found
             ]
+        check_is_mean(self.trainer, batch, self.loss.once, torch.cat(values))
 
-    def _chunk(self, batch: Batch, rows: Tensor) -> list[Tensor]:
+    def _chunk(self, batch: Batch, rows: Tensor) -> tuple[list[Tensor], Tensor]:
         if self._vectorised:
             try:
                 return self._by_vmap(batch, rows)
-            except _UNMAPPABLE as error:
+            except UNMAPPABLE as error:
                 self._vectorised = False
                 found = self._one_by_one(batch, rows)  # if the fault is the model's, it says so
                 said = " ".join(str(error).split())[:100]
@@ -132,29 +137,45 @@ class PerSample(nn.Module):
                 return found
         return self._one_by_one(batch, rows)
 
-    def _by_vmap(self, batch: Batch, rows: Tensor) -> list[Tensor]:
-        def loss_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-            loss: Tensor = functional_call(self, parameters, (_pick(batch, row[None]),))
-            return loss
+    def _by_vmap(self, batch: Batch, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        def loss_of(own: list[Tensor], others: dict[str, Tensor], row: Tensor) -> Tensor:
+            return self.loss.at(own, others, pick(batch, row[None]))
 
-        parameters = {name: p.detach() for name, p in self.trained.items()}
-        each: Callable[..., dict[str, Tensor]] = vmap(
-            grad(loss_of), in_dims=(None, 0), randomness="different"
-        )
-        with warnings.catch_warnings():
+        each = vmap(grad_and_value(loss_of), in_dims=(None, None, 0), randomness="different")
+        own = [parameter.detach() for parameter in self.loss.replaced]
+        with self.loss.restored(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            found = each(parameters, rows)
-        return [found[name] for name in self.trained]
+            gradients, losses = each(own, self.loss.others(), rows)
+        return gradients, losses
 
-    def _one_by_one(self, batch: Batch, rows: Tensor) -> list[Tensor]:
-        parameters = list(self.trained.values())
-        found = []
+    def _one_by_one(self, batch: Batch, rows: Tensor) -> tuple[list[Tensor], Tensor]:
+        parameters = self.loss.replaced
+        found, losses = [], []
         for row in rows:
-            loss = self.compute_loss(_pick(batch, row[None]))
+            loss = self.loss.once(pick(batch, row[None]))
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             pairs = zip(gradients, parameters, strict=True)
             found.append([torch.zeros_like(p) if g is None else g for g, p in pairs])
-        return [torch.stack(of_one) for of_one in zip(*found, strict=True)]
+            losses.append(loss.detach())
+        return [torch.stack(of_one) for of_one in zip(*found, strict=True)], torch.stack(losses)
+
+
+def check_is_mean(
+    trainer: Trainer, batch: Batch, loss_of: Callable[[Batch], Tensor], values: Tensor
+) -> None:
+    """Raise ModelError if a batch's loss is not the mean of its parts'.
+
+    Only of losses of which it is not known. values: [k], the losses of k parts of one size.
+    """
+    if has_known_mean(trainer, batch) or len(values) < 2:
+        return
+    whole, mean = float(loss_of(batch).detach()), float(values.double().mean())
+    if not math.isclose(whole, mean, rel_tol=_DIFFERENT, abs_tol=_DIFFERENT * 1e-3):
+        raise ModelError(
+            f"loss: is {whole:.6g} for {len(batch):,} samples together, and {mean:.6g} as the mean "
+            "of what it is for each, so that no sample has a gradient of its own; if it is "
+            "divided by something else than their number, say so by overriding loss_weight"
+        )
 
 
 def sample_weights(trainer: Trainer, batch: Batch) -> Tensor | None:
@@ -186,11 +207,6 @@ def take(trainer: Trainer, loader: Loader, indices: Tensor) -> Batch:
 def _weighs(trainer: Trainer, data: Batch | Samples) -> bool:
     """Whether the loss's mean may weigh one sample more than another."""
     return says_weight(trainer) or isinstance(mean_of(trainer.loss, data), MeanOfTargets)
-
-
-def _pick(batch: Batch, rows: Tensor) -> Batch:
-    inputs, targets = map_tensors((batch.inputs, batch.targets), lambda t: t[rows])
-    return Batch(inputs, targets, rows)
 
 
 def _beside(share: Tensor, gradient: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gdtrain.analysis.descended import descended
 from gdtrain.analysis.lanczos import largest_eigenpair
-from gdtrain.analysis.objective import Objective
 from gdtrain.data.loaders import Loader
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import ConfigError
+from gdtrain.training.flat import Flat
 from gdtrain.training.trainer import Trainer
 
 # A product with the Hessian differentiates a gradient: forward and backward passes, twice.
@@ -31,7 +32,9 @@ class Sharpness:
     vector: its eigenvector, [P], of length 1, in the order of the optimizer's parameters.
     products: Hessian-vector products made. gradient_evaluations: what they cost, in gradients
     of the full loss: two each. residual: |H·vector - λ·vector|; large beside ``tolerance`` · |λ|
-    if ``max_products`` ended the search.
+    if ``max_products`` ended the search. training: whether J is the loss in training mode.
+    no_limit: why no limit of stability is to be compared with λ, in words: descent does not go
+    down this J. None if one may be.
     """
 
     value: float
@@ -39,6 +42,8 @@ class Sharpness:
     products: int
     gradient_evaluations: float
     residual: float
+    training: bool = False
+    no_limit: str | None = None
 
 
 def largest_eigenvalue(
@@ -51,10 +56,12 @@ def largest_eigenvalue(
 ) -> Sharpness:
     """The largest (algebraic) eigenvalue of H = ∂²J/∂θ² at the trainer's present weights.
 
-    J is the full loss of :class:`~gdtrain.analysis.objective.Objective`: over all samples of
-    ``loader`` (the trainer's if left out), in eval mode, in microbatches. H is never formed: the
-    method of Lanczos asks for products with it, ``max_products`` at most, each of which costs two
-    gradient evaluations; the memory is that of as many vectors as products.
+    J is the full loss of :class:`~gdtrain.analysis.objective.Objective`, over all samples of
+    ``loader`` (the trainer's if left out), in the mode in which descent goes down it, where there
+    is one (:func:`~gdtrain.analysis.descended.descended`): in training mode under a BatchLoader
+    with BatchNorm, over all samples at once; else in eval mode, in microbatches. H is never formed:
+    the method of Lanczos asks for products with it, ``max_products`` at most, each of which costs
+    two gradient evaluations; the memory is that of as many vectors as products.
 
     start: [P], such as the vector of the last time while the weights have moved little, which
     saves products; a random one (always the same) if left out.
@@ -67,9 +74,9 @@ def largest_eigenvalue(
     whole_number("max_products", max_products, minimum=1)
     if not 0 < tolerance < 1:
         raise ConfigError.of("tolerance", f"must be > 0 and < 1, got {tolerance}")
-    objective = Objective(trainer, loader)
-    first = objective.parameters[0]
-    size = objective.num_parameters
+    goes_down = descended(trainer, loader)
+    objective, flat = goes_down.objective, Flat(goes_down.objective.parameters)
+    size = len(flat)
     if start is not None and start.shape != (size,):
         said = f"must have the shape [{size}] of all parameters, got {list(start.shape)}"
         raise ConfigError.of("start", said)
@@ -79,12 +86,20 @@ def largest_eigenvalue(
         begin = start.cpu().double() / start.norm().cpu() + FRESH_SHARE * begin / begin.norm()
     found = largest_eigenpair(
         objective.hessian_product,
-        begin.to(first.dtype).to(first.device),
+        begin.to(flat.dtype).to(flat.device),
         tolerance=tolerance,
         max_products=max_products,
     )
     cost = GRADIENTS_PER_PRODUCT * found.products
-    return Sharpness(found.value, found.vector, found.products, cost, found.residual)
+    return Sharpness(
+        found.value,
+        found.vector,
+        found.products,
+        cost,
+        found.residual,
+        objective.training,
+        goes_down.why_not,
+    )
 
 
 def stability_limit(optimizer: torch.optim.Optimizer) -> float | None:

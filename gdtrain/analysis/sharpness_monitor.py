@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gdtrain.analysis.descended import descended
 from gdtrain.analysis.monitor import Monitor
-from gdtrain.analysis.objective import Objective
+from gdtrain.analysis.objective import trained
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.training.flat import Flat
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
@@ -29,6 +31,11 @@ class SharpnessMonitor(Monitor):
     warning says so once each time that the limit is crossed from clearly below. Full-batch
     descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
     neural networks typically occurs at the edge of stability").
+
+    λ is that of the loss in the mode in which it is descended: in training mode where a batch is
+    all samples. Where there is no such function, since BatchNorm's statistics are those of
+    mini-batches, or dropout draws anew, λ is that of the loss in eval mode; the limit says nothing
+    about that, and is not reported (:func:`~gdtrain.analysis.descended.descended`).
 
     tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each look
     begins with the last one's eigenvector. ``records`` have what it took, in gradients of the full
@@ -50,14 +57,15 @@ class SharpnessMonitor(Monitor):
         self.tolerance = tolerance
         self.max_products = max_products
         self._vector: Tensor | None = None
+        self._told: str | None = None
 
     def check(self, trainer: Trainer) -> None:
         super().check(trainer)
-        Objective(trainer).check_second_derivatives()
+        descended(trainer).objective.check_second_derivatives()
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         start = self._vector
-        if start is not None and start.numel() != Objective(trainer).num_parameters:
+        if start is not None and start.numel() != len(Flat(trained(trainer))):
             start = None  # a callback has frozen some
         found = largest_eigenvalue(
             trainer, start=start, tolerance=self.tolerance, max_products=self.max_products
@@ -66,10 +74,11 @@ class SharpnessMonitor(Monitor):
         group = trainer.optimizer.param_groups[0]
         measured = {"sharpness": found.value}
         limit = stability_limit(trainer.optimizer)
-        if limit is not None:
-            measured["sharpness_lr_2"] = (
-                (found.value + group["weight_decay"]) * float(trainer.progress.lr) / 2
-            )
+        if found.no_limit is not None:
+            self._tell(found.no_limit, trainer)
+        elif limit is not None:
+            curvature = found.value + group["weight_decay"]
+            measured["sharpness_lr_2"] = curvature * float(trainer.progress.lr) / 2
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)
         return measured | {"gradient_evaluations": found.gradient_evaluations}
@@ -87,6 +96,11 @@ class SharpnessMonitor(Monitor):
             raise ValueError("vector: is not one")
         super().load_state_dict(state)
         self._vector = vector
+
+    def _tell(self, reason: str, trainer: Trainer) -> None:
+        if reason != self._told and trainer.world.rank == 0:
+            logger.info("sharpness: in eval mode, which descent does not see: %s", reason)
+        self._told = reason
 
     def _warn(self, measured: dict[str, float], trainer: Trainer) -> None:
         limit, value = measured["stability_limit"], measured["sharpness_lr_2"]

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gdtrain.data.batch import Block
-from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.analysis.trial_updates import trial_updates
+from gdtrain.data.batch import Block, map_tensors
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.trainer import Trainer
 
 
@@ -69,31 +70,33 @@ def step_memory(trainer: Trainer) -> StepMemory | None:
     """Measure an update with the first batch of the loader's first epoch, the second one of a run.
 
     The first one makes the optimizer's state. The update is made eagerly, whatever the trainer's
-    engine: what XLA or a CUDA graph allocate is not seen. The trainer is put back into the state
-    that it was in. None if an update's loss or gradient is not finite.
+    engine: what XLA or a CUDA graph allocate is not seen. Of the callbacks only corrections of the
+    gradient take part. The trainer, and these, are put back into the state that they were in. None
+    if an update's loss or gradient is not finite.
     """
-    snapshot, engine = trainer.state_dict(), EagerEngine(trainer)
+    correcting = [c for c in trainer.callbacks if c.listens_to("on_gradient")]
+    kept = [map_tensors(callback.state_dict(), torch.clone) for callback in correcting]
     try:
-        if not len(engine.run(_first_update(trainer))):
-            return None
-        held = _held(trainer)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        with LiveBytes() as live:
-            made = len(engine.run(_first_update(trainer)))
-        return StepMemory(live.peak, held) if made else None
+        with trial_updates(trainer, correcting):
+            if not len(trainer.engine.run(_first_update(trainer))):
+                return None
+            held = _held(trainer)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            with LiveBytes() as live:
+                made = len(trainer.engine.run(_first_update(trainer)))
+            return StepMemory(live.peak, held) if made else None
     finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.load_state_dict(snapshot)
+        for callback, state in zip(correcting, kept, strict=True):
+            callback.load_state_dict(state)
 
 
 def _first_update(trainer: Trainer) -> Block:
     """That update alone: many small batches are otherwise gathered at once, for speed."""
     assert trainer.loader is not None
-    asked = trainer.loader.asked_order(0)
-    plan = trainer.loader.plan(0) if asked is None else trainer.loader.outline(0)
+    plan = known_plan(trainer, trainer.loader, 0)
     size = min(plan.batch_size, plan.num_samples)
     indices = None if plan.indices is None else plan.take(0, size)
-    if asked is not None:  # it may be asked by training alone; any samples are as large
+    if plan.asked is not None:  # any samples are as large
         indices = torch.arange(size) % trainer.loader.num_samples
     first = replace(plan, num_samples=size, indices=indices)
     return Block(first, 0, 1, trainer.read(trainer.loader, first))

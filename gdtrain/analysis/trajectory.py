@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,12 @@ from gdtrain.analysis.objective import trained
 from gdtrain.checkpoint import disk
 from gdtrain.data.settings import whole_number
 from gdtrain.errors import DataError
+from gdtrain.training.flat import Flat
+from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.plain import is_count
 from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
 
 Array = np.ndarray[Any, Any]
 
@@ -35,8 +40,8 @@ _UPDATES_OF_A_STREAM = 1000  # between two points, where nobody knows how many t
 class WeightPath:
     """Where the weights of a run have been.
 
-    steps: [k] int64, updates made, rising. points: [k, d], the weights then, in the order of the
-    optimizer's parameters; d is the number of all of them, or less if they are projected.
+    steps: [k] int64, updates made, rising. points: [k, d], the weights then: what the optimizer
+    held at the first of them, in its order; d is the number of all, or less if they are projected.
     """
 
     steps: Array
@@ -70,8 +75,9 @@ class WeightPath:
 class Trajectory(Monitor):
     """Records the weights at its cadence, about a hundred times in a run by default.
 
-    The first point is the one before the first update. Where there is room for
-    :data:`FEWEST_POINTS` of them, points are all trained parameters; else, or with
+    The first point is the one before the first update. The weights are what the optimizer holds
+    then, frozen or not; a parameter that it is given later is not among them, which is told.
+    Where there is room for :data:`FEWEST_POINTS` of them, points are all weights; else, or with
     ``projections``, they are Sθ with a random S of as many rows, drawn by ``seed``: a single ±1 in
     each column (the count sketch of Charikar, Chen and Farach-Colton, 2002), for which
     E⟨Sa, Sb⟩ = ⟨a, b⟩ with a variance of at most 2 ‖a‖² ‖b‖² / rows, so that distances and
@@ -107,6 +113,8 @@ class Trajectory(Monitor):
         self._looks, self._stride = 0, 1  # of the looks, every so many are kept
         self._is_projected = False
         self._end: tuple[int, Tensor] | None = None
+        self._parameters: list[Tensor] = []
+        self._told = False
 
     def check(self, trainer: Trainer) -> None:
         trained(trainer)
@@ -181,16 +189,31 @@ class Trajectory(Monitor):
 
     def _point(self, trainer: Trainer) -> Tensor:
         """The weights, [d] on the CPU: all of them, or their projections."""
-        parameters = trained(trainer)
-        count = sum(p.numel() for p in parameters)
+        flat = Flat(self._followed(trainer))
         size = self.projections
-        if size is None and count * FEWEST_POINTS > MOST_NUMBERS:
+        if size is None and len(flat) * FEWEST_POINTS > MOST_NUMBERS:
             size = PROJECTIONS
         self._is_projected = size is not None
-        flat = torch.cat([p.detach().reshape(-1).cpu() for p in parameters])
-        if flat.dtype != torch.float64:
-            flat = flat.float()
-        return flat if size is None else sketch(flat, size, self.seed)
+        point = flat.joined().cpu()
+        if point.dtype != torch.float64:
+            point = point.float()
+        return point if size is None else sketch(point, size, self.seed)
+
+    def _followed(self, trainer: Trainer) -> list[Tensor]:
+        """The same parameters at every point; what was taken from the optimizer stays where it is.
+
+        After a resume, those that the optimizer holds, which a state fits or is refused.
+        """
+        held = held_by(trainer)
+        if not self._parameters:
+            self._parameters = held
+        if not set(held) <= set(self._parameters) and not self._told:
+            self._told = True
+            logger.warning(
+                "trajectory: the optimizer was given parameters after the first point; they are "
+                "not among its weights"
+            )
+        return self._parameters
 
 
 def sketch(vector: Tensor, size: int, seed: int) -> Tensor:

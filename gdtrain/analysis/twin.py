@@ -15,6 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gdtrain.data.batch import Batch, map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training.checks import OutputCheck
+from gdtrain.training.flat import Flat
 from gdtrain.training.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 
@@ -53,7 +54,7 @@ class Twin(nn.Module):
     @property
     def num_parameters(self) -> int:
         """P, the length of θ."""
-        return sum(p.numel() for p in self.trained.values())
+        return len(Flat(list(self.trained.values())))
 
     @contextmanager
     def passing(self) -> Iterator[None]:
@@ -74,20 +75,14 @@ class Twin(nn.Module):
 
     def at(self, theta: Tensor, batch: Batch) -> float:
         """J(θ) at other parameters, given flat [P]."""
-        parts = torch.split(theta, [p.numel() for p in self.trained.values()])
-        named = zip(self.trained.items(), parts, strict=True)
-        parameters = {name: part.view_as(held) for (name, held), part in named}
+        values = Flat(list(self.trained.values())).split(theta)
+        parameters = dict(zip(self.trained, values, strict=True))
         with torch.no_grad(), self.passing():
             return float(functional_call(self, parameters, (batch,)))
 
     def flat(self, named: dict[str, Tensor | None]) -> Tensor:
         """Tensors by the names of parameters as one vector [P]; None stands for zeros."""
-        pieces = []
-        for name, parameter in self.trained.items():
-            tensor = named[name]
-            zeros = torch.zeros(parameter.numel(), dtype=torch.float64)
-            pieces.append(zeros if tensor is None else tensor.detach().reshape(-1).double())
-        return torch.cat(pieces)
+        return Flat(list(self.trained.values())).joined([named[name] for name in self.trained])
 
 
 def in_double(batch: Batch) -> Batch:

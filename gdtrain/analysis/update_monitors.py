@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gdtrain.analysis.monitor import LOOK_SECONDS, PASS_SECONDS, Cost, Monitor, steps_between
 from gdtrain.analysis.objective import norm, rereadable, trained
+from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
 
 
@@ -26,11 +27,7 @@ class FullLoss(Monitor):
         return Cost(LOOK_SECONDS + passes * PASS_SECONDS, samples / 2)
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
-        outputs, trainer.outputs = trainer.outputs, None
-        try:
-            return {"full_loss": trainer.evaluate(trainer.loader)["loss"]}
-        finally:
-            trainer.outputs = outputs
+        return {"full_loss": trainer.evaluate(trainer.loader)["loss"]}
 
 
 class UpdateRatio(Monitor):
@@ -40,7 +37,8 @@ class UpdateRatio(Monitor):
     θ = θ_{t-1}, over all that is trained. About 1e-3 is usual; with far more, the learning rate
     tears the weights about, with far less it does not move them. It looks at two safe points,
     before and after the update, keeps a copy of the weights between them, and reads no data, so
-    that streams have it too. every_n_steps: the cadence; it has none by epochs.
+    that streams have it too. What is trained at both counts. every_n_steps: the
+    cadence; it has none by epochs.
     """
 
     name = "update_ratio"
@@ -48,7 +46,7 @@ class UpdateRatio(Monitor):
     def __init__(self, *, every_n_steps: int | None = None) -> None:
         super().__init__(every_n_steps=every_n_steps)
         self._every = every_n_steps
-        self._before: tuple[int, list[Tensor]] | None = None
+        self._before: tuple[int, dict[Tensor, Tensor]] | None = None
 
     def check(self, trainer: Trainer) -> None:
         trained(trainer)
@@ -70,9 +68,10 @@ class UpdateRatio(Monitor):
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         assert self._before is not None
-        _, before = self._before
-        length = norm(before)
-        moved = norm([p.detach() - b for p, b in zip(trained(trainer), before, strict=True)])
+        now = set(_moving(trainer))
+        before = {p: b for p, b in self._before[1].items() if p in now and p.shape == b.shape}
+        length = norm(list(before.values()))
+        moved = norm([p.detach() - b for p, b in before.items()])
         return {"update_ratio": moved / length if length else math.inf}
 
     def _aim(self, trainer: Trainer) -> None:
@@ -81,11 +80,17 @@ class UpdateRatio(Monitor):
         A block ends at multiples of ``every_n_steps``, of which the step that it is set to is the
         first that comes.
         """
+        if self._every is None:  # added in mid-run
+            self.settle_cadence(trainer)
         assert self._every is not None
         step, every = trainer.progress.step, self._every
         if (step + 1) % every == 0:
-            self._before = step, [p.detach().clone() for p in trained(trainer)]
+            self._before = step, {p: p.detach().clone() for p in _moving(trainer)}
             self.every_n_steps = step + 1
         else:
             self._before = None
             self.every_n_steps = (step // every + 1) * every - 1
+
+
+def _moving(trainer: Trainer) -> list[Tensor]:
+    return [parameter for parameter in held_by(trainer) if parameter.requires_grad]

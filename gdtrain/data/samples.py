@@ -112,9 +112,9 @@ class TensorSamples(Samples):
             yield from cut(self._take(chosen, begin, sum(sizes)), places, sizes)
 
     def _take(self, chosen: Tensor | None, begin: int, count: int) -> list[Tensor]:
-        """``count`` rows of each tensor: views of consecutive ones, else copies of the chosen."""
+        """``count`` rows of each tensor, in copies: a model may work in place on its inputs."""
         if chosen is None:
-            return [tensor[begin : begin + count] for tensor in self.tensors]
+            return [tensor[begin : begin + count].clone() for tensor in self.tensors]
         taken = []
         for tensor, elements in zip(self.tensors, self._elements, strict=True):
             if elements is None:

@@ -36,6 +36,19 @@ def present_plan(trainer: Trainer) -> Plan:
     return plan
 
 
+def known_plan(trainer: Trainer, loader: Loader, epoch: int) -> Plan:
+    """The plan of an epoch for whoever only looks: of an order that is asked, never asks.
+
+    Then it is what the order gave for the epoch that runs or ran last, or else has its sizes alone.
+    """
+    asked, running = loader.asked_order(epoch), trainer.plan
+    if asked is None:
+        return loader.plan(epoch)
+    if running is not None and running.asked is asked:
+        return running
+    return loader.outline(epoch)
+
+
 def order_state(trainer: Trainer) -> dict[str, Any] | None:
     """What an order that is asked has given for the epoch that runs, and what it keeps itself.
 

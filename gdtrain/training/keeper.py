@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
 from gdtrain.data.batch import map_tensors
@@ -37,7 +38,8 @@ class Keeper:
     * ``generators``: of Python, numpy, torch and the device, and those that modules and trainer
       hold; ``draws``: torch's on the CPU alone, which takes a microsecond.
 
-    whole: also of modules that a subclass holds beside them, such as a teacher.
+    whole: also of modules that a subclass holds beside them, such as a teacher, or several in a
+    list or dict.
     Nothing is listed before it is kept, since a model may change at any time. A keeper that is
     used again makes no new copies where the model is still made of the same tensors.
     """
@@ -59,33 +61,79 @@ class Keeper:
 
 
 @contextmanager
-def unchanged(trainer: Trainer, training: bool | None = None) -> Iterator[None]:
-    """Look at model and loss: afterwards both, their gradients and all generators are as before.
+def unchanged(
+    trainer: Trainer, training: bool | None = None, *, updates: bool = False
+) -> Iterator[None]:
+    """Look at model and loss: afterwards all that :class:`Keeper` keeps is as it was before.
 
-    training: the mode of model and loss meanwhile; None leaves each module's own. Outputs that
-    metrics of an update are taken from are left out of sight. Parameters are copied only where
-    code that is not PyTorch's might change them in a forward pass.
+    training: the mode of model and loss meanwhile; None leaves each module's own. updates: whether
+    updates are made meanwhile, so that the optimizer's part is undone too. Parameters are copied
+    only for that, or where code that is not PyTorch's might change them in a forward pass. What
+    an update under way has noted, outputs for its metrics and rungs used, is out of sight.
     """
+    modules = modules_of(roots_of(trainer, whole=True))
     parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
-    if not all(_is_stock(module) for module in modules_of(roots_of(trainer))):
+    if updates or trainer.has_own(*_FOREIGN) or not all(map(_is_stock, modules)):
         parts.append("parameters")
-    keeper = Keeper(trainer, *parts, whole=True)
-    outputs, trainer.outputs = trainer.outputs, None
-    try:
-        if training is not None:
-            for root in roots_of(trainer):
-                root.train(training)
-        yield
-    finally:
-        trainer.outputs = outputs
-        keeper.restore()
+    if updates:
+        parts.append("optimizer")
+    noted = trainer.outputs, trainer.used
+    with _same_versions(modules):
+        keeper = Keeper(trainer, *parts, whole=True)
+        trainer.outputs, trainer.used = None, set()
+        try:
+            if training is not None:
+                for root in roots_of(trainer):
+                    root.train(training)
+            yield
+        finally:
+            trainer.outputs, trainer.used = noted
+            keeper.restore()
+
+
+def named_modules(trainer: Trainer) -> dict[nn.Module, str]:
+    """All modules of model, loss and whatever else the trainer holds, and their paths in these."""
+    found: dict[nn.Module, str] = {}
+    for root in roots_of(trainer, whole=True):
+        for name, module in root.named_modules():
+            found.setdefault(module, name)
+    return found
+
+
+def as_in_fit(trainer: Trainer) -> None:
+    """Bring the model into the mode in which it trains: layers in eval mode stay, unless all is."""
+    if not trainer.model.training:
+        trainer.model.train()
+
+
+_FOREIGN = ("batch_loss", "compute_loss", "forward", "loss_weight")
+
+
+def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:
+    """Let autograd take tensors for unchanged, as they are once they have their bits again.
+
+    Else a look in the middle of an update would spoil the graph of its forward pass.
+    """
+    stack = ExitStack()
+    held = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    for tensor in held:
+        if tensor is not None and type(tensor) in _PLAIN and not tensor.is_inference():
+            stack.enter_context(_unsafe_preserve_version_counter(tensor))
+    return stack
+
+
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def roots_of(trainer: Trainer, whole: bool = False) -> list[nn.Module]:
     """The model, and the loss where it is a module; whole: and all that the trainer holds."""
-    found = [trainer.model, trainer.loss]
+    found: list[Any] = [trainer.model, trainer.loss]
     if whole:
-        found += vars(trainer).values()
+        for value in vars(trainer).values():
+            if isinstance(value, list | tuple):
+                found += value
+            else:
+                found += value.values() if isinstance(value, dict) else [value]
     return list(dict.fromkeys(m for m in found if isinstance(m, nn.Module)))
 
 
@@ -96,6 +144,8 @@ def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
 
 def _is_stock(module: nn.Module) -> bool:
     """Whether its forward pass is PyTorch's own and leaves parameters alone."""
+    if getattr(module, "max_norm", None) is not None:  # an Embedding that bounds its rows
+        return False
     return type(module).__module__.startswith("torch.nn.modules.") and not (
         module._forward_hooks or module._forward_pre_hooks
     )

@@ -129,12 +129,8 @@ class MicrobatchSize:
         return DEFAULT_BYTES_AT_ONCE
 
     def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
-        many = min(33, len(batch))
         first = next(batch.split(1))  # of a batch that is read as it is used, this much is read
-        of_one = saved_bytes(partial(compute, first))
-        of_many = saved_bytes(partial(compute, next(batch.split(many))))
-        per_sample = max(1.0, _BACKWARD_FACTOR * (of_many - of_one) / (many - 1))
-        return max(1, int(self._limit(first) / per_sample))
+        return max(1, int(self._limit(first) / bytes_per_sample(compute, batch)))
 
     def _limit(self, batch: Batch) -> int:
         if self.limit is not None:
@@ -144,6 +140,14 @@ class MicrobatchSize:
                 free, _ = torch.cuda.mem_get_info(tensor.device)
                 return int(FREE_SHARE * free)
         return DEFAULT_CPU_BYTES
+
+
+def bytes_per_sample(compute: Callable[[Batch], Any], batch: Batch) -> float:
+    """Bytes that forward and backward pass take for a sample more; of a batch of two or more."""
+    many = min(33, len(batch))
+    of_one = saved_bytes(partial(compute, next(batch.split(1))))
+    of_many = saved_bytes(partial(compute, next(batch.split(many))))
+    return max(1.0, _BACKWARD_FACTOR * (of_many - of_one) / (many - 1))
 
 
 def saved_bytes(forward: Callable[[], Any]) -> int:

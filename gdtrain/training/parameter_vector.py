@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gdtrain.training.evaluation import whole
+from gdtrain.training.flat import Flat
 from gdtrain.training.keeper import unchanged
 from gdtrain.training.losses import weight_of
 from gdtrain.training.state import parameter_names
@@ -18,80 +20,55 @@ if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
 
-class ParameterVector:
+class ParameterVector(Flat):
     """The parameters that a trainer's optimizer holds as one vector θ [P], in the model's order.
 
-    Those that are frozen for the time being are among them, and get no gradient.
+    Those that are frozen for the time being are among them, and get no gradient. Optimizers may
+    be given other parameters in mid-run: see :meth:`is_current`.
 
-    names: of the parameters. dtype: the widest of theirs.
+    names: of the parameters.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        held = {p for group in trainer.optimizer.param_groups for p in group["params"]}
-        named = parameter_names(trainer).items()
-        trained = [(name, p) for p, name in named if p in held]
         self.trainer = trainer
-        self.names = [name for name, _ in trained]
-        self.parameters = [parameter for _, parameter in trained]
-        self.sizes = [parameter.numel() for parameter in self.parameters]
-        self.dtype = self.parameters[0].dtype
-        for parameter in self.parameters:
-            self.dtype = torch.promote_types(self.dtype, parameter.dtype)
-        self.device = self.parameters[0].device
+        self._held = held_by(trainer)
+        held = set(self._held)
+        named = [(name, p) for p, name in parameter_names(trainer).items() if p in held]
+        self.names = [name for name, _ in named]
+        super().__init__([parameter for _, parameter in named])
 
-    def __len__(self) -> int:
-        return sum(self.sizes)
-
-    @property
-    def wide(self) -> torch.dtype:
-        """What sums are kept in: float64, where the device has it."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
+    def is_current(self, trainer: Trainer) -> bool:
+        """Whether it is of all that this trainer's optimizer holds now."""
+        now = held_by(trainer)
+        same = len(now) == len(self._held) and all(map(is_, now, self._held))
+        return same and self.trainer is trainer
 
     def weights(self) -> Tensor:
         """θ, in a copy, [P]."""
-        return torch.cat([p.detach().reshape(-1).to(self.dtype) for p in self.parameters])
+        return self.joined()
 
     def gradient(self) -> Tensor:
         """``.grad``, in a copy, [P]; zeros where a parameter has none."""
-        pieces = []
-        for parameter in self.parameters:
-            grad = parameter.grad
-            if grad is None:
-                grad = torch.zeros_like(parameter)
-            dense = grad.detach().to_dense() if grad.layout is not torch.strided else grad.detach()
-            pieces.append(dense.reshape(-1).to(self.dtype))
-        return torch.cat(pieces)
+        return self.joined([parameter.grad for parameter in self.tensors])
 
     def with_gradient(self) -> list[str]:
         """The names of the parameters that have a ``.grad``."""
-        named = zip(self.names, self.parameters, strict=True)
+        named = zip(self.names, self.tensors, strict=True)
         return [name for name, parameter in named if parameter.grad is not None]
 
     def set_gradient(self, vector: Tensor, names: list[str]) -> None:
         """Make ``vector`` [P] the ``.grad`` of those named; the others have none."""
-        pieces = torch.split(vector, self.sizes)
-        for name, parameter, piece in zip(self.names, self.parameters, pieces, strict=True):
-            own = piece.view_as(parameter).to(parameter.dtype)
+        pieces = self.split(vector)
+        for name, parameter, piece in zip(self.names, self.tensors, pieces, strict=True):
+            own = piece.to(parameter.dtype)
             parameter.grad = own if name in names and parameter.requires_grad else None
 
     @contextmanager
     def at(self, theta: Tensor | None = None) -> Iterator[None]:
-        """Let passes be made, with θ = ``theta`` [P] if given, and put back all that they change.
-
-        Weights, modes, buffers, random number generators, the model's ``.grad`` and the outputs
-        that metrics of the update are taken from.
-        """
-        own = [parameter.data for parameter in self.parameters]
-        with unchanged(self.trainer):
-            try:
-                if theta is not None:
-                    pieces = torch.split(theta, self.sizes)
-                    for parameter, piece in zip(self.parameters, pieces, strict=True):
-                        parameter.data = piece.view_as(parameter).to(parameter.dtype)
-                yield
-            finally:
-                for parameter, data in zip(self.parameters, own, strict=True):
-                    parameter.data = data
+        """:func:`with_values`, θ = ``theta`` [P] if it is given."""
+        pieces = [] if theta is None else zip(self.tensors, self.split(theta), strict=True)
+        with with_values(self.trainer, dict(pieces)):
+            yield
 
     def full_gradient(self) -> tuple[Tensor, list[str]]:
         """∇J(θ) of the mean loss J over the whole data set, [P], and who has a gradient at all.
@@ -113,3 +90,25 @@ class ParameterVector:
                     weights += weight
         mean = total / weights if weights else total
         return mean.to(self.dtype), [name for name in self.names if name in names]
+
+
+@contextmanager
+def with_values(trainer: Trainer, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """Let passes be made with other values of parameters, and put back all that they change.
+
+    values: parameter -> what it is meanwhile; cast to its dtype, never written to.
+    """
+    own = [(parameter, parameter.data) for parameter in values]
+    with unchanged(trainer):
+        try:
+            for parameter, value in values.items():
+                parameter.data = value.detach().to(parameter.dtype, copy=True)
+            yield
+        finally:
+            for parameter, data in own:
+                parameter.data = data
+
+
+def held_by(trainer: Trainer) -> list[Tensor]:
+    """What the optimizer holds, in the order of its groups."""
+    return [p for group in trainer.optimizer.param_groups for p in group["params"]]

@@ -112,6 +112,9 @@ class SAGA(VarianceReduction):
         self._table = self._table.to(vector.device)
         self._mean = self._mean.to(vector.device)
 
+    def _forget(self) -> None:
+        self._table = self._mean = None
+
     def state_dict(self) -> dict[str, Any]:
         return {"table": self._table, "mean": self._mean} | self._kept()
 

@@ -38,9 +38,9 @@ def check_separable(model: nn.Module, allowed: Collection[str], cut_by: str) -> 
     allowed: names of layers to pass over. cut_by: the setting that cuts the batch.
     """
     for name, layer in model.named_modules():
-        reason = _mixes(layer)
+        reason = mixes(layer)
         if reason is not None and name not in allowed:
-            raise ModelError(f"{cut_by}: layer {_described(name, layer)} {reason}")
+            raise ModelError(f"{cut_by}: layer {described(name, layer)} {reason}")
 
 
 def check_buffers(
@@ -87,7 +87,7 @@ def _other_buffer(
         return None
     name, buffer = other
     layer = trainer.model.get_submodule(name)
-    return f"{_described(name, layer)} " + _OF_THE_PASS.format(does=f"moves its buffer {buffer!r}")
+    return f"{described(name, layer)} " + _OF_THE_PASS.format(does=f"moves its buffer {buffer!r}")
 
 
 def _buffers(model: nn.Module, allowed: Collection[str]) -> Buffers:
@@ -116,7 +116,7 @@ def _first_other(one: Buffers, other: Buffers, before: Buffers) -> tuple[str, st
     return None
 
 
-def _mixes(layer: nn.Module) -> str | None:
+def mixes(layer: nn.Module) -> str | None:
     """What a layer does that depends on the samples it sees together, if it does."""
     tracks = getattr(layer, "running_mean", None) is not None
     if _is(layer, nn.modules.batchnorm._BatchNorm, "BatchNorm"):
@@ -141,6 +141,16 @@ def _is(layer: nn.Module, kind: type[nn.Module], word: str) -> bool:
     return isinstance(layer, kind) or (scripted and word in getattr(layer, "original_name", ""))
 
 
-def _described(name: str, layer: nn.Module) -> str:
+def draws(layer: nn.Module) -> bool:
+    """Whether a layer is known to draw random numbers in each pass."""
+    if not layer.training:
+        return False
+    rate = getattr(layer, "dropout", None)  # of attention and recurrent layers
+    drops = layer.p > 0 if isinstance(layer, nn.modules.dropout._DropoutNd) else False
+    return drops or isinstance(layer, nn.RReLU) or (isinstance(rate, float) and rate > 0)
+
+
+def described(name: str, layer: nn.Module) -> str:
+    """A layer's path and its type."""
     kind = getattr(layer, "original_name", type(layer).__name__)
     return f"{name or 'model'!r} ({kind})"

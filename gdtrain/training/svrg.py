@@ -88,6 +88,9 @@ class SVRG(VarianceReduction):
         self._snapshot = self._snapshot.to(vector.device)
         self._mean = self._mean.to(vector.device)
 
+    def _forget(self) -> None:
+        self._snapshot = self._mean = None
+
     def state_dict(self) -> dict[str, Any]:
         kept = {"snapshot": self._snapshot, "mean": self._mean, "since": list(self._since)}
         return kept | self._kept()

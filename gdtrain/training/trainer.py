@@ -41,6 +41,7 @@ from gdtrain.training.engines.engine import Engine
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.exact_gradient import ExactGradient, closure_step
 from gdtrain.training.guard import Guard
+from gdtrain.training.keeper import as_in_fit
 from gdtrain.training.metrics import Metric, check_metrics
 from gdtrain.training.microbatches import MicrobatchSize
 from gdtrain.training.progress import History, Progress
@@ -188,8 +189,7 @@ class Trainer:
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
         num_epochs = checks.check_epochs(num_epochs)
-        if not self.model.training:
-            self.model.train()
+        as_in_fit(self)
         self.check_separable()
         checks.check_same_data(self.world, self.loader)
         self.choice.settle(num_epochs)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Batch
+from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.keeper import named_modules
 from gdtrain.training.losses import adds_up
 from gdtrain.training.parameter_vector import ParameterVector
 from gdtrain.training.plain import is_count
+from gdtrain.training.separable import described, draws, mixes
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -37,12 +40,13 @@ class VarianceReduction(Callback, ABC):
         self._names: list[str] | None = None  # of what the kept vectors are made of
         self._used: list[str] = []  # of the parameters that have a gradient
         self._vector: ParameterVector | None = None
+        self._loaded = False  # a state, with which no update has been made yet
         self._first_step: int | None = None  # that this fit makes, until one was corrected
 
     def check(self, trainer: Trainer) -> None:
         """Raise ConfigError if the trainer's gradients can't be corrected, saying why."""
         for reason in self._obstacles(trainer):
-            raise ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
+            raise self._refusal(reason)
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.check(trainer)
@@ -60,8 +64,10 @@ class VarianceReduction(Callback, ABC):
 
     def on_gradient(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
         self._first_step = None
+        for reason in _unlike_layers(trainer):  # modes may have changed
+            raise self._refusal(reason)
         vector = self._vector_of(trainer)
-        self._correct(trainer, vector, batch, loss)
+        self._correct(trainer, vector, _as_read(trainer, batch), loss)
 
     @abstractmethod
     def _correct(
@@ -70,17 +76,27 @@ class VarianceReduction(Callback, ABC):
         """Correct ``.grad``, check it, then keep what the next updates need."""
 
     def _vector_of(self, trainer: Trainer) -> ParameterVector:
-        if self._vector is None or self._vector.trainer is not trainer:
-            self._vector = ParameterVector(trainer)
-            if self._names is not None and self._names != self._vector.names:
-                raise CheckpointError(f"the state of {type(self).__name__} is of another model")
-            self._place(self._vector)
-            self._names = self._vector.names
+        """What the optimizer trains now; if that is not what it was, nothing is kept of before."""
+        if self._vector is None or not self._vector.is_current(trainer):
+            vector = ParameterVector(trainer)
+            if self._names is not None and self._names != vector.names:
+                if self._loaded:
+                    raise CheckpointError(f"the state of {type(self).__name__} is of another model")
+                self._forget()
+            self._place(vector)
+            self._vector, self._names, self._loaded = vector, vector.names, False
         return self._vector
 
     @abstractmethod
     def _place(self, vector: ParameterVector) -> None:
         """Bring what is kept to the device. Raises CheckpointError if it is of another size."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Let go of what is kept, to begin anew."""
+
+    def _refusal(self, reason: str) -> ConfigError:
+        return ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
 
     def _obstacles(self, trainer: Trainer) -> list[str]:
         loader, found = trainer.loader, []
@@ -92,13 +108,7 @@ class VarianceReduction(Callback, ABC):
             found.append("corrects one gradient per update, and L-BFGS evaluates several")
         if adds_up(trainer):
             found.append("needs a loss that averages over the samples; use reduction='mean'")
-        found += [
-            f"compares gradients of the same function, and layer {name!r} "
-            f"({type(layer).__name__}) {said}; leave it out"
-            for name, layer in trainer.model.named_modules()
-            if (said := _changes(layer))
-        ]
-        return found
+        return [*found, *_unlike_layers(trainer)]
 
     def _kept(self) -> dict[str, Any]:
         """What :meth:`_take_back` needs of a state."""
@@ -120,17 +130,40 @@ class VarianceReduction(Callback, ABC):
             if not (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
                 raise ValueError("a kept gradient is not finite")
         self._names, self._used, self.extra_gradients = list(names) or None, list(used), extra
-        self._vector = None
+        self._vector, self._loaded = None, True
+
+
+def _as_read(trainer: Trainer, batch: Batch) -> Batch:
+    """The batch as it was before its own pass, which may have worked in place on its tensors."""
+    touched = []
+
+    def note(tensor: Tensor) -> Tensor:
+        touched.append(tensor._version > 0)
+        return tensor
+
+    map_tensors((batch.inputs, batch.targets), note)
+    if not any(touched):
+        return batch
+    assert trainer.loader is not None
+    plan = Plan(0, len(batch), len(batch), batch.indices.cpu())
+    return next(trainer.read(trainer.loader, plan, shared=False))
+
+
+def _unlike_layers(trainer: Trainer) -> Iterator[str]:
+    """Why a layer is another function in another pass, a text for each that is."""
+    for layer, name in named_modules(trainer).items():
+        if said := _changes(layer):
+            yield (
+                f"compares gradients of the same function, and layer {described(name, layer)} "
+                f"{said}; leave it out"
+            )
 
 
 def _changes(layer: nn.Module) -> str | None:
-    """Why a layer computes another function from pass to pass, if it does."""
-    if not layer.training:
+    if draws(layer):
+        return "draws random numbers in each pass"
+    if not mixes(layer):
         return None
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return "makes a sample's output depend on its batch"
-    rate = getattr(layer, "dropout", None)  # of attention and recurrent layers
-    draws = layer.p > 0 if isinstance(layer, nn.modules.dropout._DropoutNd) else False
-    if draws or isinstance(layer, nn.RReLU) or (isinstance(rate, float) and rate > 0):
-        return "draws random numbers in each pass"
-    return None
+    return "is another function in each pass"
