@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.rows import mapped_leaves
+from gdtrain.data.tree import map_tensors
 from gdtrain.training.checks import explain
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import Keeper, roots_of
@@ -43,7 +43,7 @@ class FunctionalLoss(nn.Module):
         self.names = [named.get(parameter) for parameter in parameters]
 
     def forward(self, batch: Batch) -> Tensor:
-        inputs, targets = mapped_leaves((batch.inputs, batch.targets), torch.clone)
+        inputs, targets = map_tensors((batch.inputs, batch.targets), torch.clone)
         try:
             return scalar(self._trainer.compute_loss(Batch(inputs, targets, batch.indices)))
         except ValueError as error:
@@ -62,7 +62,9 @@ class FunctionalLoss(nn.Module):
 
     def at(self, values: Sequence[Tensor], others: dict[str, Tensor], batch: Batch) -> Tensor:
         """The loss of the batch, [], for ``torch.func``: within :meth:`restored`."""
-        tensors = {**others, **dict(zip(self.names, values, strict=True))}
+        named = zip(self.names, values, strict=True)
+        replaced = {name: value for name, value in named if name is not None}
+        tensors = {**others, **replaced}
         loss: Tensor = functional_call(self, tensors, (batch,))
         return loss
 

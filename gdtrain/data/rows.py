@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gdtrain.data.tree import children, is_inner, rebuilt
 from gdtrain.errors import ModelError
 
 
@@ -35,13 +34,13 @@ class _Join:
             return self._tensors(parts, place)
         if isinstance(first, list) and self._are_items(parts):
             return [item for part in parts for item in part]
-        names = children(first)
-        if names is None:
+        if not is_inner(first):
             return self._same(parts, place)
-        found = [(children(part) or {}) if type(part) is type(first) else {} for part in parts]
+        found = [dict(children(part)) if type(part) is type(first) else {} for part in parts]
+        names = found[0]
         if any(other.keys() != names.keys() for other in found):
             raise self._differs(place, "are not alike in all parts of a batch")
-        return rebuilt(first, {n: self.of([f[n] for f in found], place + n) for n in names})
+        return rebuilt(first, [self.of([f[n] for f in found], f"{place}[{n!r}]") for n in names])
 
     def _tensors(self, parts: Sequence[Tensor], place: str) -> Tensor:
         if self._are_rows(parts):
@@ -86,49 +85,6 @@ def _same(one: Any, other: Any) -> bool:
         return one is other or bool(one == other)
     except (TypeError, ValueError, RuntimeError):  # such as an array's, which has many answers
         return False
-
-
-def children(tree: Any) -> dict[str, Any] | None:
-    """The parts of a tuple, list, dict or dataclass by their place; None for anything else."""
-    if isinstance(tree, Mapping):
-        return {f"[{key!r}]": item for key, item in tree.items()}
-    if isinstance(tree, tuple | list):
-        return {f"[{i}]": item for i, item in enumerate(tree)}
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return {f".{field.name}": getattr(tree, field.name) for field in fields(tree)}
-    return None
-
-
-def rebuilt(tree: Any, items: Mapping[str, Any]) -> Any:
-    """A tree of the same kind made of other parts, given by their place."""
-    values = list(items.values())
-    if isinstance(tree, tuple | list):
-        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
-    made = copy.copy(tree)
-    if isinstance(tree, Mapping):
-        for key, value in zip(tree, values, strict=True):
-            made[key] = value
-        return made
-    for field, value in zip(fields(tree), values, strict=True):
-        object.__setattr__(made, field.name, value)
-    return made
-
-
-def mapped_leaves(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply ``function`` to every tensor of a tree; leave the rest."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    parts = children(tree)
-    if parts is None:
-        return tree
-    return rebuilt(tree, {name: mapped_leaves(part, function) for name, part in parts.items()})
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """Every tensor of a tree, in order."""
-    found: list[Tensor] = []
-    mapped_leaves(tree, lambda tensor: found.append(tensor))
-    return found
 
 
 def compact(tensor: Tensor) -> Tensor:

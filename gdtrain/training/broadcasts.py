@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gdtrain.data.rows import tensors_of
+from gdtrain.data.tree import tensors_of
 from gdtrain.training.losses import ELEMENTWISE
 
 # Operations on two tensors, number by number, by their names in torch and Tensor, without the

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders import Loader
-from gdtrain.data.rows import compact, join, mapped_leaves, tensors_of
-from gdtrain.data.samples import as_tensor
+from gdtrain.data.rows import compact, join
+from gdtrain.data.tree import map_tensors, tensors_of
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
@@ -67,16 +68,16 @@ def predict(trainer: Trainer, inputs: Any) -> Any:
         raise DataError(f"inputs: different numbers of samples: {said}; each needs one of each")
     (count,) = counts
     if not count:  # the outputs' shapes are those of any row
-        given = mapped_leaves(given, lambda t: t.new_zeros(1, *t.shape[1:]))
+        given = map_tensors(given, lambda t: t.new_zeros(1, *t.shape[1:]))
     size = trainer.microbatches.size or UNMEASURED_SIZE
     outputs, sizes = [], []
     with unchanged(trainer, training=False):
         without_graph = WithoutGraph()
         for start in range(0, max(1, count), size):
             rows = slice(start, start + size)
-            part = mapped_leaves(given, partial(_placed, trainer, rows))
+            part = map_tensors(given, partial(_placed, trainer, rows))
             output = without_graph(partial(forward, trainer, part))
-            outputs.append(mapped_leaves(output, Tensor.cpu))
+            outputs.append(map_tensors(output, Tensor.cpu))
             sizes.append(min(size, max(1, count) - start))
     predicted = join(outputs, sizes, "outputs")
     return predicted if count else _no_rows(predicted)
@@ -104,7 +105,7 @@ class WithoutGraph:
                     raise
                 self._needs_graph = True
         with torch.enable_grad():
-            found: T = mapped_leaves(work(), Tensor.detach)
+            found: T = map_tensors(work(), Tensor.detach)
             return found
 
 
@@ -181,11 +182,11 @@ class _Look:
             return None, None
         trainer = self.trainer
         # Copies of what are views: a model may work in place, and the data are the user's.
-        inputs, targets = mapped_leaves((part.inputs, part.targets), _own)
+        inputs, targets = map_tensors((part.inputs, part.targets), _own)
         given = Batch(inputs, targets, part.indices)
         if self.own_loss:
             loss = self.without_graph(lambda: trainer.batch_loss(given))
-            again = mapped_leaves(part.inputs, _own)
+            again = map_tensors(part.inputs, _own)
             output = self.without_graph(lambda: forward(trainer, again)) if self.metrics else None
             return output, scalar(loss)
         output = self.without_graph(lambda: forward(trainer, inputs))
@@ -208,10 +209,10 @@ class _Look:
         for metric in self.streaming.values():
             shares = [own]
             if self.world.size > 1 and not hasattr(metric, "sync_on_compute"):  # torchmetrics' do
-                shares = self.world.gather_objects(mapped_leaves(own, Tensor.cpu))
+                shares = self.world.gather_objects(map_tensors(own, Tensor.cpu))
             for share in shares:
                 if share is not None:
-                    metric.update(*mapped_leaves(share, lambda t: t.to(self.trainer.device)))
+                    metric.update(*map_tensors(share, lambda t: t.to(self.trainer.device)))
 
     def _at_once(self, outputs: Any, targets: Any, size: int, for_loss: bool, is_all: bool) -> None:
         """Take in the outputs and targets of a whole set, on all processes the same."""
@@ -265,7 +266,7 @@ class _Kept:
             if self.look.world.size == 1:  # others would wait for this one
                 raise ConfigError.of("memory_limit", self.refusal)
             return
-        self.outputs.append(mapped_leaves(output, compact))
+        self.outputs.append(map_tensors(output, compact))
         self.targets.append(part.targets)
 
     def _refusal(self, nbytes: float) -> str:
@@ -298,7 +299,7 @@ class _Kept:
         if world.size == 1:
             assert own is not None
             return own[0], own[1], sum(sizes), self.for_loss, is_all
-        own = mapped_leaves(own, Tensor.cpu)
+        own = map_tensors(own, Tensor.cpu)
         shares = [s for s in world.gather_objects((own, self.for_loss)) if s[0] is not None]
         sizes = [len(places) for (_, _, places), _ in shares]
         places = torch.cat([places for (_, _, places), _ in shares])
@@ -306,7 +307,7 @@ class _Kept:
 
         def all_of(number: int, what: str) -> Any:
             tree = join([share[number] for share, _ in shares], sizes, what)
-            return mapped_leaves(tree, lambda t: _in_order(t, order).to(device))
+            return map_tensors(tree, lambda t: _in_order(t, order).to(device))
 
         return all_of(0, "outputs"), all_of(1, "targets"), sum(sizes), shares[0][1], is_all
 
@@ -341,4 +342,4 @@ def _placed(trainer: Trainer, rows: slice, tensor: Tensor) -> Tensor:
 
 
 def _no_rows(predicted: Any) -> Any:
-    return mapped_leaves(predicted, lambda t: t[:0] if t.ndim else t)
+    return map_tensors(predicted, lambda t: t[:0] if t.ndim else t)

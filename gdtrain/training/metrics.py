@@ -9,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from gdtrain.data.rows import join, tensors_of
+from gdtrain.data.rows import join
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ConfigError
 from gdtrain.training.losses import of_torch
 

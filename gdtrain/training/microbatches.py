@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.rows import tensors_of
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ConfigError, DeviceError
 from gdtrain.training.distributed import World
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.data.rows import mapped_leaves
 from gdtrain.data.settings import whole_number
+from gdtrain.data.tree import map_tensors
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.metrics import Metric, check_metrics, values_of
 from gdtrain.training.plain import is_count, is_number
@@ -59,7 +59,7 @@ class Prequential(Callback):
         pieces = list(trainer.outputs)
         trainer.outputs.clear()
         if trainer.world.size > 1:
-            shares = trainer.world.gather_objects(mapped_leaves(pieces, Tensor.cpu))
+            shares = trainer.world.gather_objects(map_tensors(pieces, Tensor.cpu))
             pieces = [piece for share in shares for piece in share]
         if pieces:
             with torch.no_grad():

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.rows import compact, join, mapped_leaves, tensors_of
+from gdtrain.data.rows import compact, join
+from gdtrain.data.tree import map_tensors, tensors_of
 from gdtrain.errors import ModelError
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
@@ -49,12 +50,15 @@ def add_two_passes(
     the loss's own parameters is in one of them. Returns the loss of the whole batch, [], detached,
     in that one, and 0 in the others.
     """
+    if share.is_view:  # the data are the user's, and a model may work in place
+        share = share.copy()
+        parts = list(share.split(len(parts[0])))
     attempt = trainer.microbatches.attempt
     start = Keeper(trainer, "buffers", "generators")
     outputs = attempt(lambda: _first_pass(trainer, parts))
     if trainer.outputs is not None:
         for part, output in zip(parts, outputs, strict=True):
-            trainer.outputs.append((mapped_leaves(output.tree, Tensor.detach), part.targets))
+            trainer.outputs.append((map_tensors(output.tree, Tensor.detach), part.targets))
     whole = _Whole(trainer, share, parts, outputs, world)
     loss = attempt(whole.differentiate)
     del whole  # the outputs at once, and what the loss was computed on
@@ -84,7 +88,7 @@ class _Output:
 
     def __init__(self, graph: Any) -> None:
         self.graph: Any = graph
-        self.tree = mapped_leaves(graph, _cut_off)
+        self.tree = map_tensors(graph, _cut_off)
 
     def leaves(self) -> list[Tensor]:
         """The tensors by which the loss is to be differentiated."""
@@ -109,7 +113,7 @@ def _first_pass(trainer: Trainer, parts: Sequence[Batch]) -> list[_Output]:
     outputs = []
     for part in parts[:-1]:
         # A copy, since a model that works in place would otherwise be given its own work again.
-        output = _Output(forward(trainer, mapped_leaves(part.inputs, torch.clone)))
+        output = _Output(forward(trainer, map_tensors(part.inputs, torch.clone)))
         output.graph = None
         outputs.append(output)
     return outputs + [_Output(forward(trainer, part.inputs)) for part in parts[-1:]]
@@ -142,14 +146,14 @@ class _Whole:
 
     def _gather(self, size: int) -> None:
         world = self.world
-        own = mapped_leaves((self.outputs, self.targets), lambda t: t.detach().cpu())
+        own = map_tensors((self.outputs, self.targets), lambda t: t.detach().cpu())
         shares = world.gather_objects((size, *own) if size else None)
         present = [rank for rank, share in enumerate(shares) if share is not None]
         self.is_first = world.rank == present[0]
         trees = [
             (self.outputs, self.targets)
             if rank == world.rank
-            else mapped_leaves(shares[rank][1:], lambda t: t.to(self.trainer.device))
+            else map_tensors(shares[rank][1:], lambda t: t.to(self.trainer.device))
             for rank in present
         ]
         sizes = [shares[rank][0] for rank in present]

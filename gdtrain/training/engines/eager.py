@@ -76,6 +76,8 @@ class EagerEngine:
         trainer, guard, progress = self.trainer, self.trainer.guard, self.trainer.progress
         own_step = trainer.has_own_step
         guard.before_step(own_step)
+        if own_step and batch.is_view:
+            batch = batch.copy()
         before = progress.step
         progress.begin(size)
         try:
