@@ -119,17 +119,17 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
     import jax
 
     from gdtrain.training.engines.capture import capture, flat
-    from gdtrain.training.engines.functional import FunctionalStep
+    from gdtrain.training.engines.eager_pass import EagerPass
     from gdtrain.training.engines.lowering import is_lowered, run_graph
 
     batch = next(iter(BatchLoader(data(loss_name, torch.float64, n=7))))
     model = small_mlp(activation, loss_name, torch.float64)
     trainer = trainer_of("eager", model, LOSSES[loss_name], None, weight_decay=0.1)
-    step = FunctionalStep.after_eager_pass(trainer, batch)
-    state, fixed = step.tensors()
-    row = torch.tensor(step.settings_row(), dtype=torch.float64)
-    captured = capture(step, state, fixed, row, batch, is_lowered)
-    arguments = flat(state, fixed, row, batch.inputs, batch.targets, batch.indices)
+    seen = EagerPass(trainer, batch)
+    row = torch.tensor(seen.step.settings_row(), dtype=torch.float64)
+    captured = capture(seen, batch, is_lowered)
+    number = torch.tensor(0)
+    arguments = flat(seen.step.tensors(), row, number, batch.inputs, batch.targets, batch.indices)
     with jax.enable_x64(True):
         *new, loss, finite = run_graph(
             captured.graph,

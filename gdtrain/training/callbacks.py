@@ -162,7 +162,7 @@ class Listeners:
             every = callback.every_n_epochs
             if event == "on_epoch_end" and every is not None and trainer.progress.epoch % every:
                 continue
-            trainer.engine.publish()  # before anybody looks
+            trainer.engine.publish(callback)  # before anybody looks
             getattr(callback, event)(trainer, *arguments)
 
 

@@ -125,6 +125,7 @@ class Trainer:
         self.num_epochs = 0
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
+        self.captured_step: Tensor | None = None  # the step, while one is captured as a graph
         self.should_stop = False
         self.stop_reason: str | None = None
 
@@ -425,9 +426,13 @@ class Trainer:
         return self._placement
 
     @property
-    def step(self) -> int:
-        """Updates made so far; true inside ``compute_loss`` too."""
-        return self.progress.step
+    def step(self) -> Any:
+        """Updates made so far; true inside ``compute_loss`` too.
+
+        An int; in a step that an engine captures, a tensor, shape [], int64, as it will be another
+        in each update: compute with it (``torch.where``), for a branch on it is refused.
+        """
+        return self.progress.step if self.captured_step is None else self.captured_step
 
     def has_own(self, *rungs: str) -> bool:
         """Whether one of these methods is a subclass's, or was put into this trainer."""

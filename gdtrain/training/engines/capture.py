@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 from torch._decomp import decomposition_table
-from torch.func import functionalize
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
-from gdtrain.errors import ModelError
-from gdtrain.training.engines.functional import FunctionalStep, State
+from gdtrain.errors import GdtrainError, ModelError
+from gdtrain.training.engines.eager_pass import EagerPass, reached, unread
+from gdtrain.training.engines.functional import SETTINGS_PER_GROUP, FunctionalStep, State
+from gdtrain.training.engines.python_state import root_package
 
-_RANDOM = ("bernoulli", "native_dropout", "rand", "randn", "normal", "multinomial", "uniform")
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+# What tracing raises where Python code asks for the values of tensors.
+_DEPENDENT = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    GuardOnDataDependentSymNode,
+)
+_KEPT = ("detach", "alias", "clone", "lift_fresh_copy")  # operators that change no number
 
 
 @dataclass
 class CapturedStep:
     """A step as a graph.
 
-    graph: takes ``[*state, *fixed, row, *batch]`` flat; returns ``[*state, loss, finite]`` flat.
+    graph: takes ``[*state, row, number, *batch]`` flat; returns ``[*state, loss, finite]`` flat.
     constants: the tensors that the code reads from elsewhere, in the order of their nodes.
+    operators: of the eager pass before it.
+    changes: for each tensor of the state, whether the step changes it.
+    text: the graph in words, with everything that a program which runs it depends on.
     """
 
     graph: fx.GraphModule
     constants: list[Tensor]
+    operators: list[Any] = field(default_factory=list)
+    changes: list[bool] = field(init=False)
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        nodes = list(self.graph.graph.nodes)
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        *state, _, _ = nodes[-1].args[0]
+        pairs = zip(inputs, state, strict=False)
+        self.changes = [_source(after) is not before for before, after in pairs]
+        forms = [(t.dtype, tuple(t.shape)) for t in self.constants]
+        given = [node.meta.get("val") for node in inputs]  # None for data without targets
+        forms += [(t.dtype, tuple(t.shape)) for t in given if isinstance(t, Tensor)]
+        self.text = f"{self.graph.code}\n{forms}"
 
     @property
     def reads_indices(self) -> bool:
@@ -38,69 +71,217 @@ class CapturedStep:
         *_, indices = (node for node in self.graph.graph.nodes if node.op == "placeholder")
         return bool(indices.users)
 
+    def differs(self, other: CapturedStep) -> str | None:
+        """What is not the same in another capture, in words; None if the two are one step."""
+        mine, theirs = (captured.text.splitlines() for captured in (self, other))
+        for one, another in zip(mine, theirs, strict=False):
+            if one != another:
+                return f"{_shown(one)}, and then {_shown(another)}"
+        if len(mine) != len(theirs):
+            return f"{len(mine)} operations, and then {len(theirs)}"
+        for held, now in zip(self.constants, other.constants, strict=True):
+            if held is not now and not _equal(held, now):
+                return f"the values of a tensor {list(held.shape)}"
+        return None
+
 
 def capture(
-    step: FunctionalStep,
-    state: State,
-    fixed: list[Tensor],
-    row: Tensor,
+    seen: EagerPass,
     batch: Batch,
     is_lowered: Callable[[Any], bool],
+    known: CapturedStep | None = None,
 ) -> CapturedStep:
-    """Capture ``step`` for tensors of these shapes; none of them is computed with or changed.
+    """Capture the step that a pass over ``batch`` has shown; nothing is computed or changed.
 
     is_lowered: whether an operator may stay in the graph as it is; others are decomposed.
-    Raises ModelError, naming the operator, for a step that can't be captured.
+    known: an earlier capture, which is returned if the pass was as the one before it.
+    The step is captured twice, as if an update lay between, to see that it does not change from
+    one to the next. Raises ModelError, naming the reason, for a step that can't be captured.
     """
+    if known is not None and known.operators == seen.operators:
+        return known
+    step = seen.step
+    captured = _trace(step, batch, is_lowered)
+    _check_operators(captured.graph, is_lowered)
+    _check_constants(step, captured)
+    with _moved_on(step.trainer):
+        again = _trace(step, batch, is_lowered)
+    if (difference := captured.differs(again)) is not None:
+        raise ModelError(
+            "what it computes changes from one step to the next by something else than tensors, "
+            f"such as a clock, a counter or the learning rate: {difference}"
+        )
+    captured.operators = seen.operators
+    return captured
+
+
+def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]) -> CapturedStep:
     table: Any = {
         target: decomposition
         for target, decomposition in decomposition_table.items()
         if not is_lowered(target)
     }
 
-    def flat(state: State, fixed: list[Tensor], row: Tensor, inputs: Any, rest: Any) -> list[Any]:
-        new, loss, finite = step(state, fixed, row, Batch(inputs, *rest))
-        return [*new.trained, *new.buffers, *new.momenta, loss, finite]
+    def flat(state: State, row: Tensor, number: Tensor, inputs: Any, rest: Any) -> list[Any]:
+        with _Reads(number):
+            new, loss, finite = step(state, row, number, Batch(inputs, *rest))
+        return [*new.trained, *new.others, *new.momenta, loss, finite]
 
     rest = (batch.targets, batch.indices)
+    settings = [0.0] * (SETTINGS_PER_GROUP * len(step.groups))
+    row = torch.tensor(settings, dtype=step.trainer.dtype, device=step.trainer.device)
+    number = torch.zeros((), dtype=torch.int64, device=step.trainer.device)
     tracer = make_fx(
-        functionalize(flat),
+        dispatch_functionalize(flat, FunctionalTensorMode()),
         decomposition_table=table,
         tracing_mode="fake",
         _allow_non_fake_inputs=True,
     )
+    before = reached(step.trainer, step.places)
     with warnings.catch_warnings():  # the eager pass before this one has given them
         warnings.simplefilter("ignore")
         try:
-            graph = tracer(state, fixed, row, batch.inputs, rest)
-        except ModelError:
+            with unread(step.trainer):
+                graph = tracer(step.tensors(), row, number, batch.inputs, rest)
+        except GdtrainError:
             raise
         except Exception as error:  # whatever a model's own code or the tracer may raise
-            said = str(error).strip().split("\n")[0]
-            raise ModelError(
-                f"the step can't be captured as a graph: {type(error).__name__}: {said}"
-            ) from error
+            raise ModelError(_reason(error)) from error
+        finally:
+            before.restore()
     graph.graph.eliminate_dead_code()
-    _check(graph, is_lowered)
-    constants = [
-        _attribute(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"
-    ]
-    return CapturedStep(graph, constants)
+    graph.recompile()
+    names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
+    return CapturedStep(graph, [_attribute(graph, name) for name in names])
 
 
-def _check(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -> None:
-    unknown = sorted(
-        {
-            str(node.target)
-            for node in graph.graph.nodes
-            if node.op.startswith("call") and not is_lowered(node.target)
-        }
-    )
+def _reason(error: Exception) -> str:
+    place = _place(error)
+    if isinstance(error, _DEPENDENT):
+        return (
+            f"Python code depends on values of tensors{place}; use torch.where in the place of "
+            "a branch (trainer.step is a tensor of shape [] here)"
+        )
+    said = str(error).strip().split("\n")[0]
+    return f"the step can't be captured as a graph: {type(error).__name__}: {said}{place}"
+
+
+def _place(error: Exception) -> str:
+    """Where somebody's own code was, in words."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if root_package(module) not in ("torch", "gdtrain", "contextlib"):
+            return f", in {frame.f_code.co_name}, line {line} of {module}"
+    return ""
+
+
+# ── what a step must not do ─────────────────────────────────────────────────────────────────
+
+
+def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -> None:
+    called = {node.target for node in graph.graph.nodes if node.op.startswith("call")}
+    unknown = [target for target in called if not is_lowered(target)]
+    drawing = [t for t in unknown if torch.Tag.nondeterministic_seeded in getattr(t, "tags", ())]
+    if drawing:
+        raise ModelError(f"{_listed(drawing)} draws random numbers in each step")
     if unknown:
-        drawing = [name for name in unknown if name.split(".")[1] in _RANDOM]
-        if drawing:
-            raise ModelError(f"{', '.join(drawing)} draws random numbers in each step")
-        raise ModelError(f"there is no lowering of {', '.join(unknown)}")
+        raise ModelError(f"there is no lowering of {_listed(unknown)}")
+
+
+def _listed(targets: Iterable[Any]) -> str:
+    return ", ".join(sorted(map(str, targets)))
+
+
+def _check_constants(step: FunctionalStep, captured: CapturedStep) -> None:
+    """Raise ModelError if the step reads a part of the state as if it were a constant."""
+    live = {t.untyped_storage().data_ptr(): name for name, t in step.places.tensors.items()}
+    for state in step.trainer.optimizer.state.values():
+        for tensor in state.values():
+            if isinstance(tensor, Tensor):
+                live[tensor.untyped_storage().data_ptr()] = "the optimizer's state"
+    for constant in captured.constants:
+        name = live.get(constant.untyped_storage().data_ptr())
+        if name is not None and constant.numel():
+            raise ModelError(
+                f"{name} is read through a list or variable of somebody's own; read it where the "
+                "module has it"
+            )
+
+
+@contextmanager
+def _moved_on(trainer: Trainer) -> Iterator[None]:
+    """Let settings and the schedule look meanwhile as if updates had been made."""
+    groups, scheduler = trainer.optimizer.param_groups, trainer.schedule.scheduler
+    kept = [dict(group) for group in groups]
+    attributes = {} if scheduler is None else dict(vars(scheduler))
+    try:
+        for group in groups:
+            group.update({k: 0.75 * v for k, v in group.items() if type(v) is float})
+        for name, value in attributes.items():
+            if type(value) in (int, float):
+                setattr(scheduler, name, value + 1)
+        if "_last_lr" in attributes:
+            vars(scheduler)["_last_lr"] = [0.75 * lr for lr in attributes["_last_lr"]]
+        yield
+    finally:
+        for group, settings in zip(groups, kept, strict=True):
+            group.update(settings)
+        if scheduler is not None:
+            vars(scheduler).update(attributes)
+
+
+class _Reads(TorchFunctionMode):
+    """What tracing does not see by itself: that ``.data`` is bound anew, and ``trainer.step``.
+
+    The step is an int outside of a capture, and Python computes with it in float64. So do
+    numbers that are computed from nothing but it here, whatever the default dtype is.
+    """
+
+    def __init__(self, number: Tensor) -> None:
+        super().__init__()
+        self._steps = {id(number): number}
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function == _SET_DATA:
+            return _write(*args)
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        if not tensors or not all(id(tensor) in self._steps for tensor in tensors):
+            return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if isinstance(result, Tensor):
+            if result.dtype is torch.float32 and all(not t.is_floating_point() for t in tensors):
+                exact = [t.double() if isinstance(t, Tensor) else t for t in args]
+                result = function(*exact, **kwargs)
+            self._steps[id(result)] = result
+        return result
+
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+def _write(tensor: Tensor, values: Tensor) -> None:
+    """``tensor.data = values``, for who sees values alone and not the memory that has them."""
+    if tensor.shape != values.shape or tensor.dtype != values.dtype:
+        raise ModelError("forward gives .data another shape or dtype")
+    with torch.no_grad():
+        tensor.copy_(values)
+
+
+# ── graphs ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _source(node: Any) -> Any:
+    """The node that a node has its numbers from."""
+    while (
+        node.op == "call_function"
+        and isinstance(node.target, torch._ops.OpOverload)
+        and node.target._schema.name.rpartition("::")[2] in _KEPT
+    ):
+        node = node.args[0]
+    return node
 
 
 def _attribute(graph: fx.GraphModule, target: Any) -> Tensor:
@@ -109,6 +290,16 @@ def _attribute(graph: fx.GraphModule, target: Any) -> Tensor:
         found = getattr(found, part)
     assert isinstance(found, torch.Tensor)
     return found
+
+
+def _shown(line: str) -> str:
+    return " ".join(line.partition(";")[0].split())[:120]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) and torch.equal(
+        one.isnan(), other.isnan()
+    )
 
 
 def flat(*trees: Any) -> list[Any]:

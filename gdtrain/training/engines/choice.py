@@ -18,6 +18,7 @@ from gdtrain.training.checks import check_arguments
 from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.foreign import calls_known_code
 from gdtrain.training.engines.watchers import has_layer_hooks, overridden
 from gdtrain.training.epoch_plan import present_plan
 
@@ -92,6 +93,18 @@ class EngineChoice:
                 raise _refusal(wanted, str(error)) from error
         self.of_run = trainer.engine.name
 
+    def instead(self, error: ModelError) -> Engine:
+        """The engine that goes on in mid-run where the present one can't any more.
+
+        That is eager under ``auto``. Raises ConfigError if an engine was asked for by name.
+        """
+        if self.wanted != "auto":
+            raise _refusal(self.trainer.engine.name, str(error)) from error
+        logger.warning("engine: eager from here on, since %s", error)
+        self.trainer.engine = EagerEngine(self.trainer)
+        self.of_run = self.trainer.engine.name
+        return self.trainer.engine
+
 
 def check(trainer: Trainer, name: str) -> None:
     """Raise ConfigError if the engine of this name can't run the trainer as it is set up."""
@@ -131,6 +144,11 @@ def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
         yield f"it runs on {device}, and the device is {trainer.device}"
     if name == "scan" and not is_installed():
         yield f"jax is not installed; {_INSTALL}"
+    yield from obstacles_in_step(trainer, name)
+
+
+def obstacles_in_step(trainer: Trainer, name: str) -> Iterator[str]:
+    """The same, of what may come and go in mid-run."""
     yield from _of_trainer(trainer, name)
     yield from _of_optimizer(trainer.optimizer)
     yield from _of_model(trainer, name)
@@ -230,12 +248,9 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
 
 
 def _is_plain(trainer: Trainer) -> bool:
-    layers = [*trainer.model.modules(), trainer.loss]
-    known = all(type(layer).__module__.startswith("torch.nn.") for layer in layers)
-    return (
-        known
-        and not overridden(trainer, ("compute_loss", "forward", "batch_loss"))
-        and not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
+    layers = trainer.model.modules()
+    return calls_known_code(trainer) and not any(
+        isinstance(layer, nn.modules.conv._ConvNd) for layer in layers
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.batch import Plan
 from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.capture import CapturedStep, capture, flat
-from gdtrain.training.engines.functional import FunctionalStep, State
+from gdtrain.training.engines.eager_pass import EagerPass
+from gdtrain.training.engines.functional import FunctionalStep
 from gdtrain.training.engines.lowering import DTYPES, is_lowered
 from gdtrain.training.engines.window import Window
 from gdtrain.training.engines.xla_cpu import cpu
@@ -25,161 +27,244 @@ from gdtrain.training.engines.xla_program import Array, Operands, Program, StepS
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
+# So many programs are kept for steps that may come again.
+_PROGRAMS = 32
+
+
+class Programs:
+    """What is compiled, and the room that it works in, for all steps of a run that are alike."""
+
+    def __init__(self) -> None:
+        self.cpu = cpu()
+        self._programs: OrderedDict[Any, Program] = OrderedDict()
+        self._windows: dict[Any, Window] = {}
+        self._columns: list[Any] = []
+        self._samples: TensorSamples | None = None
+        self._versions: list[int] = []
+
+    def program(self, key: Any, make: Any) -> Program:
+        """The program of this key, made if there is none."""
+        if key not in self._programs:
+            self._programs[key] = make()
+            if len(self._programs) > _PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return self._programs[key]
+
+    def window(self, shape: StepShape, like: Sequence[Tensor], *, reads_indices: bool) -> Window:
+        """Rows for what steps of this shape read; like: the columns that they are of."""
+        forms = tuple((tensor.dtype, tensor.shape[1:]) for tensor in like)
+        key = shape.steps, shape.size, forms, reads_indices
+        if key not in self._windows:
+            room = shape.steps * shape.size
+            self._windows[key] = Window(like, room, reads_indices=reads_indices)
+        return self._windows[key]
+
+    def columns(self, samples: TensorSamples) -> list[Any]:
+        """The data set as XLA reads it: in place, or in a copy where that is not aligned."""
+        versions = [tensor._version for tensor in samples.tensors]
+        if samples is not self._samples or versions != self._versions:
+            with jax.enable_x64(True), jax.default_device(self.cpu):
+                tensors = [tensor.contiguous() for tensor in samples.tensors]
+                self._columns = [jax.dlpack.from_dlpack(tensor) for tensor in tensors]
+            self._samples, self._versions = samples, versions
+        return self._columns
+
+    def forget_copies(self) -> None:
+        """Copy the data set anew, where it is copied: somebody may have written to it."""
+        if self._samples is not None:
+            read = [column.unsafe_buffer_pointer() for column in self._columns]
+            if read != [tensor.data_ptr() for tensor in self._samples.tensors]:
+                self._samples = None
+
 
 class CompiledStep:
-    """One structure of model, loss and optimizer, compiled for each shape of batch that comes.
+    """The step of model, loss and optimizer as they are, compiled for each size of batch.
 
-    samples: all there are, or some like them, of a stream.
+    samples: all there are, or some like them, of a stream. size: of a batch, captured at once.
+    earlier: what was compiled before; of it, graphs and programs are taken where they are those of
+    the step still.
     Between :meth:`take` and :meth:`give` the state is XLA's.
     """
 
-    def __init__(self, trainer: Trainer, samples: TensorSamples, batch: Batch) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        samples: TensorSamples,
+        size: int,
+        earlier: CompiledStep | None = None,
+    ) -> None:
         self.trainer = trainer
-        self.step = FunctionalStep.after_eager_pass(trainer, batch)
         self.dtype = DTYPES[trainer.dtype]
         self.fresh_groups: tuple[int, ...] = ()  # whose momentum buffers are still to be made
-        self._cpu = cpu()
         self.samples = samples  # keeps alive what XLA reads
         self.row_bytes = samples.nbytes // len(samples)
-        self._columns: list[Any] = []
-        self._versions: list[int] = []  # of the data that the columns are
+        self._step: FunctionalStep | None = None
+        self._shared: Programs = Programs() if earlier is None else earlier._shared
         self._captured: dict[int, CapturedStep] = {}
-        self._windows: dict[tuple[int, int, bool], Window] = {}
-        self._programs: dict[StepShape, Program] = {}
-        self._operands: dict[StepShape, Operands] = {}
-        self._made = False
+        self._known: dict[int, CapturedStep] = {}
+        if earlier is not None:
+            self._known = earlier._known | earlier._captured
+        self._changes: list[bool] = []  # of each tensor of the state, by a step of any size
+        self._ready: dict[StepShape, tuple[Program, Operands]] = {}
+        self._is_taken = self._made = False
         self._tensors: list[Tensor] = []
-        self._fixed: list[Any] = []
         self._state: list[Any] = []
+        self.capture([size])
+
+    @property
+    def step(self) -> FunctionalStep:
+        """The step itself, of whatever size."""
+        assert self._step is not None
+        return self._step
+
+    def capture(self, sizes: Iterable[int]) -> None:
+        """Capture the step for batches of these sizes. Raises ModelError if it can't be."""
+        for size in sizes:
+            if size not in self._captured:
+                self._captured[size] = self._capture(size)
+        each = [captured.changes for captured in self._captured.values()]
+        changes = [any(of_one) for of_one in zip(*each, strict=True)]
+        if changes != self._changes:
+            taken = self._is_taken
+            if taken:
+                self.give()
+            self._changes = changes
+            if taken:
+                self.take()
+
+    def _capture(self, size: int) -> CapturedStep:
+        places = torch.arange(size) % len(self.samples)
+        batch = next(self.samples.read(Plan(0, size, size, places)))
+        seen = EagerPass(self.trainer, batch)
+        if self._step is None:
+            self._step = seen.step
+        elif seen.step.settings != self.step.settings:
+            raise ModelError("the loss depends on other parameters in batches of another size")
+        return capture(seen, batch, is_lowered, self._known.get(size))
 
     def program(self, shape: StepShape) -> Program:
         """What runs steps of this shape. Raises ModelError if the step can't be compiled."""
-        if shape not in self._programs:
-            row = np.array(self.step.settings_row(), self.dtype)
-            state, fixed = self.step.tensors()
-            captured = self._capture(shape.size, state, fixed, row)
-            with jax.enable_x64(True), jax.default_device(self._cpu):
-                operands = self._operands_of(shape, _arrays(fixed))
-                try:
-                    self._programs[shape] = Program(
-                        captured, shape, _arrays(flat(state)), operands, row, len(state.trained)
-                    )
-                except (NotImplementedError, TypeError, ValueError) as error:
-                    said = str(error).strip().split("\n")[0]
-                    raise ModelError(f"XLA has no {said}") from error
-        return self._programs[shape]
+        return self._prepared(shape)[0]
 
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
-        self.program(shape)
-        return self._windows[shape.steps, shape.size, shape.gathers]
+        reads = self._captured[shape.size].reads_indices
+        like = () if shape.gathers else self.samples.tensors
+        return self._shared.window(shape, like, reads_indices=reads or shape.gathers)
 
-    def _capture(self, size: int, state: State, fixed: list[Tensor], row: Array) -> CapturedStep:
-        if size not in self._captured:
-            places = torch.arange(size) % len(self.samples)
-            batch = next(self.samples.read(Plan(0, size, size, places)))
-            self._captured[size] = capture(
-                self.step, state, fixed, torch.from_numpy(row), batch, is_lowered
+    def _prepared(self, shape: StepShape) -> tuple[Program, Operands]:
+        if shape not in self._ready:
+            self.capture([shape.size])
+            captured = self._captured[shape.size]
+            with jax.enable_x64(True), jax.default_device(self._shared.cpu):
+                operands = self._operands(shape, captured)
+                key = (captured.text, tuple(self._changes), shape)
+                program = self._shared.program(key, lambda: self._compile(shape, operands))
+            self._ready[shape] = program, operands
+        return self._ready[shape]
+
+    def _compile(self, shape: StepShape, operands: Operands) -> Program:
+        tensors = flat(self.step.tensors())
+        changing = [t for t, changes in zip(tensors, self._changes, strict=True) if changes]
+        row = np.array(self.step.settings_row(), self.dtype)
+        try:
+            return Program(
+                self._captured[shape.size],
+                shape,
+                self._changes,
+                _arrays(changing),
+                operands,
+                row,
+                len(self.step.trained),
             )
-        return self._captured[size]
+        except (NotImplementedError, TypeError, ValueError) as error:
+            said = str(error).strip().split("\n")[0]
+            raise ModelError(f"XLA has no {said}") from error
 
-    def _operands_of(self, shape: StepShape, fixed: list[Any]) -> Operands:
-        constants = _arrays(self._captured[shape.size].constants)
-        if shape.windowed:
-            room = shape.steps, shape.size, shape.gathers
-            if room not in self._windows:
-                reads = self._captured[shape.size].reads_indices
-                like = () if shape.gathers else self.samples.tensors
-                self._windows[room] = Window(
-                    like, shape.steps * shape.size, reads_indices=reads or shape.gathers
-                )
-            window = self._windows[room]
-            if shape.gathers:
-                self._share_data()
-                return Operands(self._columns, window.indices, fixed, constants)
-            return Operands(window.columns, window.indices, fixed, constants)
-        self._share_data()
-        return Operands(self._columns, None, fixed, constants)
+    def _operands(self, shape: StepShape, captured: CapturedStep) -> Operands:
+        tensors = flat(self.step.tensors())
+        fixed = [t for t, changes in zip(tensors, self._changes, strict=True) if not changes]
+        window = self.window(shape) if shape.windowed else None
+        columns = (
+            self._shared.columns(self.samples)
+            if window is None or shape.gathers
+            else window.columns
+        )
+        indices = None if window is None else window.indices
+        return Operands(columns, indices, _arrays(fixed), _arrays(captured.constants))
 
-    def _share_data(self) -> None:
-        """Let XLA read the data set; it copies what is not aligned, anew if that has changed."""
-        versions = [tensor._version for tensor in self.samples.tensors]
-        if versions != self._versions:
-            with jax.enable_x64(True), jax.default_device(self._cpu):
-                tensors = [tensor.contiguous() for tensor in self.samples.tensors]
-                self._columns = [jax.dlpack.from_dlpack(tensor) for tensor in tensors]
-            self._versions = versions
+    def forget_copies(self) -> None:
+        """Read the data set anew, where XLA has a copy of it."""
+        self._shared.forget_copies()
 
     def take(self) -> None:
         """Start from the present values of the tensors."""
-        state, fixed = self.step.tensors()
-        self._tensors, self._fixed = flat(state), _arrays(fixed)
+        tensors = flat(self.step.tensors())
+        self._tensors = [t for t, changes in zip(tensors, self._changes, strict=True) if changes]
         self._state = _arrays(self._tensors)
-        self._operands.clear()
+        self._ready.clear()
         self.fresh_groups = self.step.groups_without_momenta()
-        self._made = False
+        self._is_taken, self._made = True, False
 
-    def run(self, shape: StepShape, steps: int, first_row: int) -> tuple[Array, float | None]:
+    def run(
+        self, shape: StepShape, steps: int, first_row: int, number: int
+    ) -> tuple[Array, float | None]:
         """The losses of the updates made, and that of the first one that must not be.
 
         first_row: where the samples begin, among those that the shape's program reads.
+        number: updates made before.
 
         The loop does not look at what it computes. A loss that is not finite shows in the
         losses, and a gradient that is not in the weights, where it stays. Only then is the first
         bad update looked for: by bisection, as the good ones must have the bits of any other run.
         """
+        self._from = first_row, number
         before, bad_loss = self._state, None
         if shape.guarded:
-            losses, bad_loss = self._run_guarded(shape, 0, steps, first_row)
+            losses, bad_loss = self._run_guarded(shape, 0, steps)
         else:
-            losses, sound = self._run_plain(shape, 0, steps, first_row)
+            losses, sound = self._run_plain(shape, 0, steps)
             if not sound:
-                losses, bad_loss = self._run_to_bad(shape, steps, first_row, before)
+                losses, bad_loss = self._run_to_bad(shape, steps, before)
         if len(losses):
             self._made, self.fresh_groups = True, ()
         return losses, bad_loss
 
     def _run_to_bad(
-        self, shape: StepShape, steps: int, first_row: int, before: list[Any]
+        self, shape: StepShape, steps: int, before: list[Any]
     ) -> tuple[Array, float | None]:
         good, bad = 0, steps
         while bad - good > 1:
             middle = (good + bad) // 2
             self._state = before
-            _, sound = self._run_plain(shape, 0, middle, first_row)
+            _, sound = self._run_plain(shape, 0, middle)
             good, bad = (middle, bad) if sound else (good, middle)
         self._state = before
-        losses, _ = self._run_plain(shape, 0, good, first_row)
+        losses, _ = self._run_plain(shape, 0, good)
         # The next update's loss or gradient is not finite; or it is, and the weights overflow.
-        rest, bad_loss = self._run_guarded(shape, good, steps, first_row)
+        rest, bad_loss = self._run_guarded(shape, good, steps)
         return np.concatenate([losses, rest]), bad_loss
 
-    def _run_plain(
-        self, shape: StepShape, start: int, stop: int, first_row: int
-    ) -> tuple[Array, bool]:
+    def _run_plain(self, shape: StepShape, start: int, stop: int) -> tuple[Array, bool]:
         """The losses, and whether they and the weights are finite."""
-        seen = self._call(shape, start, stop, first_row)
+        seen = self._call(shape, start, stop)
         losses = seen[start:stop].copy()
         # A sum that is finite says it of all of them; finite numbers may have one that is not.
         finite = math.isfinite(losses.sum()) or bool(np.isfinite(losses).all())
         return losses, bool(seen[-1]) and finite
 
-    def _run_guarded(
-        self, shape: StepShape, start: int, stop: int, first_row: int
-    ) -> tuple[Array, float | None]:
+    def _run_guarded(self, shape: StepShape, start: int, stop: int) -> tuple[Array, float | None]:
         guarded = replace(shape, guarded=True)
         if guarded != shape:
             self.program(guarded).rows[:] = self.program(shape).rows
-        seen = self._call(guarded, start, stop, first_row)
+        seen = self._call(guarded, start, stop)
         end = int(seen[-2])
         return seen[start:end].copy(), None if end == stop else float(seen[end])
 
-    def _call(self, shape: StepShape, start: int, stop: int, first_row: int) -> Array:
-        program = self.program(shape)
-        operands = self._operands.get(shape)
-        if operands is None:
-            operands = self._operands[shape] = self._operands_of(shape, self._fixed)
-        self._state, losses = program.run(self._state, operands, start, stop, first_row)
+    def _call(self, shape: StepShape, start: int, stop: int) -> Array:
+        program, operands = self._prepared(shape)
+        self._state, losses = program.run(self._state, operands, (start, stop, *self._from))
         return losses
 
     def give(self) -> None:
@@ -189,6 +274,7 @@ class CompiledStep:
                 np.copyto(tensor.numpy(), np.asarray(array))
             momenta = len(self._tensors) - len(self.step.with_momentum)
             self.step.keep_momenta(self._tensors[momenta:])
+        self._is_taken = self._made = False
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[Array]:

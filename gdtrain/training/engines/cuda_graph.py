@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import TensorSamples
-from gdtrain.training.engines.functional import structure_of
+from gdtrain.training.engines.compiled_engine import CompiledEngine
+from gdtrain.training.engines.eager_pass import unread
 from gdtrain.training.engines.static_step import StaticStep
 from gdtrain.training.engines.watchers import note_step
 from gdtrain.training.seeding import RngState
@@ -41,7 +42,7 @@ def record_graph(work: Callable[[], None], device: torch.device) -> Callable[[],
     return replay
 
 
-class CudaGraphEngine:
+class CudaGraphEngine(CompiledEngine):
     """Runs blocks by replaying recorded updates; the host waits only at the end of a block.
 
     Weights, buffers and momentum are changed where they are, so they can be looked at at any
@@ -52,37 +53,53 @@ class CudaGraphEngine:
     max_block_steps = 4096
 
     def __init__(self, trainer: Trainer, record: Record = record_graph) -> None:
-        self.trainer = trainer
+        super().__init__(trainer)
         self._record = record
         self._recorded: dict[Any, _Recorded] = {}
+        self._checked: set[Any] = set()  # of these, what is of the trainer as it is now
 
     def prepare(self, plan: Plan) -> None:
-        """Record what most steps of the plan need."""
+        """Record what most steps of the plan need. Raises ModelError if it can't be."""
+        self._check()
         self._for(plan.batch_sizes(0, 1)[0])
 
-    def run(self, block: Block) -> Tensor:
-        """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
+    def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
         plan, start = block.plan, block.start
         full = plan.num_samples // plan.batch_size
-        parts: list[Tensor] = []
+        self._check()
         while start < block.stop:
             stop = min(block.stop, full) if start < full else block.stop
             recorded = self._for(plan.batch_sizes(start, start + 1)[0])
-            parts.append(self._run_part(recorded, plan, start, stop))
-            if parts[-1].shape[0] < stop - start:
+            losses = self._run_part(recorded, plan, start, stop, start - block.start)
+            parts.append(losses)
+            if losses.shape[0] < stop - start:
                 break
             start = stop
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def publish(self) -> None:
-        """Nothing: every update is made where everybody can see it."""
+    def _check(self) -> None:
+        """Trust no recording if it may be of a step that the trainer has no more."""
+        if not self._is_current():
+            self._checked.clear()
+        self._note_capture()
 
-    def _run_part(self, recorded: _Recorded, plan: Plan, start: int, stop: int) -> Tensor:
-        """Steps of one size. The updates do not look at what they compute; see ScanEngine."""
+    def _run_part(
+        self, recorded: _Recorded, plan: Plan, start: int, stop: int, made_before: int
+    ) -> Tensor:
+        """Steps of one size. The updates do not look at what they compute; see ScanEngine.
+
+        made_before: the block's updates before these, which are not counted yet.
+        """
         trainer, static, count = self.trainer, recorded.static, stop - start
         first, last = start * plan.batch_size, min(stop * plan.batch_size, plan.num_samples)
-        back = trainer.schedule.mark()
-        static.show(plan.take(first, last).view(count, -1), self._rows(static, count))
+        back, lr = trainer.schedule.mark(), trainer.lr
+        try:
+            rows = self._rows(static, count)
+        except BaseException:  # none of these updates has been made
+            back()
+            trainer.lr = lr
+            raise
+        number = trainer.progress.step + made_before
+        static.show(plan.take(first, last).view(count, -1), rows, number)
         before, rng = static.copy(), RngState.take(trainer.device)
 
         def is_sound(steps: int) -> bool:
@@ -113,7 +130,8 @@ class CudaGraphEngine:
         note_step(trainer.optimizer)
         first = step.settings_row(step.groups_without_momenta())
         if trainer.schedule.by_step:
-            rows = trainer.schedule.rows(count, step.settings_row)
+            with unread(trainer):
+                rows = trainer.schedule.rows(count, step.settings_row)
         else:
             rows = [step.settings_row()] * count
         trainer.lr = rows[-1][0] if rows else trainer.lr
@@ -121,15 +139,16 @@ class CudaGraphEngine:
 
     def _for(self, size: int) -> _Recorded:
         """What was recorded for batches of this size, or is to be."""
-        trainer = self.trainer
-        assert trainer.loader is not None
-        samples = trainer.placed(trainer.loader.samples)
+        trainer, samples = self.trainer, self._samples()
         assert isinstance(samples, TensorSamples)
-        key = (size, samples, structure_of(trainer))
+        key = size, samples
         known = self._recorded.get(key)
-        if known is None or not known.static.is_live():
-            static = StaticStep(trainer, samples, size, self.max_block_steps)
-            known = self._recorded[key] = _Recorded(static, self._record, trainer.device)
+        if known is None or key not in self._checked or not known.static.is_live():
+            earlier = None if known is None else known.static
+            static = StaticStep(trainer, samples, size, self.max_block_steps, earlier)
+            if known is None or not known.static.is_same(static):
+                known = self._recorded[key] = _Recorded(static, self._record, trainer.device)
+            self._checked.add(key)
         return known
 
 

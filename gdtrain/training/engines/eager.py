@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import TensorSamples, of_rows
+from gdtrain.training.callbacks import Callback
 from gdtrain.training.guard import NotFinite
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class EagerEngine:
             self._steps(block, islice(again, sound))
         return stacked(block.losses)
 
-    def publish(self) -> None:
+    def publish(self, looker: Callback | None = None) -> None:
         """Every update is made where everybody can see it."""
 
     def _steps(self, block: Block, batches: Iterable[Batch]) -> None:

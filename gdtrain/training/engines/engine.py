@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gdtrain.data.batch import Block
+from gdtrain.training.callbacks import Callback
 
 
 class Engine(Protocol):
@@ -25,5 +26,8 @@ class Engine(Protocol):
         not made, and everything is as it was before it.
         """
 
-    def publish(self) -> None:
-        """Bring model, loss and optimizer up to date, before anybody looks at them."""
+    def publish(self, looker: Callback | None = None) -> None:
+        """Bring model, loss and optimizer up to date, before anybody looks at them.
+
+        looker: the callback that is about to look; None for code of which nothing is known.
+        """

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
-from gdtrain.training.keeper import unchanged
+from gdtrain.training.gradient import scalar
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -23,47 +23,21 @@ _FLAGS = ("weight_decay", "momentum", "nesterov", "maximize")
 
 
 class State(NamedTuple):
-    """What an update changes, as tensors: trained parameters, buffers, momentum buffers.
+    """What an update may change, as tensors: trained parameters, others, momentum buffers.
 
-    Of the last, one for each parameter of the groups with momentum; zeros stand for those that
-    the optimizer has not made yet.
+    The others are buffers, and parameters that are not trained, which forward may write to.
+    Of momentum buffers there is one for each parameter of the groups with momentum; zeros stand
+    for those that the optimizer has not made yet.
     """
 
     trained: list[Any]
-    buffers: list[Any]
+    others: list[Any]
     momenta: list[Any]
-
-
-class _Loss(nn.Module):
-    """Model and loss as one module, whose forward is the trainer's loss of a batch."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        super().__init__()
-        self.trainer = trainer
-        self.model = trainer.model
-        if isinstance(trainer.loss, nn.Module):
-            self.loss = trainer.loss
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.trainer.batch_loss(batch)
 
 
 def update_flags(group: dict[str, Any]) -> tuple[bool, ...]:
     """Which of the terms of SGD's update a parameter group has."""
     return tuple(bool(group[key]) for key in _FLAGS)
-
-
-def structure_of(trainer: Trainer) -> tuple[Any, ...]:
-    """What a captured step takes for granted, and others may change at safe points."""
-    modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
-    return (
-        *(trainer.model, trainer.loss),
-        tuple(m.training for module in modules for m in module.modules()),
-        tuple(p.requires_grad for module in modules for p in module.parameters()),
-        trainer.clip_grad_norm,
-        trainer.clip_grad_value,
-        tuple(update_flags(group) for group in trainer.optimizer.param_groups),
-    )
 
 
 class FunctionalStep:
@@ -76,78 +50,71 @@ class FunctionalStep:
 
     for Nesterov's momentum, momentum, and none.
 
-    without_gradient: names of parameters that the loss does not depend on. SGD leaves them alone.
+    unused: names of parameters that the loss does not depend on. SGD leaves them alone.
+    A step is of model, loss and optimizer as they are when it is made, and no longer.
     """
 
-    def __init__(self, trainer: Trainer, without_gradient: Iterable[str] = ()) -> None:
+    def __init__(self, trainer: Trainer, unused: Iterable[str] = ()) -> None:
         self.trainer = trainer
-        self._loss = _Loss(trainer)
-        named = dict(self._loss.named_parameters())
-        name_of = {id(parameter): name for name, parameter in named.items()}
+        self.places = Places(trainer)
+        groups = trainer.optimizer.param_groups
         self.groups = [
             [
                 name
                 for parameter in group["params"]
-                if (name := name_of[id(parameter)]) not in without_gradient
-                and parameter.requires_grad
+                if parameter.requires_grad and (name := self._name_of(parameter)) not in unused
             ]
-            for group in trainer.optimizer.param_groups
+            for group in groups
         ]
         self.trained = [name for names in self.groups for name in names]
         self.with_momentum = [
             name
-            for group, names in zip(trainer.optimizer.param_groups, self.groups, strict=True)
+            for group, names in zip(groups, self.groups, strict=True)
             for name in names
             if group["momentum"]
         ]
-        self.fixed = [name for name in named if name not in set(self.trained)]
-        self.buffers = [name for name, _ in self._loss.named_buffers()]
-        self._flags = [
-            dict(zip(_FLAGS, update_flags(group), strict=True))
-            for group in trainer.optimizer.param_groups
-        ]
+        self.others = [name for name in self.places.tensors if name not in set(self.trained)]
+        self.flags = [update_flags(group) for group in groups]
 
-    @classmethod
-    def after_eager_pass(cls, trainer: Trainer, batch: Batch) -> FunctionalStep:
-        """The step of a trainer, once loss and gradient of a batch have been computed eagerly.
+    @property
+    def settings(self) -> list[Any]:
+        """What makes this step another one than that of the same model and loss at another time."""
+        forms = [(name, t.dtype, t.shape) for name, t in self.places.tensors.items()]
+        clip = self.trainer.clip_grad_norm, self.trainer.clip_grad_value
+        return [self.groups, self.with_momentum, self.flags, clip, forms]
 
-        Whatever model, loss and data do not fit is said as it is said without an engine. Nothing
-        is changed by it.
-        """
-        named = dict(_Loss(trainer).named_parameters())
-        trained = {name: p for name, p in named.items() if p.requires_grad}
-        with unchanged(trainer), torch.enable_grad():
-            loss = trainer.batch_loss(batch)
-            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        unused = [n for n, g in zip(trained, gradients, strict=True) if g is None]
-        return cls(trainer, unused)
+    def _name_of(self, parameter: Tensor) -> str:
+        name = self.places.name_of(parameter)
+        if name is None:
+            raise ModelError(
+                f"the optimizer holds a parameter {list(parameter.shape)} that is neither the "
+                "model's nor the loss's"
+            )
+        return name
 
-    def tensors(self, missing: Sequence[Tensor] = ()) -> tuple[State, list[Tensor]]:
-        """The live tensors that make up the state, and the parameters that stay as they are.
+    def tensors(self, missing: Sequence[Tensor] = ()) -> State:
+        """The live tensors that make up the state.
 
         Momentum buffers that the optimizer lacks are zeros, and not given to it; they are made,
         or taken from among ``missing``.
         """
-        parameters = dict(self._loss.named_parameters())
-        buffers = dict(self._loss.named_buffers())
+        places = self.places.tensors
         momenta = []
         for number, name in enumerate(self.with_momentum):
-            held = self.trainer.optimizer.state.get(parameters[name], {}).get("momentum_buffer")
+            held = self.trainer.optimizer.state.get(places[name], {}).get("momentum_buffer")
             if held is None:
-                held = missing[number].zero_() if missing else torch.zeros_like(parameters[name])
+                held = missing[number].zero_() if missing else torch.zeros_like(places[name])
             momenta.append(held)
-        state = State(
-            [parameters[name].detach() for name in self.trained],
-            [buffers[name] for name in self.buffers],
+        return State(
+            [places[name].detach() for name in self.trained],
+            [places[name].detach() for name in self.others],
             [momentum.detach() for momentum in momenta],
         )
-        return state, [parameters[name].detach() for name in self.fixed]
 
     def keep_momenta(self, momenta: Sequence[Tensor]) -> None:
         """Give the optimizer the momentum buffers that :meth:`tensors` made."""
-        parameters = dict(self._loss.named_parameters())
         for name, momentum in zip(self.with_momentum, momenta, strict=True):
-            state = self.trainer.optimizer.state[parameters[name]]
+            state = self.trainer.optimizer.state[self.places.tensors[name]]
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = momentum
 
@@ -156,10 +123,9 @@ class FunctionalStep:
 
         The first update takes the gradient whole, whatever the dampening.
         """
-        parameters = dict(self._loss.named_parameters())
         found = []
         for number, group in enumerate(self.trainer.optimizer.param_groups):
-            held = [parameters[name] for name in self.groups[number]]
+            held = [self.places.tensors[name] for name in self.groups[number]]
             if group["momentum"] and group["dampening"]:
                 states = [self.trainer.optimizer.state.get(parameter, {}) for parameter in held]
                 missing = [state.get("momentum_buffer") is None for state in states]
@@ -170,66 +136,170 @@ class FunctionalStep:
         return tuple(found)
 
     def settings_row(self, fresh_groups: Sequence[int] = ()) -> list[float]:
-        """The optimizer's present settings, as :meth:`__call__` takes them."""
+        """The optimizer's present settings, as :meth:`__call__` takes them.
+
+        Raises ModelError if they make another step, with a term that this one lacks.
+        """
         row: list[float] = []
         for number, group in enumerate(self.trainer.optimizer.param_groups):
+            if update_flags(group) != self.flags[number]:
+                raise ModelError("a schedule switches weight_decay or momentum on or off")
             kept = 1.0 if number in fresh_groups else 1.0 - group["dampening"]
             row += [float(group["lr"]), group["weight_decay"], group["momentum"], kept]
         return row
 
     def __call__(
-        self, state: State, fixed: Sequence[Tensor], row: Tensor, batch: Batch
+        self, state: State, row: Tensor, number: Tensor, batch: Batch
     ) -> tuple[State, Tensor, Tensor]:
         """The state after an update; the batch's loss before it; whether that and ∂J/∂θ are finite.
 
-        row: [groups · SETTINGS_PER_GROUP], in the parameters' dtype.
+        row: [groups · SETTINGS_PER_GROUP], in the parameters' dtype. number: updates made before,
+        shape [], int64: the trainer's ``step`` meanwhile.
+        Forward may write to the tensors of the state, or bind others in their places.
         """
-        unchanged = dict(zip(self.fixed, fixed, strict=True))
+        given = dict(zip(self.trained + self.others, state.trained + state.others, strict=True))
+        after: dict[str, Tensor] = {}
+        numbered = step_number(self.trainer, number)
+        with torch.enable_grad(), numbered, self.places.hold(given, after) as placed:
+            loss = scalar(self.trainer.batch_loss(batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            gradients = {n: t.grad for n, t in placed.items() if t.grad is not None}
+            finite = torch.isfinite(loss.detach())
+            for gradient in gradients.values():
+                finite = finite & torch.isfinite(gradient).all()
+            if missing := [name for name in self.trained if name not in gradients]:
+                raise ModelError(f"the loss depends on {missing[0]} in some batches only")
+            gradients = self._clip(gradients)
+            trained, momenta = self._descend(after, state.momenta, gradients, row)
+        others = [after[name] for name in self.others]
+        return State(trained, others, momenta), loss.detach(), finite
 
-        def loss_of(
-            trained: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-        ) -> tuple[Tensor, list[Tensor]]:
-            changing = {name: buffer.clone() for name, buffer in buffers.items()}
-            held = {**unchanged, **trained, **changing}
-            return functional_call(self._loss, held, (batch,)), list(changing.values())
-
-        trained = dict(zip(self.trained, state.trained, strict=True))
-        buffers = dict(zip(self.buffers, state.buffers, strict=True))
-        by_name, (loss, new_buffers) = grad_and_value(loss_of, has_aux=True)(trained, buffers)
-        gradients = list(by_name.values())
-        finite = torch.isfinite(loss)
-        for gradient in gradients:
-            finite = finite & torch.isfinite(gradient).all()
-        return self._descend(state, self._clip(gradients), row, new_buffers), loss, finite
-
-    def _clip(self, gradients: list[Tensor]) -> list[Tensor]:
+    def _clip(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bound each element, then the 2-norm of all, as torch.nn.utils does."""
         norm, value = self.trainer.clip_grad_norm, self.trainer.clip_grad_value
         if value is not None:
-            gradients = [gradient.clamp(-value, value) for gradient in gradients]
+            gradients = {name: g.clamp(-value, value) for name, g in gradients.items()}
         if norm is not None:
-            squares = [gradient.square().sum() for gradient in gradients]
+            squares = [gradient.square().sum() for gradient in gradients.values()]
             total = torch.stack(squares).sum().sqrt()
             scale = (norm / (total + 1e-6)).clamp(max=1.0)
-            gradients = [gradient * scale for gradient in gradients]
+            gradients = {name: gradient * scale for name, gradient in gradients.items()}
         return gradients
 
     def _descend(
-        self, state: State, gradients: list[Tensor], row: Tensor, buffers: list[Tensor]
-    ) -> State:
-        given, momenta = iter(zip(state.trained, gradients, strict=True)), iter(state.momenta)
-        new = State([], buffers, [])
-        for number, (names, flags) in enumerate(zip(self.groups, self._flags, strict=True)):
+        self,
+        parameters: dict[str, Tensor],
+        momenta: list[Tensor],
+        gradients: dict[str, Tensor],
+        row: Tensor,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        given = iter(momenta)
+        trained: list[Tensor] = []
+        velocities: list[Tensor] = []
+        for number, (names, present) in enumerate(zip(self.groups, self.flags, strict=True)):
             lr, decay, momentum, kept = row[SETTINGS_PER_GROUP * number :][:SETTINGS_PER_GROUP]
-            for _ in names:
-                parameter, gradient = next(given)
+            flags = dict(zip(_FLAGS, present, strict=True))
+            for name in names:
+                parameter, gradient = parameters[name], gradients[name]
                 if flags["maximize"]:
                     gradient = -gradient
                 if flags["weight_decay"]:
                     gradient = gradient + decay * parameter
                 if flags["momentum"]:
-                    velocity = momentum * next(momenta) + kept * gradient
-                    new.momenta.append(velocity)
+                    velocity = momentum * next(given) + kept * gradient
+                    velocities.append(velocity)
                     gradient = gradient + momentum * velocity if flags["nesterov"] else velocity
-                new.trained.append(parameter - lr * gradient)
-        return new
+                trained.append(parameter - lr * gradient)
+        return trained, velocities
+
+
+class Places:
+    """Where model and loss hold their parameters and buffers.
+
+    tensors: each once, by the name of its first place.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._places: list[tuple[str, dict[str, Any], str]] = []
+        self._names: dict[int, str] = {}
+        self.tensors: dict[str, Tensor] = {}
+        seen: set[nn.Module] = set()
+        for root, suffix in ((trainer.model, ""), (trainer.loss, " of the loss")):
+            if isinstance(root, nn.Module):
+                for path, module in root.named_modules(seen):
+                    for held in (module._parameters, module._buffers):
+                        for key, tensor in held.items():
+                            if tensor is not None:
+                                name = (f"{path}.{key}" if path else key) + suffix
+                                self._add(name, held, key, tensor)
+
+    def _add(self, name: str, held: dict[str, Any], key: str, tensor: Tensor) -> None:
+        if id(tensor) not in self._names:
+            self._names[id(tensor)] = name
+            self.tensors[name] = tensor
+        self._places.append((self._names[id(tensor)], held, key))
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer; None for others."""
+        return self._names.get(id(tensor))
+
+    @contextmanager
+    def hold(
+        self, given: dict[str, Tensor], after: dict[str, Tensor]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Let the modules hold these tensors meanwhile, in the place of all that they hold.
+
+        Yields what they hold. after: gets what forward leaves in the places, detached. Raises
+        ModelError if that is of another shape, or another parameter.
+        """
+        placed = {
+            name: tensor.detach().requires_grad_(self.tensors[name].requires_grad)
+            for name, tensor in given.items()
+        }
+        try:
+            for name, places, key in self._places:
+                places[key] = placed[name]
+            yield placed
+            after |= self.left(placed, given)
+        finally:
+            for name, places, key in self._places:
+                places[key] = self.tensors[name]
+
+    def left(self, placed: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What forward has left in the places, detached.
+
+        placed: what was there before. Raises ModelError for another parameter, and for what is
+        not of the shape and dtype of ``like``.
+        """
+        left = [(name, places.get(key)) for name, places, key in self._places]
+        ends: dict[str, Any] = dict(left)
+        for name, tensor in left:
+            if tensor is not ends[name]:
+                raise ModelError(f"forward binds {name} anew in one of its places")
+            if tensor is not placed[name] and isinstance(self.tensors[name], nn.Parameter):
+                raise ModelError(f"forward binds parameter {name} anew")
+            _check_form(name, like[name], tensor)
+        return {name: tensor.detach() for name, tensor in ends.items()}
+
+
+def _check_form(name: str, before: Tensor, after: Any) -> None:
+    """Raise ModelError if forward has left a tensor of another shape or dtype, or none."""
+    if not isinstance(after, Tensor):
+        raise ModelError(f"forward takes {name} away")
+    for kind, was, now in (
+        ("shape", list(before.shape), list(after.shape)),
+        ("dtype", before.dtype, after.dtype),
+    ):
+        if was != now:
+            raise ModelError(f"forward changes the {kind} of {name} from {was} to {now}")
+
+
+@contextmanager
+def step_number(trainer: Trainer, number: Tensor) -> Iterator[None]:
+    """Let the trainer's ``step`` be this tensor of shape [], int64."""
+    trainer.captured_step = number
+    try:
+        yield
+    finally:
+        trainer.captured_step = None

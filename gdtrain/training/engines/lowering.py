@@ -9,7 +9,7 @@ have been removed, dtypes are jax's. Results are cast to the dtype that PyTorch 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ import torch
 from jax import lax
 from torch import fx
 
-from gdtrain.training.engines.lowering_layers import LAYERS, UPDATES
+from gdtrain.training.engines.lowering_layers import LAYERS
 from gdtrain.training.engines.lowering_losses import LOSSES
 
 Lowering = Callable[..., Any]
@@ -111,6 +111,10 @@ def _scatter_add(x: Any, dim: int, index: Any, values: Any) -> Any:
     return x.at[tuple(grid)].add(values[tuple(slice(size) for size in index.shape)])
 
 
+def _var(x: Any, dims: Any = None, correction: float = 1, **_: Any) -> Any:
+    return jnp.var(x, axis=_axes(dims), ddof=int(correction))
+
+
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
     return jnp.clip(x, low, high)
 
@@ -150,6 +154,9 @@ _ELEMENTWISE: dict[str, Lowering] = {
     "pow": jnp.power,
     "rsqrt": lax.rsqrt,
     "reciprocal": lambda x: 1 / x,
+    "remainder": jnp.remainder,
+    "fmod": jnp.fmod,
+    "floor_divide": jnp.floor_divide,
     "erf": lax.erf,
     "sigmoid": jax.nn.sigmoid,
     "relu": lambda x: jnp.maximum(x, 0),
@@ -193,6 +200,7 @@ _REDUCTIONS: dict[str, Lowering] = {
     **{name: _reduce(getattr(jnp, name)) for name in ("sum", "mean", "prod", "any", "all")},
     **{name: _reduce(getattr(jnp, name)) for name in ("amax", "amin")},
     "linalg_vector_norm": _norm,
+    "var": _var,
     "_softmax": _softmax(jax.nn.softmax),
     "_log_softmax": _softmax(jax.nn.log_softmax),
 }
@@ -214,8 +222,6 @@ LOWERINGS: dict[str, Lowering] = {
     **LAYERS,
     **LOSSES,
 }
-# Operators that also change some of their arguments: name -> results and {argument: new value}.
-CHANGING: dict[str, Callable[..., tuple[Any, Mapping[int, Any]]]] = UPDATES
 
 
 def operator_name(target: Any) -> str:
@@ -227,7 +233,7 @@ def operator_name(target: Any) -> str:
 
 def is_lowered(target: Any) -> bool:
     """Whether the table has the operator."""
-    return target is operator.getitem or operator_name(target) in LOWERINGS.keys() | CHANGING
+    return target is operator.getitem or operator_name(target) in LOWERINGS
 
 
 def run_graph(module: fx.GraphModule, arguments: Sequence[Any], constants: Sequence[Any]) -> Any:
@@ -255,12 +261,7 @@ def run_graph(module: fx.GraphModule, arguments: Sequence[Any], constants: Seque
             name = operator_name(node.target)
             options = {k: lowered(v) for k, v in node.kwargs.items() if k not in _ON_MEMORY}
             arguments_of = [lowered(argument) for argument in node.args]
-            if name in CHANGING:
-                results, changed = CHANGING[name](*arguments_of, **options)
-                values[node] = results
-                values |= {node.args[i]: value for i, value in changed.items()}
-            else:
-                values[node] = _as_torch(LOWERINGS[name](*arguments_of, **options), node)
+            values[node] = _as_torch(LOWERINGS[name](*arguments_of, **options), node)
     raise AssertionError("a graph ends with its output")
 
 

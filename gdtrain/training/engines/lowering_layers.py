@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -136,34 +136,30 @@ def _batch_norm(
     training: bool,
     momentum: float,
     eps: float,
-) -> tuple[tuple[Any, Any, Any], Mapping[int, Any]]:
-    """Output, mean and 1/σ; and the new running mean and variance, arguments 3 and 4."""
+) -> tuple[Any, Any, Any, Any, Any]:
+    """Output, mean and 1/σ of the batch, and the new running mean and variance."""
     axes, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
-    changed: dict[int, Any] = {}
-    if training or running_mean is None:
+    if training:
         mean, variance = x.mean(axes), x.var(axes)
-        if running_mean is not None:
-            count = x.size // x.shape[1]
-            unbiased = variance * (count / (count - 1))
-            changed[3] = momentum * mean + (1 - momentum) * running_mean
-            changed[4] = momentum * unbiased + (1 - momentum) * running_var
+        count = x.size // x.shape[1]
+        unbiased = variance * (count / (count - 1))
+        running_mean = momentum * mean + (1 - momentum) * running_mean
+        running_var = momentum * unbiased + (1 - momentum) * running_var
     else:
         mean, variance = running_mean, running_var
     scale = lax.rsqrt(variance + eps)
     result = (x - mean.reshape(shape)) * scale.reshape(shape)
     result = result if weight is None else result * weight.reshape(shape)
     result = result if bias is None else result + bias.reshape(shape)
-    return (result, mean, scale), changed
+    return result, mean, scale, running_mean, running_var
 
 
 LAYERS: dict[str, Callable[..., Any]] = {
+    "_native_batch_norm_legit_functional": _batch_norm,
     **dict.fromkeys(("mm", "bmm"), lambda x, y: x @ y),
     "addmm": _addmm,
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "max_pool2d_with_indices": _max_pool,
     "max_pool2d_with_indices_backward": _max_pool_backward,
-}
-UPDATES: dict[str, Callable[..., tuple[Any, Mapping[int, Any]]]] = {
-    "native_batch_norm": _batch_norm
 }

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.engines.compiled_engine import CompiledEngine
 from gdtrain.training.engines.compiled_step import CompiledStep
-from gdtrain.training.engines.functional import structure_of
+from gdtrain.training.engines.eager_pass import unread
+from gdtrain.training.engines.watchers import note_step
 from gdtrain.training.engines.window import MAX_BATCH_BYTES, MAX_STEPS, rows_of, window_steps
 from gdtrain.training.engines.xla_program import Array, StepShape
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
 
 
-class ScanEngine:
+class ScanEngine(CompiledEngine):
     """Runs blocks as one XLA program each, on the CPU; of long ones, a window of steps at a time.
 
     The weights are those of the eager engine up to rounding. While nobody looks they stay with
@@ -32,42 +34,55 @@ class ScanEngine:
     max_block_steps = MAX_STEPS
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self._compiled: dict[Any, CompiledStep] = {}
-        self._current: CompiledStep | None = None  # whose state is newer than that of the tensors
+        super().__init__(trainer)
+        self._step: CompiledStep | None = None
+        self._samples_of_step: Samples | None = None
+        self._is_taken = False  # whether the step has a state that is newer than the tensors
 
     def prepare(self, plan: Plan) -> None:
         """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
         if plan.num_batches is None and not plan.remaining(0):
             return  # a stream of which nothing has come
-        compiled = self._for_present_structure(plan, 0)
-        compiled.program(self._shape(compiled, plan, 0, 1)[0])
+        step = self._present(plan, 0)
+        step.capture(plan.batch_sizes(number, number + 1)[0] for number in plan.ends())
+        step.program(self._shape(step, plan, 0, 1)[0])
 
-    def run(self, block: Block) -> Tensor:
-        """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
-        if self._current is None:
-            self._current = self._for_present_structure(block.plan, block.start)
-            self._current.take()
+    def publish(self, looker: Callback | None = None) -> None:
+        """Bring the state to the tensors of model, loss and optimizer."""
+        super().publish(looker)
+        if self._is_taken:
+            assert self._step is not None
+            self._step.give()
+            self._is_taken = False
+
+    def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
         plan, start = block.plan, block.start
-        parts: list[Array] = []
+        step = self._ready(block)
         while start < block.stop:
-            shape, stop = self._shape(self._current, plan, start, block.stop)
-            parts.append(self._run_part(self._current, plan, start, stop, shape))
-            if len(parts[-1]) < stop - start:
+            shape, stop = self._shape(step, plan, start, block.stop)
+            losses = self._run_part(step, plan, start, stop, shape, start - block.start)
+            parts.append(torch.from_numpy(losses))
+            if len(losses) < stop - start:
                 break
             start = stop
-        return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
-    def publish(self) -> None:
-        """Bring the state to the tensors of model, loss and optimizer."""
-        if self._current is not None:
-            self._current.give()
-            self._current = None
+    def _ready(self, block: Block) -> CompiledStep:
+        """The step that makes the block's updates, with the state."""
+        plan = block.plan
+        if not self._is_taken:
+            self._step = self._present(plan, block.start)
+        assert self._step is not None
+        ends = (block.start, block.stop - 1)
+        self._step.capture(plan.batch_sizes(number, number + 1)[0] for number in ends)
+        if not self._is_taken:
+            self._step.take()
+            self._is_taken = True
+        return self._step
 
     # ── parts of blocks: steps of one size, as many as a window holds ───────────────────────
 
     def _shape(
-        self, compiled: CompiledStep, plan: Plan, start: int, stop: int
+        self, step: CompiledStep, plan: Plan, start: int, stop: int
     ) -> tuple[StepShape, int]:
         """What runs the step ``start``, and the step before which it ends.
 
@@ -77,7 +92,7 @@ class ScanEngine:
         windowed = plan.indices is not None or plan.num_batches is None
         guarded = self.trainer.clip_grad_value is not None  # which would hide what is infinite
         short = scheduled or plan.num_batches is None
-        row_bytes = compiled.row_bytes
+        row_bytes = step.row_bytes
         gathers = plan.indices is not None and row_bytes * plan.batch_size >= MAX_BATCH_BYTES
         most = window_steps(plan, 8 if gathers else row_bytes, short=short)
         if plan.num_batches is None:
@@ -89,69 +104,79 @@ class ScanEngine:
         if start >= full:
             return StepShape(left, 1, windowed, False, guarded, gathers), start + 1
         end = min(full, stop, start + steps)
-        if compiled.fresh_groups:
+        if step.fresh_groups:
             end = start + 1  # the first update with momentum has settings of its own
         return StepShape(plan.batch_size, steps, windowed, scheduled, guarded, gathers), end
 
     def _run_part(
-        self, compiled: CompiledStep, plan: Plan, start: int, stop: int, shape: StepShape
+        self, step: CompiledStep, plan: Plan, start: int, stop: int, shape: StepShape, made: int
     ) -> Array:
+        """made: the updates of the block before these, which are not counted yet."""
         first_row = start * plan.batch_size
         if shape.windowed:
-            window = compiled.window(shape)
+            window = step.window(shape)
             if plan.num_batches is None:
                 window.hold(self._samples().together(plan, start, stop))
             else:
                 chosen = plan.take(first_row, first_row + (stop - start) * shape.size)
-                window.gather(compiled.samples, chosen)
+                window.gather(step.samples, chosen)
             first_row = 0
         back, lr = self.trainer.schedule.mark(), self.trainer.lr
-        self._set(compiled, shape, stop - start)
-        losses, bad_loss = compiled.run(shape, stop - start, first_row)
+        count = stop - start
+        try:
+            self._set(step, shape, count)
+            number = self.trainer.progress.step + made
+            losses, bad_loss = step.run(shape, count, first_row, number)
+        except BaseException:  # none of these updates has been made
+            back()
+            self.trainer.lr = lr
+            raise
         if bad_loss is not None:
             self.trainer.guard.found = (bad_loss, None)
             back()
             self.trainer.lr = lr
-            self._set(compiled, shape, len(losses))
+            self._set(step, shape, len(losses))
         return losses
 
-    def _set(self, compiled: CompiledStep, shape: StepShape, steps: int) -> None:
+    def _set(self, step: CompiledStep, shape: StepShape, steps: int) -> None:
         """Give the program the settings of the next steps; the schedule moves on."""
-        trainer, rows = self.trainer, compiled.program(shape).rows
-        trainer.optimizer._opt_called = True  # type: ignore[attr-defined]  # by schedulers
+        trainer, rows = self.trainer, step.program(shape).rows
+        note_step(trainer.optimizer)
 
         def row() -> list[float]:
-            return compiled.step.settings_row(compiled.fresh_groups)
+            return step.step.settings_row(step.fresh_groups)
 
-        if shape.scheduled:
-            given = trainer.schedule.rows(steps, row)
-            if given:
-                rows[:steps] = given
-                trainer.lr = given[-1][0]
-            return
-        rows[0] = row()
-        for _ in range(steps):
-            trainer.after_update()
-            if not trainer.schedule.by_step:
-                break
+        with unread(trainer):
+            if shape.scheduled:
+                given = trainer.schedule.rows(steps, row)
+                if given:
+                    rows[:steps] = given
+                    trainer.lr = given[-1][0]
+                return
+            rows[0] = row()
+            for _ in range(steps):
+                trainer.after_update()
+                if not trainer.schedule.by_step:
+                    break
 
     # ── what is compiled ────────────────────────────────────────────────────────────────────
 
-    def _samples(self) -> Samples:
-        assert self.trainer.loader is not None
-        return self.trainer.placed(self.trainer.loader.samples)
+    def _present(self, plan: Plan, start: int) -> CompiledStep:
+        """What is compiled for model, loss and optimizer as they are. Raises ModelError."""
+        samples, is_current = self._samples(), self._is_current()
+        if self._step is not None and self._may_differ:
+            self._step.forget_copies()
+        if self._step is None or samples is not self._samples_of_step or not is_current:
+            self._step = self._compiled(samples, plan, start)
+            self._samples_of_step = samples
+        self._note_capture()
+        return self._step
 
-    def _for_present_structure(self, plan: Plan, start: int) -> CompiledStep:
-        """What was compiled for the model and optimizer as they are, or is to be."""
-        trainer, samples = self.trainer, self._samples()
+    def _compiled(self, samples: Samples, plan: Plan, start: int) -> CompiledStep:
+        trainer = self.trainer
         assert trainer.loader is not None
-        key = (samples, structure_of(trainer))
-        if key not in self._compiled:
-            if plan.num_batches is None:
-                batch = next(trainer.read(trainer.loader, plan, start))
-                samples = TensorSamples(rows_of(batch))
-            else:
-                batch = next(trainer.read(trainer.loader, plan))
-            assert isinstance(samples, TensorSamples)
-            self._compiled[key] = CompiledStep(trainer, samples, batch)
-        return self._compiled[key]
+        if plan.num_batches is None:
+            samples = TensorSamples(rows_of(next(trainer.read(trainer.loader, plan, start))))
+        assert isinstance(samples, TensorSamples)
+        (size,) = plan.batch_sizes(start, start + 1)
+        return CompiledStep(trainer, samples, size, self._step)

@@ -24,7 +24,7 @@ class Operands(NamedTuple):
     """What a program reads and does not change.
 
     columns: inputs and, last, targets, a sample a row. indices: [rows] int64, the samples'
-    numbers, or None where they are those of the rows. fixed: parameters that are not trained.
+    numbers, or None where they are those of the rows. fixed: what of the state no step changes.
     constants: of the captured graph.
     """
 
@@ -56,7 +56,7 @@ class _Call(NamedTuple):
     """What changes from call to call.
 
     rows: [steps or 1, settings]. span: the steps to make, from ``span[0]`` to before ``span[1]``,
-    and the row of the columns with which the batch of step 0 begins.
+    the row of the columns with which the batch of step 0 begins, and the updates made before it.
     """
 
     rows: Any
@@ -66,6 +66,7 @@ class _Call(NamedTuple):
 class Program:
     """Makes steps of one shape.
 
+    changes: for each tensor of the captured state, whether it is in ``state``, or fixed.
     rows: [steps or 1, settings], to be set before a call.
     """
 
@@ -73,13 +74,14 @@ class Program:
         self,
         captured: CapturedStep,
         shape: StepShape,
+        changes: Sequence[bool],
         state: Sequence[Any],
         operands: Operands,
         row: Array,
         trained: int,
     ) -> None:
         rows = torch.from_numpy(np.tile(row, (shape.steps if shape.scheduled else 1, 1))).clone()
-        span = torch.zeros(3, dtype=torch.int64)
+        span = torch.zeros(4, dtype=torch.int64)
         self.shape = shape
         self.rows: Array = rows.numpy()
         self._span: Array = span.numpy()
@@ -87,7 +89,7 @@ class Program:
         results = next(iter(reversed(captured.graph.graph.nodes))).args[0]
         loss_dtype = np.dtype(str(results[-2].meta["val"].dtype).removeprefix("torch."))
         self._losses: Any = np.zeros(shape.steps + 2, loss_dtype)
-        block = _block(captured, shape, trained)
+        block = _block(captured, shape, changes, trained)
         lowered = jax.jit(block, donate_argnums=(1,)).lower(
             state, self._losses, operands, self._call
         )
@@ -95,36 +97,44 @@ class Program:
         self._compiled = lowered.compile(compiler_options=options)
 
     def run(
-        self, state: list[Any], operands: Operands, start: int, stop: int, first_row: int
+        self, state: list[Any], operands: Operands, span: tuple[int, int, int, int]
     ) -> tuple[list[Any], Array]:
-        """Make the steps from ``start`` to before ``stop``.
+        """Make the steps from ``span[0]`` to before ``span[1]``.
 
-        first_row: of the columns, where the batch of step 0 begins.
+        span: and the row of the columns where the batch of step 0 begins, and the updates made
+        before that step.
         Returns the state after them and, until the next call, the losses: [steps + 2], of the
         steps made at their places, and at the end how far the loop came, and 1 if the trained
         parameters are finite, else 0.
         """
-        self._span[:] = start, stop, first_row
+        self._span[:] = span
         with jax.enable_x64(True):
             state, self._losses = self._compiled(state, self._losses, operands, self._call)
         return state, np.asarray(self._losses)
 
 
-def _block(captured: CapturedStep, shape: StepShape, trained: int) -> Callable[..., Any]:
+def _block(
+    captured: CapturedStep, shape: StepShape, changes: Sequence[bool], trained: int
+) -> Callable[..., Any]:
     """``(state, losses, operands, call) -> (state, losses)``; the trained come first in the state.
 
     Losses given to it are used up.
     """
 
     def block(state: list[Any], losses: Any, operands: Operands, call: _Call) -> tuple[Any, Any]:
-        start, stop, first_row = call.span
+        start, stop, first_row, number = call.span
 
         def step(i: Any, state: list[Any]) -> tuple[list[Any], Any, Any]:
             batch = _batch(operands, first_row + i * shape.size, shape)
             row = _slice(call.rows, i, 1)[0] if shape.scheduled else call.rows[0]
-            arguments = [*state, *operands.fixed, row, *batch]
-            *new, loss, finite = run_graph(captured.graph, arguments, operands.constants)
-            return new, loss, finite
+            changing, fixed = iter(state), iter(operands.fixed)
+            whole = [next(changing if changes_it else fixed) for changes_it in changes]
+            results = run_graph(
+                captured.graph, [*whole, row, number + i, *batch], operands.constants
+            )
+            *new, loss, finite = results
+            pairs = zip(new, changes, strict=True)
+            return [after for after, changes_it in pairs if changes_it], loss, finite
 
         loop = _guarded_loop if shape.guarded else _plain_loop
         done, state, losses = loop(step, start, stop, list(state), losses)

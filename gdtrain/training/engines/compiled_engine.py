@@ -1,0 +1,104 @@
+"""What the engines that capture a step have in common: when to do it anew, and what they count."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Block
+from gdtrain.data.samples import Samples
+from gdtrain.errors import ModelError
+from gdtrain.training.callbacks import Callback
+from gdtrain.training.engines import choice
+from gdtrain.training.engines.eager import stacked
+from gdtrain.training.engines.foreign import Structure, calls_known_code, only_reads
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+class CompiledEngine(ABC):
+    """Runs blocks by a step that is captured once, and not by Python code.
+
+    Whatever such a step has as constants may be other once somebody else's code has run. So it is
+    captured anew then; what was compiled is used again if the graph and its constants are the same.
+    """
+
+    name: str
+    max_block_steps: int
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._may_differ = True  # since the last capture, if there was one
+        self._structure: Structure | None = None  # of what was captured; None if it can't be known
+
+    def run(self, block: Block) -> Tensor:
+        """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
+        parts: list[Tensor] = []
+        try:
+            self._run_parts(block, parts)
+        except ModelError as error:
+            return self._go_on(block, parts, error)
+        except BaseException:
+            self._count(block, parts)
+            raise
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def publish(self, looker: Callback | None = None) -> None:
+        """Bring model, loss and optimizer up to date, before anybody looks at them."""
+        if not only_reads(looker, self.trainer):
+            self._may_differ = True
+
+    @abstractmethod
+    def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
+        """Make the updates, and put the losses of those made into ``parts`` as they come.
+
+        Raises ModelError if the step can't be captured.
+        """
+
+    def _go_on(self, block: Block, parts: list[Tensor], error: ModelError) -> Tensor:
+        """Let another engine make the rest of a block. Raises ConfigError if none may."""
+        self.publish()
+        self._count(block, parts)
+        engine, made = self.trainer.choice.instead(error), len(block.made)
+        rest = replace(block, start=block.start + made, batches=islice(block.batches, made, None))
+        engine.run(rest)
+        return stacked(block.losses)  # the lists of the rest are the block's
+
+    def _count(self, block: Block, parts: list[Tensor]) -> None:
+        """Count what was made before an error."""
+        losses = [loss for part in parts for loss in part.unbind()]
+        sizes = block.plan.batch_sizes(block.start, block.start + len(losses))
+        block.losses.extend(losses)
+        block.made.extend(sizes)
+        self.trainer.progress.count(len(sizes), sum(sizes))
+
+    # ── what is captured ────────────────────────────────────────────────────────────────────
+
+    def _samples(self) -> Samples:
+        assert self.trainer.loader is not None
+        return self.trainer.placed(self.trainer.loader.samples)
+
+    def _is_current(self) -> bool:
+        """Whether what was captured is the step of the trainer as it is now.
+
+        Raises ModelError if the trainer has got something that can't be captured.
+        """
+        if not self._may_differ:
+            return True
+        for reason in choice.obstacles_in_step(self.trainer, self.name):
+            raise ModelError(reason)
+        known, trainer = self._structure, self.trainer
+        return known is not None and calls_known_code(trainer) and known.is_of(trainer)
+
+    def _note_capture(self) -> None:
+        """What was captured is of the trainer as it is now."""
+        if not self._is_current():
+            trainer = self.trainer
+            self._structure = Structure(trainer) if calls_known_code(trainer) else None
+        self._may_differ = False

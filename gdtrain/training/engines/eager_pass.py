@@ -1,0 +1,163 @@
+"""The eager pass before a capture: what model and loss do in one, and a captured step could not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from gdtrain.data.batch import Batch
+from gdtrain.data.samples import map_batch
+from gdtrain.errors import ModelError
+from gdtrain.training.engines.functional import FunctionalStep, Places, step_number
+from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.gradient import scalar
+from gdtrain.training.keeper import unchanged
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+# The generators of random.random() and numpy.random.rand().
+_GENERATORS = {
+    "Python's generator": random._inst,
+    "numpy's generator": np.random.mtrand._rand,
+}
+# Tensors from elsewhere that have no more elements are told apart by their values.
+_SMALL = 1024
+
+
+class EagerPass:
+    """Loss and gradient of a batch, computed eagerly once; nothing is changed by it.
+
+    step: the functional step of the trainer as it is. operators: all that PyTorch was asked to
+    compute, and with what; where that and the step's settings are those of an earlier pass, what
+    was captured then is the step still.
+
+    Whatever model, loss and data do not fit is said as it is said without an engine. Raises
+    ModelError if the pass changes what a captured step has as constants.
+    """
+
+    def __init__(self, trainer: Trainer, batch: Batch) -> None:
+        places = Places(trainer)
+        like = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
+        batch = map_batch(batch, torch.clone)  # a model may work in place
+        number = torch.tensor(trainer.progress.step)
+        operators = Operators({"step": number, "batch": batch, **places.tensors})
+        with unchanged(trainer), torch.enable_grad():
+            before = reached(trainer, places)
+            try:
+                with operators, unread(trainer), step_number(trainer, number):
+                    loss = scalar(trainer.batch_loss(batch))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                left = places.left(places.tensors, like)
+                changed = before.changes()
+            finally:
+                before.restore()
+            gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
+        _check(changed, gradients)
+        self.step = FunctionalStep(trainer, [n for n, held in gradients.items() if held is None])
+        ends = [operators.label(tensor) for tensor in [loss.detach(), *left.values()]]
+        self.operators = [*self.step.settings, *operators.lines, *ends]
+
+
+def _check(changed: list[str], gradients: Mapping[str, Tensor | None]) -> None:
+    if changed:
+        raise ModelError(
+            f"forward or the loss changes {', '.join(changed[:3])} in each pass; a captured step "
+            "changes parameters and buffers alone (trainer.step counts the updates)"
+        )
+    for name, gradient in gradients.items():
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise ModelError(f"the gradient of {name} is sparse")
+
+
+def reached(trainer: Trainer, places: Places) -> PythonState:
+    """What a step reads that is not in its place in a module, and takes for constant."""
+    roots = {"model": trainer.model, "loss": trainer.loss, "trainer": trainer}
+    groups = {"optimizer.param_groups": trainer.optimizer.param_groups}
+    return PythonState(roots | groups | _GENERATORS, places.tensors.values())
+
+
+@contextmanager
+def unread(trainer: Trainer) -> Iterator[None]:
+    """Raise ModelError meanwhile if code reads what an engine changes while it makes updates."""
+    watched = {"progress": trainer.progress, "history": trainer.history}
+    classes = {name: type(found) for name, found in watched.items()}
+    for name, found in watched.items():
+        found.__class__ = _unreadable(name, type(found))
+    try:
+        yield
+    finally:
+        for name, found in watched.items():
+            found.__class__ = classes[name]
+
+
+def _unreadable(name: str, kind: type) -> Any:
+    def refuse(found: Any, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            return object.__getattribute__(found, attribute)
+        raise ModelError(
+            f"trainer.{name}.{attribute} is read, which moves while a block is computed; "
+            "trainer.step has the updates made, as a tensor"
+        )
+
+    return type(kind.__name__, (kind,), {"__getattribute__": refuse, "__slots__": ()})
+
+
+class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes what PyTorch is asked to compute, in words that are the same for the same step.
+
+    given: tensors by name, or batches. Tensors from elsewhere are told by their values or, if they
+    are large, by their memory, in which whoever has captured them sees what is written there.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lines: list[Any] = []
+        self._labels: dict[Any, str] = {}
+        self._held: list[Tensor] = []  # so that no memory is used twice
+        for name, tree in given.items():
+            parts = (tree.inputs, tree.targets, tree.indices) if isinstance(tree, Batch) else tree
+            for tensor in tree_flatten(parts)[0]:
+                self._name(tensor, name)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        options = options or {}
+        read = tree_map(self._worded, (arguments, options))
+        result = function(*arguments, **options)
+        made = [self._name(tensor, "") for tensor in tree_flatten(result)[0]]
+        self.lines.append((str(function), read, made))
+        return result
+
+    def _worded(self, value: Any) -> str:
+        return self.label(value) if isinstance(value, Tensor) else repr(value)
+
+    def label(self, tensor: Tensor) -> str:
+        """What a tensor is called."""
+        if (key := _memory(tensor)) in self._labels:
+            return self._labels[key]
+        if tensor.numel() <= _SMALL and tensor.layout is torch.strided:
+            return f"{tensor.dtype} {list(tensor.shape)} {tensor.detach().tolist()}"
+        return str(key)
+
+    def _name(self, tensor: Any, name: str) -> str:
+        if not isinstance(tensor, Tensor):
+            return repr(tensor)
+        self._held.append(tensor)
+        form = f"{tensor.dtype} {list(tensor.shape)} {tensor.requires_grad}"
+        return self._labels.setdefault(_memory(tensor), f"{name}{len(self._labels)}: {form}")
+
+
+def _memory(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
