@@ -117,7 +117,9 @@ def test_what_can_not_be_captured_is_run_eagerly_with_a_notice(monkeypatch, capl
     with caplog.at_level(logging.WARNING, "gdtrain"):
         assert chosen(build(), LONG) == "eager"
     (record,) = caplog.records
-    assert record.getMessage().startswith("engine: eager, since there is no lowering of ")
+    assert record.getMessage().startswith(
+        "engine: eager, since scan can't run this: there is no lowering of "
+    )
 
 
 CONFIG = """

@@ -652,7 +652,7 @@ def test_auto_goes_on_eagerly_with_a_note(caplog):
         trainer.fit(EPOCHS)
     notes = [record.getMessage() for record in caplog.records if record.name == "gdtrain"]
     assert notes == [
-        "engine: eager from here on, since layer '0' has hooks, which look at every pass"
+        "engine: eager, since scan can't run this: layer '0' has hooks, which look at every pass"
     ]
     assert trainer.engine.name == trainer.choice.name == "eager"
     assert_close(model, by_hand(*make(small), at_epoch_end=with_hooks))

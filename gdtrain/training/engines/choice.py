@@ -72,7 +72,7 @@ class EngineChoice:
     def settle(self, num_epochs: int) -> None:
         """Give the trainer the engine for ``fit(num_epochs)``, if it has not got it yet.
 
-        Raises ConfigError if one was asked for, or used before, that can't run this.
+        Raises ConfigError if one was asked for by name that can't run this.
         """
         trainer, present = self.trainer, self.trainer.engine.name
         assert trainer.loader is not None
@@ -82,25 +82,22 @@ class EngineChoice:
         if wanted == "auto":
             stream = trainer.loader.is_stream
             updates = None if stream else trainer.loader.updates(num_epochs)
-            trainer.engine = _by_rule(trainer, updates, num_epochs)
-        elif wanted == "eager":
-            trainer.engine = EagerEngine(trainer)
-        else:
-            check(trainer, wanted)
-            try:
-                trainer.engine = _made(trainer, wanted)
-            except ModelError as error:
-                raise _refusal(wanted, str(error)) from error
+            wanted = _by_rule(trainer, updates, num_epochs)
+        try:
+            trainer.engine = _made(trainer, wanted)
+        except ModelError as error:
+            self.instead(wanted, error)
         self.of_run = trainer.engine.name
 
-    def instead(self, error: ModelError) -> Engine:
-        """The engine that goes on in mid-run where the present one can't any more.
+    def instead(self, name: str, error: ModelError) -> Engine:
+        """The engine that goes on where the one of this name can't, from now on the trainer's.
 
         That is eager under ``auto``. Raises ConfigError if an engine was asked for by name.
         """
         if self.wanted != "auto":
-            raise _refusal(self.trainer.engine.name, str(error)) from error
-        logger.warning("engine: eager from here on, since %s", error)
+            raise _refusal(name, str(error)) from error
+        if self.trainer.world.rank == 0:
+            logger.warning("engine: eager, since %s can't run this: %s", name, error)
         self.trainer.engine = EagerEngine(self.trainer)
         self.of_run = self.trainer.engine.name
         return self.trainer.engine
@@ -117,6 +114,11 @@ def _refusal(name: str, reason: str) -> ConfigError:
 
 
 def _made(trainer: Trainer, name: str) -> Engine:
+    """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
+    if name == "eager":
+        return EagerEngine(trainer)
+    for reason in obstacles(trainer, name):
+        raise ModelError(reason)
     plan = present_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":
@@ -213,27 +215,22 @@ def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
 # ── auto ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
+def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
     """The engine that suits the run, by its settings and what is installed alone.
 
     A compiled engine runs a model's Python code once, so it is taken unasked only for models,
     losses and ``compute_loss`` that are known to do the same in every step: PyTorch's layers and
-    the trainer's own. Others may ask for it by name.
+    the project's own. Others may ask for it by name.
 
     updates: of the whole run; None if nobody knows.
     """
     name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
     if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
-        return EagerEngine(trainer)
+        return "eager"
     if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
-        return EagerEngine(trainer)
+        return "eager"
     reasons = list(obstacles(trainer, name))
-    if not reasons:
-        try:
-            return _made(trainer, name)
-        except ModelError as error:
-            logger.warning("engine: eager, since %s", error)
-    elif len(reasons) == 1 and _INSTALL in reasons[0]:
+    if len(reasons) == 1 and _INSTALL in reasons[0]:
         logger.warning(
             "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
             "of %.0f s, to rounding the same",
@@ -244,7 +241,8 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> Engine:
                 updates * _EAGER_SECONDS,
             ),
         )
-    return EagerEngine(trainer)
+        return "eager"
+    return name
 
 
 def _is_plain(trainer: Trainer) -> bool:

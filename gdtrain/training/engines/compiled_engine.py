@@ -65,7 +65,7 @@ class CompiledEngine(ABC):
         """Let another engine make the rest of a block. Raises ConfigError if none may."""
         self.publish()
         self._count(block, parts)
-        engine, made = self.trainer.choice.instead(error), len(block.made)
+        engine, made = self.trainer.choice.instead(self.name, error), len(block.made)
         rest = replace(block, start=block.start + made, batches=islice(block.batches, made, None))
         engine.run(rest)
         return stacked(block.losses)  # the lists of the rest are the block's

@@ -178,9 +178,11 @@ class CompiledStep:
                 row,
                 len(self.step.trained),
             )
-        except (NotImplementedError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a lowering or XLA may raise
             said = str(error).strip().split("\n")[0]
-            raise ModelError(f"XLA has no {said}") from error
+            known = isinstance(error, NotImplementedError)
+            said = f"XLA has no {said}" if known else f"XLA: {type(error).__name__}: {said}"
+            raise ModelError(said) from error
 
     def _operands(self, shape: StepShape, captured: CapturedStep) -> Operands:
         tensors = flat(self.step.tensors())
