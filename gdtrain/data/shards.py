@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor
 from gdtrain.data.files import reading
-from gdtrain.data.samples import as_tensor
 from gdtrain.errors import DataError
 
 FORMATS = (".npy", ".safetensors", ".pt", ".pth")
@@ -166,7 +166,7 @@ def _npy(path: Path, key: str | None) -> _Opened:
         )
         shape, fortran, dtype = read_header(file)
         offset = file.tell()
-    as_tensor(np.empty((1,), dtype), str(path))  # raises for what is not numeric
+    as_tensor(np.zeros((1,), dtype), str(path))  # raises for what is not numeric
     if not dtype.isnative:
         raise DataError(f"{path}: is in another machine's byte order; save it in this one's")
     if fortran:
