@@ -21,6 +21,7 @@ from gdtrain.data.collate import Collated, CollateFn, collate
 from gdtrain.data.order import mix
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
+from gdtrain.errors import DataError
 
 Wanted = tuple[int, list[int]]  # a batch's seed for a worker, and its samples
 
@@ -36,7 +37,8 @@ class DatasetSamples(Samples):
     global generators, as in a hand-written loop. In a worker, the global generators of Python,
     numpy and torch are seeded for each batch from seed, epoch, its number and the rank: so a
     batch is the same wherever reading began, and however often it is read. What a worker raises
-    is raised here, with the worker's traceback as its cause.
+    is raised here, with the worker's traceback as its cause; what can't be pickled as a
+    RuntimeError with its text.
     """
 
     def __init__(
@@ -85,12 +87,15 @@ class DatasetSamples(Samples):
             # workers never call it.
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             collated = iter(loader)
-        for number in range(start, len(plan)):
-            self._tell(plan.epoch)  # a look may have told it another one meanwhile
-            item = next(collated)
-            if isinstance(item, _Raised):
-                raise item.error from WorkerError(item.text)
-            yield self._batch(item, plan, number)
+        try:
+            for number in range(start, len(plan)):
+                self._tell(plan.epoch)  # a look may have told it another one meanwhile
+                yield self._batch(_next(collated), plan, number)
+        finally:
+            # Now, for a traceback may hold the iterator for long; and while it lives, torch raises
+            # the death of a worker again wherever the process is told that a child has ended.
+            if self.num_workers:
+                collated._shutdown_workers()  # type: ignore[attr-defined]
 
     def _batch(self, item: Any, plan: Plan, number: int) -> Batch:
         places = plan.batch_indices(number)
@@ -124,6 +129,23 @@ class _Batches:
             if not len(rows):
                 rows = _stand_in(plan, number)
             yield mix(self.seed, plan.epoch, number, plan.rank), rows.tolist()
+
+
+def _next(collated: Iterator[Any]) -> Any:
+    """The next collated batch. Raises what a worker has raised, DataError for one that has died."""
+    try:
+        item = next(collated)
+    except (OSError, EOFError, RuntimeError) as error:
+        for worker in getattr(collated, "_workers", ()):
+            if not worker.is_alive() and worker.exitcode:
+                raise DataError(
+                    f"a DataLoader worker has died, with exit code {worker.exitcode}, while it "
+                    "read items; where memory ran out, give fewer num_workers or smaller batches"
+                ) from error
+        raise
+    if isinstance(item, _Raised):
+        raise item.error from WorkerError(item.text)
+    return item
 
 
 def _stand_in(plan: Plan, number: int) -> Tensor:
@@ -180,12 +202,13 @@ class _Raised:
 
     @classmethod
     def of(cls, error: Exception) -> _Raised:
-        """To be called while it is handled; raises it again if it can't go to another process."""
+        """To be called while the error is handled."""
+        text = traceback.format_exc()
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:
-            raise error from None  # DataLoader then sends its text
-        return cls(error, traceback.format_exc())
+        except Exception:  # it can't go to another process, and DataLoader would wait for it
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(error, text)
 
 
 @contextmanager

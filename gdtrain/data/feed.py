@@ -100,6 +100,9 @@ class IterableFeed(Feed):
         self._error: Exception | None = None  # to be raised after all that was before it
         self._last: Exception | None = None  # after which the next item is the first
 
+    def __reduce__(self) -> Any:
+        return IterableFeed, (self.dataset, self.collate)  # an iterator can't be copied
+
     def open(self, position: Position) -> None:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(self._epoch)

@@ -54,6 +54,9 @@ class RecordFeed(Feed):
         self._fault: BaseException | None = None
         weakref.finalize(self, lines.close)
 
+    def __reduce__(self) -> Any:
+        raise DataError(f"{self.name}: is read by one reader, which can't be copied; make another")
+
     def open(self, position: Position) -> None:
         self._close()
         if self.seekable:

@@ -102,6 +102,9 @@ class TensorSamples(Samples):
         """Inputs and, last, targets, as they are now."""
         return self._tensors
 
+    def __reduce__(self) -> Any:
+        return type(self), (self._tensors,)  # what are views of them stays so in a copy
+
     def state(self) -> Any:
         return [(id(tensor), version_of(tensor)) for tensor in self.tensors]
 

@@ -44,7 +44,7 @@ class ShardedArray:
     """
 
     def __init__(self, path: str | Path, key: str | None = None) -> None:
-        self.path = str(path)
+        self.path, self._key = str(path), key
         opened = [(file, *_open(file, key)) for file in _files(Path(path))]
         first, self.dtype, (_, *self._row_shape), _ = opened[0]
         for file, dtype, shape, _ in opened:
@@ -68,6 +68,9 @@ class ShardedArray:
         self._shards = [np.ndarray((count,), row, buffer=data) for count, data in parts]
         self._ends = np.cumsum([count for count, _ in parts], dtype=np.int64)
         self._touched = 0
+
+    def __reduce__(self) -> Any:
+        return ShardedArray, (self.path, self._key)  # a copy maps the files itself
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0

@@ -66,6 +66,9 @@ class TensorDatasetSamples(TensorSamples):
         self._given: tuple[Any, ...] = ()
         self._hold(self.tensors)
 
+    def __reduce__(self) -> Any:
+        return TensorDatasetSamples, (self.dataset, self.allow_nonfinite)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         given = self.dataset.tensors

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,6 +36,9 @@ class StreamSamples(Samples):
         self.ready = 0  # samples in the window
         self._pieces: deque[Piece] = deque()
         self._offset = 0  # of the window in the first piece
+
+    def __reduce__(self) -> Any:
+        return StreamSamples, (self.feed,)  # a copy begins anew
 
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
