@@ -37,6 +37,9 @@ class ConfigError(GdtrainError, ValueError):
         self.faults = tuple(faults)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[Fault, ...]]]:
+        return ConfigError, (self.faults,)
+
     @classmethod
     def of(cls, key: str, message: str) -> ConfigError:
         """The error of a single setting."""

@@ -139,16 +139,40 @@ def test_any_trailing_shape_is_kept(shape: tuple[int, ...]) -> None:
         assert torch.equal(batch.inputs, x[batch.indices])
 
 
-def test_sequential_batches_are_views_of_the_data() -> None:
-    storage = X.untyped_storage().data_ptr()
-    for loader in (BatchLoader((X, Y)), MiniBatchLoader((X, Y), 3, order="sequential")):
-        assert all(b.inputs.untyped_storage().data_ptr() == storage for b in loader)
+def test_sequential_batches_of_up_to_1_mib_are_copies_and_larger_ones_say_that_they_are_views() -> (
+    None
+):
+    row = torch.arange(1 << 15, dtype=torch.float32)  # 128 KiB
+    x = torch.stack([row + i for i in range(20)])
+    storage = x.untyped_storage().data_ptr()
+    for size, is_view in ((1, False), (3, False), (8, False), (9, True), (20, True)):
+        for batch in MiniBatchLoader(x, size, order="sequential"):
+            large = len(batch) * row.nbytes > 1 << 20
+            assert batch.is_view == large == (is_view and len(batch) > 8)
+            assert (batch.inputs.untyped_storage().data_ptr() == storage) == large
+            assert torch.equal(batch.inputs, x[batch.indices])
+            copy = batch.copy()
+            assert not copy.is_view
+            assert torch.equal(copy.inputs.zero_(), torch.zeros(len(batch), 1 << 15))
+            assert torch.equal(batch.inputs, x[batch.indices])
+            assert all(part.is_view == large for part in batch.split(4))
+
+
+@pytest.mark.parametrize("order", ["sequential", "reshuffle", "replacement"])
+def test_work_in_place_on_a_batch_is_seen_in_no_other(order: str) -> None:
+    x = X.clone()
+    loader = MiniBatchLoader((x, Y), 2, order=order)
+    for batch in loader:
+        assert torch.equal(batch.inputs, X[batch.indices])
+        batch.inputs.fill_(9.0)
+    assert torch.equal(x, X)
 
 
 def test_a_numpy_array_is_shared_and_not_copied() -> None:
     array = np.zeros((4, 2), dtype=np.float32)
-    (batch,) = BatchLoader(array)
+    loader = BatchLoader(array)
     array[1, 1] = 5
+    (batch,) = loader
     assert batch.inputs[1, 1] == 5
 
 
@@ -479,8 +503,50 @@ def test_finite_values_whose_sum_overflows_are_accepted(huge: Tensor) -> None:
 
 
 def test_a_tensor_dataset_is_taken_as_its_tensors() -> None:
-    (batch,) = BatchLoader(TensorDataset(X, Y))
-    assert batch.inputs.data_ptr() == X.data_ptr()
+    loader = BatchLoader(TensorDataset(X, Y))
+    assert loader.samples.tensors[0].data_ptr() == X.data_ptr()  # type: ignore[attr-defined]
+    (batch,) = loader
+    assert torch.equal(batch.inputs, X)
+
+
+def test_a_tensor_dataset_is_read_as_it_is_now() -> None:
+    dataset = TensorDataset(X.clone(), Y)
+    loader = MiniBatchLoader(dataset, 3, order="sequential")
+    dataset.tensors[0].add_(1)
+    assert torch.equal(torch.cat([batch.inputs for batch in loader]), X + 1)
+    dataset.tensors = (X[:5] * 2, Y[:5])
+    for order in ("sequential", "reshuffle"):
+        loader = loader if order == "sequential" else MiniBatchLoader(dataset, 3)
+        batches = list(loader)
+        assert sum(map(len, batches)) == 5
+        assert all(torch.equal(b.inputs, 2 * X[b.indices]) for b in batches)
+    dataset.tensors = (X[:5] / 0, Y[:5])
+    with raises(
+        DataError,
+        "inputs: row 0, column 0 is nan (and 9 more); remove the row or fill in a number before "
+        "training",
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MiniBatchLoader(X, Y, 32), "MiniBatchLoader((X, y), 32)"),
+        (lambda: MiniBatchLoader(X, Y), "MiniBatchLoader((X, y), 32)"),
+        (lambda: MiniBatchLoader(X, Y.numpy(), batch_size=3), None),
+        (lambda: BatchLoader(X, Y), "BatchLoader((X, y))"),
+        (lambda: SampleLoader(X.numpy(), Y), "SampleLoader((X, y))"),
+    ],
+)
+def test_inputs_and_targets_as_two_arguments_are_refused(make: Any, said: str | None) -> None:
+    if said is None:  # Python's own: two values for batch_size
+        with pytest.raises(TypeError, match="batch_size"):
+            make()
+        return
+    whole = f"data: inputs and targets are one argument: {said}, with options by name"
+    with raises(ConfigError, whole):
+        make()
 
 
 def test_samples_are_taken_as_they_are() -> None:

@@ -17,6 +17,7 @@ from gdtrain.config.schema import Config
 from gdtrain.config.sections.data import Data
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.data import bundled, files, problems, table
+from gdtrain.data.arrays import as_tensor, check_finite, check_range
 from gdtrain.data.converted import ConvertedFolder
 from gdtrain.data.dataset import (
     LoadedData,
@@ -26,7 +27,6 @@ from gdtrain.data.dataset import (
     prepare,
     split,
 )
-from gdtrain.data.samples import as_tensor, check_finite, check_range
 from gdtrain.errors import ConfigError, DataError
 
 logger = logging.getLogger("gdtrain")

@@ -15,8 +15,8 @@ from gdtrain.config import registry
 from gdtrain.config.build_model import build_model
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
+from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.dataset import Preprocessing
-from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.data.table import read_inputs
 from gdtrain.errors import DataError, OutputError
 from gdtrain.monitoring.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS

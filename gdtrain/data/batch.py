@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,19 +12,26 @@ from torch import Tensor
 
 from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.bijection import Draws
+from gdtrain.data.tree import Cutter, Rows, copied
+from gdtrain.data.tree import map_tensors as map_tensors
 
 
 class Batch:
     """The samples of one update.
 
-    inputs: [B, …]; a tuple of such tensors where the data has several inputs.
+    inputs: [B, …]; a tuple of such tensors where the data has several inputs. Of a Dataset,
+        whatever its collate function makes: dicts, lists and dataclasses of these, names, numbers.
     targets: [B, …], or None for data without targets.
     indices: [B] int64 on the CPU, the samples' places in the data set.
 
-    ``len(batch)`` is B. ``inputs, targets = batch`` unpacks, as DataLoader users expect.
+    ``len(batch)`` is B, the samples that are there. ``inputs, targets = batch`` unpacks, as
+    DataLoader users expect. is_view: whether tensors are the data set's own memory, which a model
+    that works in place would change.
     """
 
     __slots__ = ("indices", "inputs", "targets")
+    is_view = False
+    _cutter = Cutter()
 
     def __init__(self, inputs: Any, targets: Any, indices: Tensor) -> None:
         self.inputs = inputs
@@ -42,26 +49,50 @@ class Batch:
         return f"Batch({len(self)} samples)"
 
     def split(self, size: int) -> Iterator[Batch]:
-        """The batch as consecutive microbatches of ``size`` samples; the last may be shorter."""
-        for start in range(0, len(self), size):
-            cut = slice(start, start + size)
-            yield Batch(
-                map_tensors(self.inputs, lambda t, cut=cut: t[cut]),
-                map_tensors(self.targets, lambda t, cut=cut: t[cut]),
-                self.indices[cut],
-            )
+        """The batch as consecutive microbatches of ``size`` samples; the last may be shorter.
+
+        Raises DataError for what can't be cut into samples; see :meth:`take`.
+        """
+        length = len(self)
+        if 0 < length <= size:
+            yield self
+            return
+        for start in range(0, length, size):
+            yield self.take(slice(start, start + size))
+
+    def take(self, rows: Rows) -> Batch:
+        """Some of the batch's samples: a slice of them, or their numbers in it, [k] int64.
+
+        Tensors and arrays [B, …] are cut along their first dimension, lists of B things as well,
+        and single numbers, tensors of shape [], text and None are left whole. Raises DataError for
+        anything else, such as a tensor whose first dimension is another.
+        """
+        kind = ViewBatch if self.is_view else Batch
+        return kind(*self._taken(rows), self.indices[rows])
+
+    def _taken(self, rows: Rows) -> tuple[Any, Any]:
+        cut, length = self._cutter.cut, len(self)
+        inputs = cut(self.inputs, length, rows, ("inputs",))
+        return inputs, cut(self.targets, length, rows, ("targets",))
+
+    def copy(self) -> Batch:
+        """The batch with copies of all its tensors and arrays."""
+        return self.with_trees(copied(self.inputs), copied(self.targets))
+
+    def with_trees(self, inputs: Any, targets: Any) -> Batch:
+        """The same samples with other inputs and targets of them."""
+        return Batch(inputs, targets, self.indices)
+
+    def describe(self, row: int) -> str:
+        """Which sample the batch has at ``row``, in words."""
+        return f"sample {int(self.indices[row])}"
 
 
-def map_tensors(tree: Any, function: Any) -> Any:
-    """Apply ``function`` to every tensor in nested tuples, lists and dicts; leave the rest."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, tuple | list):
-        items = [map_tensors(item, function) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if isinstance(tree, Mapping):
-        return {key: map_tensors(item, function) for key, item in tree.items()}
-    return tree
+class ViewBatch(Batch):
+    """A batch whose tensors are the data set's own memory."""
+
+    __slots__ = ()
+    is_view = True
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gdtrain.data.arrays import check_finite
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.convert import INPUTS, TARGETS, Converted
 from gdtrain.data.dataset import Preprocessing, sample_shape, standardized, usable_statistics
 from gdtrain.data.mapped import MappedSamples, held_out
-from gdtrain.data.samples import Samples, TransformedSamples, check_finite
+from gdtrain.data.samples import Samples, TransformedSamples
 from gdtrain.data.shards import ShardedArray
 from gdtrain.errors import DataError
 

@@ -12,8 +12,8 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.order import generator
-from gdtrain.data.samples import as_tensor, check_finite
 from gdtrain.errors import DataError
 
 SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders

@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from gdtrain.data.collate import as_batch
+from gdtrain.data.batch import Batch
+from gdtrain.data.collate import Collated
 from gdtrain.data.records import Array
-
-# Items of a dataset that are gathered at once, if they come in this time.
-ITEMS_AT_ONCE = 256
-GATHER_SECONDS = 0.01
 
 # Where a stream stands after a sample. Of records: the offset of the next byte, lines read, bad
 # lines skipped. Of an IterableDataset: the samples read.
@@ -59,56 +57,91 @@ class Feed:
         """Go on from ``position``: the start, or any one if it is seekable."""
         raise NotImplementedError
 
-    def get(self, wait: float) -> Piece | None:
+    def get(self, wait: float, most: int) -> Piece | None:
         """The next samples, or None if none have come within ``wait`` seconds or at the end.
 
-        Raises DataError at a fault, again at each call, after all that was before it.
+        most: how many are wanted; of a source that is the user's own, no more are taken.
+
+        Raises DataError at a fault, or whatever the source has raised, after all that was before
+        it; again at each call, until :meth:`retry`.
         """
         raise NotImplementedError
 
-    def batch(self, parts: list[tuple[Piece, int, int]]) -> tuple[Any, Any]:
-        """Inputs and targets of the samples ``start`` … ``stop - 1`` of each piece, in a row."""
+    def retry(self, epoch: int) -> None:
+        """Training goes on, or begins, in ``epoch``: what has failed may be tried once more."""
+
+    def batch(self, parts: list[tuple[Piece, int, int]], places: Tensor) -> Batch:
+        """The samples ``start`` … ``stop - 1`` of each piece, in a row. places: their numbers."""
         raise NotImplementedError
 
 
 class IterableFeed(Feed):
-    """The items of an IterableDataset, which is iterated in the process and thread that trains."""
+    """The items of an IterableDataset, which is iterated in the process and thread that trains.
+
+    What it raises comes after the samples before it. When training goes on after that, it is asked
+    for the next item: one that still is at its end then, as a generator is, has not gone on, and
+    the error is raised again. One that has ``set_epoch`` is told the epoch before it is iterated.
+    """
 
     seekable = False
     restartable = True
-    ahead = ITEMS_AT_ONCE
+    # It may draw random numbers, or look at the model: its items are taken when a hand-written
+    # loop would take them, and no sooner.
+    ahead = 0
 
     def __init__(self, dataset: IterableDataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         self.name = type(dataset).__name__
         self.start = [0]
         self.dataset = dataset
         self.collate = collate
+        self._collated = Collated(collate)
         self._items: Iterator[Any] | None = None
-        self._count = 0
+        self._count = self._epoch = 0
+        self._error: Exception | None = None  # to be raised after all that was before it
+        self._last: Exception | None = None  # after which the next item is the first
+
+    def __reduce__(self) -> Any:
+        return IterableFeed, (self.dataset, self.collate)  # an iterator can't be copied
 
     def open(self, position: Position) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self._epoch)
         self._items, self._count, self.ended = iter(self.dataset), 0, False
+        self._error = self._last = None
 
-    def get(self, wait: float) -> Piece | None:
-        if self._items is None:
-            self.open(self.start)
-        assert self._items is not None
+    def retry(self, epoch: int) -> None:
+        if self._error is not None:
+            self._last, self._error = self._error, None
+        self._epoch = epoch
+
+    def get(self, wait: float, most: int) -> Piece | None:
         items: list[Any] = []
-        until = time.monotonic() + GATHER_SECONDS
-        while not self.ended and len(items) < ITEMS_AT_ONCE:
+        until = time.monotonic() + wait
+        while not self.ended and self._error is None and len(items) < most:
             try:
-                items.append(next(self._items))
+                items.append(self._next())
             except StopIteration:
-                self.ended = True
+                self.ended, self._error = self._last is None, self._last
+            except Exception as error:
+                self._error = error
             if time.monotonic() >= until:
                 break
         if not items:
+            if self._error is not None:
+                raise self._error
             return None
         places = self._count + 1 + np.arange(len(items))[:, None]
         self._count += len(items)
         return Piece(items, places)
 
-    def batch(self, parts: list[tuple[Piece, int, int]]) -> tuple[Any, Any]:
-        return as_batch(
-            self.collate([item for piece, start, stop in parts for item in piece.rows[start:stop]])
-        )
+    def _next(self) -> Any:
+        if self._items is None:
+            self.open(self.start)
+        assert self._items is not None
+        item = next(self._items)
+        self._last = None
+        return item
+
+    def batch(self, parts: list[tuple[Piece, int, int]], places: Tensor) -> Batch:
+        items = [item for piece, start, stop in parts for item in piece.rows[start:stop]]
+        return self._collated.batch(self.collate(items), places)

@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor
 from gdtrain.data.dataset import LoadedData
-from gdtrain.data.samples import as_tensor
 from gdtrain.errors import DataError
 
 T = TypeVar("T")

@@ -188,13 +188,14 @@ class BatchLoader(FormLoader):
     def __init__(
         self,
         data: Any,
-        *,
+        *more: Any,
         order: Order = "sequential",
         seed: int = 0,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
+        _refuse_more("BatchLoader", more)
         super().__init__(
             data,
             batch_size=None,
@@ -217,13 +218,14 @@ class SampleLoader(FormLoader):
     def __init__(
         self,
         data: Any,
-        *,
+        *more: Any,
         order: Order | None = None,
         seed: int = 0,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
+        _refuse_more("SampleLoader", more)
         super().__init__(
             data,
             batch_size=1,
@@ -249,7 +251,7 @@ class MiniBatchLoader(FormLoader):
         self,
         data: Any,
         batch_size: int | BatchSizes | Sequence[tuple[int | None, int]],
-        *,
+        *more: Any,
         order: Order | None = None,
         seed: int = 0,
         drop_last: bool = False,
@@ -257,6 +259,7 @@ class MiniBatchLoader(FormLoader):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
+        _refuse_more("MiniBatchLoader", more or _with_rows(batch_size), "32")
         if isinstance(batch_size, list | tuple):
             batch_size = BatchSizes(batch_size)
         elif not isinstance(batch_size, BatchSizes):
@@ -283,3 +286,14 @@ class MiniBatchLoader(FormLoader):
                 counted(self._draws, "sample"),
                 f"{self._draws:,}",
             )
+
+
+def _with_rows(value: Any) -> tuple[Any, ...]:
+    return (value,) if getattr(value, "ndim", 0) > 0 else ()
+
+
+def _refuse_more(name: str, more: tuple[Any, ...], *options: str) -> None:
+    """Raise ConfigError for inputs and targets that are given as two arguments."""
+    if more:
+        said = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
+        raise ConfigError.of("data", f"{said}, with options by name")

@@ -10,11 +10,11 @@ from torch import Tensor
 from gdtrain.data.asked_order import AskedOrder
 from gdtrain.data.batch import Plan
 from gdtrain.data.bijection import Draws
+from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.loader import Loader
 from gdtrain.data.phases import Phases, pairs_of
 from gdtrain.data.samples import Samples
 from gdtrain.data.settings import whole_number
-from gdtrain.data.sources import DatasetSamples
 from gdtrain.errors import ConfigError
 
 

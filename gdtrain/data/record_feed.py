@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from gdtrain.data.batch import Batch
 from gdtrain.data.feed import Feed, Piece, Position
 from gdtrain.data.lines import POLL_SECONDS, Lines
 from gdtrain.data.records import Array, Records
@@ -49,8 +51,11 @@ class RecordFeed(Feed):
         self._parse = _Parser(lines.name, records, skip, finish)
         self._reader: _Reader | None = None
         self._close: Callable[[], Any] = lambda: None
-        self._fault: DataError | None = None
+        self._fault: BaseException | None = None
         weakref.finalize(self, lines.close)
+
+    def __reduce__(self) -> Any:
+        raise DataError(f"{self.name}: is read by one reader, which can't be copied; make another")
 
     def open(self, position: Position) -> None:
         self._close()
@@ -61,7 +66,7 @@ class RecordFeed(Feed):
         # Also at exit: a daemon thread that runs while Python is torn down would crash it.
         self._close = weakref.finalize(self, self._reader.close)
 
-    def get(self, wait: float) -> Piece | None:
+    def get(self, wait: float, most: int) -> Piece | None:
         if self._reader is None:
             self.open(self.start)
         assert self._reader is not None
@@ -75,25 +80,25 @@ class RecordFeed(Feed):
             )
         except queue.Empty:
             return None
-        if isinstance(got, DataError):
+        if isinstance(got, BaseException):
             self._fault = got
             raise got
         self.ended = got is None
         return got
 
-    def batch(self, parts: list[tuple[Piece, int, int]]) -> tuple[Any, Any]:
+    def batch(self, parts: list[tuple[Piece, int, int]], places: Tensor) -> Batch:
         columns = []
-        for column in range(2):
+        for column in range(2):  # copies, for the samples may be read again
             cut = [piece.rows[column][start:stop] for piece, start, stop in parts]
-            columns.append(torch.from_numpy(cut[0] if len(cut) == 1 else np.concatenate(cut)))
-        return columns[0], columns[1]
+            columns.append(torch.from_numpy(np.concatenate(cut)))
+        return Batch(columns[0], columns[1], places)
 
 
 class _Reader:
-    """A thread that puts pieces into a bounded queue, then None, or the DataError that ended it."""
+    """A thread that puts pieces into a bounded queue, then None, or the error that ended it."""
 
     def __init__(self, lines: Lines, parse: _Parser, position: Position) -> None:
-        self.pieces: queue.Queue[Piece | DataError | None] = queue.Queue(QUEUE_BLOCKS)
+        self.pieces: queue.Queue[Piece | BaseException | None] = queue.Queue(QUEUE_BLOCKS)
         self._stop = Event()
         arguments = (lines, parse, position, self.pieces, self._stop)
         self._thread = Thread(target=_read, args=arguments, name="gdtrain-stream", daemon=True)
@@ -109,12 +114,12 @@ def _read(
     lines: Lines,
     parse: _Parser,
     position: Position,
-    pieces: queue.Queue[Piece | DataError | None],
+    pieces: queue.Queue[Piece | BaseException | None],
     stop: Event,
 ) -> None:
     """What the thread does."""
 
-    def put(piece: Piece | DataError | None) -> None:
+    def put(piece: Piece | BaseException | None) -> None:
         while not stop.is_set():
             try:
                 return pieces.put(piece, timeout=POLL_SECONDS)
@@ -132,7 +137,7 @@ def _read(
             said = f"{lines.name}: {position[2]:,} bad lines were skipped in all"
             put(Piece([[], []], np.empty((0, 3), np.int64), [said]))
         put(None)
-    except DataError as error:
+    except BaseException as error:  # it is the trainer's, whatever it is
         put(error)
 
 

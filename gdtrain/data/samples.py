@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.batch import Batch, Plan, ViewBatch, map_tensors
 from gdtrain.data.lazy_batch import through
-from gdtrain.errors import DataError
 
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.
@@ -24,7 +23,6 @@ MAX_BATCHES_PER_GATHER = 1024
 # Batches that are cut out of it at once: more tensors would not stay in a core's cache.
 CUT_AT_ONCE = 128
 DIGEST_SAMPLES = 4096
-CHECKED_ROWS = 1 << 16
 # By their bytes, types whose values are copied as they are.
 _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
@@ -32,7 +30,7 @@ _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16:
 class Samples(ABC):
     """A finite, indexable set of samples that can read the batches of a plan."""
 
-    _fingerprint: int | None = None
+    _fingerprint: tuple[Any, int] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,14 +49,19 @@ class Samples(ABC):
         return None
 
     def fingerprint(self, version: int = 2) -> int | None:
-        """The :meth:`digest`, computed once; None for a stream.
+        """The :meth:`digest`, computed once for the same values; None for a stream.
 
         version: of the orders with which it is compared; a data set may have been told by another
         digest then.
         """
-        if self._fingerprint is None:
-            self._fingerprint = self.digest()
-        return self._fingerprint
+        state = self.state()
+        if self._fingerprint is None or self._fingerprint[0] != state:
+            self._fingerprint = state, self.digest()
+        return self._fingerprint[1]
+
+    def state(self) -> Any:
+        """What is other where values have changed since, as far as that can be seen."""
+        return None
 
     def digest(self) -> int:
         """A number that tells this data set from another: of up to 4,096 samples spread over it."""
@@ -82,11 +85,28 @@ class TensorSamples(Samples):
 
     tensors: each [n, …]. The last one holds the targets, those before it the inputs; a single
     tensor is inputs without targets.
+
+    Up to 1 MiB of consecutive samples are read as a copy, so that a model that works in place
+    leaves the data alone. A larger batch of them is a view of the data, and says so.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.tensors = tuple(tensors)
-        self._elements = [_as_elements(tensor) for tensor in self.tensors]
+        self._hold(tensors)
+
+    def _hold(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tuple(tensors)
+        self._elements = [_as_elements(tensor) for tensor in self._tensors]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs and, last, targets, as they are now."""
+        return self._tensors
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._tensors,)  # what are views of them stays so in a copy
+
+    def state(self) -> Any:
+        return [(id(tensor), version_of(tensor)) for tensor in self.tensors]
 
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
@@ -108,20 +128,29 @@ class TensorSamples(Samples):
         at_once = self._batches_per_gather(plan.batch_size)
         for first in range(start, len(plan), at_once):
             chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
-            places = torch.arange(begin, begin + sum(sizes)) if chosen is None else chosen
-            yield from cut(self._take(chosen, begin, sum(sizes)), places, sizes)
+            if chosen is None:
+                places = torch.arange(begin, begin + sum(sizes))
+                rows, kind = self._consecutive(begin, begin + sum(sizes))
+                yield from cut(rows, places, sizes, kind)
+            else:
+                yield from cut(self._chosen(chosen), chosen, sizes)
 
-    def _take(self, chosen: Tensor | None, begin: int, count: int) -> list[Tensor]:
-        """``count`` rows of each tensor: views of consecutive ones, else copies of the chosen."""
-        if chosen is None:
-            return [tensor[begin : begin + count] for tensor in self.tensors]
+    def _consecutive(self, begin: int, end: int) -> tuple[list[Tensor], type[Batch]]:
+        """Rows of each tensor, and whether batches of them are views: of over 1 MiB they are."""
+        rows = [tensor[begin:end] for tensor in self.tensors]
+        if sum(part.nbytes for part in rows) > GATHER_BYTES:
+            return rows, ViewBatch
+        return [part.clone() for part in rows], Batch
+
+    def _chosen(self, chosen: Tensor) -> list[Tensor]:
+        """Copies of the chosen rows, [k] int64, of each tensor."""
         taken = []
         for tensor, elements in zip(self.tensors, self._elements, strict=True):
             if elements is None:
                 taken.append(tensor.index_select(0, chosen.to(tensor.device)))
             else:
                 rows = elements.index_select(0, chosen).view(tensor.dtype)
-                taken.append(rows.view(count, *tensor.shape[1:]))
+                taken.append(rows.view(len(chosen), *tensor.shape[1:]))
         return taken
 
     def gather(self, chosen: Tensor, rows: Sequence[Tensor]) -> None:
@@ -133,7 +162,7 @@ class TensorSamples(Samples):
                 torch.index_select(elements, 0, chosen, out=made.view(-1).view(elements.dtype))
 
     def _batches_per_gather(self, batch_size: int) -> int:
-        bytes_per_batch = max(1, self.nbytes * batch_size // len(self))
+        bytes_per_batch = max(1, self.nbytes * batch_size // max(1, len(self)))
         return max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
 
 
@@ -151,12 +180,20 @@ def _as_elements(tensor: Tensor) -> Tensor | None:
     return tensor.view(-1).view(_ELEMENTS[width])
 
 
-class TransformedSamples(Samples):
-    """Samples whose batches are changed by ``function`` as they are read."""
+def version_of(tensor: Tensor) -> int | None:
+    """How often the tensor's values have been changed in place; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
-    def __init__(self, samples: Samples, function: Callable[[Batch], Batch]) -> None:
-        self.samples = samples
-        self.function = function
+
+@dataclass(unsafe_hash=True)
+class TransformedSamples(Samples):
+    """Samples whose batches are changed by ``function`` as they are read.
+
+    Two are the same if they change the same samples in the same way.
+    """
+
+    samples: Samples
+    function: Callable[[Batch], Batch]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -172,129 +209,73 @@ class CastSamples(TransformedSamples):
     """Samples whose floating-point tensors are cast to another dtype as they are read."""
 
     def __init__(self, samples: Samples, dtype: torch.dtype) -> None:
-        def cast(tensor: Tensor) -> Tensor:
-            return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-        super().__init__(samples, lambda batch: map_batch(batch, cast))
+        super().__init__(samples, Cast(dtype))
 
 
-def cut(rows: Sequence[Tensor], places: Tensor, sizes: list[int]) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class Cast:
+    """Brings floating-point tensors, of a batch or alone, to a dtype."""
+
+    dtype: torch.dtype
+
+    def __call__(self, batch: Batch) -> Batch:
+        return map_batch(batch, self.tensor)
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def copies(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, copied where they are views: a model may work on them in place."""
+    for batch in batches:
+        yield batch.copy() if batch.is_view else batch
+
+
+def cut(
+    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch] = Batch
+) -> Iterator[Batch]:
     """Rows that were read at once, cut into batches.
 
     rows: the inputs and, last, the targets (a single tensor is inputs), each [k, …].
     places: [k] int64, the batches' indices. sizes: of the batches, k in all.
     """
     if len(sizes) <= CUT_AT_ONCE:
-        return _cut(rows, places, sizes)
-    return chain.from_iterable(_cut_in_parts(rows, places, sizes))
+        return _cut(rows, places, sizes, kind)
+    return chain.from_iterable(_cut_in_parts(rows, places, sizes, kind))
 
 
 def _cut_in_parts(
-    rows: Sequence[Tensor], places: Tensor, sizes: list[int]
+    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch]
 ) -> Iterator[Iterator[Batch]]:
     stop = 0
     for first in range(0, len(sizes), CUT_AT_ONCE):
         some = sizes[first : first + CUT_AT_ONCE]
         start, stop = stop, stop + sum(some)
-        yield _cut([tensor[start:stop] for tensor in rows], places[start:stop], some)
+        yield _cut([tensor[start:stop] for tensor in rows], places[start:stop], some, kind)
 
 
 def of_rows(rows: Sequence[Tensor], places: Tensor) -> Batch:
     """A batch of all rows, the inputs and, last, the targets; see :func:`cut`."""
     if len(rows) == 2:
         return Batch(rows[0], rows[1], places)
-    return next(_cut(rows, places, [places.shape[0]]))
+    return next(_cut(rows, places, [places.shape[0]], Batch))
 
 
-def _cut(rows: Sequence[Tensor], places: Tensor, sizes: list[int]) -> Iterator[Batch]:
+def _cut(
+    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch]
+) -> Iterator[Batch]:
     columns = [tensor.split_with_sizes(sizes) for tensor in rows]
     indices = places.split_with_sizes(sizes)
     if not columns:
-        return (Batch(None, None, i) for i in indices)
+        return (kind(None, None, i) for i in indices)
     if len(columns) == 1:
-        return (Batch(x, None, i) for x, i in zip(columns[0], indices, strict=True))
+        return (kind(x, None, i) for x, i in zip(columns[0], indices, strict=True))
     if len(columns) == 2:
-        return map(Batch, columns[0], columns[1], indices)
-    return map(Batch, zip(*columns[:-1], strict=True), columns[-1], indices)
+        return map(kind, columns[0], columns[1], indices)
+    return map(kind, zip(*columns[:-1], strict=True), columns[-1], indices)
 
 
 def map_batch(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
     """The batch with ``function`` applied to each tensor of its inputs and targets."""
     inputs, targets = map_tensors(batch.inputs, function), map_tensors(batch.targets, function)
-    return Batch(inputs, targets, batch.indices)
-
-
-def as_tensor(value: Any, name: str) -> Tensor:
-    """``value`` as a tensor [n, …] that shares its memory where that is possible."""
-    tensor = value.detach() if isinstance(value, Tensor) else _from_array(value, name)
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else "sparse"
-        raise DataError(f"{name}: a {kind} tensor can't be cut into rows; give a dense one")
-    if tensor.ndim == 0:
-        raise DataError(f"{name}: a single number has no rows; give a tensor of shape [n, …]")
-    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch gathers none of them
-        tensor = tensor.to(torch.int64)
-        if bool((tensor < 0).any()):
-            raise DataError(f"{name}: a value is over 2^63 - 1, the largest int64; rescale it")
-    return tensor
-
-
-def _from_array(value: Any, name: str) -> Tensor:
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{name}: make no array; give rows of equal length") from error
-    if array.dtype.kind not in "biufc":
-        raise DataError(f"{name}: an array of {array.dtype} is not numeric; encode it first")
-    if np.ma.is_masked(value):
-        raise DataError(f"{name}: holds masked values; fill them in or remove the rows")
-    if array.dtype.char in "gG":
-        raise DataError(f"{name}: torch has no {array.dtype}; convert the array to float64")
-    # torch shares memory only with native, writable, forward-strided arrays.
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    writable = native if native.flags.writeable else native.copy()
-    # ascontiguousarray would make a row of a single number.
-    return torch.from_numpy(writable if writable.ndim == 0 else np.ascontiguousarray(writable))
-
-
-def check_finite(tensor: Tensor, name: str, first_row: int = 0) -> None:
-    """Raise DataError, naming row and column, if a value is NaN or infinite.
-
-    first_row: the number of the tensor's first row in the data set.
-    """
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return
-    # A sum is finite if every value is, barring overflow, and needs no second array; but one in
-    # float64 makes float64 of what it sums up, so that is done in parts.
-    parts = torch.split(tensor, CHECKED_ROWS) if tensor.numel() else ()
-    dtype = None if tensor.is_complex() else torch.float64
-    if all(torch.isfinite(part.sum(dtype=dtype)) for part in parts):
-        return
-    bad = (~torch.isfinite(tensor)).nonzero()
-    if bad.shape[0] == 0:
-        return
-    row, *column = bad[0].tolist()
-    place = f"row {first_row + row}" + (f", column {', '.join(map(str, column))}" if column else "")
-    value = tensor[tuple(bad[0].tolist())].item()
-    more = f" (and {bad.shape[0] - 1} more)" if bad.shape[0] > 1 else ""
-    raise DataError(
-        f"{name}: {place} is {value}{more}; remove the row or fill in a number before training"
-    )
-
-
-def check_range(tensor: Tensor, name: str, first_row: int = 0) -> None:
-    """Raise DataError, naming row and column, if a finite value is over what float32 holds.
-
-    first_row: the number of the tensor's first row in the data set.
-    """
-    if tensor.dtype != torch.float64:
-        return
-    bad = (tensor.abs() > torch.finfo(torch.float32).max).nonzero()
-    if len(bad):
-        row, *column = bad[0].tolist()
-        place = f"row {first_row + row}"
-        place += f", column {', '.join(map(str, column))}" if column else ""
-        raise DataError(
-            f"{name}: {place} is {tensor[tuple(bad[0].tolist())].item():g}, which float32 does "
-            "not hold; rescale it, or set precision: fp64"
-        )
+    return batch.with_trees(inputs, targets)

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor
 from gdtrain.data.files import reading
-from gdtrain.data.samples import as_tensor
 from gdtrain.errors import DataError
 
 FORMATS = (".npy", ".safetensors", ".pt", ".pth")
@@ -44,7 +44,7 @@ class ShardedArray:
     """
 
     def __init__(self, path: str | Path, key: str | None = None) -> None:
-        self.path = str(path)
+        self.path, self._key = str(path), key
         opened = [(file, *_open(file, key)) for file in _files(Path(path))]
         first, self.dtype, (_, *self._row_shape), _ = opened[0]
         for file, dtype, shape, _ in opened:
@@ -68,6 +68,9 @@ class ShardedArray:
         self._shards = [np.ndarray((count,), row, buffer=data) for count, data in parts]
         self._ends = np.cumsum([count for count, _ in parts], dtype=np.int64)
         self._touched = 0
+
+    def __reduce__(self) -> Any:
+        return ShardedArray, (self.path, self._key)  # a copy maps the files itself
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -166,7 +169,7 @@ def _npy(path: Path, key: str | None) -> _Opened:
         )
         shape, fortran, dtype = read_header(file)
         offset = file.tell()
-    as_tensor(np.empty((1,), dtype), str(path))  # raises for what is not numeric
+    as_tensor(np.zeros((1,), dtype), str(path))  # raises for what is not numeric
     if not dtype.isnative:
         raise DataError(f"{path}: is in another machine's byte order; save it in this one's")
     if fortran:

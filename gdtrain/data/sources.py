@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.collate import as_batch, collate
+from gdtrain.data.arrays import as_tensor, check_finite
+from gdtrain.data.collate import collate
+from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.feed import IterableFeed
-from gdtrain.data.order import mix
-from gdtrain.data.samples import Samples, TensorSamples, as_tensor, check_finite
-from gdtrain.data.settings import whole_number
+from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.data.stream import StreamSamples
 from gdtrain.errors import ConfigError, DataError
 
@@ -49,17 +48,38 @@ def as_samples(
         raise ConfigError.of(key, "has no effect on tensors, which are sliced, not loaded; omit it")
     elif isinstance(data, Samples):
         samples = data
+    elif isinstance(data, TensorDataset):
+        samples = TensorDatasetSamples(data, allow_nonfinite)
     else:
-        parts = data.tensors if isinstance(data, TensorDataset) else data
-        samples = _tensor_samples(
-            parts if isinstance(parts, tuple | list) else (parts,), allow_nonfinite
-        )
+        parts = data if isinstance(data, tuple | list) else (data,)
+        samples = TensorSamples(_tensors(parts, allow_nonfinite))
     if not isinstance(samples, StreamSamples) and len(samples) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     return samples
 
 
-def _tensor_samples(parts: Sequence[Any], allow_nonfinite: bool) -> TensorSamples:
+class TensorDatasetSamples(TensorSamples):
+    """Samples of a ``TensorDataset``, also when it is given other tensors later."""
+
+    def __init__(self, dataset: TensorDataset, allow_nonfinite: bool) -> None:
+        self.dataset, self.allow_nonfinite = dataset, allow_nonfinite
+        self._given: tuple[Any, ...] = ()
+        self._hold(self.tensors)
+
+    def __reduce__(self) -> Any:
+        return TensorDatasetSamples, (self.dataset, self.allow_nonfinite)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        given = self.dataset.tensors
+        if len(given) != len(self._given) or not all(map(is_, given, self._given)):
+            self._hold(_tensors(given, self.allow_nonfinite))
+            self._given = tuple(given)
+        return self._tensors
+
+
+def _tensors(parts: Sequence[Any], allow_nonfinite: bool) -> list[Tensor]:
+    """Inputs and targets as tensors [n, …], checked."""
     if not parts:
         raise DataError("no tensors given; give inputs and targets")
     names = _part_names(len(parts))
@@ -71,53 +91,10 @@ def _tensor_samples(parts: Sequence[Any], allow_nonfinite: bool) -> TensorSample
     if not allow_nonfinite:
         for tensor, name in zip(tensors, names, strict=True):
             check_finite(tensor, name)
-    return TensorSamples(tensors)
+    return tensors
 
 
 def _part_names(count: int) -> list[str]:
     if count <= 2:
         return ["inputs", "targets"][:count]
     return [f"inputs[{i}]" for i in range(count - 1)] + ["targets"]
-
-
-class DatasetSamples(Samples):
-    """Samples of a map-style torch ``Dataset``, read and collated by torch's ``DataLoader``.
-
-    Items may be ``(x, y)``, ``(x1, x2, …, y)`` or anything else that the collate function
-    turns into a batch; what is not a tuple or list counts as inputs without targets.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        num_workers: int = 0,
-        collate_fn: Callable[[list[Any]], Any] | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.dataset = dataset
-        self.num_workers = whole_number("num_workers", num_workers, minimum=0)
-        self.collate_fn = collate if collate_fn is None else collate_fn
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]
-
-    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        indices = [plan.batch_indices(number) for number in range(start, len(plan))]
-        # A generator of its own: DataLoader would draw the workers' seed from the global RNG,
-        # and the model's dropout would then depend on how its data is read.
-        worker_seeds = torch.Generator().manual_seed(mix(self.seed, plan.epoch))
-        collated = DataLoader(
-            self.dataset,
-            batch_sampler=[rows.tolist() for rows in indices],
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            generator=worker_seeds,
-        )
-        with warnings.catch_warnings():
-            # JAX, where an engine has it, warns at each fork of what its threads may hold; but
-            # workers never call it.
-            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-            items = iter(collated)
-        for item, rows in zip(items, indices, strict=True):
-            yield Batch(*as_batch(item), rows)

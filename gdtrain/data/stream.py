@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -36,6 +37,9 @@ class StreamSamples(Samples):
         self._pieces: deque[Piece] = deque()
         self._offset = 0  # of the window in the first piece
 
+    def __reduce__(self) -> Any:
+        return StreamSamples, (self.feed,)  # a copy begins anew
+
     def __len__(self) -> int:
         raise TypeError("a stream has no length")
 
@@ -47,12 +51,13 @@ class StreamSamples(Samples):
         """Whether all samples of the stream have arrived."""
         return self.feed.ended
 
-    def seek(self, position: Position | None) -> None:
-        """Go on from a position that :meth:`drop` gave, or from the start if it is None.
+    def seek(self, position: Position | None, epoch: int) -> None:
+        """Go on in ``epoch`` from a position that :meth:`drop` gave, or from the start if None.
 
         What stands there already stays. A source that can't go back goes on where it is.
         Raises DataError if the source has changed.
         """
+        self.feed.retry(epoch)
         wanted = self.feed.start if position is None else position
         if wanted == self.position:
             return
@@ -70,7 +75,7 @@ class StreamSamples(Samples):
     def fill(self, needed: int) -> None:
         """Wait a moment for ``needed`` samples to be ready, and take what more has come.
 
-        Raises DataError at a fault in the stream, if they are not.
+        Raises what the source has raised, if they are not.
         """
         until = time.monotonic() + WAIT_SECONDS
         enough = needed + self.feed.ahead
@@ -81,12 +86,12 @@ class StreamSamples(Samples):
                     if wait <= 0 or len(self._pieces) >= READY_PIECES:
                         break
                     wait = 0.0
-                piece = self.feed.get(max(0.0, wait))
+                piece = self.feed.get(max(0.0, wait), enough - self.ready)
                 if piece is not None:
                     self._add(piece)
                 elif wait <= 0:
                     break
-        except DataError:
+        except Exception:  # the feed raises it again
             if self.ready < needed:
                 raise
 
@@ -103,9 +108,8 @@ class StreamSamples(Samples):
                     break
             else:
                 low -= len(piece)
-        inputs, targets = self.feed.batch(parts)
         count = sum(stop - begin for _, begin, stop in parts)
-        return Batch(inputs, targets, torch.arange(first_index, first_index + count))
+        return self.feed.batch(parts, torch.arange(first_index, first_index + count))
 
     def drop(self, count: int) -> Position:
         """Be done with the first ``count`` samples of the window; return the new position."""
@@ -176,7 +180,7 @@ class StreamPlan(Plan):
 
     def seek(self, start: int, position: Position | None) -> None:
         self._cursor.first = start
-        self.samples.seek(position)
+        self.samples.seek(position, self.epoch)
 
     def remaining(self, start: int) -> int:
         """How many batches are there to be read from ``start`` on; 0 if none has come in a moment.

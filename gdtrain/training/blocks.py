@@ -46,7 +46,7 @@ class BlockLength:
 def _read(trainer: Trainer, plan: Plan, start: int) -> Iterator[Batch]:
     """The plan's batches from ``start`` on; nothing is done about it until one is asked for."""
     assert trainer.loader is not None
-    yield from trainer.read(trainer.loader, plan, start)
+    yield from trainer.read(trainer.loader, plan, start, views=True)
 
 
 def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:

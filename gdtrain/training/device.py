@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from operator import is_
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.lazy_batch import through
-from gdtrain.data.samples import CastSamples, Samples, TensorSamples, map_batch
+from gdtrain.data.samples import Cast, CastSamples, Samples, TensorSamples, map_batch, version_of
 from gdtrain.errors import ConfigError, DeviceError
 
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -80,7 +82,7 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
     anything else is copied batch by batch, ahead of its use.
     """
     if isinstance(samples, TensorSamples):
-        samples = samples.map(lambda t: t.to(dtype) if t.is_floating_point() else t)
+        samples = samples.map(Cast(dtype).tensor)
         if _fits(samples.nbytes, device):
             return samples.map(lambda t: t.to(device))
     else:
@@ -89,19 +91,48 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
 
 
 class Placement:
-    """Brings samples to a device and a dtype, each set of them once."""
+    """Brings samples to a device and a dtype: tensors in memory once, as long as they are the same.
+
+    A copy that had to be made is made anew when the user's tensor has been changed in place, or
+    another one has taken its place.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
         self.dtype = dtype
-        self._placed: WeakKeyDictionary[Samples, Samples] = WeakKeyDictionary()
+        self._placed: WeakKeyDictionary[TensorSamples, _Placed] = WeakKeyDictionary()
 
     def __call__(self, samples: Samples) -> Samples:
         """The samples as :func:`place` gives them."""
+        if not isinstance(samples, TensorSamples):  # what it makes holds them, and is made quickly
+            return place(samples, self.device, self.dtype)
         placed = self._placed.get(samples)
-        if placed is None:
-            placed = self._placed[samples] = place(samples, self.device, self.dtype)
-        return placed
+        if placed is None or not placed.is_of(samples.tensors):
+            made = place(samples, self.device, self.dtype)
+            placed = self._placed[samples] = _Placed(samples.tensors, made)
+        return placed.samples
+
+    def __reduce__(self) -> Any:
+        return Placement, (self.device, self.dtype)  # copies place for themselves
+
+
+class _Placed:
+    """Samples as they were placed, and the tensors of which that was done."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], samples: Samples) -> None:
+        self.samples = samples
+        self._tensors = tensors
+        kept = samples.tensors if isinstance(samples, TensorSamples) else ()
+        shared = {id(tensor) for tensor in kept}  # which change with the user's
+        self._versions = [None if id(t) in shared else version_of(t) for t in tensors]
+
+    def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
+        if len(tensors) != len(self._tensors) or not all(map(is_, tensors, self._tensors)):
+            return False
+        return all(
+            version is None or version == version_of(tensor)
+            for version, tensor in zip(self._versions, tensors, strict=True)
+        )
 
 
 def _fits(nbytes: int, device: torch.device) -> bool:
@@ -111,12 +142,12 @@ def _fits(nbytes: int, device: torch.device) -> bool:
     return nbytes <= RESIDENT_SHARE * free
 
 
+@dataclass(unsafe_hash=True)
 class CopiedSamples(Samples):
     """Samples on the host whose batches are copied to the device one ahead of their use."""
 
-    def __init__(self, samples: Samples, device: torch.device) -> None:
-        self.samples = samples
-        self.device = device
+    samples: Samples
+    device: torch.device
 
     def __len__(self) -> int:
         return len(self.samples)

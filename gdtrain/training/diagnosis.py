@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gdtrain.data.batch import Batch, Block, map_tensors
+from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.guard import first_bad, tensors_in
 from gdtrain.training.keeper import unchanged
@@ -75,7 +76,7 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
         size = UNMEASURED_SIZE
     for part in batch.split(size or max(1, len(batch))):
         for what, tree in (("inputs", part.inputs), ("targets", part.targets)):
-            if place := _first_row(tree, part.indices):
+            if place := _first_row(tree, part):
                 return "2", f"{what} of {place}", _DATA_REMEDY
     # An own train_step that does without compute_loss need not have one.
     repeatable = not trainer.has_own_step or "batch_gradient" in trainer.used
@@ -129,20 +130,17 @@ def _outputs_watched(model: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
-def _first_row(tree: Any, indices: Tensor) -> str | None:
+def _first_row(tree: Any, part: Batch) -> str | None:
     """Where the first number of the inputs or targets that is not finite stands."""
-    places: list[str] = []
-
-    def look(tensor: Tensor) -> None:
+    for tensor in tensors_of(tree):
         bad = (~torch.isfinite(tensor)).nonzero()
-        if len(bad):
-            value = tensor[tuple(bad[0].tolist())].item()
-            if tensor.ndim == 0:
-                places.append(f"a number that goes with all samples, which is {value}")
-                return
-            row, *column = bad[0].tolist()
-            where = f", column {', '.join(map(str, column))}," if column else ""
-            places.append(f"sample {int(indices[row])}{where} which is {value}")
-
-    map_tensors(tree, look)
-    return places[0] if places else None
+        if not len(bad):
+            continue
+        value = tensor[tuple(bad[0].tolist())].item()
+        if not tensor.ndim:
+            return f"a number that goes with all samples, which is {value}"
+        row, *column = bad[0].tolist()
+        where = f", column {', '.join(map(str, column))}," if column else ""
+        of_samples = tensor.shape[0] == len(part)
+        return f"{part.describe(row) if of_samples else f'row {row}'}{where} which is {value}"
+    return None

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Plan
 from gdtrain.data.loaders import Loader
-from gdtrain.data.samples import TensorSamples, as_tensor
+from gdtrain.data.samples import TensorSamples, copies
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
@@ -67,7 +68,7 @@ def predict(trainer: Trainer, inputs: Any) -> Tensor:
     tensors = [as_tensor(part, "inputs") for part in parts]
     # Row numbers stand in for the targets, which predictions do not have.
     samples = trainer.placed(TensorSamples([*tensors, torch.arange(tensors[0].shape[0])]))
-    batches = samples.read(whole(len(samples), trainer.microbatches.size))
+    batches = copies(samples.read(whole(len(samples), trainer.microbatches.size)))
     computing = autocast(trainer.precision, trainer.device)
     with torch.no_grad(), unchanged(trainer, training=False), computing:
         return torch.cat([trainer.forward(batch.inputs).cpu() for batch in batches])

@@ -97,7 +97,7 @@ def _check_data(found: Any, loader: Loader | None) -> None:
     differing = [
         f"{name} {shown(found.get(name))} in the state, {value} here"
         for name, value in here.items()
-        if found.get(name) != value
+        if found.get(name) != value and not (name == "data" and value is None)  # it can't be told
     ]
     demand(not differing, f"the data or loader is another: {'; '.join(differing)}")
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders import Loader
+from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
 from gdtrain.training import checks, diagnosis, evaluation, gradient, state
 from gdtrain.training.blocks import BlockLength, blocks
@@ -313,17 +314,25 @@ class Trainer:
         self.should_stop, self.stop_reason = True, reason
 
     def read(
-        self, loader: Loader, plan: Plan | None = None, start: int = 0, *, shared: bool = True
+        self,
+        loader: Loader,
+        plan: Plan | None = None,
+        start: int = 0,
+        *,
+        shared: bool = True,
+        views: bool = False,
     ) -> Iterator[Batch]:
         """The loader's batches on the trainer's device and in its dtype, from number ``start``.
 
         plan: whose batches; of the loader's epoch 0 if left out. shared: of several processes,
-        each reads its share of every batch.
+        each reads its share of every batch. views: whether large batches of consecutive samples
+        may be views of the data set, and not copies, which a model may work on in place.
         """
         plan = plan or loader.plan(0)
         if shared:
             plan = plan.share(self.world.rank, self.world.size)
-        return self.placed(loader.samples).read(plan, start)
+        batches = self.placed(loader.samples).read(plan, start)
+        return batches if views else copies(batches)
 
     def evaluate(self, loader: Loader | None = None) -> dict[str, float]:
         """``loss`` and each metric over every sample of ``loader`` once, with the present weights.

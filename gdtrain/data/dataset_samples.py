@@ -1,0 +1,223 @@
+"""Samples of a map-style torch Dataset, read and collated by torch's DataLoader."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import traceback
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.collate import Collated, CollateFn, collate
+from gdtrain.data.order import mix
+from gdtrain.data.samples import Samples
+from gdtrain.data.settings import whole_number
+from gdtrain.errors import DataError
+
+Wanted = tuple[int, list[int]]  # a batch's seed for a worker, and its samples
+
+
+class DatasetSamples(Samples):
+    """Samples of a map-style torch ``Dataset``.
+
+    Items may be ``(x, y)``, ``(x1, x2, …, y)`` or anything else that the collate function
+    turns into a batch; what is not a tuple or list counts as inputs without targets. A dataset
+    that has ``set_epoch`` is told the epoch before its items are read.
+
+    Items and the collate function may draw random numbers. Without workers they draw from the
+    global generators, as in a hand-written loop. In a worker, the global generators of Python,
+    numpy and torch are seeded for each batch from seed, epoch, its number and the rank: so a
+    batch is the same wherever reading began, and however often it is read. What a worker raises
+    is raised here, with the worker's traceback as its cause; what can't be pickled as a
+    RuntimeError with its text.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        num_workers: int = 0,
+        collate_fn: CollateFn | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.num_workers = whole_number("num_workers", num_workers, minimum=0)
+        self.collate_fn = collate if collate_fn is None else collate_fn
+        self.seed = seed
+        self._collated = Collated(self.collate_fn)
+        self._told: int | None = None  # the epoch that the dataset was told last
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def fingerprint(self, version: int = 2) -> int | None:
+        """The :meth:`digest`; of version 1, up to which items were read, None if they are drawn."""
+        if version > 1:
+            return self.digest()
+        with _generators_kept():
+            first, second = super().digest(), super().digest()
+        return first if first == second else None
+
+    def digest(self) -> int:
+        """Of the dataset's length and type: to read its items is left to training."""
+        kind = type(self.dataset)
+        return zlib.crc32(f"{len(self)} {kind.__module__}.{kind.__qualname__}".encode())
+
+    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
+        self._tell(plan.epoch)
+        loader = DataLoader(
+            _Items(self.dataset),
+            batch_sampler=_Batches(plan, start, self.seed),  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_Collate(self.collate_fn),
+            # A generator of its own: DataLoader would draw the workers' seed from the global one,
+            # and the model's dropout would then depend on how its data is read.
+            generator=torch.Generator().manual_seed(mix(self.seed, plan.epoch)),
+        )
+        with warnings.catch_warnings():
+            # JAX, where an engine has it, warns at each fork of what its threads may hold; but
+            # workers never call it.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            collated = iter(loader)
+        try:
+            for number in range(start, len(plan)):
+                self._tell(plan.epoch)  # a look may have told it another one meanwhile
+                yield self._batch(_next(collated), plan, number)
+        finally:
+            # Now, for a traceback may hold the iterator for long; and while it lives, torch raises
+            # the death of a worker again wherever the process is told that a child has ended.
+            if self.num_workers:
+                collated._shutdown_workers()  # type: ignore[attr-defined]
+
+    def _batch(self, item: Any, plan: Plan, number: int) -> Batch:
+        places = plan.batch_indices(number)
+        if len(places):
+            return self._collated.batch(item, places)
+        return self._collated.batch(item, _stand_in(plan, number)).take(slice(0, 0))
+
+    def _tell(self, epoch: int) -> None:
+        if epoch != self._told and hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        self._told = epoch
+
+
+class WorkerError(Exception):
+    """The traceback of what a worker has raised; the cause of what is raised here."""
+
+
+class _Batches:
+    """What DataLoader is to fetch: the samples of each batch of a plan, from one on."""
+
+    def __init__(self, plan: Plan, start: int, seed: int) -> None:
+        self.plan, self.start, self.seed = plan, start, seed
+
+    def __len__(self) -> int:
+        return len(self.plan) - self.start
+
+    def __iter__(self) -> Iterator[Wanted]:
+        plan = self.plan
+        for number in range(self.start, len(plan)):
+            rows = plan.batch_indices(number)
+            if not len(rows):
+                rows = _stand_in(plan, number)
+            yield mix(self.seed, plan.epoch, number, plan.rank), rows.tolist()
+
+
+def _next(collated: Iterator[Any]) -> Any:
+    """The next collated batch. Raises what a worker has raised, DataError for one that has died."""
+    try:
+        item = next(collated)
+    except (OSError, EOFError, RuntimeError) as error:
+        for worker in getattr(collated, "_workers", ()):
+            if not worker.is_alive() and worker.exitcode:
+                raise DataError(
+                    f"a DataLoader worker has died, with exit code {worker.exitcode}, while it "
+                    "read items; where memory ran out, give fewer num_workers or smaller batches"
+                ) from error
+        raise
+    if isinstance(item, _Raised):
+        raise item.error from WorkerError(item.text)
+    return item
+
+
+def _stand_in(plan: Plan, number: int) -> Tensor:
+    """A sample to see what batches are made of, where a rank has none of this one."""
+    start = number * plan.batch_size
+    return plan.take(start, start + 1)
+
+
+class _Items(Dataset[Any]):
+    """The items of a dataset, a batch at a time."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, wanted: Wanted) -> list[Any] | _Raised:
+        seed, rows = wanted
+        if get_worker_info() is None:
+            return self._items(rows)
+        random.seed(seed)
+        np.random.seed([seed % 2**32, seed >> 32])
+        torch.default_generator.manual_seed(seed)
+        try:
+            return self._items(rows)
+        except Exception as error:
+            return _Raised.of(error)
+
+    def _items(self, rows: list[int]) -> list[Any]:
+        if getattr(self.dataset, "__getitems__", None):
+            items: list[Any] = self.dataset.__getitems__(rows)
+            return items
+        return [self.dataset[row] for row in rows]
+
+
+class _Collate:
+    """A collate function, or what its items or itself have raised in a worker."""
+
+    def __init__(self, function: CollateFn) -> None:
+        self.function = function
+
+    def __call__(self, items: list[Any] | _Raised) -> Any:
+        if isinstance(items, _Raised) or get_worker_info() is None:
+            return items if isinstance(items, _Raised) else self.function(items)
+        try:
+            return self.function(items)
+        except Exception as error:
+            return _Raised.of(error)
+
+
+class _Raised:
+    """What a worker has raised, on its way to the trainer."""
+
+    def __init__(self, error: Exception, text: str) -> None:
+        self.error, self.text = error, text
+
+    @classmethod
+    def of(cls, error: Exception) -> _Raised:
+        """To be called while the error is handled."""
+        text = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it can't go to another process, and DataLoader would wait for it
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(error, text)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Put the global generators of Python, numpy and torch back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
