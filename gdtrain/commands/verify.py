@@ -1,4 +1,4 @@
-"""The command ``verify``: is the gradient exact on this configuration."""
+"""The command ``verify``: are gradient and updates of this configuration those of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from gdtrain.errors import ConfigError, Fault
 
 
 def verify(given: list[str]) -> int:
-    """Compare the gradient computed in several ways."""
+    """Compare the gradient computed in several ways, and a run with a plain loop."""
     parser = Parser(
         prog="python -m gdtrain verify",
-        description="Check on your own model, loss and data, in float64, that a batch's gradient "
-        "is the same however it is computed: in microbatches, per sample, by finite differences, "
-        "in two processes. Says which layer or loss breaks it. Writes nothing.",
+        description="Check two things on your own model, loss and data. In float64: that a batch's "
+        "gradient is the same however it is computed: in microbatches, per sample, by finite "
+        "differences, in two processes; and which layer or loss breaks it. As configured: that "
+        "training gives the weights of a plain PyTorch loop, and else the first update and tensor "
+        "that differ. Writes nothing.",
         epilog="Exit codes: 0 all comparisons hold, 1 one does not, 2 bad input.",
         allow_abbrev=False,
     )
@@ -24,15 +26,23 @@ def verify(given: list[str]) -> int:
         metavar="N",
         help="compare on the first N samples of the first epoch (default: %(default)s)",
     )
+    parser.add_argument(
+        "--updates",
+        type=int,
+        default=50,
+        metavar="N",
+        help="compare the first N updates with a plain loop; 0: none (default: %(default)s)",
+    )
     add_import(parser)
     options = parser.parse_intermixed_args(given)
-    if options.samples < 1:
-        said = f"must be >= 1, got {options.samples}"
-        raise ConfigError([Fault("--samples", said, "command line")])
+    for name, least in (("samples", 1), ("updates", 0)):
+        if (given_number := getattr(options, name)) < least:
+            message = f"must be >= {least}, got {given_number}"
+            raise ConfigError([Fault(f"--{name}", message, "command line")])
     import_modules(options.imports)
     from gdtrain.config.load import load_config
 
     config, document = load_config(options.config, options.overrides)
     from gdtrain.jobs.verify import VerifyJob
 
-    return VerifyJob(config, document, options.samples).run()
+    return VerifyJob(config, document, options.samples, options.updates).run()

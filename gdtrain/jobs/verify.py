@@ -1,9 +1,10 @@
-"""The verify command: is the gradient exact on this configuration's model, loss and data."""
+"""The verify command: on this configuration's model, loss and data, is it what PyTorch gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gdtrain.analysis.side_by_side import side_by_side
 from gdtrain.analysis.verify import verify
 from gdtrain.config.build import build, stage
 from gdtrain.config.document import Document
@@ -21,21 +22,30 @@ class VerifyJob:
     """One run of the verify command; it writes nothing.
 
     document: where each setting stands, for messages. num_samples: how many to compare on, or
-    all of them if there are fewer.
+    all of them if there are fewer. num_updates: how many to compare with a plain loop.
     """
 
     config: Config
     document: Document
     num_samples: int
+    num_updates: int
 
     def run(self) -> int:
-        """Print the table of errors; return 0 if every identity holds, else 1."""
+        """Print what both comparisons found; return 0 if everything holds, else 1."""
         with faults_placed(self.document), notices():
             run = build(self.config)
             with stage(""):
                 report = verify(run.trainer, first_samples(run.loader, self.num_samples))
         print(report)
-        return 0 if report.holds else EXIT_BROKEN
+        if not self.num_updates:
+            return 0 if report.holds else EXIT_BROKEN
+        del run
+        with faults_placed(self.document):
+            compared = side_by_side(
+                lambda: build(self.config).trainer, self.num_updates, self.config.epochs
+            )
+        print(f"\n{compared}")
+        return 0 if report.holds and compared.holds else EXIT_BROKEN
 
 
 def first_samples(loader: Loader, count: int) -> Batch:
