@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.combinations import combinations
 from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
@@ -61,8 +62,7 @@ def assert_close(left: Trainer, right: Trainer) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("form", LOADERS)
+@pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="tanh", batch_norm=form == "batch").double()

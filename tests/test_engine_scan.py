@@ -405,8 +405,10 @@ def with_bad_row(row: int):
     return X, y
 
 
-@pytest.mark.parametrize("clip", [{}, {"clip_grad_norm": 1.0}, {"clip_grad_value": 1.0}])
-@pytest.mark.parametrize("row", [0, 1, 57, 130])
+@pytest.mark.parametrize(
+    ("row", "clip"),
+    combinations([0, 1, 57, 130], [{}, {"clip_grad_norm": 1.0}, {"clip_grad_value": 1.0}], of=1),
+)
 def test_a_bad_batch_is_not_used_and_everything_before_it_stays(row: int, clip) -> None:
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="identity")

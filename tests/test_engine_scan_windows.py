@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.combinations import combinations
 from helpers.processes import run
 from torch import nn
 from torch.nn import functional as F
@@ -57,23 +58,32 @@ class Every(Callback):
         assert weights(trainer).isfinite().all()
 
 
+# A row is three numbers of 8 bytes: a window has four batches, or one, or the program gathers each
+# batch from the data set.
+ROOMS = {
+    "four batches": lambda size: (4 * size * 24, 1 << 16),
+    "one batch": lambda size: (1, 1 << 16),
+    "no window": lambda size: (64, 1),
+}
+
+
 @pytest.mark.parametrize(
-    ("order", "size"), [("reshuffle", 3), ("sequential", 1), ([3, 3, 22, 0, 7], 2)]
+    ("drawn", "room"),
+    combinations([("reshuffle", 3), ("sequential", 1), ([3, 3, 22, 0, 7], 2)], ROOMS, of=1),
 )
-def test_windows_of_any_length_and_blocks_that_end_anywhere(order, size, monkeypatch) -> None:
+def test_windows_of_any_length_and_blocks_that_end_anywhere(drawn, room, monkeypatch) -> None:
+    order, size = drawn
+    window, batch = ROOMS[room](size)
+    monkeypatch.setattr("gdtrain.training.engines.scan.MAX_BATCH_BYTES", batch)
+    monkeypatch.setattr("gdtrain.training.engines.window.MAX_BYTES", window)
     eager, eager_losses = trained("eager", order, size)
-    # A row is three numbers of 8 bytes: a window has four batches, and then one.
-    # At last the program gathers each batch from the data set.
-    for room, batch in ((4 * size * 24, 1 << 16), (1, 1 << 16), (64, 1)):
-        monkeypatch.setattr("gdtrain.training.engines.scan.MAX_BATCH_BYTES", batch)
-        monkeypatch.setattr("gdtrain.training.engines.window.MAX_BYTES", room)
-        scan, losses = trained("scan", order, size)
-        assert losses == pytest.approx(eager_losses, rel=1e-10)
-        assert torch.allclose(weights(scan), weights(eager), rtol=1e-10, atol=1e-14)
-        cut, cut_losses = trained("scan", order, size, Every(every_n_steps=3))
-        assert torch.equal(weights(cut), weights(scan))
-        assert cut_losses == losses
-        assert cut.history.train_loss == scan.history.train_loss
+    scan, losses = trained("scan", order, size)
+    assert losses == pytest.approx(eager_losses, rel=1e-10)
+    assert torch.allclose(weights(scan), weights(eager), rtol=1e-10, atol=1e-14)
+    cut, cut_losses = trained("scan", order, size, Every(every_n_steps=3))
+    assert torch.equal(weights(cut), weights(scan))
+    assert cut_losses == losses
+    assert cut.history.train_loss == scan.history.train_loss
 
 
 def test_data_changed_in_place_between_fits_counts() -> None:

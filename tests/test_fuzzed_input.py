@@ -8,8 +8,8 @@ from helpers.broken_input import broken_case
 from helpers.input_run import Outcome, run_case
 from helpers.valid_input import valid_case, write_data
 
-NUM_VALID = 200
-NUM_BROKEN = 500
+NUM_VALID = 60
+NUM_BROKEN = 250
 AT_LENGTH = 10_000
 
 
@@ -26,8 +26,17 @@ def _in_the_folder(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_valid_configurations_are_taken(data: Path) -> None:
+    assert_taken(range(NUM_VALID), data)
+
+
+@pytest.mark.long
+def test_many_valid_configurations_are_taken(data: Path, scaled) -> None:
+    assert_taken(range(NUM_VALID, NUM_VALID + scaled(200)), data)
+
+
+def assert_taken(seeds: range, data: Path) -> None:
     refused = {}
-    for seed in range(NUM_VALID):
+    for seed in seeds:
         outcome = run_case(valid_case(seed), data)
         if outcome.code != 0 or outcome.fault:
             refused[seed] = outcome.fault or outcome.err
@@ -74,7 +83,7 @@ def test_a_seed_gives_the_same_case_again(data: Path) -> None:
         (Outcome(2, "x", "a.yaml:1:2: is empty\n"), "printed 'x' beside the faults"),
         (Outcome(1, err="x"), "exit code 1: x"),
         (Outcome(None, traceback="ValueError"), "ValueError"),
-        (Outcome(None, hung=True, traceback="x"), "hung for over 20 s"),
+        (Outcome(None, hung=True, traceback="x"), "hung for over 120 s"),
         (Outcome(2, err="a.yaml:1:2: x\n", left=["runs"]), "files left or changed: ['runs']"),
     ],
 )

@@ -183,7 +183,7 @@ def cost_of_bomb(text: str) -> tuple[float, int]:
         raise AssertionError("a bomb was taken for a configuration")
 
     seconds: list[float] = []
-    while len(seconds) < 5 and (not seconds or min(seconds) > BOMB_SECONDS / 2):
+    while len(seconds) < 5 and (not seconds or min(seconds) > BOMB_SECONDS):
         started = time.process_time()
         refuse()
         seconds.append(time.process_time() - started)

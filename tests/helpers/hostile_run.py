@@ -25,10 +25,9 @@ import torch
 
 from gdtrain.cli import main
 from helpers.hostile_configs import CONFIG, DATA, Hostile, cases
-from helpers.input_run import FAULT, Hang, limited_memory, run_case
+from helpers.input_run import FAULT, MOST_SECONDS, Hang, limited_memory, run_case
 from helpers.valid_input import valid_case, write_data
 
-MOST_SECONDS = 20.0
 # Read to learn how much memory there is.
 OWN_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # Events of which a configuration must cause none. A prefix stands for all that begin with it.

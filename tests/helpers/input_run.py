@@ -20,8 +20,8 @@ from typing import Any
 from gdtrain.cli import main
 
 CONFIG = "a.yaml"
-# A case that takes longer hangs.
-MOST_SECONDS = 20.0
+# A case that takes longer hangs, on a busy machine too.
+MOST_SECONDS = 120.0
 # What a case may have beside what the process has already: a machine of some other size.
 MEMORY = 4 << 30
 FAULT = re.compile(r"(?s)(note: .+|rank \d: .+|[^\n]*?:\d+:\d+: [^\n]+)")
