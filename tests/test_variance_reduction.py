@@ -494,7 +494,7 @@ def test_a_layer_that_begins_to_draw_in_mid_run_is_refused() -> None:
         model, nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 3), device="cpu",
         callbacks=callbacks,
     )  # fmt: skip
-    with pytest.raises(ConfigError, match="layer '1' .Dropout. draws random numbers"):
+    with pytest.raises(ConfigError, match=r"layer '1' \(Dropout\) draws random numbers"):
         trainer.fit(1)
     assert trainer.progress.step == 2
 

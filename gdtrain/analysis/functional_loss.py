@@ -62,7 +62,10 @@ class FunctionalLoss(nn.Module):
 
     def at(self, values: Sequence[Tensor], others: dict[str, Tensor], batch: Batch) -> Tensor:
         """The loss of the batch, [], for ``torch.func``: within :meth:`restored`."""
-        tensors = {**others, **dict(zip(self.names, values, strict=True))}
+        tensors = dict(others)
+        for name, value in zip(self.names, values, strict=True):
+            assert name is not None
+            tensors[name] = value
         loss: Tensor = functional_call(self, tensors, (batch,))
         return loss
 
