@@ -16,7 +16,7 @@ from gdtrain.data.batch import Batch, map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training.checks import OutputCheck
 from gdtrain.training.flat import Flat
-from gdtrain.training.keeper import unchanged
+from gdtrain.training.keeper import unchanged, within
 from gdtrain.training.trainer import Trainer
 
 _CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ class Twin(nn.Module):
         self.trainer.precision = "fp64"
         memo: dict[int, Any] = {}  # one, so that what is shared stays shared
         for name, value in vars(trainer).items():
-            if isinstance(value, nn.Module | Tensor):
+            if any(isinstance(held, nn.Module | Tensor) for held in within(value)):
                 setattr(self.trainer, name, _in_double(_copied(name, value, memo)))
         self.model: nn.Module = self.trainer.model.train()
         if isinstance(self.trainer.loss, nn.Module):
@@ -105,8 +105,15 @@ def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:
         raise ModelError(f"{name}: can't be copied to be verified: {reason}") from error
 
 
-def _in_double(value: nn.Module | Tensor) -> nn.Module | Tensor:
-    return value.to(_CPU).double() if isinstance(value, nn.Module) else _tensor_in_double(value)
+def _in_double(value: Any) -> Any:
+    """Modules and tensors, also in a list, tuple or dict."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_in_double, value))
+    if isinstance(value, dict):
+        return {key: _in_double(held) for key, held in value.items()}
+    if isinstance(value, nn.Module):
+        return value.to(_CPU).double()
+    return _tensor_in_double(value) if isinstance(value, Tensor) else value
 
 
 def _tensor_in_double(tensor: Tensor) -> Tensor:

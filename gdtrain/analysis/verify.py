@@ -11,14 +11,16 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
 from gdtrain.analysis import culprits, differences, processes
+from gdtrain.analysis.functional_loss import FunctionalLoss
 from gdtrain.analysis.twin import Twin, in_double, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.distributed import World
 from gdtrain.training.exact_gradient import add_gradient, in_two_passes
+from gdtrain.training.flat import Flat
 from gdtrain.training.gradient import whole_gradient
 from gdtrain.training.losses import adds_up, has_own_loss, says_weight, weight_of
 from gdtrain.training.seeding import RngState
@@ -242,12 +244,11 @@ def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
     weights = torch.tensor(each_weight, dtype=torch.float64)
     total = 1.0 if adds_up(twin.trainer) else float(weights.sum())
 
-    def loss_of(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
-        loss: Tensor = functional_call(twin, parameters, (pick(batch, row[None]),))
-        return loss
+    def loss_of(own: list[Tensor], others: dict[str, Tensor], row: Tensor) -> Tensor:
+        return functional.at(own, others, pick(batch, row[None]))
 
-    each = vmap(grad_and_value(loss_of), in_dims=(None, 0), randomness="different")
-    parameters = {name: p.detach() for name, p in twin.trained.items()}
+    each = vmap(grad_and_value(loss_of), in_dims=(None, None, 0), randomness="different")
+    own = [parameter.detach() for parameter in twin.trained.values()]
     gradient = torch.zeros(twin.num_parameters, dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
     counted = weights.nonzero()[:, 0]
@@ -255,8 +256,10 @@ def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
         share = weights[rows] / total
         with twin.passing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            gradients, losses = each(parameters, rows)
-        gradient += twin.flat({n: torch.tensordot(share, g, 1) for n, g in gradients.items()})
+            functional = FunctionalLoss(twin.trainer, list(twin.trained.values()))
+            gradients, losses = each(own, functional.others(), rows)
+        summed = [torch.tensordot(share.to(g), g, 1) for g in gradients]
+        gradient += Flat(own).joined(summed)
         loss += share @ losses
     return gradient, loss
 

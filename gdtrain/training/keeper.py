@@ -129,12 +129,17 @@ def roots_of(trainer: Trainer, whole: bool = False) -> list[nn.Module]:
     """The model, and the loss where it is a module; whole: and all that the trainer holds."""
     found: list[Any] = [trainer.model, trainer.loss]
     if whole:
-        for value in vars(trainer).values():
-            if isinstance(value, list | tuple):
-                found += value
-            else:
-                found += value.values() if isinstance(value, dict) else [value]
+        for name, value in vars(trainer).items():
+            if name != "metrics":  # some are modules, and keep a state of their own
+                found += within(value)
     return list(dict.fromkeys(m for m in found if isinstance(m, nn.Module)))
+
+
+def within(value: Any) -> list[Any]:
+    """A value, or what is in it if it is a list, tuple or dict."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return list(value.values()) if isinstance(value, dict) else [value]
 
 
 def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
