@@ -1,10 +1,11 @@
-"""Every command and every block of code in the README does what the README says."""
+"""Every command and every block of code in README.md and docs/*.md does what is said there."""
 
 import re
 import runpy
 import shlex
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -13,74 +14,113 @@ from gdtrain.config.load import check, load_config
 from gdtrain.config.yaml_source import read_text
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text("utf-8")
+DOCS = ROOT / "docs"
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text("utf-8")
+    for file in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    """A fenced block of a page, and the prose between it and the block before it."""
+
+    language: str
+    text: str
+    lead: str = ""
 
 
-def blocks(language: str) -> list[str]:
-    return [block for named, block in BLOCKS if named == language]
+def blocks(page: str) -> list[Block]:
+    pieces = FENCED.split(PAGES[page])
+    return [Block(*pieces[i : i + 2], lead=pieces[i - 1].strip()) for i in range(1, len(pieces), 3)]
+
+
+def of_all_pages(language: str) -> list[tuple[str, str]]:
+    return [(p, block.text) for p in PAGES for block in blocks(p) if block.language == language]
 
 
 INSTALLS = [
-    line for block in blocks("bash") for line in block.splitlines() if line[:11] == "pip install"
+    line for _, text in of_all_pages("bash") for line in text.splitlines() if line[:3] == "pip"
 ]
+# What a configuration needs besides a fragment that is shown.
+REST = {
+    "data": "{source: digits, validation_fraction: 0.2}",
+    "model": "mlp",
+    "loss": "cross_entropy",
+    "loader": "sample",
+    "optimizer": "{lr: 0.1}",
+    "epochs": "20",
+}
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A directory with the configs and a table, in which all of the README is run, in its order."""
-    directory = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "configs", directory / "configs")
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """The working directory: one with the configs and a table, and nothing else."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     rows = [f"{40 + i},{'old' if i % 3 else 'new'},{1000 * i + 5 * (i % 3)}" for i in range(50)]
-    (directory / "houses.csv").write_text("area,age,price\n" + "\n".join(rows) + "\n")
-    return directory
+    (tmp_path / "houses.csv").write_text("area,age,price\n" + "\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def test_the_two_lines_are_those_that_ci_runs() -> None:
     assert len(INSTALLS) == 2
+    assert all(line in PAGES["README.md"] for line in INSTALLS)
     assert INSTALLS[0].endswith("&& python -m gdtrain --config configs/minibatch.yaml")
     assert INSTALLS[1].endswith("&& python -m pytest -n 2")
     assert "grep '^pip install -c constraints.txt' README.md" in (ROOT / ".ci/run").read_text()
 
 
-def test_commands_and_python_do_what_is_said_from_top_to_bottom(clone, monkeypatch, capsys):
-    """In one test, since later ones go on with what earlier ones have made."""
-    monkeypatch.chdir(clone)
-    for number, (language, block) in enumerate(BLOCKS):
-        if language == "python":
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if {b.language for b in blocks(page)} & {"python", "bash"}]
+)
+def test_commands_and_python_do_what_is_said_from_top_to_bottom(page, clone, capsys) -> None:
+    """In one test for a page, since later blocks go on with what earlier ones have made."""
+    for number, block in enumerate(blocks(page)):
+        if block.language == "python":
             script = clone / f"block_{number}.py"
-            script.write_text(block, "utf-8")
+            script.write_text(block.text, "utf-8")
+            capsys.readouterr()
             runpy.run_path(str(script))
-        for command in block.splitlines() if language == "bash" else ():
-            if command not in INSTALLS:
-                python, dash_m, package, *arguments = shlex.split(command)
-                assert (python, dash_m, package) == ("python", "-m", "gdtrain")
-                assert main(arguments) == 0, (command, capsys.readouterr().err)
+        elif block.language == "yaml" and (name := re.match(r"# ([\w.-]+\.yaml)\n", block.text)):
+            (clone / name[1]).write_text(block.text, "utf-8")
+        elif block.language == "bash":
+            for command in block.text.splitlines():
+                run(command, capsys)
+        elif block.lead == "prints":
+            assert masked(printed(capsys)) == masked(block.text)
+        elif block.lead.endswith("ends with"):
+            assert masked(printed(capsys)).endswith(masked(block.text))
 
 
-def test_the_yaml_of_the_csv_example_trains_on_such_a_file(clone, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(clone)
-    block = next(block for block in blocks("yaml") if "houses.csv" in block)
-    (clone / "houses.yaml").write_text(block)
-    assert main(["--config", "houses.yaml"]) == 0
-    assert "done: 50 epochs, 100 updates" in capsys.readouterr().err
+def run(command: str, capsys) -> None:
+    if command not in INSTALLS:
+        python, dash_m, package, *arguments = shlex.split(command)
+        assert (python, dash_m, package) == ("python", "-m", "gdtrain")
+        capsys.readouterr()
+        assert main(arguments) == 0, (command, capsys.readouterr().err)
 
 
-def test_the_yaml_of_the_forms_is_valid_beside_the_rest_of_a_configuration() -> None:
-    section = README.partition("## Variance-reduced and mixed forms\n")[2].partition("\n## ")[0]
-    fragments = re.findall(r"^```yaml\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
-    rest = "data: digits\nmodel: mlp\nloss: cross_entropy\noptimizer: {lr: 0.1}\nepochs: 20\n"
-    assert len(fragments) == 5
-    for fragment in fragments:
-        loader = "" if "loader:" in fragment else "loader: sample\n"
-        check(read_text(rest + loader + fragment, "README.md"))
+def printed(capsys) -> str:
+    return "".join(capsys.readouterr())
 
 
-def test_the_faults_that_are_shown_are_those_that_are_printed(clone, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(clone)
-    shown = next(block for block in blocks("text") if "unknown key" in block)
+def masked(text: str) -> str:
+    """The text without what differs from machine to machine: times, and digits after the second."""
+    return re.sub(r"(\d+\.\d{2})\d+(e-\d+)?|\d\.\de-\d+|[\d.]+ s\b", r"\1…", text)
+
+
+YAML = of_all_pages("yaml")
+
+
+@pytest.mark.parametrize(("page", "fragment"), YAML, ids=[page for page, _ in YAML])
+def test_yaml_that_is_shown_is_valid_beside_the_rest_of_a_configuration(page, fragment) -> None:
+    missing = [key for key in REST if not re.search(rf"^{key}:", fragment, flags=re.MULTILINE)]
+    check(read_text("".join(f"{key}: {REST[key]}\n" for key in missing) + fragment, page))
+
+
+def test_the_faults_that_are_shown_are_those_that_are_printed(clone, capsys) -> None:
+    shown = next(text for _, text in of_all_pages("text") if "unknown key" in text)
     (clone / "my.yaml").write_text(
         "data: digits\nmodel: mlp\nloss: cross_entropy\nepochs: 1\n"
         "loader: {  batch_sise: 8, name: minibatch, batch_size: 8}\n"
@@ -96,7 +136,9 @@ def test_the_faults_that_are_shown_are_those_that_are_printed(clone, monkeypatch
 def test_the_configuration_reference_and_the_schema_file_are_up_to_date(capsys) -> None:
     written = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
     remedy = "run: python scripts/write_reference.py"
-    assert written["with_reference"](README) == README, remedy
+    page = PAGES["docs/configuration.md"]
+    assert "| `batch_size` |" in page
+    assert written["with_reference"](page) == page, remedy
     assert written["schema_text"]() == (ROOT / "configs" / "schema.json").read_text("utf-8"), remedy
     assert main(["schema"]) == 0
     assert capsys.readouterr().out == written["schema_text"]()
@@ -113,6 +155,30 @@ def test_every_shipped_config_is_valid_and_names_its_schema() -> None:
         assert read_text(file.read_text(), file.name).data["loader"]["name"] == form
 
 
-def test_all_links_to_files_are_files() -> None:
-    named = re.findall(r"`((?:gdtrain|configs|scripts)/[\w/]+\.\w+)`", README)
+def test_the_readme_is_short_and_the_index_names_every_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 150
+    linked = {target.partition("#")[0] for target in links("docs/README.md")}
+    assert linked == {"../README.md", *(f.name for f in DOCS.glob("*.md"))} - {"README.md"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert file.is_file(), target
+        assert not anchor or anchor in anchors(file.read_text("utf-8")), target
+    named = re.findall(r"`((?:gdtrain|configs|scripts|docs)/[\w/]+\.\w+)`", PAGES[page])
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def links(page: str) -> list[str]:
+    """Where the links and the images of a page lead, other pages of the web left out."""
+    found = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", PAGES[page]))
+    return [target for target in found if "://" not in target]
+
+
+def anchors(text: str) -> set[str]:
+    """The headings as a Markdown viewer names them in links."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}

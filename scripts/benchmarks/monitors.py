@@ -1,6 +1,7 @@
 """What monitors cost: runs with one, at its default cadence, against runs without.
 
-    python scripts/benchmarks/monitors.py [--repeats 9] [--only minibatch,scan] [--readme README.md]
+    python scripts/benchmarks/monitors.py [--repeats 9] [--only minibatch,scan]
+        [--page docs/monitors.md]
 
 Four runs: configs/minibatch.yaml and configs/batch.yaml, and one sample at a time on the teaching
 network 2-4-1, eagerly and under engine scan. In one process, on one thread, the runs of each
@@ -9,8 +10,8 @@ the time on processors of the quickest runs, which what else runs on the machine
 with the monitor over without, less 1, and beside it the time within the monitor by the clock, as
 a share of the run. The first holds everything, and the noise of two runs; the second has little
 noise, and lacks what shorter blocks cost. Of sharpness it says what a look costs in gradients of
-the full loss; it and sample_gradients are measured once only. ``--readme`` puts the table into
-the README. Exits with 1 if one of the others takes more than 5 % by both.
+the full loss; it and sample_gradients are measured once only. ``--page`` puts the table into
+that page. Exits with 1 if one of the others takes more than 5 % by both.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", default=",".join(RUNS), help="runs, by name")
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -68,11 +69,11 @@ def main() -> int:
             print(line, flush=True)
             lines.append(line)
             over |= is_over
-    if options.readme:
-        before, _, rest = options.readme.read_text("utf-8").partition(START)
+    if options.page:
+        before, _, rest = options.page.read_text("utf-8").partition(START)
         after = rest.partition(END)[2]
         text = before + START + "\n" + "\n".join(lines) + "\n\n" + END + after
-        options.readme.write_text(text, "utf-8")
+        options.page.write_text(text, "utf-8")
     return int(over)
 
 

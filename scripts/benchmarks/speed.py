@@ -1,7 +1,7 @@
 """gdtrain beside everything else that trains the same model: one run, ratios first.
 
 python scripts/benchmarks/speed.py [--only teaching-1,stream] [--repeats 7] [--json FILE]
-    [--plot FILE] [--readme README.md]
+    [--plot FILE] [--page docs/benchmarks.md]
 
 Each contestant is a process of its own, kept for the whole run, with one thread, and all of them
 take turns on one core. All are given the same model with the same initial weights, the same data
@@ -55,9 +55,9 @@ def main() -> None:
     print(report.text(results))
     if options.plot:
         report.plot(results, options.plot)
-    if options.readme:
-        text = options.readme.read_text("utf-8")
-        options.readme.write_text(report.with_table(text, results), "utf-8")
+    if options.page:
+        text = options.page.read_text("utf-8")
+        options.page.write_text(report.with_table(text, results), "utf-8")
 
 
 def _keep(results: dict[str, Any], path: Path | None) -> None:
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all times")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write the table between its two marks"
+        "--page", type=Path, metavar="FILE", help="write the table between its two marks"
     )
     parser.add_argument(
         "--load", type=Path, metavar="FILE", help="measure nothing; show what --json wrote"

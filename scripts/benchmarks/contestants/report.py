@@ -1,4 +1,4 @@
-"""What was measured, as a table for the terminal, one for the README, and a plot."""
+"""What was measured, as a table for the terminal, one for the documentation, and a plot."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ def machine_line(results: Results) -> str:
     ).strip()
 
 
-def with_table(readme: str, results: Results) -> str:
-    """The README with the tables between its marks replaced."""
-    before, rest = readme.split(START)
+def with_table(page: str, results: Results) -> str:
+    """The page with the tables between its marks replaced."""
+    before, rest = page.split(START)
     after = rest.split(END)[1]
     return f"{before}{START}\n\n{markdown(results)}\n\n{END}{after}"
 
 
 def markdown(results: Results) -> str:
-    """The tables of the README."""
+    """The tables of docs/benchmarks.md."""
     workloads = results["workloads"]
     trained = [
         w for w in WORKLOADS if w.kind == "train" and workloads.get(w.name) and not w.compiled_only
