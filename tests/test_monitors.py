@@ -252,6 +252,18 @@ def test_sharpness_is_reported_beside_the_limit_and_a_crossing_is_told_once(capl
     ]
 
 
+@pytest.mark.parametrize(("over", "warnings"), [(0.99, 0), (1.1, 0), (1.3, 1)])
+def test_a_first_look_just_over_the_limit_is_no_crossing(over, warnings, caplog) -> None:
+    """At the edge of stability, where a run may be when it is looked at first, it hovers there."""
+    model = nn.Linear(1, 1, bias=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=over)  # λ = 2, so that the limit is lr = 1
+    loader = BatchLoader((torch.ones(1, 1).double(), torch.ones(1, 1).double()))
+    watch = SharpnessMonitor(every_n_steps=1)
+    with caplog.at_level(logging.WARNING, "gdtrain"):
+        Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[watch]).fit(3)
+    assert len(caplog.messages) == warnings
+
+
 def test_weight_decay_counts_to_the_sharpness_that_the_limit_is_compared_with() -> None:
     model = nn.Linear(1, 1, bias=False).double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=3.0)

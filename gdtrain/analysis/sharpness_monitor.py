@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
-# At the edge of stability sharpness goes to and fro about the limit, which is one crossing.
-CLEARLY_BELOW = 0.9
+# At the edge of stability sharpness goes to and fro about the limit, which is one crossing, and a
+# first look just over the limit is none.
+CLEARLY_BELOW, CLEARLY_OVER = 0.9, 1.25
 
 
 class SharpnessMonitor(Monitor):
@@ -28,8 +30,8 @@ class SharpnessMonitor(Monitor):
     ``stability_limit``, what that must stay below for full-batch descent to be stable in the
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
-    warning says so once each time that the limit is crossed from clearly below. Full-batch
-    descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
+    warning says so once each time that the limit is crossed from clearly below, or where the first
+    look is clearly over it. Full-batch descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
     neural networks typically occurs at the edge of stability").
 
     λ is that of the loss in the mode in which it is descended: in training mode where a batch is
@@ -104,21 +106,23 @@ class SharpnessMonitor(Monitor):
 
     def _warn(self, measured: dict[str, float], trainer: Trainer) -> None:
         limit, value = measured["stability_limit"], measured["sharpness_lr_2"]
-        if value > limit and self._comes_from_below() and trainer.world.rank == 0:
+        if value > self._warned_over(limit) and trainer.world.rank == 0:
             logger.warning(
                 "sharpness %.4g times lr / 2 is %.4g after %s updates, over the limit of "
                 "stability, %.4g: full-batch descent can't settle in that direction at this lr",
                 *(measured["sharpness"], value, f"{trainer.progress.step:,}", limit),
             )
 
-    def _comes_from_below(self) -> bool:
-        """Whether it was clearly below the limit since it was last over it."""
+    def _warned_over(self, limit: float) -> float:
+        """Above what there is a warning: the limit, if the last looks were clearly below theirs."""
+        seen = False
         for record in reversed(self.records):
-            limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
-            if limit is None or value is None:
+            its_limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
+            if its_limit is None or value is None:
                 continue
-            if value > limit:
-                return False
-            if value < CLEARLY_BELOW * limit:
-                return True
-        return True
+            if value < CLEARLY_BELOW * its_limit:
+                return limit
+            if value > its_limit:
+                return math.inf  # told, or at the edge
+            seen = True
+        return limit if seen else CLEARLY_OVER * limit
