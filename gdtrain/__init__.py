@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gdtrain.training.averaging import Averaging as Averaging
     from gdtrain.training.callbacks import Callback as Callback
     from gdtrain.training.callbacks import StepLosses as StepLosses
+    from gdtrain.training.metrics import mean_over_samples as mean_over_samples
     from gdtrain.training.prequential import Prequential as Prequential
     from gdtrain.training.saga import SAGA as SAGA
     from gdtrain.training.svrg import SVRG as SVRG
@@ -81,6 +82,7 @@ _HOMES = {
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.mapped",
+    "mean_over_samples": "gdtrain.training.metrics",
     "plot_history": "gdtrain.monitoring.curves",
 }
 
