@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from gdtrain.analysis import differences
 from gdtrain.analysis.twin import Twin, pick
 from gdtrain.data.batch import Batch, map_tensors
-from gdtrain.training.exact_gradient import in_two_passes
-from gdtrain.training.losses import adds_up, has_own_loss, weight_of
+from gdtrain.training.losses import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Outputs that differ by more than rounding can account for.

@@ -19,10 +19,16 @@ from gdtrain.analysis.twin import Twin, in_double, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.distributed import World
-from gdtrain.training.exact_gradient import add_gradient, in_two_passes
+from gdtrain.training.exact_gradient import add_gradient
 from gdtrain.training.flat import Flat
 from gdtrain.training.gradient import whole_gradient
-from gdtrain.training.losses import adds_up, has_own_loss, says_weight, weight_of
+from gdtrain.training.losses import (
+    adds_up,
+    has_own_loss,
+    in_two_passes,
+    says_weight,
+    weight_of,
+)
 from gdtrain.training.seeding import RngState
 from gdtrain.training.trainer import Trainer
 

@@ -46,7 +46,7 @@ class Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = tensors_of((args, kwargs or {}))
+        given = list(tensors_of((args, kwargs or {})))
         sides = [[tensor for tensor in given if _is_in(tensor, side)] for side in self._of]
         if self.met is None and all(sides) and _is_by_number(func):
             self._look(*sides)

@@ -14,7 +14,7 @@ from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders import Loader
 from gdtrain.data.rows import compact, join
-from gdtrain.data.tree import map_tensors, tensors_of
+from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
@@ -22,7 +22,7 @@ from gdtrain.training.distributed import World
 from gdtrain.training.forward import forward
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
-from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
+from gdtrain.training.losses import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.metrics import MeanOverSamples, Streaming, streams
 from gdtrain.training.microbatches import UNMEASURED_SIZE, is_out_of_memory
 
@@ -180,19 +180,17 @@ class _Look:
         """The outputs for a part, and its loss, if the part's loss says something of the whole."""
         if not len(part):
             return None, None
-        trainer = self.trainer
-        # Copies of what are views: a model may work in place, and the data are the user's.
-        inputs, targets = map_tensors((part.inputs, part.targets), _own)
-        given = Batch(inputs, targets, part.indices)
+        trainer, output = self.trainer, None
         if self.own_loss:
-            loss = self.without_graph(lambda: trainer.batch_loss(given))
-            again = map_tensors(part.inputs, _own)
-            output = self.without_graph(lambda: forward(trainer, again)) if self.metrics else None
+            again = copied(part.inputs) if self.metrics else None  # the model may work in place
+            loss = self.without_graph(lambda: trainer.batch_loss(part))
+            if self.metrics:
+                output = self.without_graph(lambda: forward(trainer, again))
             return output, scalar(loss)
-        output = self.without_graph(lambda: forward(trainer, inputs))
-        if not says_weight(trainer) and mean_of(trainer.loss, part) is None:
+        output = self.without_graph(lambda: forward(trainer, part.inputs))
+        if in_two_passes(trainer, part):
             return output, None
-        return output, self._loss(output, targets)
+        return output, self._loss(output, part.targets)
 
     def _loss(self, output: Any, targets: Any) -> Tensor:
         trainer = self.trainer
@@ -314,10 +312,6 @@ class _Kept:
 
 def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
     return tensor[order] if tensor.ndim and tensor.shape[0] == len(order) else tensor
-
-
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor._is_view() else tensor
 
 
 def _named(name: str, value: Any) -> dict[str, float]:

@@ -17,7 +17,13 @@ from gdtrain.training.distributed import World, exchange_gradients
 from gdtrain.training.forward import forward
 from gdtrain.training.gradient import Accumulator, Added, add_parts, scalar, trained, whole_gradient
 from gdtrain.training.keeper import Keeper, unchanged
-from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
+from gdtrain.training.losses import (
+    adds_up,
+    has_own_loss,
+    in_two_passes,
+    says_weight,
+    weight_of,
+)
 from gdtrain.training.separable import check_buffers, check_separable
 from gdtrain.training.two_passes import add_two_passes
 
@@ -199,13 +205,6 @@ def add_gradient(
     if in_two_passes(trainer, share):
         return Added(add_two_passes(trainer, share, parts, world, accumulator))
     return add_parts(trainer, parts, world, accumulator)
-
-
-def in_two_passes(trainer: Trainer, batch: Batch) -> bool:
-    """Whether the batch, if it is cut, goes through in two passes rather than in one."""
-    if has_own_loss(trainer) or says_weight(trainer):
-        return False
-    return mean_of(trainer.loss, batch) is None
 
 
 def closure_step(trainer: Trainer, batch: Batch) -> Tensor:

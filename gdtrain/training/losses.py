@@ -310,3 +310,10 @@ def adds_up(trainer: Trainer) -> bool:
     """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
     known = None if says_weight(trainer) else of_torch(trainer.loss)
     return known is not None and known.setting("reduction", "mean") == "sum"
+
+
+def in_two_passes(trainer: Trainer, data: Batch | Samples) -> bool:
+    """Whether it takes the outputs of a whole batch, or data set, to know its loss."""
+    if has_own_loss(trainer) or says_weight(trainer):
+        return False
+    return mean_of(trainer.loss, data) is None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.rows import compact, join
-from gdtrain.data.tree import map_tensors, tensors_of
+from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ModelError
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
@@ -96,7 +96,7 @@ class _Output:
 
     def carry_back(self, accumulator: Accumulator | None) -> None:
         """Add (∂o/∂θ)ᵀ ∂L/∂o to ``.grad``, and let go of the graph."""
-        graph, self.graph = tensors_of(self.graph), None
+        graph, self.graph = list(tensors_of(self.graph)), None
         pairs = [
             (output, cut.grad)
             for output, cut in zip(graph, tensors_of(self.tree), strict=True)
@@ -113,7 +113,7 @@ def _first_pass(trainer: Trainer, parts: Sequence[Batch]) -> list[_Output]:
     outputs = []
     for part in parts[:-1]:
         # A copy, since a model that works in place would otherwise be given its own work again.
-        output = _Output(forward(trainer, map_tensors(part.inputs, torch.clone)))
+        output = _Output(forward(trainer, copied(part.inputs)))
         output.graph = None
         outputs.append(output)
     return outputs + [_Output(forward(trainer, part.inputs)) for part in parts[-1:]]
