@@ -194,11 +194,27 @@ class Continued(Generated):
 @pytest.mark.parametrize("error", [RuntimeError("bad"), OwnError("bad", 3)])
 def test_a_stream_that_fails_loses_no_batch_before_it(at: int, error: Exception) -> None:
     trainer = make(Generated(at, error))
-    for _ in range(2):  # a generator that has failed can't go on, and that is said again
+    for _ in range(2):  # it fails again when it is iterated anew
         with pytest.raises(type(error), match="bad") as caught:
             trainer.fit(1)
         assert caught.value is error
         assert updates(trainer) == at // SIZE
+
+
+@pytest.mark.parametrize("at", [0, 1, 10, 11, N - 1])
+def test_a_generator_that_fails_once_goes_on_where_it_was(at: int) -> None:
+    """It is iterated anew, past the items that were read."""
+    data = Generated(at, RuntimeError("bad"))
+    trainer, undisturbed = make(data), make(Generated(-1, RuntimeError()))
+    undisturbed.fit(1)
+    with pytest.raises(RuntimeError, match="bad"):
+        trainer.fit(1)
+    data.at = -1
+    trainer.fit(1)
+    assert updates(trainer) == N // SIZE
+    assert trainer.progress.samples == N
+    for one, other in zip(trainer.model.parameters(), undisturbed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("at", [0, 1, 10, 11, N - 1])

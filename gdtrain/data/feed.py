@@ -79,8 +79,8 @@ class IterableFeed(Feed):
     """The items of an IterableDataset, which is iterated in the process and thread that trains.
 
     What it raises comes after the samples before it. When training goes on after that, it is asked
-    for the next item: one that still is at its end then, as a generator is, has not gone on, and
-    the error is raised again. One that has ``set_epoch`` is told the epoch before it is iterated.
+    for the next item; one that is at its end then, as a generator that has raised is, is iterated
+    anew, past the items that it gave before. One that has ``set_epoch`` is told the epoch before it is iterated.
     """
 
     seekable = False
@@ -121,7 +121,10 @@ class IterableFeed(Feed):
             try:
                 items.append(self._next())
             except StopIteration:
-                self.ended, self._error = self._last is None, self._last
+                if self._last is None:
+                    self.ended = True
+                else:
+                    self._reopen()
             except Exception as error:
                 self._error = error
             if time.monotonic() >= until:
@@ -133,6 +136,17 @@ class IterableFeed(Feed):
         places = self._count + 1 + np.arange(len(items))[:, None]
         self._count += len(items)
         return Piece(items, places)
+
+    def _reopen(self) -> None:
+        """Iterate anew, up to the item at which the last pass was broken off."""
+        self._items, self._last = iter(self.dataset), None
+        try:
+            for _ in range(self._count):
+                next(self._items)
+        except StopIteration:  # it has fewer now
+            self.ended = True
+        except Exception as error:
+            self._error = error
 
     def _next(self) -> Any:
         if self._items is None:
