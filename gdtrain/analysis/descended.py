@@ -12,7 +12,6 @@ import torch
 from gdtrain.analysis.objective import Objective, is_one_batch
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders import Loader
-from gdtrain.data.tree import map_tensors
 from gdtrain.training.evaluation import WithoutGraph, whole
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import Keeper, as_in_fit, named_modules, unchanged
@@ -113,9 +112,7 @@ def _losses(trainer: Trainer, batches: Sequence[Batch], training: bool | None) -
         start, without_graph = Keeper(trainer, "buffers", whole=True), WithoutGraph()
         values = []
         for batch in batches:  # in copies: a model may work in place
-            inputs, targets = map_tensors((batch.inputs, batch.targets), torch.clone)
-            given = Batch(inputs, targets, batch.indices)
-            loss = without_graph(partial(trainer.compute_loss, given))
+            loss = without_graph(partial(trainer.compute_loss, batch.copy()))
             values.append(float(scalar(loss)))
             start.restore()
         return values

@@ -45,7 +45,7 @@ class FunctionalLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         inputs, targets = map_tensors((batch.inputs, batch.targets), torch.clone)
         try:
-            return scalar(self._trainer.compute_loss(Batch(inputs, targets, batch.indices)))
+            return scalar(self._trainer.compute_loss(batch.with_trees(inputs, targets)))
         except ValueError as error:
             explain(error, batch.inputs)
             raise

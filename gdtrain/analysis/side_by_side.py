@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gdtrain.analysis.differences import relative_error
-from gdtrain.data.batch import Batch, map_tensors
+from gdtrain.data.batch import Batch
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.checks import needs_closure
@@ -135,8 +135,7 @@ def _batches(trainer: Trainer, epoch: int) -> Iterator[Batch]:
     """The loader's batches of an epoch, in copies: the model may work in place."""
     assert trainer.loader is not None
     for batch in trainer.read(trainer.loader, trainer.loader.plan(epoch)):
-        inputs = map_tensors(batch.inputs, torch.clone)
-        yield Batch(inputs, map_tensors(batch.targets, torch.clone), batch.indices)
+        yield batch.copy()
 
 
 def _loss(trainer: Trainer, batch: Batch) -> Tensor:

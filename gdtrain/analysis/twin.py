@@ -88,13 +88,12 @@ class Twin(nn.Module):
 def in_double(batch: Batch) -> Batch:
     """The batch on the CPU, its floating-point numbers in float64."""
     inputs, targets = map_tensors((batch.inputs, batch.targets), _tensor_in_double)
-    return Batch(inputs, targets, batch.indices.cpu())
+    return batch.with_trees(inputs, targets)
 
 
 def pick(batch: Batch, rows: Tensor) -> Batch:
     """The samples at ``rows``, [b] int64, as a batch."""
-    inputs, targets = map_tensors((batch.inputs, batch.targets), lambda t: t[rows])
-    return Batch(inputs, targets, batch.indices[rows])
+    return batch.take(rows)
 
 
 def _copied(name: str, value: Any, memo: dict[int, Any]) -> Any:

@@ -109,6 +109,11 @@ class DatasetSamples(Samples):
         self._told = epoch
 
 
+def has_own_collate(samples: Samples) -> bool:
+    """Whether a collate function of the user's makes the batches."""
+    return isinstance(samples, DatasetSamples) and samples.collate_fn is not collate
+
+
 class WorkerError(Exception):
     """The traceback of what a worker has raised; the cause of what is raised here."""
 

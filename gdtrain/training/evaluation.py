@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
@@ -46,17 +48,29 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
     """
     check_loader("loader", loader)
     size = trainer.microbatches.size
-    plan = loader.plan(0) if in_batches else whole(loader.num_samples, size)
+    plan = loader.plan(0) if in_batches else whole(loader.num_samples, _at_once(loader, size))
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     batches = trainer.read(loader, plan, shared=not trainer.is_sharded)
     with unchanged(trainer, training=False):
         look = _Look(trainer)
+        parts = (look.alike(batch.split(size or UNMEASURED_SIZE)) for batch in batches)
         if in_batches:
-            for batch in batches:
-                look.at(look.alike(batch.split(size or UNMEASURED_SIZE)), None)
+            for of_batch in parts:
+                look.at(of_batch, None)
         else:
-            look.at(batches, loader.num_samples)
+            as_read = plan.batch_size <= (size or UNMEASURED_SIZE)
+            look.at(batches if as_read else chain.from_iterable(parts), loader.num_samples)
         return look.result()
+
+
+def _at_once(loader: Loader, size: int | None) -> int | None:
+    """How many samples to read at once: not fewer than a collate function gets in training.
+
+    It may drop what can't be used, and of a few samples there may be none that can.
+    """
+    if size is None or not has_own_collate(loader.samples):
+        return size
+    return max(size, min(loader.outline(0).batch_size, UNMEASURED_SIZE))
 
 
 def predict(trainer: Trainer, inputs: Any) -> Any:
@@ -239,25 +253,27 @@ class _Kept:
         self.num_samples = num_samples
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
-        self.indices: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.indices: list[Tensor] = []  # of several processes, to be put in order
         self.nbytes = 0
         self.for_loss = False
         self.refusal = ""
 
     @property
     def wanted(self) -> bool:
-        return bool(self.indices)
+        return bool(self.sizes)
 
     def keep(self, output: Any, part: Batch, for_loss: bool) -> None:
         """Keep a part's; no more than fits, and what does not is refused."""
         self.for_loss = for_loss
-        self.indices.append(part.indices)
+        self.sizes.append(len(part))
+        if self.look.world.size > 1:
+            self.indices.append(part.indices)
         if self.refusal:
             return
         tensors = tensors_of((output, part.targets))
         self.nbytes += sum(tensor.nbytes for tensor in tensors)
-        seen = sum(map(len, self.indices))
-        of_all = self.nbytes * max(1.0, (self.num_samples or 0) / seen)
+        of_all = self.nbytes * max(1.0, (self.num_samples or 0) / sum(self.sizes))
         if of_all > self.look.limit:
             self.refusal = self._refusal(of_all)
             self.outputs, self.targets = [], []
@@ -288,11 +304,12 @@ class _Kept:
             for refusal in world.gather_text(self.refusal):
                 if refusal:
                     raise ConfigError.of("memory_limit", refusal)
-        sizes = [len(places) for places in self.indices]
-        own = None
+        sizes, own = self.sizes, None
         if sizes:
             outputs = join(self.outputs, sizes, "outputs")
-            own = outputs, join(self.targets, sizes, "targets"), torch.cat(self.indices)
+            targets = join(self.targets, sizes, "targets")
+            places = torch.cat(self.indices) if self.indices else torch.arange(sum(sizes))
+            own = outputs, targets, places
         is_all = self.num_samples is not None
         if world.size == 1:
             assert own is not None
