@@ -1,5 +1,7 @@
 """What a program changes in mid-run counts from the next update on, as in a loop by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -371,3 +373,39 @@ def test_callback_added_in_mid_run_sees_every_later_update(setting):
         device="cpu",
     ).fit(4)
     assert len(adder.added.steps) == 4 * 64 - 100
+
+
+class AddsWhen(Trainer):
+    """Adds a callback from inside the loss of an update, and so inside a block."""
+
+    adds_at: int
+    added: Callback
+
+    def compute_loss(self, batch):
+        if self.step == self.adds_at and self.added not in self.callbacks:
+            self.callbacks.append(self.added)
+        return super().compute_loss(batch)
+
+
+@pytest.mark.parametrize("step", [0, 1, 37, 100])
+def test_callback_added_inside_a_block_is_due_from_that_update_on(step):
+    """A projection that the loss adds counts after the update in which it is added."""
+    x, y = data(64)
+    torch.manual_seed(0)
+    hand = nn.Linear(3, 1)
+    model = copy.deepcopy(hand)
+    optimizer = torch.optim.SGD(hand.parameters(), lr=0.05)
+    for number in range(2 * 64):
+        row = slice(number % 64, number % 64 + 1)
+        optimizer.zero_grad()
+        F.mse_loss(hand(x[row]), y[row]).backward()
+        optimizer.step()
+        if number >= step:
+            clamp(hand)
+    loader = MiniBatchLoader((x, y), 1, order="sequential")
+    descent = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = AddsWhen(model, nn.MSELoss(), descent, loader, device="cpu")
+    trainer.adds_at, trainer.added = step, AfterUpdates(clamp)
+    trainer.fit(2)
+    assert trainer.progress.step == 128
+    assert same_bits(model, hand)

@@ -163,6 +163,38 @@ def test_evaluation_and_fingerprint_follow_the_data() -> None:
     assert trainer.loader.fingerprint()["samples"] == N  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", ["sequential", "reshuffle"])
+def test_arrays_changed_between_calls_are_read_as_they_are(order: str, dtype: Any) -> None:
+    x, y = X.numpy().astype(dtype), Y.numpy().astype(dtype)
+    trainer = make(MiniBatchLoader((x, y), 4, order=order))
+    hand, made = make(None).model, 0
+    optimizer = torch.optim.SGD(hand.parameters(), lr=0.1)
+    for epochs in (2, 3, 5):
+        trainer.fit(epochs)
+        for epoch in range(made, epochs):
+            for number in range(3):
+                rows = trainer.loader.plan(epoch).batch_indices(number).numpy()  # type: ignore[union-attr]
+                optimizer.zero_grad()
+                inputs, targets = (torch.from_numpy(part[rows]).float() for part in (x, y))
+                nn.functional.mse_loss(hand(inputs), targets).backward()
+                optimizer.step()
+        assert torch.equal(trainer.model.weight, hand.weight)
+        made, x[:2], y[3] = epochs, x[:2] + 1, 0.5
+        expected = nn.functional.mse_loss(hand(torch.tensor(x).float()), torch.tensor(y).float())
+        assert trainer.evaluate()["loss"] == pytest.approx(float(expected.detach()))
+
+
+def test_an_array_with_nan_is_not_copied_again() -> None:
+    x = X.double().numpy()
+    x[0, 0] = np.nan
+    trainer = make(BatchLoader((x, Y), allow_nonfinite=True))
+    samples = trainer.loader.samples  # type: ignore[union-attr]
+    placed = trainer.placed(samples)
+    trainer.placed.compare(samples)
+    assert trainer.placed(samples) is placed
+
+
 def test_tensors_of_inference_mode_are_data_too() -> None:
     with torch.inference_mode():
         x = X.double() * 1

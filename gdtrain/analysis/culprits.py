@@ -44,8 +44,12 @@ def findings(twin: Twin, batch: Batch, gradient: Tensor, takes_parts: bool) -> l
     # A loss of the user's own that runs the model itself would be blamed for what a layer does.
     apart = not has_own_loss(twin.trainer) or (takes_parts and mixing is None)
     weighted = not in_two_passes(twin.trainer, batch)
-    apart = apart and weighted and len(batch) > 1
-    if apart and (values := loss_is_no_mean(twin, batch)) is not None:
+    if (
+        len(batch) > 1
+        and apart
+        and weighted
+        and (values := loss_is_no_mean(twin, batch)) is not None
+    ):
         found.append(
             f"loss {loss_name(twin.trainer)} is not a mean over samples: {values[0]:.6g} for the "
             f"batch, but {values[1]:.6g} as the weighted mean of its parts; "

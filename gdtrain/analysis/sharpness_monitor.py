@@ -31,8 +31,8 @@ class SharpnessMonitor(Monitor):
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
     warning says so once each time that the limit is crossed from clearly below, or where the first
-    look is clearly over it. Full-batch descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
-    neural networks typically occurs at the edge of stability").
+    look is clearly over it. Full-batch descent raises λ to the limit and keeps it there (Cohen and
+    others, 2021, "Gradient descent on neural networks typically occurs at the edge of stability").
 
     λ is that of the loss in the mode in which it is descended: in training mode where a batch is
     all samples. Where there is no such function, since BatchNorm's statistics are those of

@@ -66,5 +66,6 @@ def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
             left = min(arrived - start, trainer.engine.max_block_steps)
             steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
             steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
-            yield Block(plan, start, start + steps, islice(batches, steps))
-            start += steps
+            block = Block(plan, start, start + steps, islice(batches, steps))
+            yield block
+            start = block.stop  # an engine may have ended it earlier

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from operator import is_
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -21,6 +22,8 @@ Precision = Literal["fp32", "bf16", "fp64"]
 
 # Share of the device's free memory that a data set may take for itself.
 RESIDENT_SHARE = 0.5
+# Rows that are compared with a copy of them at a time.
+COMPARED_ROWS = 1 << 16
 _AS_IT_IS = nullcontext()
 
 
@@ -94,7 +97,8 @@ class Placement:
     """Brings samples to a device and a dtype: tensors in memory once, as long as they are the same.
 
     A copy that had to be made is made anew when the user's tensor has been changed in place, or
-    another one has taken its place.
+    another one has taken its place. numpy tells nobody of changes: whether an array is still what
+    was copied, :meth:`compare` finds out.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -112,6 +116,14 @@ class Placement:
             placed = self._placed[samples] = _Placed(samples.tensors, made)
         return placed.samples
 
+    def compare(self, samples: Samples) -> None:
+        """Forget copies on the CPU that are no longer of the values that the user has now."""
+        if not isinstance(samples, TensorSamples) or self.device.type != "cpu":
+            return
+        placed = self._placed.get(samples)
+        if placed is not None and not placed.has_values_of(samples.tensors):
+            del self._placed[samples]
+
     def __reduce__(self) -> Any:
         return Placement, (self.device, self.dtype)  # copies place for themselves
 
@@ -125,6 +137,11 @@ class _Placed:
         kept = samples.tensors if isinstance(samples, TensorSamples) else ()
         shared = {id(tensor) for tensor in kept}  # which change with the user's
         self._versions = [None if id(t) in shared else version_of(t) for t in tensors]
+
+    def has_values_of(self, tensors: tuple[Tensor, ...]) -> bool:
+        assert isinstance(self.samples, TensorSamples)
+        made = self.samples.tensors
+        return self.is_of(tensors) and all(map(_is_cast_of, made, tensors))
 
     def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
         if len(tensors) != len(self._tensors) or not all(map(is_, tensors, self._tensors)):
@@ -140,6 +157,22 @@ def _fits(nbytes: int, device: torch.device) -> bool:
         return True  # the CPU holds them already; mps shares the machine's memory
     free, _ = torch.cuda.mem_get_info(device)
     return nbytes <= RESIDENT_SHARE * free
+
+
+def _is_cast_of(made: Tensor, tensor: Tensor) -> bool:
+    """Whether ``made`` has the bits of ``tensor`` in its dtype; compared in parts."""
+    if made is tensor:
+        return True
+    rows = partial(torch.split, split_size_or_sections=COMPARED_ROWS)
+    pairs = zip(rows(made), rows(tensor), strict=True)
+    return all(_same_bits(part, other.to(part.dtype)) for part, other in pairs)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if torch.equal(one, other):
+        return True
+    bits = one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
+    return torch.equal(*bits)  # NaN is not equal to itself
 
 
 @dataclass(unsafe_hash=True)

@@ -138,7 +138,7 @@ def values_of(metrics: Mapping[str, Metric], pieces: Sequence[Piece], loss: Any)
 
     loss: the trainer's, which may say that some targets do not count.
     """
-    sizes = [tensors_of(piece)[0].shape[0] for piece in pieces]
+    sizes = [next(iter(tensors_of(piece))).shape[0] for piece in pieces]
     return [_value(metric, pieces, sizes, loss) for metric in metrics.values()]
 
 

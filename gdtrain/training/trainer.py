@@ -193,6 +193,7 @@ class Trainer:
         as_in_fit(self)
         self.check_separable()
         checks.check_same_data(self.world, self.loader)
+        self.placed.compare(self.loader.samples)
         self.choice.settle(num_epochs)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
@@ -383,6 +384,8 @@ class Trainer:
         loader = loader or self.loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
+        if isinstance(loader, Loader):
+            self.placed.compare(loader.samples)
         chosen = self.evaluate_in == "batches" if in_batches is None else in_batches
         return self.microbatches.retry(partial(evaluation.evaluate, self, loader, chosen))
 

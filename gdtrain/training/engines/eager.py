@@ -63,7 +63,11 @@ class EagerEngine:
         try:
             for number, batch in enumerate(batches, block.start):
                 size = len(batch) if alone else block.plan.batch_sizes(number, number + 1)[0]
+                callbacks = list(trainer.callbacks)
                 if not self._step(block, batch, size):
+                    break
+                if trainer.callbacks != callbacks:  # one that is new may be due at once
+                    block.stop = number + 1
                     break
         finally:
             guard.unwatch()
