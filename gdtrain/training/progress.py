@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from copy import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from typing import Any
 
@@ -125,6 +125,11 @@ class Progress:
         self.epoch_loss_sum, self.epoch_weight = 0.0, 0.0
         self.position = None
         return record
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: without the batches of the last block, which have been read."""
+        last = self.last and (replace(self.last[0], batches=()), self.last[1])
+        return {**vars(self), "last": last}
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain numbers."""

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from gdtrain.training.plain import check_like, check_plain, copied, demand, is_finite, is_torchs
@@ -29,7 +30,7 @@ def take(scheduler: LRScheduler | None) -> dict[str, Any] | None:
     """
     if scheduler is None:
         return None
-    taken: dict[str, Any] = copied(_data(scheduler.state_dict()), "scheduler")
+    taken: dict[str, Any] = copied(_state(scheduler), "scheduler")
     return taken
 
 
@@ -51,7 +52,7 @@ def put(scheduler: LRScheduler | None, saved: Mapping[str, Any] | None) -> None:
 
 
 def _check(found: Any, scheduler: LRScheduler, groups: tuple[int, int], depth: int) -> None:
-    here, own = _data(scheduler.state_dict()), not is_torchs(scheduler)
+    here, own = _state(scheduler), not is_torchs(scheduler)
     known = found.keys() if own and isinstance(found, dict) else here.keys()
     same = isinstance(found, dict) and here.keys() <= found.keys() <= known
     demand(same, "scheduler: the state's is another, with other settings than here")
@@ -89,6 +90,20 @@ def _check_value(key: str, theirs: Any, here: Any, groups: tuple[int, int]) -> N
     if by_group and here and len(theirs) == groups[1]:
         here = [*here, *[here[0]] * len(theirs)][: len(theirs)]
     check_like(where, theirs, here)
+
+
+def _state(scheduler: LRScheduler) -> dict[str, Any]:
+    """What the scheduler saves of itself, without functions."""
+    state: dict[str, Any] = _data(scheduler.state_dict())
+    functions = getattr(scheduler, "lr_lambdas", ())
+    if isinstance(scheduler, lr_scheduler.LambdaLR | lr_scheduler.MultiplicativeLR):
+        state["lr_lambdas"] = [  # torch takes the empty dict of a partial for a state
+            None if _is_function(function) else kept
+            for function, kept in zip(functions, state["lr_lambdas"], strict=True)
+        ]
+    if hasattr(scheduler, "_schedulers"):
+        state["_schedulers"] = [_state(part) for part in scheduler._schedulers]
+    return state
 
 
 def _data(value: Any) -> Any:

@@ -32,7 +32,7 @@ Schedule = Callable[[int], float]
 
 def constant() -> Schedule:
     """α_t = α_0."""
-    return lambda _: 1.0
+    return _constant
 
 
 def cosine(total: int, min_factor: float = 0.0) -> Schedule:
@@ -41,20 +41,18 @@ def cosine(total: int, min_factor: float = 0.0) -> Schedule:
     total: length of the fall; min_factor: m, the share of α_0 at its end.
     """
     _check(total >= 1, "total", f"must be >= 1, got {total}")
-    return lambda t: (
-        min_factor + (1 - min_factor) * (1 + math.cos(math.pi * min(t, total) / total)) / 2
-    )
+    return partial(_cosine, total, min_factor)
 
 
 def step(every: int, gamma: float = 0.1) -> Schedule:
     """α_t = α_0 γ^⌊t / every⌋."""
     _check(every >= 1, "every", f"must be >= 1, got {every}")
-    return lambda t: gamma ** (t // every)
+    return partial(_step, every, gamma)
 
 
 def exponential(gamma: float) -> Schedule:
     """α_t = α_0 γ^t."""
-    return lambda t: gamma**t
+    return partial(pow, gamma)
 
 
 def inverse_time(b: float = 1.0) -> Schedule:
@@ -63,13 +61,37 @@ def inverse_time(b: float = 1.0) -> Schedule:
     Σ α_t diverges and Σ α_t² converges, the condition under which SGD converges.
     """
     _check(b > 0, "b", f"must be > 0, got {b}")
-    return lambda t: b / (b + t)
+    return partial(_inverse_time, b)
 
 
 def warmup(steps: int, then: Schedule) -> Schedule:
     """α_t = α_0 (t + 1) / (steps + 1) for t < steps, then the schedule ``then`` from its start."""
     _check(steps >= 0, "warmup", f"must be >= 0, got {steps}")
-    return lambda t: (t + 1) / (steps + 1) if t < steps else then(t - steps)
+    return partial(_warmup, steps, then)
+
+
+# Functions of t last, so that a schedule is a partial of one: those can be copied and pickled.
+
+
+def _constant(_: int) -> float:
+    return 1.0
+
+
+def _cosine(total: int, least: float, t: int) -> float:
+    return least + (1 - least) * (1 + math.cos(math.pi * min(t, total) / total)) / 2
+
+
+def _step(every: int, gamma: float, t: int) -> float:
+    power: float = gamma ** (t // every)
+    return power
+
+
+def _inverse_time(b: float, t: int) -> float:
+    return b / (b + t)
+
+
+def _warmup(steps: int, then: Schedule, t: int) -> float:
+    return (t + 1) / (steps + 1) if t < steps else then(t - steps)
 
 
 def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:

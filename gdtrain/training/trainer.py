@@ -30,7 +30,7 @@ from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders import Loader
 from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
-from gdtrain.training import checks, diagnosis, evaluation, gradient, losses, state
+from gdtrain.training import checks, copying, diagnosis, evaluation, gradient, losses, state
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks import Callback, Listeners
 from gdtrain.training.descent import descend
@@ -407,6 +407,12 @@ class Trainer:
         The global random number generators are set to the snapshot's.
         """
         state.restore(self, snapshot)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return copying.contents(self)
+
+    def __setstate__(self, contents: dict[str, Any]) -> None:
+        copying.fill(self, contents)
 
     # ── below the loop ──────────────────────────────────────────────────────────────────────
 

@@ -50,9 +50,6 @@ def add_two_passes(
     the loss's own parameters is in one of them. Returns the loss of the whole batch, [], detached,
     in that one, and 0 in the others.
     """
-    if share.is_view:  # the data are the user's, and a model may work in place
-        share = share.copy()
-        parts = list(share.split(len(parts[0])))
     attempt = trainer.microbatches.attempt
     start = Keeper(trainer, "buffers", "generators")
     outputs = attempt(lambda: _first_pass(trainer, parts))
@@ -72,7 +69,7 @@ def add_two_passes(
             end = Keeper(trainer, "buffers", "generators")
             start.restore()
             for part, output in zip(parts[:-1], outputs[:-1], strict=True):
-                output.graph = forward(trainer, part.inputs)
+                output.graph = forward(trainer, _own_inputs(part))
                 output.carry_back(accumulator)
             end.restore()
 
@@ -116,7 +113,12 @@ def _first_pass(trainer: Trainer, parts: Sequence[Batch]) -> list[_Output]:
         output = _Output(forward(trainer, copied(part.inputs)))
         output.graph = None
         outputs.append(output)
-    return outputs + [_Output(forward(trainer, part.inputs)) for part in parts[-1:]]
+    return outputs + [_Output(forward(trainer, _own_inputs(part))) for part in parts[-1:]]
+
+
+def _own_inputs(part: Batch) -> Any:
+    """Inputs that a model may work on in place."""
+    return copied(part.inputs) if part.is_view else part.inputs
 
 
 def _cut_off(tensor: Tensor) -> Tensor:

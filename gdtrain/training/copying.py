@@ -1,0 +1,54 @@
+"""Copies of a trainer, by pickle or by deepcopy: what these leave out by themselves."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+from torch.optim import Optimizer
+
+from gdtrain.training.engines.eager import EagerEngine
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+# What an optimizer takes along by itself, and the wrapper that schedulers put around its step.
+_OWN = ("defaults", "state", "param_groups", "step")
+
+
+def contents(trainer: Trainer) -> dict[str, Any]:
+    """What a copy of the trainer is made of.
+
+    Besides the trainer's attributes, that is what optimizers hold: torch leaves out all but
+    settings and state, and with it the parameters of L-BFGS, hooks, and what an optimizer of one's
+    own is made of. A compiled program is left out; the copy makes one of the same engine.
+    """
+    trainer.engine.publish()
+    held = {key: v for key, v in vars(trainer.optimizer).items() if key not in _OWN}
+    wrapped = "step" in vars(trainer.optimizer)
+    return {**vars(trainer), "engine": None, "_of_optimizer": (held, wrapped)}
+
+
+def fill(trainer: Trainer, contents: dict[str, Any]) -> None:
+    """Make a trainer of copies of what :func:`contents` gives."""
+    held, wrapped = contents.pop("_of_optimizer")
+    vars(trainer).update(contents)
+    vars(trainer.optimizer).update(held)
+    if wrapped:
+        _wrap_step(trainer.optimizer)
+    trainer.engine = EagerEngine(trainer)
+
+
+def _wrap_step(optimizer: Optimizer) -> None:
+    """Wrap ``optimizer.step`` as schedulers of torch do, to see that it is called before theirs."""
+    step, reference = type(optimizer).step, ref(optimizer)
+
+    @wraps(step)
+    def wrapper(*arguments: Any, **options: Any) -> Any:
+        here = reference()
+        here._opt_called = True  # type: ignore[union-attr]
+        return step.__get__(here, type(here))(*arguments, **options)
+
+    wrapper._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = wrapper  # type: ignore[method-assign]
