@@ -484,8 +484,6 @@ class Counting(Net):
             self.head.weight = nn.Parameter(0.9 * self.head.weight)
         elif self.how == "mode":
             self.head.train(not self.head.training)
-        elif self.how == "flag":
-            self.head.requires_grad_(False)
         elif self.how == "branch" and out.mean() > 0:
             out = -out
         elif self.how == "number":
@@ -508,7 +506,6 @@ REFUSED = {
     "clock": "changes from one step to the next",
     "new parameter": "head.weight",
     "mode": "model.head.training",
-    "flag": "model.head.weight",
     "branch": "in forward, line",
     "number": "in forward, line",
     "noise": "draws random numbers",
@@ -600,11 +597,12 @@ def test_a_loss_that_holds_parameters_of_the_model_is_refused():
 
 def test_a_schedule_that_reads_counters_is_refused():
     model, optimizer = make(Net)
-    trainer = None
+    counters = []
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda t: 1.0 if trainer is None else 1 / (1 + trainer.progress.step)
+        optimizer, lambda t: 1 / (1 + counters[0].step) if counters else 1.0
     )
     trainer = scanning(model, optimizer, scheduler=schedule, scheduler_per="step")
+    counters.append(trainer.progress)
     assert_refused(model, trainer, "progress.step")
     assert schedule.last_epoch == 0
 
@@ -656,3 +654,163 @@ def test_auto_goes_on_eagerly_with_a_note(caplog):
     ]
     assert trainer.engine.name == trainer.choice.name == "eager"
     assert_close(model, by_hand(*make(small), at_epoch_end=with_hooks))
+
+
+# ── and neighbours ──────────────────────────────────────────────────────────────────────────────
+
+
+class Cached(nn.Module):
+    """Makes a mask in its first pass, and for each size of batch a scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.mask, self.scales = nn.Linear(3, 1), None, {}
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.tensor([1.0, 0.0, 1.0], dtype=x.dtype)
+        if len(x) not in self.scales:
+            self.scales[len(x)] = 1 / len(x)
+        return self.layer(x * self.mask) * self.scales[len(x)]
+
+
+def test_what_a_model_makes_once_and_keeps_is_no_change():
+    model, optimizer = make(Cached)
+    scanning(model, optimizer).fit(EPOCHS)
+    assert_close(model, by_hand(*make(Cached)))
+
+
+class InitialisedByData(nn.Module):
+    """Sets its weights by the first batch, as ActNorm does."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.is_set = nn.Linear(3, 1), False
+
+    def forward(self, x):
+        if not self.is_set:
+            self.layer.weight.data.copy_(x[:1])
+            self.is_set = True
+        return self.layer(x)
+
+
+class Tied(nn.Module):
+    """Two parameters in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.other.weight.data = self.one.weight.data
+
+    def forward(self, x):
+        return self.other(torch.tanh(self.one(x))).sum(1, keepdim=True)
+
+
+class Sparse(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.Embedding(4, 1, sparse=True)
+
+    def forward(self, x):
+        return self.rows((x[:, 0] > 0).long())
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (InitialisedByData, "model.is_set"),
+        (Tied, "share memory"),
+        (Sparse, "rows.weight is sparse"),
+    ],
+)
+def test_other_models_that_a_graph_can_not_follow(build, reason):
+    model, optimizer = make(build, momentum=0.0)
+    if build is Tied:
+        model.other.weight.data = model.one.weight.data
+    assert_refused(model, scanning(model, optimizer), reason)
+
+
+def test_a_schedule_that_looks_at_the_model():
+    """By the epoch it sees the weights as they are; by the step it is refused."""
+
+    def schedule(model, optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda t: 1 / (1 + float(model.head.weight.detach().norm()))
+        )
+
+    model, optimizer = make(Net)
+    scanning(model, optimizer, scheduler=schedule(model, optimizer)).fit(EPOCHS)
+    expected, theirs = make(Net)
+    by_epoch = schedule(expected, theirs)
+    by_hand(expected, theirs, at_epoch_end=lambda *_: by_epoch.step())
+    assert_close(model, expected)
+    model, optimizer = make(Net)
+    options = {"scheduler": schedule(model, optimizer), "scheduler_per": "step"}
+    with pytest.raises(ConfigError, match="the schedule of every step may look at the model"):
+        scanning(model, optimizer, **options).fit(1)
+
+
+def test_a_callback_that_asks_the_model_when_it_is_due():
+    class Due(Callback):
+        seen = ()
+
+        def is_due(self, step):
+            self.seen = (*self.seen, float(self.model.head.bias.detach()))
+            return False
+
+        def on_safe_point(self, trainer):
+            raise AssertionError
+
+    def watch(engine):
+        due = Due(every_n_steps=1)
+        model, optimizer = make(Net)
+        due.model = model
+        scanning(model, optimizer, engine=engine, callbacks=[due]).fit(1)
+        return due.seen
+
+    assert watch("scan") == pytest.approx(watch("eager"), rel=1e-10)
+
+
+def test_an_error_in_mid_block_leaves_counters_and_weights_in_step():
+    """A schedule that fails at its fifth update; ragged ends make parts of a block."""
+    x, y = data()
+    rows = 20  # batches of 8, 8 and 4
+
+    def factor(t):
+        if t == 5 and not fixed:
+            raise RuntimeError("no rate")
+        return 1 / (1 + t)
+
+    def build():
+        model, optimizer = make(Net)
+        return model, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    fixed = False
+    model, optimizer, schedule = build()
+    loader = MiniBatchLoader((x[:rows], y[:rows]), 8, order="sequential")
+    trainer = Own(
+        mean_square,
+        model,
+        None,
+        optimizer,
+        loader,
+        engine="scan",
+        device="cpu",
+        scheduler=schedule,
+        scheduler_per="step",
+    )
+    with pytest.raises(RuntimeError, match="no rate"):
+        trainer.fit(2)
+    assert trainer.progress.step == schedule.last_epoch
+    made = trainer.progress.step
+    assert 3 <= made < 5
+    fixed = True
+    trainer.fit(2)
+    expected, theirs, by_step = build()
+    for _ in range(2):
+        for inputs, targets in zip(x[:rows].split(8), y[:rows].split(8), strict=True):
+            theirs.zero_grad()
+            F.mse_loss(expected(inputs), targets).backward()
+            theirs.step()
+            by_step.step()
+    assert_close(model, expected)

@@ -165,8 +165,11 @@ class Listeners:
         while waiting := [c for c in trainer.listeners.of[event] if not _among(told, c)]:
             callback = waiting[0]  # one may have added or removed others
             told.append(callback)
-            if event == "on_safe_point" and not callback.is_due(trainer.progress.step):
-                continue
+            if event == "on_safe_point":
+                if type(callback).is_due is not Callback.is_due:  # which may look, too
+                    trainer.engine.publish(callback)
+                if not callback.is_due(trainer.progress.step):
+                    continue
             trainer.engine.publish(callback)  # before anybody looks
             getattr(callback, event)(trainer, *arguments)
 

@@ -167,6 +167,18 @@ class ScheduleStepper:
             group["lr"] = rate
 
     @property
+    def own_code(self) -> list[Any]:
+        """Schedulers, and functions of t, that are neither PyTorch's nor the project's."""
+        waiting, found = [self.scheduler] if self.scheduler is not None else [], []
+        while waiting:
+            scheduler: Any = waiting.pop()
+            waiting += getattr(scheduler, "_schedulers", [])
+            parts = [type(scheduler), *getattr(scheduler, "lr_lambdas", [])]
+            if not all(_is_known(part) for part in parts):
+                found += [scheduler, *parts[1:]]
+        return found
+
+    @property
     def by_step(self) -> bool:
         """Whether settings may change with every update."""
         return self.scheduler is not None and self.per == "step"
@@ -243,6 +255,10 @@ def _goes_on_from_rate(scheduler: Scheduler) -> bool:
     if type(scheduler) is lr_scheduler.ChainedScheduler:
         return all(map(_goes_on_from_rate, scheduler._schedulers))
     return type(scheduler) in _FROM_RATE
+
+
+def _is_known(part: Any) -> bool:
+    return part is None or part.__module__.partition(".")[0] in ("torch", "gdtrain")
 
 
 def _rows_of_lambdas(

@@ -243,6 +243,8 @@ class Trainer:
             return  # stopped while a stream was idle
         record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
         self.history.epochs.append(record)
+        if self.schedule.own_code:
+            self.engine.publish()
         self.schedule.after_epoch()
         self.told = []
         self._finish_epoch()
@@ -258,7 +260,7 @@ class Trainer:
                 self.schedule.after_validation(self.history.epochs, self.callbacks)
                 self.told = None
                 return
-            self.engine.publish()
+            self.engine.publish(callback)
             callback.on_epoch_end(self, self.history.epochs[-1])
             told.append(callback)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign import calls_known_code
-from gdtrain.training.engines.watchers import has_layer_hooks, overridden
+from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.engines.watchers import has_global_hooks, has_layer_hooks, overridden
 from gdtrain.training.epoch_plan import present_plan
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
             yield f"{type(callback).__name__} corrects the gradient of every update"
     if Listeners(trainer.callbacks).has("on_before_update"):
         yield "a callback looks at every update (on_before_update)"
+    own = trainer.schedule.own_code if trainer.schedule.by_step else []
+    if any(_is_model(found, trainer) for found in PythonState({"": own}).reached):
+        yield "the schedule of every step may look at the model"
     if trainer.world.size > 1:
         yield "several processes exchange gradients in each update"
     if trainer.microbatches:
@@ -183,6 +187,10 @@ def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
                 yield f"the stream of {stream.feed.name} arrives batch by batch"
         elif not isinstance(samples, TensorSamples):
             yield "the data set is not in memory as tensors; give the loader tensors"
+
+
+def _is_model(found: Any, trainer: Trainer) -> bool:
+    return found is trainer or isinstance(found, nn.Module | nn.Parameter)
 
 
 def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
@@ -201,8 +209,12 @@ def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
         yield f"the parameters are {trainer.dtype}"
     if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
         yield "a parameter has hooks, which look at every gradient"
+    if has_global_hooks():
+        yield "there are hooks on all layers, which look at every pass"
     for module in modules:
         for path, layer in module.named_modules():
+            if isinstance(layer, torch.jit.ScriptModule):
+                yield f"layer {path!r} is scripted"
             if has_layer_hooks(layer):
                 yield f"layer {path!r} has hooks, which look at every pass"
             dropout = (

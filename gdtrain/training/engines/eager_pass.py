@@ -41,41 +41,63 @@ class EagerPass:
     was captured then is the step still.
 
     Whatever model, loss and data do not fit is said as it is said without an engine. Raises
-    ModelError if the pass changes what a captured step has as constants.
+    ModelError if the pass changes what a captured step has as constants. What it makes once and
+    keeps, such as a mask, stays: a second pass changes nothing then, and gives the same.
     """
 
     def __init__(self, trainer: Trainer, batch: Batch) -> None:
         places = Places(trainer)
+        places.check_apart()
+        seen = _Pass(trainer, places, batch)
+        if seen.changed:
+            again = _Pass(trainer, places, batch)
+            if again.changed or not again.gives_as(seen):
+                seen.before.restore()
+                raise ModelError(
+                    f"forward or the loss changes {', '.join(seen.changed[:3])} in each pass; a "
+                    "captured step changes parameters and buffers alone (trainer.step counts the "
+                    "updates)"
+                )
+            seen = again
+        unused = [name for name, gradient in seen.gradients.items() if gradient is None]
+        self.step = FunctionalStep(trainer, unused)
+        self.operators = [*self.step.settings, *seen.operators]
+
+
+class _Pass:
+    """What one pass gives: loss, gradients, what forward leaves in the modules, what it changes."""
+
+    def __init__(self, trainer: Trainer, places: Places, batch: Batch) -> None:
         like = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
         batch = map_batch(batch, torch.clone)  # a model may work in place
         number = torch.tensor(trainer.progress.step)
         operators = Operators({"step": number, "batch": batch, **places.tensors})
         with unchanged(trainer), torch.enable_grad():
-            before = reached(trainer, places)
+            self.before = reached(trainer, places)
             try:
                 with operators, unread(trainer), step_number(trainer, number):
                     loss = scalar(trainer.batch_loss(batch))
                     loss.backward()  # type: ignore[no-untyped-call]
-                left = places.left(places.tensors, like)
-                changed = before.changes()
-            finally:
-                before.restore()
-            gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
-        _check(changed, gradients)
-        self.step = FunctionalStep(trainer, [n for n, held in gradients.items() if held is None])
-        ends = [operators.label(tensor) for tensor in [loss.detach(), *left.values()]]
-        self.operators = [*self.step.settings, *operators.lines, *ends]
+                left = [loss.detach(), *places.left(places.tensors, like).values()]
+            except BaseException:
+                self.before.restore()
+                raise
+            self.changed = self.before.changes()
+            self.gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
+            self.operators = [*operators.lines, *map(operators.label, left)]
+            self._left = [tensor.clone() for tensor in left]
+        for name, gradient in self.gradients.items():
+            if gradient is not None and gradient.layout is not torch.strided:
+                raise ModelError(f"the gradient of {name} is sparse")
 
-
-def _check(changed: list[str], gradients: Mapping[str, Tensor | None]) -> None:
-    if changed:
-        raise ModelError(
-            f"forward or the loss changes {', '.join(changed[:3])} in each pass; a captured step "
-            "changes parameters and buffers alone (trainer.step counts the updates)"
+    def gives_as(self, other: _Pass) -> bool:
+        """Whether another pass has given the same bits."""
+        mine = [*self._left, *self.gradients.values()]
+        theirs = [*other._left, *other.gradients.values()]
+        return all(
+            one is another if one is None or another is None else torch.equal(one, another)
+            for one, another in zip(mine, theirs, strict=True)
         )
-    for name, gradient in gradients.items():
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise ModelError(f"the gradient of {name} is sparse")
 
 
 def reached(trainer: Trainer, places: Places) -> PythonState:

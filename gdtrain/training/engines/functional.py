@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -240,6 +241,16 @@ class Places:
             self.tensors[name] = tensor
         self._places.append((self._names[id(tensor)], held, key))
 
+    def check_apart(self) -> None:
+        """Raise ModelError if two tensors share memory, and so what is written to one of them."""
+        strided = [
+            (n, t) for n, t in self.tensors.items() if t.layout is torch.strided and t.numel()
+        ]
+        spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t), name) for name, t in strided)
+        for (_, stop, name), (start, _, other) in pairwise(spans):
+            if start < stop:
+                raise ModelError(f"{name} and {other} share memory")
+
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer; None for others."""
         return self._names.get(id(tensor))
@@ -281,6 +292,12 @@ class Places:
                 raise ModelError(f"forward binds parameter {name} anew")
             _check_form(name, like[name], tensor)
         return {name: tensor.detach() for name, tensor in ends.items()}
+
+
+def _extent(tensor: Tensor) -> int:
+    """The bytes from a tensor's first element to its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((size - 1) * stride for size, stride in steps) + 1) * tensor.element_size()
 
 
 def _check_form(name: str, before: Tensor, after: Any) -> None:

@@ -57,6 +57,11 @@ class PythonState:
         """The names of what is not as it was."""
         return list(dict.fromkeys(name for kept in self._kept for name in kept.changes()))
 
+    @property
+    def reached(self) -> list[Any]:
+        """Every object that was found."""
+        return list(self._seen.values())
+
     def restore(self) -> None:
         """Put back attributes, items, closures and globals; leave tensors and generators alone."""
         for kept in self._kept:
@@ -75,7 +80,9 @@ class PythonState:
             self._kept.append(_Value(path, found, _position))
 
     def _tensor(self, path: str, found: Tensor) -> Found:
-        return self._value(path, found, _flags if id(found) in self._placed else _writes)
+        value_of = _flags if id(found) in self._placed else _writes
+        self._kept.append(_Tensor(path, found, value_of))
+        yield from ()
 
     def _value(self, path: str, found: Any, value_of: Callable[[Any], Any]) -> Found:
         self._kept.append(_Value(path, found, value_of))
@@ -159,6 +166,14 @@ class _Value(_Kept):
 
     def changes(self) -> list[str]:
         return [] if _same(self._value_of(self._found), self._then) else [self._path]
+
+
+class _Tensor(_Value):
+    """A tensor; of what may change, its ``requires_grad`` is put back."""
+
+    def restore(self) -> None:
+        if self._found.is_leaf:
+            self._found.requires_grad_(self._then[0])
 
 
 class _Cell(_Value):

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -30,6 +36,16 @@ def has_layer_hooks(layer: nn.Module) -> bool:
         or layer._forward_pre_hooks
         or layer._backward_hooks
         or layer._backward_pre_hooks
+    )
+
+
+def has_global_hooks() -> bool:
+    """Whether somebody looks at the passes of all layers there are."""
+    return bool(
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
     )
 
 

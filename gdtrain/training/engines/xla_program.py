@@ -138,7 +138,8 @@ def _block(
 
         loop = _guarded_loop if shape.guarded else _plain_loop
         done, state, losses = loop(step, start, stop, list(state), losses)
-        sound = jnp.stack([jnp.isfinite(array).all() for array in state[:trained]]).all()
+        finite = [jnp.isfinite(array).all() for array in state[:trained]]
+        sound = jnp.stack([jnp.bool_(True), *finite]).all()
         ends = jnp.stack([done, sound]).astype(losses.dtype)
         return state, lax.dynamic_update_slice_in_dim(losses, ends, shape.steps, 0)
 
