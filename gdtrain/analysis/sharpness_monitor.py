@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
-# At the edge of stability sharpness goes to and fro about the limit, which is one crossing, and a
-# first look just over the limit is none.
-CLEARLY_BELOW, CLEARLY_OVER = 0.9, 1.25
+# At the edge of stability sharpness goes to and fro about the limit, which is one crossing. Whether
+# it has come from below a first look can't tell, and is told of what is far over.
+CLEARLY_BELOW, FAR_OVER = 0.9, 1.5
 
 
 class SharpnessMonitor(Monitor):
@@ -30,9 +29,10 @@ class SharpnessMonitor(Monitor):
     ``stability_limit``, what that must stay below for full-batch descent to be stable in the
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
-    warning says so once each time that the limit is crossed from clearly below, or where the first
-    look is clearly over it. Full-batch descent raises λ to the limit and keeps it there (Cohen and
-    others, 2021, "Gradient descent on neural networks typically occurs at the edge of stability").
+    warning says so once each time that the limit is crossed from clearly below, and of a first look
+    if it is over by half. Full-batch
+    descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
+    neural networks typically occurs at the edge of stability").
 
     λ is that of the loss in the mode in which it is descended: in training mode where a batch is
     all samples. Where there is no such function, since BatchNorm's statistics are those of
@@ -59,10 +59,11 @@ class SharpnessMonitor(Monitor):
         self.tolerance = tolerance
         self.max_products = max_products
         self._vector: Tensor | None = None
-        self._told: str | None = None
+        self._told = False
 
     def check(self, trainer: Trainer) -> None:
         super().check(trainer)
+        self._told = False
         descended(trainer).objective.check_second_derivatives()
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
@@ -79,8 +80,7 @@ class SharpnessMonitor(Monitor):
         if found.no_limit is not None:
             self._tell(found.no_limit, trainer)
         elif limit is not None:
-            curvature = found.value + group["weight_decay"]
-            measured["sharpness_lr_2"] = curvature * float(trainer.progress.lr) / 2
+            measured["sharpness_lr_2"] = (found.value + group["weight_decay"]) * trainer.lr / 2
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)
         return measured | {"gradient_evaluations": found.gradient_evaluations}
@@ -100,29 +100,29 @@ class SharpnessMonitor(Monitor):
         self._vector = vector
 
     def _tell(self, reason: str, trainer: Trainer) -> None:
-        if reason != self._told and trainer.world.rank == 0:
+        if not self._told and trainer.world.rank == 0:
             logger.info("sharpness: in eval mode, which descent does not see: %s", reason)
-        self._told = reason
+        self._told = True
 
     def _warn(self, measured: dict[str, float], trainer: Trainer) -> None:
         limit, value = measured["stability_limit"], measured["sharpness_lr_2"]
-        if value > self._warned_over(limit) and trainer.world.rank == 0:
+        before = self._place()
+        over = value > (limit if before == "below" else FAR_OVER * limit)
+        if over and before != "over" and trainer.world.rank == 0:
             logger.warning(
                 "sharpness %.4g times lr / 2 is %.4g after %s updates, over the limit of "
                 "stability, %.4g: full-batch descent can't settle in that direction at this lr",
                 *(measured["sharpness"], value, f"{trainer.progress.step:,}", limit),
             )
 
-    def _warned_over(self, limit: float) -> float:
-        """Above what there is a warning: the limit, if the last looks were clearly below theirs."""
-        seen = False
+    def _place(self) -> str | None:
+        """Where it was last: over the limit, or clearly below; None if that is not known."""
         for record in reversed(self.records):
-            its_limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
-            if its_limit is None or value is None:
+            limit, value = record.get("stability_limit"), record.get("sharpness_lr_2")
+            if limit is None or value is None:
                 continue
-            if value < CLEARLY_BELOW * its_limit:
-                return limit
-            if value > its_limit:
-                return math.inf  # told, or at the edge
-            seen = True
-        return limit if seen else CLEARLY_OVER * limit
+            if value > limit:
+                return "over"
+            if value < CLEARLY_BELOW * limit:
+                return "below"
+        return None

@@ -80,7 +80,8 @@ class IterableFeed(Feed):
 
     What it raises comes after the samples before it. When training goes on after that, it is asked
     for the next item; one that is at its end then, as a generator that has raised is, is iterated
-    anew, past the items that it gave before. One that has ``set_epoch`` is told the epoch before it is iterated.
+    anew, past the items that it gave before. One that has ``set_epoch`` is told the epoch before it
+    is iterated.
     """
 
     seekable = False

@@ -54,10 +54,12 @@ class Prequential(Callback):
             trainer.outputs = []
 
     def on_before_update(self, trainer: Trainer) -> None:
-        if trainer.outputs is None:
+        if trainer.outputs is None:  # added in mid-run
+            trainer.outputs = []
             return
         pieces = list(trainer.outputs)
-        trainer.outputs.clear()
+        if [c for c in trainer.callbacks if isinstance(c, Prequential) and c.metrics][-1] is self:
+            trainer.outputs.clear()  # all have seen them
         if trainer.world.size > 1:
             shares = trainer.world.gather_objects(map_tensors(pieces, Tensor.cpu))
             pieces = [piece for share in shares for piece in share]
