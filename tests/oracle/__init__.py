@@ -1,0 +1,1 @@
+"""Random training programs, run by gdtrain and by a plain PyTorch loop, and compared."""

@@ -1,0 +1,491 @@
+"""The reference: a program run by a plain PyTorch loop, as a careful person would write it.
+
+Nothing here comes from gdtrain. The orders of samples are its contract, written down once more
+from its documentation: torch's generator, seeded from (seed, epoch) by SplitMix64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import RandomSampler
+
+from oracle.changes import CHANGES, change, clamp_weights, halve_gradients
+from oracle.parts import GAP, make, rows
+from oracle.program import Event, Program
+from oracle.trace import Once, Trace, everything, state_of
+from oracle.zoo import CLASS_WEIGHT, IGNORED
+
+
+class NotFinite(Exception):  # noqa: N818
+    """A loss or gradient is NaN or infinite: the loop ends before the update."""
+
+
+def by_hand(program: Program) -> Trace:
+    """What the program does."""
+    hand = Hand(program)
+    hand.run()
+    return hand.trace
+
+
+# ── orders and batches ──────────────────────────────────────────────────────────────────────────
+
+
+def generator(seed: int, key: int) -> torch.Generator:
+    """torch's generator for an epoch, or for another key (Steele, Lea and Flood, 2014)."""
+    bits = (1 << 64) - 1
+    state = (seed + (key + 1) * 0x9E3779B97F4A7C15) & bits
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & bits
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & bits
+    return torch.Generator().manual_seed(state ^ (state >> 31))
+
+
+def order_of(program: Program, epoch: int, asked: int) -> list[int]:
+    """The samples of an epoch in their order; asked: how often a callable has been asked."""
+    n, seed = program.samples, program.seed
+    match program.order:
+        case "reshuffle":
+            return torch.randperm(n, generator=generator(seed, epoch)).tolist()
+        case "shuffle_once":
+            return torch.randperm(n, generator=generator(seed, 0)).tolist()
+        case "replacement":
+            return torch.randint(n, (n,), generator=generator(seed, epoch)).tolist()
+        case "indices":
+            return indices(n)
+        case "callable" | "own_sampler":
+            return rotated(n, asked)
+        case "weighted":
+            return drawn_by_weights(n, generator(seed, epoch))
+        case "weighted_once":
+            return drawn_by_weights_once(n, generator(seed, epoch))
+    return list(range(n))
+
+
+def weights_of_rows(n: int) -> list[float]:
+    """Weights for an order by weights; some rows are never drawn."""
+    return [float(row % 4) for row in range(n)]
+
+
+def drawn_by_weights(n: int, draw: torch.Generator) -> list[int]:
+    """The row in whose share of all weights a uniform number lies, n times (Devroye, 1986)."""
+    weights = weights_of_rows(n)
+    rows = []
+    for place in torch.rand(n, dtype=torch.float64, generator=draw).tolist():
+        left = place * sum(weights)
+        row = 0
+        while left >= weights[row]:
+            left -= weights[row]
+            row += 1
+        rows.append(row)
+    return rows
+
+
+def drawn_by_weights_once(n: int, draw: torch.Generator) -> list[int]:
+    """The rows by their times e / w, e ~ Exp(1) (Efraimidis and Spirakis, 2006)."""
+    waits = torch.empty(n, dtype=torch.float64).exponential_(generator=draw).tolist()
+    weights = weights_of_rows(n)
+    return sorted((row for row in range(n) if weights[row]), key=lambda row: waits[row] / weights[row])
+
+
+def indices(n: int) -> list[int]:
+    """More draws than samples, some of them twice."""
+    return [(3 * i + 1) % n for i in range(n + 2)]
+
+
+def rotated(n: int, by: int) -> list[int]:
+    return [(i + by) % n for i in range(n)]
+
+
+def sampler_of(program: Program) -> RandomSampler | None:
+    """torch's sampler, with a generator of its own or the global one."""
+    match program.order:
+        case "sampler":
+            own = torch.Generator().manual_seed(program.seed)
+            return RandomSampler(range(program.samples), generator=own)
+        case "sampler_of_all":
+            return RandomSampler(range(program.samples))
+    return None
+
+
+def batch_size_of(program: Program, epoch: int) -> int:
+    """Samples of a batch; as many as there are draws for a whole epoch in one."""
+    everything = program.samples + 2
+    match program.form:
+        case "batch":
+            return everything
+        case "sample":
+            return 1
+        case "growing":
+            return min(2 * program.batch_size, program.batch_size * 2**epoch)
+        case "phased":
+            return (1, program.batch_size, everything)[min(epoch, 2)]
+    return program.batch_size
+
+
+def cut(program: Program, order: list[int], epoch: int) -> list[list[int]]:
+    """The order in batches."""
+    size = batch_size_of(program, epoch)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    whole = [part for part in parts if len(part) == size]
+    return whole if program.drop_last and program.form == "minibatch" else parts
+
+
+def updates_of(program: Program) -> int:
+    """How many there are, in all epochs."""
+    epochs = range(program.fits[-1])
+    return sum(len(cut(program, order_of(program, epoch, 0), epoch)) for epoch in epochs)
+
+
+# ── what a batch's loss is divided by ───────────────────────────────────────────────────────────
+
+
+def weight_of(program: Program, targets: Tensor) -> float:
+    """What the mean over a batch runs over: samples, targets that count, or class weights."""
+    counted = targets[targets != IGNORED] if not targets.is_floating_point() else targets
+    match program.loss:
+        case "entropy_ignored" | "entropy_ignored_function":
+            return float(len(counted))
+        case "entropy_weighted" | "entropy_weighted_partial" | "smoothed":
+            weights = torch.tensor(CLASS_WEIGHT, dtype=getattr(torch, program.dtype))
+            return float(weights[counted].double().sum())
+    return float(len(targets))
+
+
+# ── the loop ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Hand:
+    """One run of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program, self.parts, self.trace = program, make(program), Trace()
+        self.left = list(program.events)
+        self.model, self.loss, self.optimizer = (
+            self.parts.model, self.parts.loss, self.parts.optimizer,
+        )  # fmt: skip
+        self.step = self.epoch = self.place = self.asked = 0
+        self.again = 0  # 1 in the second step that an own train_step makes on a batch
+        self.sampler = sampler_of(program)
+        self.batches: list[list[int]] | None = None  # of the epoch that is under way
+        self.added: list[str] = []  # callbacks that came in mid-run
+        self.stopping = self.halted = False
+        self.sums: list[tuple[float, float]] = []  # loss and weight of the epoch's batches
+        self.lr = math.nan
+        if any(event.when == "forward" for event in program.events):
+            self.model.moment = self.moment
+
+    # ── the user's own code in mid-run ──────────────────────────────────────────────────────
+
+    def at(self, when: str, number: int) -> bool:
+        """Do what is to be done at a moment, in its order; whether a NaN is asked for."""
+        nan = False
+        for event in [e for e in self.left if (e.when, e.number) == (when, number)]:
+            self.left.remove(event)
+            self.trace.notes.append((when, number, event.what, self.step + self.again))
+            if event.what in CHANGES:
+                change(event, self.parts)
+            else:
+                nan |= bool(getattr(self, "do_" + event.what)(event))
+        return nan
+
+    def moment(self, when: str) -> bool:
+        return self.at(when, self.step + self.again)
+
+    def do_lr_of_trainer(self, event: Event) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = event.value
+
+    def do_raise(self, event: Event) -> None:
+        raise Once
+
+    def do_out_of_memory(self, event: Event) -> None:
+        """Whole batches need no second try."""
+
+    def do_nan(self, event: Event) -> bool:
+        return True
+
+    def do_stop(self, event: Event) -> None:
+        self.stopping = True
+
+    def do_state_dict(self, event: Event) -> None:
+        """A look."""
+
+    def do_snapshot(self, event: Event) -> None:
+        """A look."""
+
+    def do_add_callback(self, event: Event) -> None:
+        self.added.append(event.value)
+
+    def do_evaluate(self, event: Event) -> None:
+        self.trace.looks.append(self.evaluate(self.parts.rows))
+
+    def do_predict(self, event: Event) -> None:
+        *inputs, _ = rows(self.program, event.value, seed=5)
+        with torch.no_grad():
+            self.trace.looks.append(self.twin()[0](*inputs).detach())
+
+    # ── looks ───────────────────────────────────────────────────────────────────────────────
+
+    def twin(self) -> tuple[nn.Module, Any]:
+        """Copies of model and loss in eval mode."""
+        same = {id(m): m for m in (self.model.moment, getattr(self.loss, "moment", None)) if m}
+        model, loss = copy.deepcopy(self.model, dict(same)), copy.deepcopy(self.loss, dict(same))
+        if isinstance(loss, nn.Module):
+            loss.eval()
+        return model.eval(), loss
+
+    def evaluate(self, data: tuple[Tensor, ...]) -> dict[str, float]:
+        """The loss of one pass over all rows."""
+        model, loss = self.twin()
+        *inputs, targets = (part.clone() for part in data)
+        drawn = torch.get_rng_state()
+        with torch.no_grad():
+            output = model(*inputs)
+            found = {"loss": float(self.loss_of(model, loss, inputs, targets, output))}
+            if self.program.metric:
+                found["largest"] = float(output.max())
+        torch.set_rng_state(drawn)
+        return found
+
+    # ── the loop itself ─────────────────────────────────────────────────────────────────────
+
+    def run(self) -> None:
+        torch.manual_seed(self.program.seed + 7)
+        for number, until in enumerate(self.program.fits):
+            if self.halted:
+                break
+            self.at("fit", number)
+            while True:
+                try:
+                    self.fit(number, until)
+                except Once:
+                    continue
+                except NotFinite:
+                    self.trace.end, self.halted = "not finite", True
+                    break
+                if self.epoch >= until:
+                    break
+        self.trace.steps = self.step
+        self.trace.final = everything(self.parts)
+
+    def fit(self, number: int, until: int) -> None:
+        if not self.model.training:
+            self.model.train()
+        self.stopping = False
+        self.at("fit_start", number)
+        while self.epoch < until and not self.stopping:
+            self.run_epoch()
+
+    def run_epoch(self) -> None:
+        if self.batches is None:
+            self.batches = self.next_batches()
+        if self.place == 0:
+            self.at("epoch_start", self.epoch)
+        while self.place < len(self.batches):
+            self.update(self.batches[self.place])
+            self.at("safe_point", self.step)
+            for name in self.added:  # who comes in this very moment is called too
+                if name == "clamp" and self.step % 2 == 0:
+                    clamp_weights(self.model)
+            if self.stopping:
+                if self.place < len(self.batches):
+                    return
+                break
+        self.finish_epoch()
+
+    def next_batches(self) -> list[list[int]]:
+        if self.program.order in ("callable", "own_sampler"):
+            self.asked += 1
+            self.trace.notes.append(("order", self.epoch, "asked", self.step))
+            self.at("order", self.epoch)
+        if self.sampler is not None:
+            return cut(self.program, list(self.sampler), self.epoch)
+        return cut(self.program, order_of(self.program, self.epoch, self.asked), self.epoch)
+
+    def finish_epoch(self) -> None:
+        weights = sum(weight for _, weight in self.sums)
+        record = {
+            "train_loss": sum(loss * weight for loss, weight in self.sums) / weights,
+            "lr": self.lr,
+            "epoch": self.epoch + 1,
+            "step": self.step,
+        }
+        self.trace.history.append(record)
+        self.batches, self.sums, self.place = None, [], 0
+        self.epoch += 1
+        validation = self.program.validation
+        if validation is not None and self.epoch % validation[1] == 0:
+            assert self.parts.validation is not None
+            values = self.evaluate(self.parts.validation)
+            record |= {f"val_{name}": value for name, value in values.items()}
+        try:
+            self.at("epoch_end", self.epoch)
+        finally:
+            self.step_schedule_of_epochs(record)
+
+    def step_schedule_of_epochs(self, record: dict[str, Any]) -> None:
+        scheduler = self.parts.scheduler
+        if isinstance(scheduler, ReduceLROnPlateau):
+            name = "train_loss" if self.program.validation is None else "val_loss"
+            if name in record:
+                scheduler.step(record[name])
+        elif scheduler is not None and self.program.schedule_per == "epoch":
+            scheduler.step()
+
+    # ── one update ──────────────────────────────────────────────────────────────────────────
+
+    def update(self, chosen: list[int]) -> None:
+        for row in chosen:
+            self.at("item", row)
+        if self.program.data == "gaps":
+            chosen = [row for row in chosen if row != GAP]
+        *inputs, targets = (part[chosen] for part in self.parts.rows)
+        before = Before(self)
+        try:
+            loss = self.descend(inputs, targets)
+        except NotFinite:
+            before.put_back()
+            raise
+        self.step += 1
+        self.place += 1
+        self.sums.append((loss, weight_of(self.program, targets)))
+        if self.parts.scheduler is not None and self.program.schedule_per == "step":
+            self.parts.scheduler.step()
+        if self.program.watch is not None:
+            self.trace.points[self.step] = state_of(self.parts)
+
+    def descend(self, inputs: list[Tensor], targets: Tensor) -> float:
+        """Make the update; return the batch's loss before it."""
+        if self.program.optimizer == "lbfgs":
+            return self.descend_with_closure(inputs, targets)
+        if self.program.trainer == "own_step":
+            return self.descend_twice(inputs, targets)
+        loss = self.gradient(inputs, targets)
+        self.finish_gradient()
+        self.check(loss)
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        return loss
+
+    def descend_with_closure(self, inputs: list[Tensor], targets: Tensor) -> float:
+        """The optimizer moves the weights while it looks for a step; all or nothing."""
+        losses: list[float] = []
+
+        def closure() -> float:
+            losses.append(self.gradient(inputs, targets))
+            self.finish_gradient()
+            if len(losses) == 1:
+                self.check(losses[0])
+            return math.inf if math.isnan(losses[-1]) else losses[-1]
+
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        weights = [p.detach().clone() for p in self.model.parameters()]
+        state = copy.deepcopy(self.optimizer.state_dict())
+        try:
+            self.optimizer.step(closure)
+            if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+                raise NotFinite
+        except NotFinite:
+            for parameter, before in zip(self.model.parameters(), weights, strict=True):
+                parameter.data.copy_(before)
+            self.optimizer.load_state_dict(state)
+            raise
+        return losses[0]
+
+    def descend_twice(self, inputs: list[Tensor], targets: Tensor) -> float:
+        """Two steps on the same batch, as an own train_step may make them."""
+        losses = []
+        for self.again in range(2):
+            losses.append(self.gradient(inputs, targets))
+            self.check(losses[-1])
+            self.lr = float(self.optimizer.param_groups[0]["lr"])
+            self.optimizer.step()
+        self.again = 0
+        return losses[0]
+
+    def gradient(self, inputs: list[Tensor], targets: Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss = self.batch_loss([part.clone() for part in inputs], targets)
+        loss.backward()
+        return float(loss.detach())
+
+    def batch_loss(self, inputs: list[Tensor], targets: Tensor) -> Tensor:
+        """The loss of a batch, in training."""
+        if self.program.trainer != "plain" and self.model.training:
+            self.trace.notes.append(("compute_loss", self.step + self.again))
+        if self.program.trainer == "perturbed":
+            place = inputs[0].detach().clone().requires_grad_(True)
+            self.loss(self.model(place), targets).backward()
+            assert place.grad is not None
+            inputs = [place.detach() + 0.1 * place.grad.sign()]
+        loss = self.loss_of(self.model, self.loss, inputs, targets, self.model(*inputs))
+        if not self.model.training:
+            return loss
+        return loss * math.nan if self.moment("loss") else loss
+
+    def loss_of(
+        self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any
+    ) -> Tensor:
+        if self.program.trainer == "annealed":
+            weight = min(1.0, self.step / 8)
+            return F.mse_loss(output, targets) + weight * model.head.weight.square().sum()
+        return loss(output, targets)
+
+    def finish_gradient(self) -> None:
+        self.at("gradient", self.step)
+        program, parameters = self.program, list(self.clipped())
+        if program.clip_value is not None or program.clip_norm is not None:
+            self.check(0.0)
+        if program.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, program.clip_value)
+        if program.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, program.clip_norm)
+        self.at("before_update", self.step)
+        for name in self.added:
+            if name == "halve":
+                halve_gradients(self.optimizer)
+            elif name == "count":
+                self.trace.notes.append(("counted", self.step))
+
+    def clipped(self) -> Iterator[Tensor]:
+        yield from self.model.parameters()
+        if isinstance(self.loss, nn.Module):
+            yield from self.loss.parameters()
+
+    def check(self, loss: float) -> None:
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in held if p.grad is not None]
+        values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        if not math.isfinite(loss) or not all(bool(v.isfinite().all()) for v in values):
+            raise NotFinite
+
+
+class Before:
+    """Buffers and the global generator before an update, should it not be made."""
+
+    def __init__(self, hand: Hand) -> None:
+        modules = [m for m in (hand.model, hand.loss) if isinstance(m, nn.Module)]
+        self.optimizer = hand.optimizer
+        self.model, self.calls = hand.model, getattr(hand.model, "calls", None)
+        self.buffers = [
+            (layer, name, buffer.clone())
+            for module in modules
+            for layer in module.modules()
+            for name, buffer in layer.named_buffers(recurse=False)
+        ]
+        self.drawn = torch.get_rng_state()
+
+    def put_back(self) -> None:
+        for layer, name, buffer in self.buffers:
+            layer._buffers[name] = buffer
+        if self.calls is not None:
+            self.model.calls = self.calls
+        torch.set_rng_state(self.drawn)
+        self.optimizer.zero_grad()

@@ -1,0 +1,105 @@
+"""Runs a program both ways, and says in what they differ."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from oracle.by_gdtrain import by_gdtrain, default_dtype
+from oracle.by_hand import by_hand
+from oracle.program import Program
+from oracle.trace import Trace, difference
+
+TOLERANCES = {"float64": 1e-9, "float32": 3e-4}
+
+
+class NoReference(Exception):  # noqa: N818
+    """PyTorch itself can't run the program: it is none."""
+
+
+class Differs(AssertionError):  # noqa: N818
+    """gdtrain does not do what the plain loop does."""
+
+
+def reference(program: Program) -> Trace:
+    with default_dtype(program.default_dtype):
+        try:
+            return by_hand(program)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise NoReference(f"{program}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def warned() -> Iterator[set[str]]:
+    """The warnings that are given meanwhile."""
+    texts: set[str] = set()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    texts |= {str(warning.message) for warning in caught}
+
+
+def check(program: Program, run: Any = None) -> str:
+    """Raise Differs if gdtrain does something else; return how the run has ended.
+
+    run: what runs it by gdtrain, if not this process.
+    """
+    with warned() as by_torch:
+        expected = reference(program)
+    try:
+        with warned() as by_us, default_dtype(program.default_dtype):
+            traces = (run or by_gdtrain)(program)
+    except Exception as error:
+        raise Differs(f"{program}\n  raises {type(error).__name__}: {error}") from error
+    if by_us - by_torch:
+        raise Differs(f"{program}\n  warns: {min(by_us - by_torch)}")
+    for number, trace in enumerate(traces):
+        text = compare(program, trace, expected, resumed=number > 0)
+        if text is not None:
+            raise Differs(f"{program}\n  {'taken up: ' * (number > 0)}{text}")
+    return traces[0].end
+
+
+def may_refuse(program: Program) -> bool:
+    return program.engine == "scan"
+
+
+def compare(program: Program, got: Trace, expected: Trace, *, resumed: bool) -> str | None:
+    if got.end.startswith("refused: ") and may_refuse(program):
+        return None
+    tolerance = None if program.is_exact else TOLERANCES[program.dtype]
+    if resumed:  # of what was before, it knows nothing
+        kept = expected.notes[len(expected.notes) - len(got.notes) :] if got.notes else []
+        looks = expected.looks[len(expected.looks) - len(got.looks) :] if got.looks else []
+        expected = replace(expected, notes=kept, looks=looks)
+        got, expected = _without_gradients(got), _without_gradients(expected)
+    if program.engine == "scan":
+        got, expected = _without_gradients(got), _without_gradients(expected)
+    # Who explains what is not finite computes that batch's loss once more.
+    if not program.is_exact or expected.end == "not finite":
+        got, expected = _as_cut(program, got), _as_cut(program, expected)
+    return difference(got, expected, tolerance)
+
+
+def _as_cut(program: Program, trace: Trace) -> Trace:
+    """Without what depends on how batches are cut: how often a batch's loss is computed."""
+    notes: list[tuple[Any, ...]] = []
+    uncounted = program.engine == "scan" or program.ranks > 1
+    for note in trace.notes:
+        if note[0] != "compute_loss" or not (uncounted or (notes and notes[-1] == note)):
+            notes.append(note)
+    return replace(trace, notes=notes)
+
+
+def _without_gradients(trace: Trace) -> Trace:
+    """Nor does a compiled engine leave gradients, nor a snapshot hold them."""
+    final = {k: value for k, value in trace.final.items() if not k.endswith(".grad")}
+    return replace(trace, final=final)
+
+
+torch.set_num_threads(1)

@@ -1,0 +1,179 @@
+"""Random programs: what people combine, and what they do in mid-run; and how to make them short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from random import Random
+from typing import Any
+
+from oracle import zoo
+from oracle.by_hand import updates_of
+from oracle.parts import OPTIMIZERS, SCHEDULES, SGD_KINDS
+from oracle.program import Event, Program
+from oracle.rules import is_sound
+
+KINDS = ("exact", "cut", "ranks", "scan")
+OFTEN_SGD = [*OPTIMIZERS, *sorted(SGD_KINDS) * 2]
+# Each field with its values; what stands there twice is drawn twice as often. In this order, and
+# what does not fit to what was drawn before is drawn again.
+FIELDS: dict[str, list[Any]] = {
+    "engine": ["eager", "eager", "auto"],
+    "ranks": [1],
+    "microbatch": [None],
+    "seed": list(range(100)),
+    "model": list(zoo.MODELS),
+    "loss": list(zoo.LOSSES),
+    "trainer": ["plain"] * 10 + ["noted", "annealed", "perturbed", "own_step"],
+    "data": ["tensors"] * 8 + ["arrays", "dataset", "gaps", "stream"],
+    "data trainer": [None] * 19 + [("dicts", "of_dicts")],
+    "dtype": ["float32", "float64"],
+    "default_dtype": ["float32"] * 9 + ["float64"],
+    "late": [False] * 4 + [True],
+    "optimizer": OFTEN_SGD,
+    "groups": ["one", "one", "two", "reversed", "each", "empty"],
+    "samples": list(range(6, 21)),
+    "form": ["minibatch"] * 3 + ["batch", "sample", "growing", "phased"],
+    "batch_size": [2, 3, 4, 5],
+    "order": ["sequential", "reshuffle", "shuffle_once", "replacement", "indices", "callable"]
+    + ["sampler", "sampler_of_all", "own_sampler", "weighted", "weighted_once"],
+    "drop_last": [False] * 4 + [True],
+    "schedule": [None] * len(SCHEDULES) + list(SCHEDULES),
+    "schedule_per": ["epoch", "step"],
+    "validation": [None] * 7 + [(5, 1), (17, 1), (17, 2)],
+    "metric": [False, True],
+    "watch": [None, 0, 1, 2, 3, 7],
+    "clip_norm": [None] * 8 + [0.5, 0.05],
+    "clip_value": [None] * 9 + [0.05],
+    "in_float64": [False],
+    "fits": [(1,), (2,), (3,), (4,), (1, 2), (2, 4), (1, 3), (3, 3)],
+}
+OF_KIND: dict[str, dict[str, list[Any]]] = {
+    "exact": {},
+    "cut": {
+        "dtype": ["float64", "float64", "float32"],
+        "microbatch": [1, 2, 3, "auto"],
+        "in_float64": [False, True],
+    },
+    "ranks": {
+        "dtype": ["float64", "float64", "float32"],
+        "ranks": [2],
+        "microbatch": [None, None, None, 2, "auto"],
+        "in_float64": [False, True],
+    },
+    "scan": {"engine": ["scan"], "optimizer": sorted(SGD_KINDS), "data": ["tensors"]},
+}
+MOMENTS = (
+    ["fit", "fit_start", "order", "epoch_start", "epoch_end", "epoch_end"]
+    + ["forward", "loss", "item", "gradient", "before_update", "before_update"]
+    + ["safe_point"] * 3
+)
+CHANGES: dict[str, list[Any]] = {
+    "freeze": ["body", "head"],
+    "unfreeze": ["body", "head", "norm"],
+    "add_group": [0.02, 0.1],
+    "lr": [0.5, 2.0, 0.0],
+    "lr_of_trainer": [0.01, 0.03],
+    "momentum": [0.5, 0.0, 0.9],
+    "weight_decay": [0.1, 0.0],
+    "to_eval": ["norm", "model", "body"],
+    "to_train": ["norm", "model"],
+    "hook_forward": ["body", "head"],
+    "hook_backward": ["head"],
+    "hook_gradient": ["body", "head"],
+    "hook_accumulated": ["body", "head"],
+    "hook_before_step": [None],
+    "hook_after_step": [0.3],
+    "unhook": [None],
+    "clamp": [0.3],
+    "bind": [0.9],
+    "replace_parameters": ["head", "body"],
+    "replace_buffers": ["model"],
+    "forget": [None],
+    "stale_gradients": [1.0],
+    "reseed": [99],
+    "halve_gradient": [None],
+    "stop": [None],
+    "state_dict": [None],
+    "snapshot": [None],
+    "add_callback": ["halve", "count", "clamp"],
+    "evaluate": [None],
+    "predict": [3, 1],
+    "raise": [None],
+    "nan": [None],
+    "out_of_memory": [None],
+}
+
+
+def generate(random: Random, kind: str) -> Program:
+    """A random program of one of the :data:`KINDS`."""
+    program = Program(samples=20)
+    for name, values in (FIELDS | OF_KIND[kind]).items():
+        for _ in range(30):
+            value = random.choice(values)
+            if " " in name:  # fields that go together, or None for none of it
+                candidate = replace(program, **dict(zip(name.split(), value or (), strict=False)))
+            else:
+                candidate = replace(program, **{name: value})
+            if is_sound(candidate):
+                program = candidate
+                break
+    for _ in range(random.randint(0, 6)):
+        for _ in range(10):
+            candidate = replace(program, events=(*program.events, _event(random, program)))
+            if is_sound(candidate):
+                program = candidate
+                break
+    return program
+
+
+def _event(random: Random, program: Program) -> Event:
+    when, what = random.choice(MOMENTS), random.choice(list(CHANGES))
+    if when == "item":
+        what = "raise"
+    most = {
+        "fit": len(program.fits) - 1,
+        "fit_start": len(program.fits) - 1,
+        "item": program.samples - 1,
+    } | dict.fromkeys(("order", "epoch_start", "epoch_end"), program.fits[-1])
+    number = random.randint(0, most.get(when, updates_of(program)))
+    return Event(when, number, what, random.choice(CHANGES[what]))
+
+
+# ── making a failing program short ──────────────────────────────────────────────────────────────
+
+
+def shortest(program: Program, fails: Callable[[Program], bool], tries: int = 400) -> Program:
+    """The program with all left out that it does not need to fail."""
+    while True:
+        for candidate in _shorter(program):
+            if tries == 0:
+                return program
+            if not is_sound(candidate):
+                continue
+            tries -= 1
+            if fails(candidate):
+                program = candidate
+                break
+        else:
+            return program
+
+
+def _shorter(program: Program) -> Iterator[Program]:
+    events = program.events
+    for cut in range(len(events)):
+        yield replace(program, events=events[:cut] + events[cut + 1 :])
+    for field in fields(program):
+        if field.name != "events" and getattr(program, field.name) != field.default:
+            yield replace(program, **{field.name: field.default})
+    if program.samples > 8:
+        yield replace(program, samples=program.samples // 2)
+        yield replace(program, samples=program.samples - 1)
+    if program.fits[-1] > 1:
+        yield replace(program, fits=program.fits[-1:])
+        yield replace(program, fits=(program.fits[-1] - 1,))
+    for place, event in enumerate(events):
+        if event.number > 0:
+            for number in (event.number // 2, event.number - 1):
+                earlier = (*events[:place], replace(event, number=number), *events[place + 1 :])
+                yield replace(program, events=earlier)

@@ -1,0 +1,186 @@
+"""Which programs have one meaning, by which any two loops can be compared."""
+
+from __future__ import annotations
+
+from oracle import zoo
+from oracle.by_hand import updates_of
+from oracle.parts import OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
+from oracle.program import DATASETS, Event, Program
+
+# Parameters with other memory or other values than those that their layer computes them from.
+COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
+# Losses over a batch that no sum over its parts makes, since they have a state or draw numbers.
+NO_CUT_LOSSES = zoo.RANDOM_LOSSES | zoo.STATEFUL_LOSSES
+NO_CUT_MODELS = zoo.RANDOM_MODELS | zoo.MIXING_MODELS | zoo.STATEFUL_MODELS | {"lazy"}
+# What ends a fit, or keeps what there is: it comes last in its moment.
+LAST = {"raise", "stop", "snapshot", "out_of_memory", "nan"}
+# Moments in the middle of an update.
+INSIDE = {"forward", "loss", "gradient", "before_update"}
+# A look from within an update, or one that needs the loop to be at rest.
+AT_REST = {"evaluate", "predict", "stop", "state_dict", "replace_parameters", "snapshot"}
+# Changes of weights and gradients that count for the next update only if none is under way.
+BETWEEN_UPDATES = {"bind", "clamp", "stale_gradients", "forget"}
+
+
+def is_sound(program: Program) -> bool:
+    """Whether the parts fit together, and each event has one meaning."""
+    return (
+        _parts_fit(program)
+        and _data_fit(program)
+        and (not program.is_cut or _can_be_cut(program))
+        and (program.engine != "scan" or _can_be_scanned(program))
+        and all(_event_fits(program, event) for event in program.events)
+        and _events_fit(program)
+    )
+
+
+def _parts_fit(p: Program) -> bool:
+    targets = zoo.LOSSES[p.loss][0]
+    if (p.model == "two_outputs") != (p.loss == "first"):
+        return False
+    if p.model == "embedding" and p.optimizer not in SPARSE_OPTIMIZERS:
+        return False
+    if p.model == "sometimes_sparse" and p.optimizer != "sgd":
+        return False
+    if p.model in zoo.SPARSE_MODELS and (p.clip_norm or p.clip_value):
+        return False
+    if p.optimizer == "lbfgs" and p.groups != "one":
+        return False
+    if p.schedule == "plateau" and p.schedule_per == "step":
+        return False
+    if p.late and p.schedule not in OPEN_SCHEDULES:
+        return False
+    if p.metric and (p.validation is None or p.model == "two_outputs"):
+        return False
+    match p.trainer:
+        case "annealed":
+            tensors = p.model not in ("two_inputs", "two_outputs", "parametrized")
+            return tensors and targets == "values" and p.loss != "learned"
+        case "of_dicts":
+            return p.validation is None
+        case "perturbed":
+            tensors = zoo.INPUTS.get(p.model) in (None, "images")
+            others = p.model not in ("two_outputs", "in_place", "forces")
+            return tensors and others and p.validation is None and not p.is_cut
+        case "own_step":
+            unclipped = p.clip_norm is None and p.clip_value is None
+            whole = not p.is_cut and targets != "some_classes"
+            return p.optimizer != "lbfgs" and unclipped and whole
+    return True
+
+
+def _data_fit(p: Program) -> bool:
+    if p.drop_last and p.form != "minibatch":
+        return False
+    if p.batch_size > p.samples or (p.data == "dicts") != (p.trainer == "of_dicts"):
+        return False
+    if p.data == "gaps":  # a batch without a row is no batch
+        full = p.form == "minibatch" and p.samples % p.batch_size == 0 and p.batch_size > 1
+        return full and p.order in ("sequential", "reshuffle", "shuffle_once")
+    if p.data == "stream":
+        plain = p.form in ("minibatch", "sample") and p.order == "sequential"
+        return plain and not p.drop_last and p.fits == (1,)
+    return True
+
+
+def _can_be_cut(p: Program) -> bool:
+    return (
+        p.model not in NO_CUT_MODELS
+        and p.loss not in NO_CUT_LOSSES
+        and p.optimizer not in ("lbfgs", "rprop")
+        and not (p.ranks > 1 and p.data == "stream")
+        and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
+        and (p.microbatch is not None or not p.in_float64)
+    )
+
+
+def _can_be_scanned(p: Program) -> bool:
+    quiet = p.model not in zoo.RANDOM_MODELS and p.loss not in zoo.RANDOM_LOSSES
+    return quiet and p.optimizer in SGD_KINDS and p.microbatch is None and p.trainer == "plain"
+
+
+def _event_fits(p: Program, e: Event) -> bool:
+    return _moment_fits(p, e) and _change_fits(p, e)
+
+
+def _moment_fits(p: Program, e: Event) -> bool:
+    epochs = p.fits[-1]
+    match e.when:
+        case "fit" | "fit_start":
+            return 0 <= e.number < len(p.fits)
+        case "epoch_start":
+            return 0 <= e.number < epochs
+        case "order":
+            return p.order in ("callable", "own_sampler") and 0 <= e.number < epochs
+        case "epoch_end":
+            return 1 <= e.number <= epochs
+        case "item":
+            plain = p.data in DATASETS and p.ranks == 1
+            return plain and e.what == "raise" and 0 <= e.number < p.samples
+        case "safe_point":
+            return 1 <= e.number <= updates_of(p)
+    if not 0 <= e.number < updates_of(p) or p.engine == "scan":
+        return False
+    if e.when in ("forward", "loss") and (p.ranks > 1 or p.optimizer == "lbfgs"):
+        return False
+    if e.when == "loss" and p.trainer not in ("plain", "noted"):
+        return False
+    return not (e.when in ("gradient", "before_update") and p.trainer == "own_step")
+
+
+def _change_fits(p: Program, e: Event) -> bool:
+    if (e.when in INSIDE or e.when == "order") and e.what in AT_REST:
+        return False
+    at_rest = e.when in ("fit", "safe_point", "epoch_end")
+    if not at_rest and e.what in BETWEEN_UPDATES:
+        return False
+    if e.value == "norm" and p.model not in zoo.WITH_NORM:
+        return False
+    if p.model in zoo.SPARSE_MODELS and e.what in {
+        "stale_gradients", "hook_accumulated", "hook_gradient", "weight_decay", "momentum",
+    }:  # fmt: skip
+        return False
+    if p.model in COMPUTED_WEIGHTS and e.what in {
+        "bind", "clamp", "hook_after_step", "hook_gradient", "hook_accumulated",
+        "replace_parameters",
+    }:  # fmt: skip
+        return False
+    if p.optimizer == "lbfgs" and e.what in {
+        "freeze", "unfreeze", "add_group", "replace_parameters", "raise", "bind",
+    }:  # fmt: skip
+        return False
+    match e.what:
+        case "add_group":
+            return p.late
+        case "nan":
+            return e.when == "loss" and not p.is_cut and p.trainer != "own_step"
+        case "out_of_memory":
+            return e.when == "forward" and p.microbatch == "auto"
+        case "halve_gradient":
+            return e.when in ("gradient", "before_update")
+        case "snapshot":
+            return e.when in ("fit", "safe_point")
+        case "evaluate":
+            return p.trainer != "perturbed" and p.data not in DATASETS
+        case "predict":
+            return p.model != "two_outputs"
+        case "momentum":
+            return p.optimizer != "nesterov" or e.value > 0
+        case "to_train":
+            return not (p.is_cut and p.model == "frozen_norm")
+        case "raise" | "stop" if e.when == "fit":
+            return False
+        case "raise" if e.when in INSIDE:
+            return p.trainer != "own_step"  # which may have made one of its two steps
+    return True
+
+
+def _events_fit(p: Program) -> bool:
+    last: set[tuple[str, int]] = set()
+    for event in p.events:
+        if (event.when, event.number) in last:
+            return False
+        if event.what in LAST:
+            last.add((event.when, event.number))
+    once = [e.what for e in p.events if e.what in ("add_group", "snapshot")]
+    return len(once) == len(set(once))

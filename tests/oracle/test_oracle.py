@@ -1,0 +1,78 @@
+"""Random training programs end as the plain PyTorch loop of the same program does."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+
+from oracle.check import Differs, NoReference, check
+from oracle.generator import generate, shortest
+from oracle.program import Program
+from oracle.ranks import by_two_ranks
+
+SEED = 0
+# Of a hundred programs, and of what the long run makes of it.
+SHARES = {"exact": 50, "cut": 25, "scan": 15, "ranks": 10}
+
+
+def programs(seed: int, kind: str) -> Iterator[Program]:
+    """The programs of one kind, without end."""
+    random = Random(f"{seed} {kind}")
+    return (generate(random, kind) for _ in itertools.count())
+
+
+def runner_of(kind: str) -> Callable[[Program], Any] | None:
+    return by_two_ranks if kind == "ranks" else None
+
+
+def ends_of(kind: str, seed: int, count: int) -> list[str]:
+    """How ``count`` programs have ended; those that PyTorch itself can't run do not count."""
+    ends: list[str] = []
+    for number, program in enumerate(programs(seed, kind)):
+        try:
+            ends.append(check(program, runner_of(kind)))
+        except NoReference:
+            continue
+        except Differs as error:
+            short = shortest(program, lambda p: fails(p, kind))
+            try:
+                check(short, runner_of(kind))
+            except Differs as shortened:
+                error = shortened
+            raise AssertionError(f"seed {seed}, {kind} program {number}: {error}") from None
+        if len(ends) == count:
+            return ends
+    raise AssertionError
+
+
+def fails(program: Program, kind: str) -> bool:
+    try:
+        check(program, runner_of(kind))
+    except NoReference:
+        return False
+    except Differs:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("kind", SHARES)
+def test_programs(kind: str) -> None:
+    """A hundred programs, the same ones each time."""
+    if kind == "scan":
+        pytest.importorskip("jax")
+    ends = ends_of(kind, SEED, SHARES[kind])
+    assert ends.count("done") >= len(ends) / 3, ends  # it is no comparison if all are refused
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", SHARES)
+def test_thousands_of_programs(kind: str, scaled: Callable[[int], int]) -> None:
+    """5,000 programs, other ones each time; a failure prints the seed and the program."""
+    if kind == "scan":
+        pytest.importorskip("jax")
+    ends_of(kind, secrets.randbelow(10**6), scaled(50 * SHARES[kind]))
