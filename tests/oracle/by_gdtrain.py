@@ -24,7 +24,7 @@ from gdtrain import (
     Weighted,
 )
 from gdtrain.errors import GdtrainError, NonFiniteError
-from oracle.by_hand import indices, rotated, sampler_of, weights_of_rows
+from oracle.by_hand import indices, rotated, sampler_of, weight_of, weights_of_rows
 from oracle.changes import CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, Parts, make, rows
 from oracle.program import DATASETS, Event, Program
@@ -176,7 +176,8 @@ class Noted(Trainer):
             self.run.trace.notes.append(("compute_loss", int(self.progress.step)))
 
     def loss_weight(self, batch: Any) -> float:
-        return len(batch)
+        targets = batch.inputs["y"] if batch.targets is None else batch.targets
+        return weight_of(self.run.program, targets)
 
 
 class Annealed(Noted):

@@ -146,10 +146,22 @@ def updates_of(program: Program) -> int:
 # ── what a batch's loss is divided by ───────────────────────────────────────────────────────────
 
 
+def is_known(program: Program) -> bool:
+    """Whether anybody could know what the loss is divided by: not within a loss of one's own."""
+    wrapped = any(event.when == "loss" for event in program.events)
+    return not wrapped and program.trainer != "annealed"
+
+
+def is_sum(program: Program) -> bool:
+    return is_known(program) and "sum" in program.loss
+
+
 def weight_of(program: Program, targets: Tensor) -> float:
     """What the mean over a batch runs over: samples, targets that count, or class weights."""
+    if is_sum(program):
+        return 1.0
     counted = targets[targets != IGNORED] if not targets.is_floating_point() else targets
-    match program.loss:
+    match program.loss if is_known(program) else "":
         case "entropy_ignored" | "entropy_ignored_function":
             return float(len(counted))
         case "entropy_weighted" | "entropy_weighted_partial" | "smoothed":
@@ -310,7 +322,8 @@ class Hand:
         return cut(self.program, order_of(self.program, self.epoch, self.asked), self.epoch)
 
     def finish_epoch(self) -> None:
-        weights = sum(weight for _, weight in self.sums)
+        # A sum has no mean: the epoch's is that over all samples.
+        weights = 1.0 if is_sum(self.program) else sum(weight for _, weight in self.sums)
         record = {
             "train_loss": sum(loss * weight for loss, weight in self.sums) / weights,
             "lr": self.lr,

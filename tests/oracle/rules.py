@@ -12,6 +12,17 @@ COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
 # Losses over a batch that no sum over its parts makes, since they have a state or draw numbers.
 NO_CUT_LOSSES = zoo.RANDOM_LOSSES | zoo.STATEFUL_LOSSES
 NO_CUT_MODELS = zoo.RANDOM_MODELS | zoo.MIXING_MODELS | zoo.STATEFUL_MODELS | {"lazy"}
+# Losses that are a mean over samples or weights, so that a compute_loss of one's own can be cut.
+MEANS = {
+    "mse", "mse_function", "huber", "smooth_partial", "bce", "learned", "focal", "entropy",
+    "entropy_function", "entropy_ignored", "entropy_ignored_function", "entropy_weighted",
+    "entropy_weighted_partial", "smoothed",
+}  # fmt: skip
+# What counts for a whole update, though it comes between two parts of its batch.
+BETWEEN_PARTS = {
+    "raise", "lr", "lr_of_trainer", "momentum", "weight_decay", "hook_before_step",
+    "hook_after_step", "add_callback",
+}  # fmt: skip
 # What ends a fit, or keeps what there is: it comes last in its moment.
 LAST = {"raise", "stop", "snapshot", "out_of_memory", "nan"}
 # Moments in the middle of an update.
@@ -91,6 +102,7 @@ def _can_be_cut(p: Program) -> bool:
         and not (p.ranks > 1 and p.data == "stream")
         and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
         and (p.microbatch is not None or not p.in_float64)
+        and (p.trainer in ("plain", "annealed") or p.loss in MEANS)
     )
 
 
@@ -133,6 +145,11 @@ def _change_fits(p: Program, e: Event) -> bool:
         return False
     at_rest = e.when in ("fit", "safe_point", "epoch_end")
     if not at_rest and e.what in BETWEEN_UPDATES:
+        return False
+    if p.is_cut and (
+        e.what == "hook_accumulated"  # which sees the sum of some of the parts
+        or (e.when == "loss" and e.what not in BETWEEN_PARTS)
+    ):
         return False
     if e.value == "norm" and p.model not in zoo.WITH_NORM:
         return False
