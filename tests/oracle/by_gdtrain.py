@@ -28,7 +28,7 @@ from oracle.by_hand import indices, rotated, sampler_of, weight_of, weights_of_r
 from oracle.changes import CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, Parts, make, rows
 from oracle.program import DATASETS, Event, Program
-from oracle.trace import Once, Trace, everything, state_of
+from oracle.traces import Once, Trace, everything, state_of
 
 MANY = 40  # calls of fit: more means that it does not go on
 

@@ -20,7 +20,7 @@ from torch.utils.data import RandomSampler
 from oracle.changes import CHANGES, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, make, rows
 from oracle.program import Event, Program
-from oracle.trace import Once, Trace, everything, state_of
+from oracle.traces import Once, Trace, everything, state_of
 from oracle.zoo import CLASS_WEIGHT, IGNORED
 
 

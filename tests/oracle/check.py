@@ -13,7 +13,7 @@ import torch
 from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.by_hand import by_hand
 from oracle.program import Program
-from oracle.trace import Trace, difference
+from oracle.traces import Trace, difference
 
 TOLERANCES = {"float64": 1e-9, "float32": 3e-4}
 
