@@ -147,13 +147,14 @@ def updates_of(program: Program) -> int:
 
 
 def is_known(program: Program) -> bool:
-    """Whether anybody could know what the loss is divided by: not within a loss of one's own."""
+    """Whether it is known what the loss is divided by: not of a loss that wraps another."""
     wrapped = any(event.when == "loss" for event in program.events)
     return not wrapped and program.trainer != "annealed"
 
 
 def is_sum(program: Program) -> bool:
-    return is_known(program) and "sum" in program.loss
+    """Whether the loss is a sum over samples, and known to be one."""
+    return is_known(program) and program.trainer == "plain" and "sum" in program.loss
 
 
 def weight_of(program: Program, targets: Tensor) -> float:
@@ -333,6 +334,10 @@ class Hand:
         self.trace.history.append(record)
         self.batches, self.sums, self.place = None, [], 0
         self.epoch += 1
+        scheduler = self.parts.scheduler
+        by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        if scheduler is not None and self.program.schedule_per == "epoch" and not by_metric:
+            scheduler.step()
         validation = self.program.validation
         if validation is not None and self.epoch % validation[1] == 0:
             assert self.parts.validation is not None
@@ -341,16 +346,9 @@ class Hand:
         try:
             self.at("epoch_end", self.epoch)
         finally:
-            self.step_schedule_of_epochs(record)
-
-    def step_schedule_of_epochs(self, record: dict[str, Any]) -> None:
-        scheduler = self.parts.scheduler
-        if isinstance(scheduler, ReduceLROnPlateau):
-            name = "train_loss" if self.program.validation is None else "val_loss"
-            if name in record:
-                scheduler.step(record[name])
-        elif scheduler is not None and self.program.schedule_per == "epoch":
-            scheduler.step()
+            metric = "train_loss" if validation is None else "val_loss"
+            if by_metric and metric in record:
+                scheduler.step(record[metric])
 
     # ── one update ──────────────────────────────────────────────────────────────────────────
 
@@ -364,7 +362,10 @@ class Hand:
         try:
             loss = self.descend(inputs, targets)
         except NotFinite:
-            before.put_back()
+            if self.again:  # the first of two steps has been made, and stays
+                self.step += 1
+            else:
+                before.put_back()
             raise
         self.step += 1
         self.place += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oracle import zoo
 from oracle.by_hand import updates_of
-from oracle.parts import OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
+from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
 
 # Parameters with other memory or other values than those that their layer computes them from.
@@ -55,7 +55,7 @@ def _parts_fit(p: Program) -> bool:
         return False
     if p.model in zoo.SPARSE_MODELS and (p.clip_norm or p.clip_value):
         return False
-    if p.optimizer == "lbfgs" and p.groups != "one":
+    if p.optimizer == "lbfgs" and (p.groups != "one" or p.model == "in_place"):
         return False
     if p.schedule == "plateau" and p.schedule_per == "step":
         return False
@@ -75,7 +75,7 @@ def _parts_fit(p: Program) -> bool:
             return tensors and others and p.validation is None and not p.is_cut
         case "own_step":
             unclipped = p.clip_norm is None and p.clip_value is None
-            whole = not p.is_cut and targets != "some_classes"
+            whole = not p.is_cut and targets != "some_classes" and p.model != "in_place"
             return p.optimizer != "lbfgs" and unclipped and whole
     return True
 
@@ -176,9 +176,13 @@ def _change_fits(p: Program, e: Event) -> bool:
         case "halve_gradient":
             return e.when in ("gradient", "before_update")
         case "snapshot":
-            return e.when in ("fit", "safe_point")
+            return e.when in ("fit", "safe_point") and p.data != "stream"
+        case "add_callback":
+            return p.trainer != "own_step" or e.value == "clamp"
         case "evaluate":
             return p.trainer != "perturbed" and p.data not in DATASETS
+        case "lr_of_trainer":
+            return p.schedule in FROM_RATE
         case "predict":
             return p.model != "two_outputs"
         case "momentum":
