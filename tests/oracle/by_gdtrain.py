@@ -24,11 +24,11 @@ from gdtrain import (
     Weighted,
 )
 from gdtrain.errors import GdtrainError, NonFiniteError
-from oracle.by_hand import indices, rotated, sampler_of, weights_of_rows
+from oracle.by_hand import indices, rotated, sampler_of, weight_of, weights_of_rows
 from oracle.changes import CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
-from oracle.parts import GAP, make, rows
+from oracle.parts import GAP, Parts, make, rows
 from oracle.program import DATASETS, Event, Program
-from oracle.trace import Once, Trace, everything, state_of
+from oracle.traces import Once, Trace, everything, state_of
 
 MANY = 40  # calls of fit: more means that it does not go on
 
@@ -49,9 +49,7 @@ def by_gdtrain(program: Program) -> list[Trace]:
 class Rows(Dataset):
     """Rows as a data set of ``(*inputs, target)``; reading one may be an event."""
 
-    def __init__(
-        self, parts: tuple[Tensor, ...], at: Callable[[str, int], Any], gaps: bool
-    ) -> None:
+    def __init__(self, parts: tuple[Tensor, ...], at: Callable[[str, int], Any], gaps: bool) -> None:
         self.parts, self.at, self.gaps = parts, at, gaps
 
     def __len__(self) -> int:
@@ -178,7 +176,8 @@ class Noted(Trainer):
             self.run.trace.notes.append(("compute_loss", int(self.progress.step)))
 
     def loss_weight(self, batch: Any) -> float:
-        return len(batch)
+        targets = batch.inputs["y"] if batch.targets is None else batch.targets
+        return weight_of(self.run.program, targets)
 
 
 class Annealed(Noted):

@@ -20,7 +20,7 @@ from torch.utils.data import RandomSampler
 from oracle.changes import CHANGES, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, make, rows
 from oracle.program import Event, Program
-from oracle.trace import Once, Trace, everything, state_of
+from oracle.traces import Once, Trace, everything, state_of
 from oracle.zoo import CLASS_WEIGHT, IGNORED
 
 
@@ -91,9 +91,7 @@ def drawn_by_weights_once(n: int, draw: torch.Generator) -> list[int]:
     """The rows by their times e / w, e ~ Exp(1) (Efraimidis and Spirakis, 2006)."""
     waits = torch.empty(n, dtype=torch.float64).exponential_(generator=draw).tolist()
     weights = weights_of_rows(n)
-    return sorted(
-        (row for row in range(n) if weights[row]), key=lambda row: waits[row] / weights[row]
-    )
+    return sorted((row for row in range(n) if weights[row]), key=lambda row: waits[row] / weights[row])
 
 
 def indices(n: int) -> list[int]:
@@ -148,10 +146,23 @@ def updates_of(program: Program) -> int:
 # ── what a batch's loss is divided by ───────────────────────────────────────────────────────────
 
 
+def is_known(program: Program) -> bool:
+    """Whether it is known what the loss is divided by: not of a loss that wraps another."""
+    wrapped = any(event.when == "loss" for event in program.events)
+    return not wrapped and program.trainer != "annealed"
+
+
+def is_sum(program: Program) -> bool:
+    """Whether the loss is a sum over samples, and known to be one."""
+    return is_known(program) and program.trainer == "plain" and "sum" in program.loss
+
+
 def weight_of(program: Program, targets: Tensor) -> float:
     """What the mean over a batch runs over: samples, targets that count, or class weights."""
+    if is_sum(program):
+        return 1.0
     counted = targets[targets != IGNORED] if not targets.is_floating_point() else targets
-    match program.loss:
+    match program.loss if is_known(program) else "":
         case "entropy_ignored" | "entropy_ignored_function":
             return float(len(counted))
         case "entropy_weighted" | "entropy_weighted_partial" | "smoothed":
@@ -312,7 +323,8 @@ class Hand:
         return cut(self.program, order_of(self.program, self.epoch, self.asked), self.epoch)
 
     def finish_epoch(self) -> None:
-        weights = sum(weight for _, weight in self.sums)
+        # A sum has no mean: the epoch's is that over all samples.
+        weights = 1.0 if is_sum(self.program) else sum(weight for _, weight in self.sums)
         record = {
             "train_loss": sum(loss * weight for loss, weight in self.sums) / weights,
             "lr": self.lr,
@@ -322,6 +334,10 @@ class Hand:
         self.trace.history.append(record)
         self.batches, self.sums, self.place = None, [], 0
         self.epoch += 1
+        scheduler = self.parts.scheduler
+        by_metric = isinstance(scheduler, ReduceLROnPlateau)
+        if scheduler is not None and self.program.schedule_per == "epoch" and not by_metric:
+            scheduler.step()
         validation = self.program.validation
         if validation is not None and self.epoch % validation[1] == 0:
             assert self.parts.validation is not None
@@ -330,16 +346,9 @@ class Hand:
         try:
             self.at("epoch_end", self.epoch)
         finally:
-            self.step_schedule_of_epochs(record)
-
-    def step_schedule_of_epochs(self, record: dict[str, Any]) -> None:
-        scheduler = self.parts.scheduler
-        if isinstance(scheduler, ReduceLROnPlateau):
-            name = "train_loss" if self.program.validation is None else "val_loss"
-            if name in record:
-                scheduler.step(record[name])
-        elif scheduler is not None and self.program.schedule_per == "epoch":
-            scheduler.step()
+            metric = "train_loss" if validation is None else "val_loss"
+            if by_metric and metric in record:
+                scheduler.step(record[metric])
 
     # ── one update ──────────────────────────────────────────────────────────────────────────
 
@@ -353,7 +362,10 @@ class Hand:
         try:
             loss = self.descend(inputs, targets)
         except NotFinite:
-            before.put_back()
+            if self.again:  # the first of two steps has been made, and stays
+                self.step += 1
+            else:
+                before.put_back()
             raise
         self.step += 1
         self.place += 1
@@ -432,7 +444,9 @@ class Hand:
             return loss
         return loss * math.nan if self.moment("loss") else loss
 
-    def loss_of(self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any) -> Tensor:
+    def loss_of(
+        self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any
+    ) -> Tensor:
         if self.program.trainer == "annealed":
             weight = min(1.0, self.step / 8)
             return F.mse_loss(output, targets) + weight * model.head.weight.square().sum()

@@ -13,7 +13,7 @@ import torch
 from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.by_hand import by_hand
 from oracle.program import Program
-from oracle.trace import Trace, difference
+from oracle.traces import Trace, difference
 
 TOLERANCES = {"float64": 1e-9, "float32": 3e-4}
 
@@ -91,7 +91,7 @@ def _as_cut(program: Program, trace: Trace) -> Trace:
     notes: list[tuple[Any, ...]] = []
     uncounted = program.engine == "scan" or program.ranks > 1
     for note in trace.notes:
-        if note[0] != "compute_loss" or not (uncounted or (notes and notes[-1] == note)):
+        if note[0] != "compute_loss" or not (uncounted or note in notes):
             notes.append(note)
     return replace(trace, notes=notes)
 

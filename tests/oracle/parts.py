@@ -73,6 +73,8 @@ SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
 }  # fmt: skip
 # Schedules that go on when a group is added in mid-run.
 OPEN_SCHEDULES = {None, "exponential", "step"}
+# Schedules that compute each rate from the last one, so that it can be set beside them.
+FROM_RATE = {None, "exponential", "step", "multistep", "cosine", "linear", "plateau", "chained"}
 
 
 def _has_momentum(optimizer: Optimizer) -> bool:

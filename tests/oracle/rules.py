@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oracle import zoo
 from oracle.by_hand import updates_of
-from oracle.parts import OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
+from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
 
 # Parameters with other memory or other values than those that their layer computes them from.
@@ -12,6 +12,17 @@ COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
 # Losses over a batch that no sum over its parts makes, since they have a state or draw numbers.
 NO_CUT_LOSSES = zoo.RANDOM_LOSSES | zoo.STATEFUL_LOSSES
 NO_CUT_MODELS = zoo.RANDOM_MODELS | zoo.MIXING_MODELS | zoo.STATEFUL_MODELS | {"lazy"}
+# Losses that are a mean over samples or weights, so that a compute_loss of one's own can be cut.
+MEANS = {
+    "mse", "mse_function", "huber", "smooth_partial", "bce", "learned", "focal", "entropy",
+    "entropy_function", "entropy_ignored", "entropy_ignored_function", "entropy_weighted",
+    "entropy_weighted_partial", "smoothed",
+}  # fmt: skip
+# What counts for a whole update, though it comes between two parts of its batch.
+BETWEEN_PARTS = {
+    "raise", "lr", "lr_of_trainer", "momentum", "weight_decay", "hook_before_step",
+    "hook_after_step", "add_callback",
+}  # fmt: skip
 # What ends a fit, or keeps what there is: it comes last in its moment.
 LAST = {"raise", "stop", "snapshot", "out_of_memory", "nan"}
 # Moments in the middle of an update.
@@ -44,7 +55,7 @@ def _parts_fit(p: Program) -> bool:
         return False
     if p.model in zoo.SPARSE_MODELS and (p.clip_norm or p.clip_value):
         return False
-    if p.optimizer == "lbfgs" and p.groups != "one":
+    if p.optimizer == "lbfgs" and (p.groups != "one" or p.model == "in_place"):
         return False
     if p.schedule == "plateau" and p.schedule_per == "step":
         return False
@@ -64,7 +75,7 @@ def _parts_fit(p: Program) -> bool:
             return tensors and others and p.validation is None and not p.is_cut
         case "own_step":
             unclipped = p.clip_norm is None and p.clip_value is None
-            whole = not p.is_cut and targets != "some_classes"
+            whole = not p.is_cut and targets != "some_classes" and p.model != "in_place"
             return p.optimizer != "lbfgs" and unclipped and whole
     return True
 
@@ -91,6 +102,7 @@ def _can_be_cut(p: Program) -> bool:
         and not (p.ranks > 1 and p.data == "stream")
         and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
         and (p.microbatch is not None or not p.in_float64)
+        and (p.trainer in ("plain", "annealed") or p.loss in MEANS)
     )
 
 
@@ -134,6 +146,11 @@ def _change_fits(p: Program, e: Event) -> bool:
     at_rest = e.when in ("fit", "safe_point", "epoch_end")
     if not at_rest and e.what in BETWEEN_UPDATES:
         return False
+    if p.is_cut and (
+        e.what == "hook_accumulated"  # which sees the sum of some of the parts
+        or (e.when == "loss" and e.what not in BETWEEN_PARTS)
+    ):
+        return False
     if e.value == "norm" and p.model not in zoo.WITH_NORM:
         return False
     if p.model in zoo.SPARSE_MODELS and e.what in {
@@ -159,9 +176,13 @@ def _change_fits(p: Program, e: Event) -> bool:
         case "halve_gradient":
             return e.when in ("gradient", "before_update")
         case "snapshot":
-            return e.when in ("fit", "safe_point")
+            return e.when in ("fit", "safe_point") and p.data != "stream"
+        case "add_callback":
+            return p.trainer != "own_step" or e.value == "clamp"
         case "evaluate":
             return p.trainer != "perturbed" and p.data not in DATASETS
+        case "lr_of_trainer":
+            return p.schedule in FROM_RATE
         case "predict":
             return p.model != "two_outputs"
         case "momentum":

@@ -38,7 +38,7 @@ def ends_of(kind: str, seed: int, count: int) -> list[str]:
             ends.append(check(program, runner_of(kind)))
         except NoReference:
             continue
-        except Differs:
+        except Differs as error:
             short = shortest(program, lambda p: fails(p, kind))
             try:
                 check(short, runner_of(kind))
