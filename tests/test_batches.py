@@ -322,3 +322,34 @@ def test_train_loss_is_the_mean_over_the_samples_that_are_there() -> None:
     # Batches of the samples 0, 1 and of 3, whose errors are 1, 0 and 4.
     assert trainer.fit(1).train_loss == [pytest.approx((1 + 0 + 4) / 3)]
     assert trainer.progress.samples == 3
+
+
+@pytest.mark.parametrize("size", [3, 6])
+@pytest.mark.parametrize("microbatch", [None, 1, 2, 3])
+def test_evaluation_is_over_the_samples_that_are_there(size: int, microbatch: int | None) -> None:
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    loader = MiniBatchLoader(
+        Items([(X[i].double(), X[i, :1].double()) if i in (0, 3) else None for i in range(5)]),
+        size,
+        order=[0, 1, 2, 3, 4, 1],
+        collate_fn=lambda items: default_collate([item for item in items if item is not None]),
+    )
+
+    def largest(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().max()  # of all samples at once
+
+    trainer = Trainer(
+        model,
+        nn.MSELoss(),
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        loader,
+        metrics={"largest": largest},
+        microbatch_size=microbatch,
+        device="cpu",
+    )
+    x = X[[0, 3]].double()
+    error = (model(x) - x[:, :1]).detach()
+    found = trainer.evaluate()
+    assert found["loss"] == pytest.approx(float(error.square().mean()), rel=1e-12)
+    assert found["largest"] == pytest.approx(float(error.abs().max()), rel=1e-12)
+    assert trainer.fit(1).train_loss == [pytest.approx(float(error.square().mean()), rel=1e-12)]

@@ -48,7 +48,7 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
     """
     check_loader("loader", loader)
     size = trainer.microbatches.size
-    plan = loader.plan(0) if in_batches else whole(loader.num_samples, _at_once(loader, size))
+    plan = loader.plan(0) if in_batches else whole(loader.num_samples, _at_once(trainer, loader))
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     batches = trainer.read(loader, plan, shared=not trainer.is_sharded)
     with unchanged(trainer, training=False):
@@ -63,14 +63,16 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
         return look.result()
 
 
-def _at_once(loader: Loader, size: int | None) -> int | None:
-    """How many samples to read at once: not fewer than a collate function gets in training.
+def _at_once(trainer: Trainer, loader: Loader) -> int | None:
+    """How many samples to read at once: a collate function gets as many as in training.
 
     It may drop what can't be used, and of a few samples there may be none that can.
     """
+    size = trainer.microbatches.size
     if size is None or not has_own_collate(loader.samples):
         return size
-    return max(size, min(loader.outline(0).batch_size, UNMEASURED_SIZE))
+    trained = trainer.loader or loader
+    return max(size, min(each.outline(0).batch_size for each in (loader, trained)))
 
 
 def predict(trainer: Trainer, inputs: Any) -> Any:
