@@ -389,6 +389,7 @@ CONFIG: dict[str, Any] = {
     "optimizer": {"lr": 0.1},
     "averaging": {"start_epoch": 2},
     "epochs": 4,
+    "log": {"picture": False},
     "device": "cpu",
 }
 

@@ -22,6 +22,7 @@ optimizer: {lr: 0.1, momentum: 0.5}
 scheduler: cosine
 early_stopping: {patience: 1}
 epochs: 3
+log: {picture: false}
 """
 
 
@@ -228,7 +229,9 @@ def test_torchrun_is_refused(capsys, monkeypatch):
     assert "start it without torchrun" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_an_interrupted_comparison_writes_what_is_done(signum):
     command = [
         "compare",

@@ -26,6 +26,7 @@ loss: mse
 loader: {name: minibatch, batch_size: 3}
 optimizer: {lr: 0.01}
 epochs: 2
+log: {picture: false}
 """
 
 

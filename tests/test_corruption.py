@@ -29,7 +29,7 @@ loader: {name: minibatch, batch_size: 300}
 optimizer: {lr: 0.1, momentum: 0.9}
 epochs: 2
 checkpoint: {every_n_steps: 2, keep_last: 3}
-log: {every_n_steps: 1}
+log: {every_n_steps: 1, picture: false}
 """
 
 
@@ -51,6 +51,11 @@ def test_every_flipped_bit_is_found_and_the_checkpoint_before_is_used() -> None:
 
 
 def test_every_truncation_is_found_and_the_checkpoint_before_is_used() -> None:
+    assert_none_missed(damage_each(lambda sizes: truncations(sizes, every=16384)), 60)
+
+
+@pytest.mark.long
+def test_every_truncation_to_blocks_of_the_disk_is_found() -> None:
     assert_none_missed(damage_each(lambda sizes: truncations(sizes, every=4096)), 200)
 
 

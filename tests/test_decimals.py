@@ -26,7 +26,7 @@ def read(rows: list[list[str]], chosen: list[int] | None = None):
 
 
 @given(st.lists(st.tuples(plain(), plain(), plain()), min_size=1, max_size=20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_plain_numbers_have_the_bits_of_float(rows) -> None:
     numbers, ends, odd = read([list(row) for row in rows])
     wanted = np.array([[float(cell) for cell in row] for row in rows])

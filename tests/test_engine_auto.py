@@ -129,6 +129,7 @@ loss: cross_entropy
 loader: {name: minibatch, batch_size: 8}
 optimizer: {lr: 0.1, momentum: 0.5}
 epochs: 4
+log: {picture: false}
 """
 
 

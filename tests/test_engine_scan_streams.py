@@ -23,6 +23,7 @@ loss: mse
 loader: {name: minibatch, batch_size: 3}
 optimizer: {lr: 0.05, momentum: 0.9}
 epochs: 1
+log: {picture: false}
 """
 N = 500
 

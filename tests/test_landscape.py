@@ -24,6 +24,7 @@ loader: {name: minibatch, batch_size: 7}
 optimizer: {lr: 0.1}
 monitors: {trajectory: {every_n_steps: 3}}
 epochs: 4
+log: {picture: false}
 """
 
 

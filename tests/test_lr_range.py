@@ -23,6 +23,7 @@ loader: {name: minibatch, batch_size: 7}
 optimizer: {lr: 0.1, momentum: 0.9}
 monitors: gradient_norm
 epochs: 2
+log: {picture: false}
 """
 
 

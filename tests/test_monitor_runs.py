@@ -18,7 +18,7 @@ model: {name: mlp, hidden: [4], activation: tanh}
 loss: mse
 loader: {name: minibatch, batch_size: 5}
 optimizer: {lr: 0.05, momentum: 0.9}
-log: {every_n_steps: 4}
+log: {every_n_steps: 4, picture: false}
 monitors:
   gradient_norm: {every_n_steps: 3}
   update_ratio: {every_n_steps: 6}

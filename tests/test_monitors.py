@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.combinations import combinations
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
@@ -75,8 +76,10 @@ class Gradients(Callback):
         self.seen.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("form", [BatchLoader, SampleLoader, lambda d: MiniBatchLoader(d, 4)])
+@pytest.mark.parametrize(
+    ("form", "every"),
+    combinations([BatchLoader, SampleLoader, lambda d: MiniBatchLoader(d, 4)], [1, 3], of=1),
+)
 def test_a_run_with_all_monitors_has_the_bits_of_one_without(form, every) -> None:
     """With BatchNorm, but for batches of one, and dropout."""
     ends = []

@@ -65,7 +65,9 @@ def test_it_is_the_same_in_chunks_of_any_size(monkeypatch) -> None:
         assert math.isclose(gradient_noise(trainer).covariance_trace, trace, rel_tol=1e-10)
 
 
-@pytest.mark.parametrize(("batch_size", "num_samples"), [(10, 100), (50, 200)])
+@pytest.mark.parametrize(
+    ("batch_size", "num_samples"), [(10, 100), pytest.param(50, 200, marks=pytest.mark.long)]
+)
 def test_it_is_unbiased_within_two_percent(batch_size: int, num_samples: int) -> None:
     trainer, gradients = problem()
     trace = np.trace(np.cov(gradients, rowvar=False))

@@ -230,6 +230,7 @@ CONFIG: dict[str, Any] = {
     "optimizer": {"lr": 0.01},
     "scheduler": {"name": "cosine"},
     "epochs": 8,
+    "log": {"picture": False},
     "device": "cpu",
 }
 # of 24 samples in epochs 1 … 8; in the third, 2 · 3^2 > 12

@@ -9,7 +9,7 @@ from helpers.power_cuts import SCENARIOS, cut_everywhere
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_old_or_the_new_is_there_after_a_cut(name: str) -> None:
-    figures = cut_everywhere(name, subsets=16)
+    figures = cut_everywhere(name, subsets=6)
     assert figures.broken == 0, figures.first
     assert figures.states > figures.calls > 10
 

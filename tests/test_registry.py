@@ -117,6 +117,7 @@ loss: power
 loader: {name: minibatch, batch_size: 3}
 optimizer: {lr: 0.01}
 epochs: 1
+log: {picture: false}
 """
 
 

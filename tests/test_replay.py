@@ -20,7 +20,7 @@ loader: {name: minibatch, batch_size: 7}
 optimizer: {lr: 0.1, momentum: 0.9}
 scheduler: {name: exponential, gamma: 0.5, per: epoch}
 clip_grad_norm: 0.5
-log: {every_n_steps: 1}
+log: {every_n_steps: 1, picture: false}
 checkpoint: {every_n_steps: 3, keep_last: 2}
 epochs: 4
 """

@@ -189,6 +189,7 @@ loss: mse
 loader: {name: minibatch, batch_size: 3}
 optimizer: {lr: 0.01}
 epochs: 4
+log: {picture: false}
 """
 
 
@@ -215,6 +216,7 @@ def test_command(config, capsys) -> None:
     assert "all comparisons hold" in printed
 
 
+@pytest.mark.long
 def test_command_without_updates(config, capsys) -> None:
     assert main(["verify", "--config", config("linear"), "--updates", "0"]) == 0
     assert "plain PyTorch loop" not in capsys.readouterr().out

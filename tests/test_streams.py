@@ -40,7 +40,7 @@ loss: mse
 loader: {name: minibatch, batch_size: 3}
 optimizer: {lr: 0.05, momentum: 0.9}
 epochs: 1
-log: {every_n_steps: 1}
+log: {every_n_steps: 1, picture: false}
 """
 
 

@@ -645,6 +645,7 @@ CONFIG: dict[str, Any] = {
     "variance_reduction": "svrg",
     "precision": "fp64",
     "epochs": 4,
+    "log": {"picture": False},
     "device": "cpu",
 }
 

@@ -49,6 +49,7 @@ scheduler: {name: cosine, warmup: 2}
 early_stopping: {monitor: val_loss, patience: 3}
 epochs: 3
 checkpoint: {every_n_steps: 1, keep_last: 9, keep_best: val_loss}
+log: {picture: false}
 """,
     "adam": """\
 data: {source: digits}
@@ -59,6 +60,7 @@ optimizer: {name: adam, lr: 0.01}
 scheduler: {name: step, every: 3, gamma: 0.5, per: step}
 epochs: 1
 checkpoint: {every_n_steps: 2, keep_last: 9}
+log: {picture: false}
 """,
     "stream": """\
 data: {source: stream, format: jsonl, path: PATH, target: y, features: [a, b], window: 8}
@@ -68,6 +70,7 @@ loader: {name: minibatch, batch_size: 5}
 optimizer: {lr: 0.01, momentum: 0.9}
 epochs: 1
 checkpoint: {every_n_steps: 3, keep_last: 9}
+log: {picture: false}
 """,
 }
 

@@ -36,7 +36,7 @@ scheduler: {{name: cosine, warmup: 3}}
 clip_grad_norm: 1.0
 validation: {{every_n_epochs: 2}}
 early_stopping: {{monitor: train_loss, patience: 1000}}
-log: {{every_n_steps: 1}}
+log: {{every_n_steps: 1, picture: false}}
 checkpoint: {{every_n_steps: {every}, keep_last: 2, keep_best: val_loss}}
 process_timeout: 25
 epochs: {epochs}
