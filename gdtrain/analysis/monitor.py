@@ -68,6 +68,7 @@ class Monitor(Callback):
         self._by_default = every_n_steps is None and every_n_epochs is None
         self._by_steps = every_n_steps is not None or (self._by_default and self.looks_by_steps)
         self.records: list[dict[str, Any]] = []
+        self._is_settled = False  # until it has been told of the start of a fit
 
     # ── what a monitor says of itself ───────────────────────────────────────────────────────
 
@@ -92,6 +93,15 @@ class Monitor(Callback):
         self.check(trainer)
         if self._by_default:
             self.settle_cadence(trainer)
+        self._is_settled = True
+
+    def _is_due_now(self, trainer: Trainer) -> bool:
+        """Whether to look now; of a monitor that was added in mid-run, once its cadence is known."""
+        if not self._is_settled:
+            Monitor.on_fit_start(self, trainer)
+        if self._by_steps:
+            return self.is_due(trainer.progress.step)
+        return not trainer.progress.epoch % (self.every_n_epochs or 1)
 
     def settle_cadence(self, trainer: Trainer) -> None:
         """Choose the default cadence for this call of ``fit``."""
@@ -114,11 +124,13 @@ class Monitor(Callback):
         return super().listens_to(event)
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self.look(trainer, trainer.progress.epoch + 1)
+        if self._is_due_now(trainer):
+            self.look(trainer, trainer.progress.epoch + 1)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self.look(trainer, record["epoch"])
-        record.update(_measured(self.records[-1]))
+        if self._is_due_now(trainer):
+            self.look(trainer, record["epoch"])
+            record.update(_measured(self.records[-1]))
 
     def look(self, trainer: Trainer, epoch: int) -> None:
         """Measure now, and keep it as of this step and epoch (from 1)."""

@@ -63,7 +63,7 @@ class UpdateRatio(Monitor):
     def on_safe_point(self, trainer: Trainer) -> None:
         step = trainer.progress.step
         if self._before is not None and self._before[0] == step - 1:
-            super().on_safe_point(trainer)
+            self.look(trainer, trainer.progress.epoch + 1)
         self._aim(trainer)
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
