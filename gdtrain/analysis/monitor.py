@@ -96,7 +96,7 @@ class Monitor(Callback):
         self._is_settled = True
 
     def _is_due_now(self, trainer: Trainer) -> bool:
-        """Whether to look now; of a monitor that was added in mid-run, once its cadence is known."""
+        """Whether to look now; of one that was added in mid-run, once its cadence is known."""
         if not self._is_settled:
             Monitor.on_fit_start(self, trainer)
         if self._by_steps:
