@@ -135,7 +135,7 @@ class Rates(Callback):
         self.rates: list[float] = []
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self.rates.append(trainer.lr)
+        self.rates.append(trainer.progress.lr)  # of the update that was made
 
 
 def trainer_of(loader: Loader, *callbacks: Callback, engine: Any = "eager") -> Trainer:

@@ -19,6 +19,7 @@ from gdtrain.training.trainer import Trainer
 
 # Callbacks may keep what they like, up to this and a few times the size of the model.
 _CALLBACK_BYTES = 64 << 20
+_ORDER_BYTES = 64 << 20  # and so may a sampler
 _MAX_PROCESSES = 1 << 16
 
 
@@ -96,7 +97,7 @@ def _check_order(found: Found) -> None:
         if not full.startswith("source.") and (full, dtype, len(shape)) != ("indices", "I64", 1):
             raise CheckpointError(f"has order.{shown(full)}, which is no row of indices")
     kept = sum(_nbytes(*said) for said in _below(found, "source").values())
-    if kept > _CALLBACK_BYTES:
+    if kept > _ORDER_BYTES:
         raise CheckpointError(f"the order's state takes {kept:,} bytes, which is too much")
 
 

@@ -24,6 +24,8 @@ def contents(trainer: Trainer) -> dict[str, Any]:
     settings and state, and with it the parameters of L-BFGS, hooks, and what an optimizer of one's
     own is made of. A compiled program is left out; the copy makes one of the same engine.
     """
+    if trainer.engine is None:  # a copy that computes losses alone
+        return dict(vars(trainer))
     trainer.engine.publish()
     held = {key: v for key, v in vars(trainer.optimizer).items() if key not in _OWN}
     wrapped = "step" in vars(trainer.optimizer)
@@ -32,8 +34,10 @@ def contents(trainer: Trainer) -> dict[str, Any]:
 
 def fill(trainer: Trainer, contents: dict[str, Any]) -> None:
     """Make a trainer of copies of what :func:`contents` gives."""
-    held, wrapped = contents.pop("_of_optimizer")
+    held, wrapped = contents.pop("_of_optimizer", ({}, False))
     vars(trainer).update(contents)
+    if trainer.optimizer is None:
+        return
     vars(trainer.optimizer).update(held)
     if wrapped:
         _wrap_step(trainer.optimizer)

@@ -377,15 +377,6 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"microbatch_allow": "a"},
         ["a.yaml:7:19: microbatch_allow: must be a list, such as [1, 2], got 'a'"],
     ),
-    "memory_limit alone": (
-        {"memory_limit": "1GB"},
-        [
-            (
-                "a.yaml:7:15: memory_limit: has no effect without microbatch_size: auto; set "
-                "it, or remove it"
-            )
-        ],
-    ),
     "memory_limit in unknown units": (
         {"microbatch_size": "auto", "memory_limit": "1 pound"},
         [
@@ -764,16 +755,16 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:12: scheduler.name: missing; it must be one of constant, cosine, "
-                "step, exponential, inverse_time"
+                "step, exponential, inverse_time, plateau"
             )
         ],
     ),
     "scheduler unknown": (
-        {"scheduler": "plateau"},
+        {"scheduler": "polynomial"},
         [
             (
                 "a.yaml:7:12: scheduler.name: must be one of constant, cosine, step, "
-                "exponential, inverse_time; got 'plateau'"
+                "exponential, inverse_time, plateau; got 'polynomial'"
             )
         ],
     ),
