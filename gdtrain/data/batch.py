@@ -77,7 +77,7 @@ class Batch:
 
     def copy(self) -> Batch:
         """The batch with copies of all its tensors and arrays."""
-        return self.with_trees(copied(self.inputs), copied(self.targets))
+        return Batch(copied(self.inputs), copied(self.targets), self.indices)
 
     def with_trees(self, inputs: Any, targets: Any) -> Batch:
         """The same samples with other inputs and targets of them."""
@@ -93,6 +93,9 @@ class ViewBatch(Batch):
 
     __slots__ = ()
     is_view = True
+
+    def with_trees(self, inputs: Any, targets: Any) -> Batch:
+        return ViewBatch(inputs, targets, self.indices)  # they may be parts of the same memory
 
 
 @dataclass(frozen=True)

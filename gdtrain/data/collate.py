@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.names import counted
-from gdtrain.data.tree import Cutter, Rows
+from gdtrain.data.tree import Cutter, Rows, copied
 from gdtrain.errors import DataError
 
 CollateFn = Callable[[list[Any]], Any]
@@ -105,6 +105,9 @@ class CollatedBatch(Batch):
         places = None if self._places is None else self._places[rows]
         count = len(torch.arange(self._count)[rows])
         return CollatedBatch(inputs, targets, places, count, self._cutter)
+
+    def copy(self) -> Batch:
+        return self.with_trees(copied(self.inputs), copied(self.targets))
 
     def with_trees(self, inputs: Any, targets: Any) -> Batch:
         return CollatedBatch(inputs, targets, self._places, self._count, self._cutter)

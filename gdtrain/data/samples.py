@@ -198,6 +198,9 @@ class TransformedSamples(Samples):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def state(self) -> Any:
+        return self.samples.state()
+
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         return through(partial(map, self.function), self.samples.read(plan, start))
 

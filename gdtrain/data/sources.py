@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import is_
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from gdtrain.data.arrays import as_tensor, check_finite
+from gdtrain.data.batch import Batch
 from gdtrain.data.collate import collate
 from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.feed import IterableFeed
-from gdtrain.data.samples import Samples, TensorSamples
+from gdtrain.data.samples import Samples, TensorSamples, TransformedSamples
 from gdtrain.data.stream import StreamSamples
+from gdtrain.data.tree import children, is_inner, rebuilt
 from gdtrain.errors import ConfigError, DataError
 
 
@@ -29,7 +33,8 @@ def as_samples(
     """Turn what a user has into samples.
 
     data: a tensor or array, a tuple of them (inputs first, targets last), a Dataset, or Samples.
-    An ``IterableDataset`` is a stream. A ``TensorDataset`` is taken as its tensors.
+    An ``IterableDataset`` is a stream. A ``TensorDataset`` is taken as its tensors. In a tuple or
+    dict of tensors or arrays, inputs and targets have it too, and a dict alone is inputs.
     Raises DataError for empty data, different lengths, or values that are not finite, and
     ConfigError for a setting that would have no effect.
     """
@@ -51,8 +56,13 @@ def as_samples(
     elif isinstance(data, TensorDataset):
         samples = TensorDatasetSamples(data, allow_nonfinite)
     else:
-        parts = data if isinstance(data, tuple | list) else (data,)
-        samples = TensorSamples(_tensors(parts, allow_nonfinite))
+        parts = data if _is_list(data) else (data,)
+        flat = not any(map(_is_tree, parts))
+        samples = (
+            TensorSamples(_tensors(parts, allow_nonfinite))
+            if flat
+            else _arranged_samples(parts, allow_nonfinite)
+        )
     if not isinstance(samples, StreamSamples) and len(samples) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     return samples
@@ -78,11 +88,73 @@ class TensorDatasetSamples(TensorSamples):
         return self._tensors
 
 
-def _tensors(parts: Sequence[Any], allow_nonfinite: bool) -> list[Tensor]:
-    """Inputs and targets as tensors [n, …], checked."""
+@dataclass(frozen=True)
+class _Arranged:
+    """Puts a batch's tensors where they stand in the user's tuples and dicts.
+
+    inputs, targets: trees like these, with the tensors' numbers as leaves.
+    """
+
+    inputs: Any
+    targets: Any
+
+    def __call__(self, batch: Batch) -> Batch:
+        several = isinstance(batch.inputs, tuple)
+        tensors = [*(batch.inputs if several else [batch.inputs]), batch.targets]
+        return batch.with_trees(_filled(self.inputs, tensors), _filled(self.targets, tensors))
+
+
+def _filled(tree: Any, tensors: Sequence[Any]) -> Any:
+    if isinstance(tree, int):
+        return tensors[tree]
+    return tree if tree is None else rebuilt(tree, [_filled(c, tensors) for _, c in children(tree)])
+
+
+class ArrangedSamples(TransformedSamples):
+    """Rows of tensors in memory, in the user's tuples and dicts."""
+
+    @property
+    def targets(self) -> Tensor | None:
+        assert isinstance(self.function, _Arranged)
+        return self.samples.targets if isinstance(self.function.targets, int) else None
+
+
+def _arranged_samples(parts: Sequence[Any], allow_nonfinite: bool) -> ArrangedSamples:
+    """Samples whose inputs or targets are tuples or dicts of tensors."""
+    pair = (parts[0] if len(parts) <= 2 else tuple(parts[:-1]), *parts[1:][-1:])
+    leaves: list[Any] = []
+    names: list[str] = []
+
+    def numbered(tree: Any, name: str) -> Any:
+        if not _is_tree(tree):
+            leaves.append(tree)
+            names.append(name)
+            return len(leaves) - 1
+        return rebuilt(tree, [numbered(c, f"{name}[{key!r}]") for key, c in children(tree)])
+
+    inputs, *targets = map(numbered, pair, ["inputs", "targets"])
+    arranged = _Arranged(inputs, targets[0] if targets else None)
+    return ArrangedSamples(TensorSamples(_tensors(leaves, allow_nonfinite, names)), arranged)
+
+
+def _is_list(data: Any) -> bool:
+    return isinstance(data, tuple | list) and not hasattr(data, "_fields")
+
+
+def _is_tree(part: Any) -> bool:
+    """Whether it is a dict, dataclass or tuple of tensors, and not an array, row by row."""
+    if not isinstance(part, tuple) or hasattr(part, "_fields"):
+        return is_inner(part) and not isinstance(part, list)
+    return any(isinstance(item, Tensor | np.ndarray) or _is_tree(item) for item in part)
+
+
+def _tensors(
+    parts: Sequence[Any], allow_nonfinite: bool, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """Inputs and targets as tensors [n, …], checked. names: of the parts, for messages."""
     if not parts:
         raise DataError("no tensors given; give inputs and targets")
-    names = _part_names(len(parts))
+    names = names or _part_names(len(parts))
     tensors = [as_tensor(part, name) for part, name in zip(parts, names, strict=True)]
     lengths = [tensor.shape[0] for tensor in tensors]
     if len(set(lengths)) > 1:
