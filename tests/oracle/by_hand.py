@@ -137,10 +137,19 @@ def cut(program: Program, order: list[int], epoch: int) -> list[list[int]]:
     return whole if program.drop_last and program.form == "minibatch" else parts
 
 
+def sizes_of(program: Program) -> list[int]:
+    """The samples of each update."""
+    epochs = range(program.fits[-1])
+    return [len(b) for e in epochs for b in cut(program, order_of(program, e, 0), e)]
+
+
 def updates_of(program: Program) -> int:
     """How many there are, in all epochs."""
-    epochs = range(program.fits[-1])
-    return sum(len(cut(program, order_of(program, epoch, 0), epoch)) for epoch in epochs)
+    return len(sizes_of(program))
+
+
+def smallest_batch(program: Program) -> int:
+    return min(sizes_of(program))
 
 
 # ── what a batch's loss is divided by ───────────────────────────────────────────────────────────

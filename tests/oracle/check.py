@@ -13,6 +13,7 @@ import torch
 from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.by_hand import by_hand
 from oracle.program import Program
+from oracle.ranks import by_two_ranks
 from oracle.traces import Trace, difference
 
 TOLERANCES = {"float64": 1e-9, "float32": 3e-4}
@@ -44,16 +45,17 @@ def warned() -> Iterator[set[str]]:
     texts |= {str(warning.message) for warning in caught}
 
 
-def check(program: Program, run: Any = None) -> str:
+def check(program: Program) -> str:
     """Raise Differs if gdtrain does something else; return how the run has ended.
 
-    run: what runs it by gdtrain, if not this process.
+    Raises NoReference if PyTorch can't run the program.
     """
+    run = by_two_ranks if program.ranks > 1 else by_gdtrain
     with warned() as by_torch:
         expected = reference(program)
     try:
         with warned() as by_us, default_dtype(program.default_dtype):
-            traces = (run or by_gdtrain)(program)
+            traces = run(program)
     except Exception as error:
         raise Differs(f"{program}\n  raises {type(error).__name__}: {error}") from error
     if by_us - by_torch:

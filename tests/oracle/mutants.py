@@ -71,7 +71,6 @@ def search(kinds: tuple[str, ...], most: int, seed: int) -> str:
     """``number: difference`` of the first program that differs, or "" if none of ``most`` does."""
     from oracle.check import Differs, NoReference, check
     from oracle.generator import generate
-    from oracle.ranks import by_two_ranks
 
     for number, kind, random in numbered(seed):
         if number > most:
@@ -79,7 +78,7 @@ def search(kinds: tuple[str, ...], most: int, seed: int) -> str:
         if kind not in kinds:
             continue
         try:
-            check(generate(random, kind), by_two_ranks if kind == "ranks" else None)
+            check(generate(random, kind))
         except NoReference:
             continue
         except Differs as error:

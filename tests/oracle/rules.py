@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oracle import zoo
-from oracle.by_hand import updates_of
+from oracle.by_hand import smallest_batch, updates_of
 from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
 
@@ -23,6 +23,8 @@ BETWEEN_PARTS = {
     "raise", "lr", "lr_of_trainer", "momentum", "weight_decay", "hook_before_step",
     "hook_after_step", "add_callback",
 }  # fmt: skip
+# Models whose forward pass sets weights, so that all ranks have to make it.
+SETTING_WEIGHTS = {"max_norm", "clamped"}
 # What ends a fit, or keeps what there is: it comes last in its moment.
 LAST = {"raise", "stop", "snapshot", "out_of_memory", "nan"}
 # Moments in the middle of an update.
@@ -101,6 +103,8 @@ def _can_be_cut(p: Program) -> bool:
         and p.optimizer not in ("lbfgs", "rprop")
         and not (p.ranks > 1 and p.data == "stream")
         and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
+        and not (p.ranks > 1 and p.data == "gaps" and p.batch_size < 4)  # one may have none
+        and not (p.ranks > 1 and p.model in SETTING_WEIGHTS and smallest_batch(p) < p.ranks)
         and (p.microbatch is not None or not p.in_float64)
         and (p.trainer in ("plain", "annealed") or p.loss in MEANS)
     )
