@@ -26,7 +26,7 @@ from gdtrain import (
 from gdtrain.errors import GdtrainError, NonFiniteError
 from oracle.by_hand import indices, rotated, sampler_of, weight_of, weights_of_rows
 from oracle.changes import CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
-from oracle.parts import GAP, Parts, make, rows
+from oracle.parts import GAP, make, rows
 from oracle.program import DATASETS, Event, Program
 from oracle.traces import Once, Trace, everything, state_of
 
@@ -49,7 +49,9 @@ def by_gdtrain(program: Program) -> list[Trace]:
 class Rows(Dataset):
     """Rows as a data set of ``(*inputs, target)``; reading one may be an event."""
 
-    def __init__(self, parts: tuple[Tensor, ...], at: Callable[[str, int], Any], gaps: bool) -> None:
+    def __init__(
+        self, parts: tuple[Tensor, ...], at: Callable[[str, int], Any], gaps: bool
+    ) -> None:
         self.parts, self.at, self.gaps = parts, at, gaps
 
     def __len__(self) -> int:

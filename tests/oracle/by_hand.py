@@ -91,7 +91,9 @@ def drawn_by_weights_once(n: int, draw: torch.Generator) -> list[int]:
     """The rows by their times e / w, e ~ Exp(1) (Efraimidis and Spirakis, 2006)."""
     waits = torch.empty(n, dtype=torch.float64).exponential_(generator=draw).tolist()
     weights = weights_of_rows(n)
-    return sorted((row for row in range(n) if weights[row]), key=lambda row: waits[row] / weights[row])
+    return sorted(
+        (row for row in range(n) if weights[row]), key=lambda row: waits[row] / weights[row]
+    )
 
 
 def indices(n: int) -> list[int]:
@@ -453,9 +455,7 @@ class Hand:
             return loss
         return loss * math.nan if self.moment("loss") else loss
 
-    def loss_of(
-        self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any
-    ) -> Tensor:
+    def loss_of(self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any) -> Tensor:
         if self.program.trainer == "annealed":
             weight = min(1.0, self.step / 8)
             return F.mse_loss(output, targets) + weight * model.head.weight.square().sum()

@@ -1,4 +1,4 @@
-"""Faults put back into a copy of gdtrain, one at a time: how many programs does it take to see each?
+"""Faults put back into a copy of gdtrain, one at a time: how many programs find each?
 
     PYTHONPATH=tests python -m oracle.mutants [--most 5000] [--seed 0] [NAME …]
 
@@ -95,9 +95,19 @@ def caught(mutant: Mutant | None, most: int = 5000, seed: int = 0) -> tuple[int 
             (copy / mutant.file).write_text(mutant.source(), "utf-8")
         path = os.pathsep.join([folder, str(TESTS)])
         kinds = ",".join(mutant.kinds if mutant is not None else ALL)
-        command = [sys.executable, "-m", "oracle.mutants", "--search", kinds, f"--most={most}", f"--seed={seed}"]
+        command = [
+            sys.executable,
+            "-m",
+            "oracle.mutants",
+            "--search",
+            kinds,
+            f"--most={most}",
+            f"--seed={seed}",
+        ]
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, cwd=folder
+        )
     if done.returncode:
         return 1, f"does not run: {done.stderr.strip().splitlines()[-1]}"
     number, _, text = done.stdout.partition(": ")

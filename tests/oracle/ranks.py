@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from helpers.ranks import on_ranks
+
 from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.program import Program
 from oracle.traces import Trace, difference
