@@ -57,7 +57,8 @@ def test_programs(kind: str) -> None:
     if kind == "scan":
         pytest.importorskip("jax")
     ends = ends_of(kind, SEED, SHARES[kind])
-    assert ends.count("done") >= len(ends) / 3, ends  # it is no comparison if all are refused
+    compared = [end for end in ends if not end.startswith("refused")]
+    assert len(compared) >= len(ends) / 3, ends  # it is no comparison if all are refused
 
 
 @pytest.mark.long

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
+from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.guard import NotFinite
@@ -62,7 +63,7 @@ class EagerEngine:
         alone = trainer.world.size == 1
         try:
             for number, batch in enumerate(batches, block.start):
-                size = len(batch) if alone else block.plan.batch_sizes(number, number + 1)[0]
+                size = len(batch) if alone else self._size_on_all(block, number, batch)
                 callbacks = list(trainer.callbacks)
                 if not self._step(block, batch, size):
                     break
@@ -71,6 +72,13 @@ class EagerEngine:
                     break
         finally:
             guard.unwatch()
+
+    def _size_on_all(self, block: Block, number: int, batch: Batch) -> int:
+        """The samples that all processes have of a batch; a collate function may drop some."""
+        trainer = self.trainer
+        if trainer.loader is not None and has_own_collate(trainer.loader.samples):
+            return int(trainer.world.sum_floats([len(batch)])[0])
+        return block.plan.batch_sizes(number, number + 1)[0]
 
     def _step(self, block: Block, batch: Batch, size: int) -> bool:
         """Make one update, and count it in the moment at which it is made; whether all is finite.
