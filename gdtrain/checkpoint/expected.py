@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gdtrain.checkpoint.format import read_weights
 from gdtrain.checkpoint.layout import DTYPES, Found, TensorCheck
 from gdtrain.errors import CheckpointError
 from gdtrain.training import module_state
@@ -46,6 +48,21 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
             raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
 
     return check
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Give a model the weights of a finished run's file.
+
+    Raises CheckpointError, naming both sides, if they are not the model's.
+    """
+    here = module_state.slots(model)
+    weights = read_weights(path, lambda found: check_module(found, here, "model"))
+    gone = {name: None for name, slot in here.items() if slot.buffers is not None}
+    try:
+        module_state.check("model", gone | weights, model)
+        module_state.put(model, gone | weights, torch.device("cpu"))
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def check_module(found: Found, here: Mapping[str, Slot], part: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.checkpoint import disk
-from gdtrain.checkpoint.layout import DTYPE_NAMES, TensorCheck, bytes_of, read_layout
+from gdtrain.checkpoint.layout import DTYPE_NAMES, REMARK, TensorCheck, bytes_of, read_layout
 from gdtrain.checkpoint.values import flatten, parse, restore
 from gdtrain.errors import CheckpointError, OutputError
 
@@ -35,6 +35,8 @@ _MAX_HEADER_BYTES = 4096
 # Tensors of fewer bytes together are written in one call: each call lets another thread run, and
 # has to wait until it does so in turn.
 _SMALL = 1 << 20
+# How much larger than on its disk a file may be, by holes and by compression.
+_SPARSE, _COMPRESSED = 64 << 20, 16
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -58,7 +60,7 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
     """
     with _told(directory):
         said, text = _read_values(directory)
-        tensors, digest = _read_tensors(directory / TENSORS, check)
+        tensors, digest, _ = _read_tensors(directory / TENSORS, check)
         _compare(directory, digest, said)
     try:
         state = restore(parse(text), tensors)
@@ -80,11 +82,12 @@ def verify(directory: Path) -> None:
         _compare(directory, digest, said)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -> str:
     """Write tensors by name as a new safetensors file, flushed; return its SHA-256.
 
     The format is a length, 8 bytes, a JSON header with dtype, shape and place of each tensor,
     and their bytes. Large tensors go to the file straight from their memory.
+    remark: text kept in the header.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
@@ -92,7 +95,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     # The widest first, so that each is aligned to its own width.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     held = {name: tensors[name].detach().cpu().contiguous() for name in names}
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": {REMARK: remark}} if remark else {}
     end = 0
     for name, tensor in held.items():
         start, end = end, end + tensor.nbytes
@@ -118,13 +121,30 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_weights(path: Path, check: TensorCheck) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, after ``check`` has seen what they are.
+def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
+    """Write a module's state by name as a new safetensors file, flushed.
 
-    Raises CheckpointError if they can't be read.
+    Extra state that is no tensor, of plain values, goes into the file's header as text.
+    """
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in weights.items() if name not in tensors}
+    write_tensors(path, tensors, json.dumps(flatten(rest, "", tensors)) if rest else "")
+
+
+def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:
+    """What :func:`write_weights` wrote, after ``check`` has seen what the tensors are.
+
+    Raises CheckpointError if it can't be read.
     """
     with _told(path):
-        return _read_tensors(path, check)[0]
+        tensors, _, remark = _read_tensors(path, check)
+    if not remark:
+        return dict(tensors)
+    try:
+        rest = restore(parse(remark.encode()), tensors)
+        return {**rest, **tensors}
+    except (*_MALFORMED, OverflowError) as error:
+        raise CheckpointError(f"{path} is damaged (its header holds no state)") from error
 
 
 def _read_values(directory: Path) -> tuple[str, bytes]:
@@ -149,8 +169,8 @@ def _read_values(directory: Path) -> tuple[str, bytes]:
     return digest, values
 
 
-def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tensor], str]:
-    """The tensors by name, and the SHA-256 of the file as it was read, once.
+def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tensor], str, str]:
+    """The tensors by name, the SHA-256 of the file as it was read, once, and its remark.
 
     Nothing but the header, which is bounded, is read before ``check`` has seen it.
     """
@@ -161,6 +181,7 @@ def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tens
                 check(layout.found)
             except CheckpointError as error:
                 raise CheckpointError(f"{path}: {error}") from error
+        _check_holes(handle, path)
         digest = hashlib.sha256(layout.head)
         tensors = {}
         for name in layout.found:
@@ -171,7 +192,17 @@ def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tens
             if tensor.dtype == torch.bool and content and tensor.view(torch.uint8).max() > 1:
                 raise CheckpointError(f"{path} is damaged ({name} is neither true nor false)")
             tensors[name] = tensor
-    return tensors, digest.hexdigest()
+    return tensors, digest.hexdigest(), layout.remark
+
+
+def _check_holes(handle: int, path: Path) -> None:
+    """Raise CheckpointError for a file that would take much more memory than it takes of a disk."""
+    status = os.fstat(handle)
+    there = getattr(status, "st_blocks", 0) * 512  # 0 where a file system does not say
+    if there and status.st_size > _SPARSE + _COMPRESSED * there:
+        raise CheckpointError(
+            f"{path} is damaged ({status.st_size:,} bytes, of which {there:,} are on the disk)"
+        )
 
 
 def _header(tensors: str, values: bytes, number: int = FORMAT) -> bytes:

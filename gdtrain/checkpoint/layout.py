@@ -18,6 +18,8 @@ from gdtrain.errors import CheckpointError
 
 # Names, dtypes and shapes: about 150 bytes a tensor.
 MAX_HEADER_BYTES = 16 << 20
+# Under this name, a file's header holds text of our own.
+REMARK = "gdtrain"
 _MAX_DIMENSIONS = 64  # as torch has it
 _MAX_ELEMENTS = 1 << 48
 
@@ -45,10 +47,14 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError,
 
 @dataclass(frozen=True)
 class Layout:
-    """Dtype and shape of each tensor in the order of the file; head: the bytes before them."""
+    """Dtype and shape of each tensor in the order of the file.
+
+    head: the bytes before them. remark: text of our own in the header.
+    """
 
     head: bytes
     found: dict[str, tuple[str, list[int]]]
+    remark: str = ""
 
     def empty(self, name: str) -> Tensor:
         """A tensor to read the one of that name into."""
@@ -76,7 +82,8 @@ def read_layout(handle: int, path: Path) -> Layout:
     found: dict[str, tuple[str, list[int]]] = {}
     end = 0
     try:
-        header.pop("__metadata__", None)  # other programs' remarks
+        remarks = header.pop("__metadata__", None)  # also other programs'
+        remark = remarks.get(REMARK) if isinstance(remarks, dict) else None
         for name, said in header.items():
             shape, begin = said["shape"], end
             if len(shape) > _MAX_DIMENSIONS or not all(map(_is_extent, shape)):
@@ -91,7 +98,7 @@ def read_layout(handle: int, path: Path) -> Layout:
         raise CheckpointError(f"{path} is damaged (its header is not consistent)") from error
     if size != 8 + length + end:
         raise CheckpointError(f"{path} is damaged ({size:,} bytes instead of {8 + length + end:,})")
-    return Layout(bytes(start + text), found)
+    return Layout(bytes(start + text), found, remark if isinstance(remark, str) else "")
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.checkpoint.expected import exact
-from gdtrain.checkpoint.format import read_weights
+from gdtrain.checkpoint.expected import load_weights
 from gdtrain.config import registry
 from gdtrain.config.build_model import build_model
 from gdtrain.config.load import load_config
@@ -100,7 +99,5 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     model = build_model(config, preprocessing.input_shape, preprocessing.num_outputs)
     state.restore(torch.device("cpu"))  # initial weights were drawn, and are thrown away
     model.to(dtype=parameter_dtype(config.precision, torch.device("cpu")))
-    expected = model.state_dict()
-    weights = read_weights(directory / chosen, lambda found: exact(found, expected, "model"))
-    model.load_state_dict(weights)
+    load_weights(model, directory / chosen)
     return TrainedRun(config, model.eval(), preprocessing)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from gdtrain.analysis.landscape import landscape
 from gdtrain.analysis.trajectory import WeightPath
-from gdtrain.checkpoint.expected import exact
-from gdtrain.checkpoint.format import read_weights
+from gdtrain.checkpoint.expected import load_weights
 from gdtrain.config.build import build
 from gdtrain.config.document import Document
 from gdtrain.config.load import load_config
@@ -91,8 +90,6 @@ class LandscapeJob:
         """The first run's last weights: for what is no parameter, such as running statistics."""
         weights = self.runs[0] / run_directory.WEIGHTS
         if weights.is_file():
-            expected = trainer.model.state_dict()
-            read = read_weights(weights, lambda found: exact(found, expected, "model"))
-            trainer.model.load_state_dict(read)
+            load_weights(trainer.model, weights)
         elif any(True for _ in trainer.model.buffers()):
             raise bad_run(f"{self.runs[0]} has not finished, and its model's buffers are not there")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
@@ -247,7 +246,7 @@ def _reason(trainer: Trainer) -> str | None:
     return next((one.reason for one in stopping if one.reason is not None), None)
 
 
-def _averages(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+def _averages(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """The averaged weights, if there are any, by the name of their file; for all ranks together."""
     for callback in trainer.callbacks:
         if isinstance(callback, Averaging) and callback.count:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import gdtrain
 from gdtrain.checkpoint import disk
-from gdtrain.checkpoint.format import write_tensors
+from gdtrain.checkpoint.format import write_weights as write_file
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError
 from gdtrain.monitoring.metrics_file import finite
@@ -161,13 +160,13 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
 
 
-def write_weights(directory: Path, weights: dict[str, Tensor], name: str = WEIGHTS) -> None:
+def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS) -> None:
     """Put the final weights in the place of what may be there; raises StorageError on failure."""
     unfinished = directory / f"{disk.UNFINISHED}{name}"
     with disk.needed(name):
         unfinished.unlink(missing_ok=True)
         with disk.cleaned_up(unfinished):
-            write_tensors(unfinished, weights)
+            write_file(unfinished, weights)
             unfinished.replace(directory / name)
         disk.sync_directory(directory)
 

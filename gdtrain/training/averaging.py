@@ -149,7 +149,7 @@ class Averaging(Callback):
         if trainer.model.training:
             self._frozen = [m for m in modules_of(roots_of(trainer)) if not m.training]
 
-    def weights(self, trainer: Trainer) -> dict[str, Tensor]:
+    def weights(self, trainer: Trainer) -> dict[str, Any]:
         """The averaged weights under the names of ``model.state_dict()``, which loads them."""
         with self.applied(trainer):
             return state.weights(trainer)

@@ -63,8 +63,9 @@ def _told(trainer: Trainer) -> list[str] | None:
 
 
 def weights(trainer: Trainer) -> dict[str, Any]:
-    """The model's state by name: tensors whole, in copies; for all ranks together."""
-    return module_state.take(trainer.model, "model")
+    """What ``model.state_dict()`` has, in copies, tensors whole; for all ranks together."""
+    taken = module_state.take(trainer.model, "model")
+    return {name: taken[name] for name in trainer.model.state_dict()}
 
 
 def parameter_names(trainer: Trainer) -> dict[Tensor, str]:
