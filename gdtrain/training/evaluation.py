@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.forward import forward
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
@@ -45,17 +48,23 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
     needed at once go over ``memory_limit``.
     """
     check_loader("loader", loader)
-    size = trainer.microbatches.size
-    plan = loader.plan(0) if in_batches else whole(loader.num_samples, size)
+    count, size = loader.num_samples, trainer.microbatches.size or UNMEASURED_SIZE
+    if in_batches:
+        plan = known_plan(trainer, loader, 0)
+        if plan.indices is None:
+            plan = replace(plan, num_samples=min(plan.num_samples, count))
+    else:  # a collate function is given as many samples as in training, whatever a slice holds
+        plan = whole(count, max(size, min(UNMEASURED_SIZE, loader.outline(0).batch_size)))
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     batches = trainer.read(loader, plan, shared=not trainer.is_sharded)
     with unchanged(trainer, training=False):
         look = _Look(trainer)
+        parts = (look.alike(batch.split(size)) for batch in batches)
         if in_batches:
-            for batch in batches:
-                look.at(look.alike(batch.split(size or UNMEASURED_SIZE)), None)
+            for of_batch in parts:
+                look.at(of_batch, None)
         else:
-            look.at(batches, loader.num_samples)
+            look.at(chain.from_iterable(parts), count)
         return look.result()
 
 
@@ -132,8 +141,8 @@ class _Look:
 
     def alike(self, parts: Iterable[Batch]) -> list[Batch]:
         """A batch's parts, and empty ones where another process has more."""
-        found = list(parts)
-        (most,) = map(max, zip(*self.world.gather([len(found)]), strict=True))
+        found = [part for part in parts if len(part)]
+        most = max(count for (count,) in self.world.gather([len(found)]))
         return found + [Batch(None, None, torch.arange(0))] * (most - len(found))
 
     def at(self, parts: Iterable[Batch], num_samples: int | None) -> None:
@@ -239,25 +248,27 @@ class _Kept:
         self.num_samples = num_samples
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
-        self.indices: list[Tensor] = []
+        self.sizes: list[int] = []
+        self.places: list[Tensor] = []
         self.nbytes = 0
         self.for_loss = False
         self.refusal = ""
 
     @property
     def wanted(self) -> bool:
-        return bool(self.indices)
+        return bool(self.sizes)
 
     def keep(self, output: Any, part: Batch, for_loss: bool) -> None:
         """Keep a part's; no more than fits, and what does not is refused."""
         self.for_loss = for_loss
-        self.indices.append(part.indices)
+        self.sizes.append(len(part))
+        if self.look.world.size > 1:
+            self.places.append(part.indices)
         if self.refusal:
             return
         tensors = tensors_of((output, part.targets))
         self.nbytes += sum(tensor.nbytes for tensor in tensors)
-        seen = sum(map(len, self.indices))
-        of_all = self.nbytes * max(1.0, (self.num_samples or 0) / seen)
+        of_all = self.nbytes * max(1.0, (self.num_samples or 0) / sum(self.sizes))
         if of_all > self.look.limit:
             self.refusal = self._refusal(of_all)
             self.outputs, self.targets = [], []
@@ -288,16 +299,15 @@ class _Kept:
             for refusal in world.gather_text(self.refusal):
                 if refusal:
                     raise ConfigError.of("memory_limit", refusal)
-        sizes = [len(places) for places in self.indices]
+        is_all, sizes = self.num_samples is not None, self.sizes
         own = None
         if sizes:
-            outputs = join(self.outputs, sizes, "outputs")
-            own = outputs, join(self.targets, sizes, "targets"), torch.cat(self.indices)
-        is_all = self.num_samples is not None
+            own = join(self.outputs, sizes, "outputs"), join(self.targets, sizes, "targets")
         if world.size == 1:
             assert own is not None
-            return own[0], own[1], sum(sizes), self.for_loss, is_all
-        own = map_tensors(own, Tensor.cpu)
+            return *own, sum(sizes), self.for_loss, is_all
+        if own is not None:
+            own = *map_tensors(own, Tensor.cpu), torch.cat(self.places)
         shares = [s for s in world.gather_objects((own, self.for_loss)) if s[0] is not None]
         sizes = [len(places) for (_, _, places), _ in shares]
         places = torch.cat([places for (_, _, places), _ in shares])
