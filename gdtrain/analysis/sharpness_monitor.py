@@ -30,9 +30,8 @@ class SharpnessMonitor(Monitor):
     direction of the eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
     warning says so once each time that the limit is crossed from clearly below, and of a first look
-    if it is over by half. Full-batch
-    descent raises λ to the limit and keeps it there (Cohen and others, 2021, "Gradient descent on
-    neural networks typically occurs at the edge of stability").
+    if it is over by half. Full-batch descent raises λ to the limit and keeps it there (Cohen and
+    others, 2021, "Gradient descent on neural networks typically occurs at the edge of stability").
 
     λ is that of the loss in the mode in which it is descended: in training mode where a batch is
     all samples. Where there is no such function, since BatchNorm's statistics are those of
@@ -80,7 +79,8 @@ class SharpnessMonitor(Monitor):
         if found.no_limit is not None:
             self._tell(found.no_limit, trainer)
         elif limit is not None:
-            measured["sharpness_lr_2"] = (found.value + group["weight_decay"]) * trainer.lr / 2
+            curvature = found.value + group["weight_decay"]
+            measured["sharpness_lr_2"] = curvature * float(trainer.progress.lr) / 2
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)
         return measured | {"gradient_evaluations": found.gradient_evaluations}
