@@ -136,7 +136,13 @@ def test_a_case_is_refused_in_clear_words(audited, name, told):
     assert (case["code"], case["told"][-1]) == (2, told)
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.long)
+        for number, name in enumerate(BOMBS)
+    ],
+)
 def test_a_bomb_costs_little(name):
     seconds, peak = cost_of_bomb(BOMBS[name])
     assert seconds < BOMB_SECONDS * BUSY

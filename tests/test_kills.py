@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers.processes import start
+from helpers.processes import run, start
 from helpers.torture import (
     FORMS,
     check_same,
@@ -121,8 +121,8 @@ def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(tmp_pa
 
 def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
     arguments = write_config(tmp_path, "minibatch", 2)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    command += ["2", "--max-restarts", "2", "--monitor-interval", "0.1", "-m", "gdtrain"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "2", "--monitor-interval", "0.1", "-m", "gdtrain"]
     # Rank 1 kills itself in the middle of the first attempt.
     (tmp_path / "parts.py").write_text(
         "import os, signal\n"
@@ -136,17 +136,10 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
         "        return super().train_step(batch)\n",
         "utf-8",
     )
-    done = subprocess.run(
-        [*command, *arguments, "--import", "parts", "trainer=mortal", "process_timeout=120"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on from out/checkpoints/step-" in done.stderr
+    command += [*arguments, "--import", "parts", "trainer=mortal", "process_timeout=120"]
+    done = run(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.err
+    assert "going on from out/checkpoints/step-" in done.err
     check_same(tmp_path, clean("minibatch", 2))
 
 
