@@ -146,6 +146,20 @@ def test_looks_ask_nothing(look: str, step: int) -> None:
         assert trainer.seen == flat(drawn_by_hand(3))
 
 
+@pytest.mark.parametrize("look", ["range test", "memory"])
+@pytest.mark.parametrize("size", [None, 4])
+def test_looks_read_orders_of_more_draws_than_samples(look: str, size: int | None) -> None:
+    sampler = WeightedRandomSampler(torch.ones(N), 3 * N, generator=generator())
+    before = sampler.generator.get_state()
+    trainer = make(sampler, size=size)
+    LOOKS[look](trainer)
+    assert torch.equal(sampler.generator.get_state(), before)
+    outline = trainer.loader.outline(0)  # type: ignore[union-attr]
+    found = torch.cat([b.indices for b in trainer.loader.samples.read(outline)])  # type: ignore[union-attr]
+    assert len(found) == 3 * N
+    assert int(found.max()) < N
+
+
 @pytest.mark.parametrize("monitor", [FullLoss, GradientNorm])
 def test_monitors_ask_nothing(monitor: Any) -> None:
     order = Drawn()

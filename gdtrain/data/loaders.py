@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gdtrain.data.asked_order import AskedOrder
@@ -86,7 +87,10 @@ class FormLoader(Loader):
             return self._cut(epoch, self._draws, None)
         # Expected draws that do not fill a batch are no reason to refuse: there may be more.
         least = self._size_in(epoch) if self.drop_last else None
-        return self._cut(epoch, max(self.order.expected(), least or 1), None)
+        draws, there = max(self.order.expected(), least or 1), self.num_samples
+        # What is read by it is some samples, however many draws there are.
+        indices = torch.arange(draws) % there if draws > there else None
+        return self._cut(epoch, draws, indices)
 
     def asked_order(self, epoch: int) -> AskedOrder | None:
         return self.order if isinstance(self.order, AskedOrder) else None
