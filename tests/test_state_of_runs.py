@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gdtrain import load_run
+from gdtrain import MiniBatchLoader, Trainer, load_run
+from gdtrain.checkpoint import values
 from gdtrain.checkpoint.format import read_state, read_weights, write_state, write_weights
 from gdtrain.cli import main
 from gdtrain.config import registry
 from gdtrain.errors import CheckpointError
-from gdtrain.training.trainer import Trainer
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25, standardize: false}
@@ -177,3 +179,133 @@ def test_extra_state_that_can_not_be_saved_ends_the_run_before_its_first_update(
     assert main(["--config", "a.yaml", "--output-dir", "out"]) in (1, 2)
     assert "model._extra_state.held: a set can't be saved" in capsys.readouterr().err
     assert steps == []
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────
+
+TENSORS = {
+    str(dtype).removeprefix("torch."): torch.tensor([1, 0, 3]).to(dtype)
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.uint16, torch.uint32, torch.uint64, torch.complex64, torch.complex128),
+        *(torch.float8_e4m3fn, torch.float8_e5m2),
+    )
+} | {
+    "conjugate": torch.tensor([1 + 2j, 3 - 1j]).conj(),
+    "negative": torch.tensor([1 + 2j, 3 - 1j]).conj().imag,
+    "transposed": torch.arange(6.0).view(2, 3).T,
+    "empty": torch.zeros(3, 0),
+    "scalar": torch.tensor(2.5),
+}
+NUMBERS = {
+    **{f"float{w}": getattr(np, f"float{w}")(0.1) for w in (16, 32, 64)},
+    **{f"int{w}": getattr(np, f"int{w}")(-7) for w in (8, 16, 32, 64)},
+    **{f"uint{w}": getattr(np, f"uint{w}")(200) for w in (8, 16, 32, 64)},
+    "bool": np.bool_(True),
+    "nan": np.float32("nan"),
+    "inf": np.float64("-inf"),
+}
+
+
+def written(value, tmp_path: Path):
+    (tmp_path / "c").mkdir()
+    write_state(tmp_path / "c", {"held": value})
+    return read_state(tmp_path / "c")["held"]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_of_every_dtype_come_back(name, tmp_path) -> None:
+    value, back = TENSORS[name], written(TENSORS[name], tmp_path)
+    assert (back.dtype, back.shape) == (value.dtype, value.shape)
+    bits = [t.resolve_conj().resolve_neg().contiguous().view(-1) for t in (back, value)]
+    assert torch.equal(*(b.view(torch.uint8) if b.numel() else b for b in bits))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_come_back(name, tmp_path) -> None:
+    value, back = NUMBERS[name], written([NUMBERS[name]], tmp_path)[0]
+    assert type(back) is type(value)
+    assert back.tobytes() == value.tobytes()
+
+
+def test_counters_come_back(tmp_path) -> None:
+    value = Counter({3: 2, 7: 1})
+    back = written({"milestones": value}, tmp_path)["milestones"]
+    assert type(back) is Counter
+    assert back == value
+
+
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_sparse_tensors_come_back(coalesced, tmp_path) -> None:
+    value = torch.sparse_coo_tensor([[4, 0, 0]], torch.randn(3, 2), (5, 2), check_invariants=True)
+    value = value.coalesce() if coalesced else value
+    back = written(value, tmp_path)
+    assert back.is_coalesced() is coalesced
+    assert torch.equal(back._indices(), value._indices())
+    assert torch.equal(back._values(), value._values())
+    assert back.shape == value.shape
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["sparse", True, [5, 2], 1, 2],
+        ["sparse", True, [5, 2], ["tensor", "i"], ["tensor", "v"]],  # twice the same index
+        ["sparse", False, [1, 2], ["tensor", "i"], ["tensor", "v"]],  # beyond the shape
+        ["sparse", False, [5], ["tensor", "i"], ["tensor", "v"]],
+        ["sparse", False, [1 << 62, 1 << 62], ["tensor", "i"], ["tensor", "v"]],
+        ["sparse", False, "xy", ["tensor", "i"], ["tensor", "v"]],
+        ["sparse", 3, [5, 2], ["tensor", "v"], ["tensor", "i"]],
+        ["sparse"],
+        ["numpy", "float64", "00"],
+        ["numpy", "object", "00"],
+        ["numpy", "float64", 5],
+        ["numpy", ["float64"], "00" * 8],
+        ["numpy", "U9999999999", "00"],
+        ["counter", [["list"], 1]],
+        ["counter", 3],
+    ],
+)
+def test_values_of_a_stranger_are_refused(wrong, tmp_path) -> None:
+    tensors = {"i": torch.tensor([[4, 4, 0]]), "v": torch.ones(3, 2)}
+    with pytest.raises((ValueError, LookupError, TypeError, AttributeError, OverflowError)):
+        values.restore(values.parse(json.dumps(wrong).encode()), tensors)
+
+
+class Looked(nn.Module):
+    """Looks its rows up: their gradients are sparse, and so is the momentum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w = nn.Parameter(torch.randn(8, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding((x[:, 0] > 0) * 2 + (x[:, 1] > 0), self.w, sparse=True)
+
+
+def test_sparse_momentum_goes_on(tmp_path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 2, generator=draw)
+    y = x.sum(1, keepdim=True)
+
+    def make():
+        model = Looked()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        loader = MiniBatchLoader((x, y), 4, order="sequential")
+        return Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu")
+
+    hand = Looked()
+    optimizer = torch.optim.SGD(hand.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(4):
+        for inputs, targets in zip(x.split(4), y.split(4), strict=True):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(hand(inputs), targets).backward()
+            optimizer.step()
+    trainer, other = make(), make()
+    trainer.fit(2)
+    assert trainer.optimizer.state[trainer.model.w]["momentum_buffer"].is_sparse
+    other.load_state_dict(written(trainer.state_dict(), tmp_path))
+    other.fit(4)
+    assert torch.equal(other.model.w, hand.w)

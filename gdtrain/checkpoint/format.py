@@ -94,7 +94,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -
             raise CheckpointError(f"{name}: a tensor of {tensor.dtype} can't be saved")
     # The widest first, so that each is aligned to its own width.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    held = {name: tensors[name].detach().cpu().contiguous() for name in names}
+    held = {name: _plain(tensors[name]) for name in names}
     header: dict[str, Any] = {"__metadata__": {REMARK: remark}} if remark else {}
     end = 0
     for name, tensor in held.items():
@@ -193,6 +193,11 @@ def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tens
                 raise CheckpointError(f"{path} is damaged ({name} is neither true nor false)")
             tensors[name] = tensor
     return tensors, digest.hexdigest(), layout.remark
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor's numbers as they lie in a file, on the CPU."""
+    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _check_holes(handle: int, path: Path) -> None:

@@ -39,6 +39,13 @@ DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.float32: "F32",
     torch.float64: "F64",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.complex128: "C128",  # of our own: safetensors has none for it
 }
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gdtrain.training.plain import cannot_be_saved
@@ -35,6 +36,10 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         while name in tensors:  # {"a.b": …} beside {"a": {"b": …}}
             name += "'"
+        if value.is_sparse:
+            parts = (value._indices(), value._values())
+            both = [flatten(part, f"{name}.{i}", tensors) for i, part in enumerate(parts)]
+            return ["sparse", value.is_coalesced(), list(value.shape), *both]
         tensors[name] = value
         return ["tensor", name]
     if isinstance(value, np.bool_ | np.number):
@@ -97,6 +102,10 @@ def restore(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
     if kind == "tensor":
         (name,) = items
         return tensors.pop(name)
+    if kind == "sparse":
+        coalesced, shape, *parts = items
+        indices, numbers = (restore(part, tensors, depth + 1) for part in parts)
+        return _sparse(coalesced, shape, indices, numbers)
     if kind == "float":
         (digits,) = items
         return float.fromhex(digits)
@@ -118,6 +127,18 @@ def restore(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
         raise ValueError("it holds a value of no known kind")
     parts = [restore(item, tensors, depth + 1) for item in items]
     return tuple(parts) if kind == "tuple" else parts
+
+
+def _sparse(coalesced: Any, shape: Any, indices: Any, numbers: Any) -> Tensor:
+    """A sparse tensor, whose indices must be within its shape: nobody looks at them later."""
+    if not all(isinstance(part, Tensor) and not part.is_sparse for part in (indices, numbers)):
+        raise ValueError("it holds a sparse tensor of no known form")
+    try:
+        return torch.sparse_coo_tensor(
+            indices, numbers, shape, check_invariants=True, is_coalesced=coalesced
+        )
+    except RuntimeError as error:
+        raise ValueError(f"it holds a sparse tensor that is none; {error}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -68,11 +68,12 @@ def check(found: Any, optimizer: Optimizer, names: Names) -> None:
     here = [_with_names(group, names) for group in optimizer.param_groups]
     _check_groups(found["groups"], here, set(names.values()))
     held = {name for group in found["groups"] for name in group["params"]}
+    of_names = {name: parameter for parameter, name in names.items()}
     demand(isinstance(found["state"], dict), "optimizer: its state is not a mapping")
     for name, kept in found["state"].items():
         known = name in held
         demand(known, f"optimizer: the state is of a parameter {shown(name)}, not here")
-        _check_kept(name, kept)
+        _check_kept(name, kept, of_names[name])
     for key in ("shared", "own"):
         demand(isinstance(found.get(key, {}), dict), f"optimizer: {key} is not a mapping")
         check_plain(f"optimizer: {key}", found.get(key, {}))
@@ -165,13 +166,15 @@ def _members(group: Any) -> frozenset[str]:
     return frozenset(names)
 
 
-def _check_kept(name: str, kept: Any) -> None:
+def _check_kept(name: str, kept: Any, parameter: Tensor) -> None:
     """Look at what is kept of one parameter."""
     demand(isinstance(kept, dict), f"optimizer: the state of {name} is not a mapping")
     for key, value in kept.items():
         demand(isinstance(key, str), f"optimizer: the state of {name} has no names")
         what = f"optimizer: {shown(key)} of {name}"
         check_plain(what, value)
+        if isinstance(value, Tensor) and value.is_sparse:
+            demand(value.shape == parameter.shape, f"{what} is not of the parameter's shape")
         if key == "step":  # torch's word for it, in all of its optimizers
             counted = isinstance(value, int | float) or (
                 isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()

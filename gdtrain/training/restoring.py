@@ -43,6 +43,7 @@ def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> Non
     demand(whole, "it is not a trainer's state")
     _check_modules(state, trainer)
     optimizer_state.check(state["optimizer"], trainer.optimizer, names)
+    _check_trained(state, trainer)
     _check_data(state["data"], trainer.loader)
     _check_progress(state, trainer.progress.state_dict(), trainer.loader)
     groups = len(trainer.optimizer.param_groups), len(state["optimizer"]["groups"])
@@ -105,6 +106,16 @@ def _check_modules(state: Mapping[str, Any], trainer: Trainer) -> None:
         module_state.check(part, state[part], here.get(part, nn.Module()))
         if part in flags and part in here:
             module_state.check_flags(part, flags[part], here[part])
+
+
+def _check_trained(state: Mapping[str, Any], trainer: Trainer) -> None:
+    """Raise CheckpointError if nothing that the optimizer holds would be left to train."""
+    flags, starts = state.get("flags", {}), {"model": "", "loss": "loss/"}
+    known = [part for part in modules(trainer) if part in flags]
+    frozen = {f"{starts[part]}{name}" for part in known for name in flags[part]["frozen"]}
+    held = {name for group in state["optimizer"]["groups"] for name in group["params"]}
+    here = [p.requires_grad for group in trainer.optimizer.param_groups for p in group["params"]]
+    demand(not (held <= frozen and any(here)), "flags: every parameter is frozen")
 
 
 def _check_data(found: Any, loader: Loader | None) -> None:

@@ -86,6 +86,9 @@ def _check_value(key: str, theirs: Any, here: Any, groups: tuple[int, int]) -> N
             demand(same, f"{where}: the state has one, and none is here")
             check_plain(where, one)
         return
+    if key == "base_lrs":
+        fits = isinstance(theirs, list) and len(theirs) == groups[1]
+        demand(fits, f"{where} is not of as many groups as the optimizer has")
     by_group = isinstance(here, list) and isinstance(theirs, list) and len(here) == groups[0]
     if by_group and here and len(theirs) == groups[1]:
         here = [*here, *[here[0]] * len(theirs)][: len(theirs)]

@@ -79,6 +79,7 @@ log: {picture: false}
 
 
 def _values() -> list[Any]:
+    import numpy as np
     import torch
 
     deep: list[Any] = []
@@ -94,6 +95,9 @@ def _values() -> list[Any]:
         *(torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(-5), torch.zeros(3, 3)),
         *(torch.zeros(0), torch.ones(5056, dtype=torch.uint8), torch.zeros(627).long()),
         torch.full((627,), 10**6),
+        *(np.float32("nan"), np.int64(-1), np.bool_(True), np.float64(0.5), Counter({"a": 1})),
+        torch.sparse_coo_tensor([[0]], [1.0], (3,), check_invariants=True),
+        torch.tensor(1j),
     ]
 
 
@@ -420,6 +424,15 @@ def _told_mutations() -> list[Callable[[dict[str, Any]], Any]]:
         lambda s: s["history"].append({"train_loss": 10**4000, "epoch": 1}),
         lambda s: s["history"].append({"train_loss": 1.0, "val_accuracy": 10**4000}),
         lambda s: s["history"].append({"train_loss": float("nan"), "val_x\x1b[2J\n": 1.0}),
+        *(lambda s, v=v: s["flags"].update(model=v) for v in (None, {}, 3, {"frozen": ["x"]})),
+        *(lambda s, v=v: s["flags"]["model"].update(frozen=v) for v in (["x"], "x", [3], None)),
+        *(lambda s, v=v: s["flags"]["model"].update(eval=v) for v in (["x"], [""], [[]], 1)),
+        lambda s: s["flags"]["model"].update(frozen=list(s["model"])),
+        *(lambda s, v=v: s.update(told=v) for v in ([], ["Validation"], ["x"], [1], "x", 5, {})),
+        *(lambda s, v=v: s.update(order=v) for v in ({}, [], {"epoch": 1}, 3, {"indices": None})),
+        *(lambda s, v=v: s["optimizer"].update(v) for v in ({"own": {"x": 1}}, {"shared": {1: 2}})),
+        lambda s: s["optimizer"]["groups"].append({"params": ["0.weight"], "lr": 1.0}),
+        lambda s: s["optimizer"]["groups"].append(dict(s["optimizer"]["groups"][0], params=[])),
         lambda s: s["settings"].update(best="x"),
         lambda s: s["settings"].update(best=float("nan")),
         lambda s: s["settings"].update(config=["x"]),
