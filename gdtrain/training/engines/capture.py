@@ -45,6 +45,7 @@ class CapturedStep:
     constants: the tensors that the code reads from elsewhere, in the order of their nodes.
     operators: of the eager pass before it.
     changes: for each tensor of the state, whether the step changes it.
+    reads_indices: whether the step looks at which samples its batch has.
     text: the graph in words, with everything that a program which runs it depends on.
     """
 
@@ -52,6 +53,7 @@ class CapturedStep:
     constants: list[Tensor]
     operators: list[Any] = field(default_factory=list)
     changes: list[bool] = field(init=False)
+    reads_indices: bool = field(init=False)
     text: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,17 +61,12 @@ class CapturedStep:
         inputs = [node for node in nodes if node.op == "placeholder"]
         *state, _, _ = nodes[-1].args[0]
         pairs = zip(inputs, state, strict=False)
+        self.reads_indices = bool(inputs[-1].users)
         self.changes = [_source(after) is not before for before, after in pairs]
         forms = [(t.dtype, tuple(t.shape)) for t in self.constants]
         given = [node.meta.get("val") for node in inputs]  # None for data without targets
         forms += [(t.dtype, tuple(t.shape)) for t in given if isinstance(t, Tensor)]
         self.text = f"{self.graph.code}\n{forms}"
-
-    @property
-    def reads_indices(self) -> bool:
-        """Whether the step looks at which samples its batch has."""
-        *_, indices = (node for node in self.graph.graph.nodes if node.op == "placeholder")
-        return bool(indices.users)
 
     def differs(self, other: CapturedStep) -> str | None:
         """What is not the same in another capture, in words; None if the two are one step."""
@@ -300,8 +297,3 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)) and torch.equal(
         one.isnan(), other.isnan()
     )
-
-
-def flat(*trees: Any) -> list[Any]:
-    """The tensors of nested lists and tuples in the order of a captured graph's arguments."""
-    return tree_flatten(trees)[0]

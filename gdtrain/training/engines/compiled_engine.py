@@ -73,10 +73,13 @@ class CompiledEngine(ABC):
     def _count(self, block: Block, parts: list[Tensor]) -> None:
         """Count what was made before an error."""
         losses = [loss for part in parts for loss in part.unbind()]
+        if not losses:
+            return
         sizes = block.plan.batch_sizes(block.start, block.start + len(losses))
+        self.trainer.progress.count(len(sizes), sum(sizes))
         block.losses.extend(losses)
         block.made.extend(sizes)
-        self.trainer.progress.count(len(sizes), sum(sizes))
+        block.weights.extend(self.trainer.step_weights.planned(block.head(len(losses))) or sizes)
 
     # ── what is captured ────────────────────────────────────────────────────────────────────
 
@@ -98,7 +101,5 @@ class CompiledEngine(ABC):
 
     def _note_capture(self) -> None:
         """What was captured is of the trainer as it is now."""
-        if not self._is_current():
-            trainer = self.trainer
-            self._structure = Structure(trainer) if calls_known_code(trainer) else None
-        self._may_differ = False
+        trainer = self.trainer
+        self._structure = Structure(trainer) if calls_known_code(trainer) else None

@@ -16,7 +16,7 @@ from torch import Tensor
 from gdtrain.data.batch import Plan
 from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
-from gdtrain.training.engines.capture import CapturedStep, capture, flat
+from gdtrain.training.engines.capture import CapturedStep, capture
 from gdtrain.training.engines.eager_pass import EagerPass
 from gdtrain.training.engines.functional import FunctionalStep
 from gdtrain.training.engines.lowering import DTYPES, is_lowered
@@ -120,9 +120,10 @@ class CompiledStep:
 
     def capture(self, sizes: Iterable[int]) -> None:
         """Capture the step for batches of these sizes. Raises ModelError if it can't be."""
-        for size in sizes:
-            if size not in self._captured:
-                self._captured[size] = self._capture(size)
+        new = set(sizes) - self._captured.keys()
+        if not new:
+            return
+        self._captured |= {size: self._capture(size) for size in sorted(new, reverse=True)}
         each = [captured.changes for captured in self._captured.values()]
         changes = [any(of_one) for of_one in zip(*each, strict=True)]
         if changes != self._changes:
@@ -157,27 +158,19 @@ class CompiledStep:
         if shape not in self._ready:
             self.capture([shape.size])
             captured = self._captured[shape.size]
-            with jax.enable_x64(True), jax.default_device(self._shared.cpu):
-                operands = self._operands(shape, captured)
-                key = (captured.text, tuple(self._changes), shape)
-                program = self._shared.program(key, lambda: self._compile(shape, operands))
+            operands = self._operands(shape, captured)
+            key = (captured.text, tuple(self._changes), shape)
+            program = self._shared.program(key, lambda: self._compile(shape, operands))
             self._ready[shape] = program, operands
         return self._ready[shape]
 
     def _compile(self, shape: StepShape, operands: Operands) -> Program:
-        tensors = flat(self.step.tensors())
-        changing = [t for t, changes in zip(tensors, self._changes, strict=True) if changes]
+        state = _arrays(self._split()[0])
         row = np.array(self.step.settings_row(), self.dtype)
+        captured, trained = self._captured[shape.size], len(self.step.trained)
         try:
-            return Program(
-                self._captured[shape.size],
-                shape,
-                self._changes,
-                _arrays(changing),
-                operands,
-                row,
-                len(self.step.trained),
-            )
+            with jax.enable_x64(True), jax.default_device(self._shared.cpu):
+                return Program(captured, shape, self._changes, state, operands, row, trained)
         except Exception as error:  # whatever a lowering or XLA may raise
             said = str(error).strip().split("\n")[0]
             known = isinstance(error, NotImplementedError)
@@ -185,8 +178,7 @@ class CompiledStep:
             raise ModelError(said) from error
 
     def _operands(self, shape: StepShape, captured: CapturedStep) -> Operands:
-        tensors = flat(self.step.tensors())
-        fixed = [t for t, changes in zip(tensors, self._changes, strict=True) if not changes]
+        _, fixed = self._split()
         window = self.window(shape) if shape.windowed else None
         columns = (
             self._shared.columns(self.samples)
@@ -196,14 +188,18 @@ class CompiledStep:
         indices = None if window is None else window.indices
         return Operands(columns, indices, _arrays(fixed), _arrays(captured.constants))
 
+    def _split(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The state's live tensors: those that steps change, and others."""
+        pairs = list(zip(self.step.tensors().flat(), self._changes, strict=True))
+        return [t for t, changes in pairs if changes], [t for t, changes in pairs if not changes]
+
     def forget_copies(self) -> None:
         """Read the data set anew, where XLA has a copy of it."""
         self._shared.forget_copies()
 
     def take(self) -> None:
         """Start from the present values of the tensors."""
-        tensors = flat(self.step.tensors())
-        self._tensors = [t for t, changes in zip(tensors, self._changes, strict=True) if changes]
+        self._tensors, _ = self._split()
         self._state = _arrays(self._tensors)
         self._ready.clear()
         self.fresh_groups = self.step.groups_without_momenta()

@@ -80,7 +80,8 @@ class CudaGraphEngine(CompiledEngine):
         """Trust no recording if it may be of a step that the trainer has no more."""
         if not self._is_current():
             self._checked.clear()
-        self._note_capture()
+            self._note_capture()
+        self._may_differ = False
 
     def _run_part(
         self, recorded: _Recorded, plan: Plan, start: int, stop: int, made_before: int

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
@@ -70,7 +71,7 @@ class _Pass:
     def __init__(self, trainer: Trainer, places: Places, batch: Batch) -> None:
         like = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
         batch = map_batch(batch, torch.clone)  # a model may work in place
-        number = torch.tensor(trainer.progress.step)
+        number = torch.tensor(trainer.progress.step, device=trainer.device)
         operators = Operators({"step": number, "batch": batch, **places.tensors})
         with unchanged(trainer), torch.enable_grad():
             self.before = reached(trainer, places)
@@ -104,16 +105,16 @@ def reached(trainer: Trainer, places: Places) -> PythonState:
     """What a step reads that is not in its place in a module, and takes for constant."""
     roots = {"model": trainer.model, "loss": trainer.loss, "trainer": trainer}
     groups = {"optimizer.param_groups": trainer.optimizer.param_groups}
-    return PythonState(roots | groups | _GENERATORS, places.tensors.values())
+    return PythonState(roots | groups | _GENERATORS, places.tensors.values(), opened=trainer)
 
 
 @contextmanager
 def unread(trainer: Trainer) -> Iterator[None]:
     """Raise ModelError meanwhile if code reads what an engine changes while it makes updates."""
-    watched = {"progress": trainer.progress, "history": trainer.history}
-    classes = {name: type(found) for name, found in watched.items()}
+    watched: dict[str, Any] = {"progress": trainer.progress, "history": trainer.history}
+    classes: dict[str, Any] = {name: type(found) for name, found in watched.items()}
     for name, found in watched.items():
-        found.__class__ = _unreadable(name, type(found))
+        found.__class__ = _unreadable(name, classes[name])
     try:
         yield
     finally:
@@ -121,6 +122,7 @@ def unread(trainer: Trainer) -> Iterator[None]:
             found.__class__ = classes[name]
 
 
+@cache
 def _unreadable(name: str, kind: type) -> Any:
     def refuse(found: Any, attribute: str) -> Any:
         if attribute.startswith("__"):
@@ -154,13 +156,15 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, arguments: Any = (), options: Any = None
     ) -> Any:
         options = options or {}
-        read = tree_map(self._worded, (arguments, options))
+        read = [self._words(value) for value in (*arguments, *options.items())]
         result = function(*arguments, **options)
-        made = [self._name(tensor, "") for tensor in tree_flatten(result)[0]]
-        self.lines.append((str(function), read, made))
+        made = result if isinstance(result, tuple | list) else (result,)
+        self.lines.append((str(function), read, [self._name(tensor, "") for tensor in made]))
         return result
 
-    def _worded(self, value: Any) -> str:
+    def _words(self, value: Any) -> str:
+        if isinstance(value, tuple | list):
+            return f"[{', '.join(map(self._words, value))}]"
         return self.label(value) if isinstance(value, Tensor) else repr(value)
 
     def label(self, tensor: Tensor) -> str:
@@ -173,7 +177,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _name(self, tensor: Any, name: str) -> str:
         if not isinstance(tensor, Tensor):
-            return repr(tensor)
+            return self._words(tensor)
         self._held.append(tensor)
         form = f"{tensor.dtype} {list(tensor.shape)} {tensor.requires_grad}"
         return self._labels.setdefault(_memory(tensor), f"{name}{len(self._labels)}: {form}")

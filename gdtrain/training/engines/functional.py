@@ -35,6 +35,10 @@ class State(NamedTuple):
     others: list[Any]
     momenta: list[Any]
 
+    def flat(self) -> list[Any]:
+        """All of them, in the order of a captured graph's arguments."""
+        return [*self.trained, *self.others, *self.momenta]
+
 
 def update_flags(group: dict[str, Any]) -> tuple[bool, ...]:
     """Which of the terms of SGD's update a parameter group has."""

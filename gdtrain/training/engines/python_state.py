@@ -39,11 +39,15 @@ class PythonState:
 
     roots: the objects, by the names that messages give them. placed: tensors whose values are
     followed by others, such as parameters and buffers; of these, ``requires_grad``, dtype and
-    shape count. Of other tensors, which of them it is, and whether it was written to.
+    shape count. Of other tensors, which of them it is, and whether it was written to. opened: an
+    object that is looked into although its class is of a known package.
     """
 
-    def __init__(self, roots: Mapping[str, Any], placed: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self, roots: Mapping[str, Any], placed: Iterable[Tensor] = (), opened: Any = None
+    ) -> None:
         self._kept: list[_Kept] = []
+        self._opened = opened
         self._placed = {id(tensor) for tensor in placed}
         self._seen: dict[int, Any] = {}  # which keeps them alive, so that an id stays theirs
         waiting = deque(roots.items())
@@ -74,7 +78,8 @@ class PythonState:
             if isinstance(found, kinds):
                 yield from look(self, path, found)
                 return
-        if isinstance(found, _WITH_ATTRIBUTES) or _is_foreign(type(found)):
+        is_known = not _is_foreign(type(found)) and not isinstance(found, _WITH_ATTRIBUTES)
+        if not is_known or found is self._opened:
             yield from self._instance(path, found)
         elif isinstance(found, Iterator):
             self._kept.append(_Value(path, found, _position))
@@ -108,8 +113,9 @@ class PythonState:
     def _names(self, path: str, values: dict[str, Any], names: set[str]) -> Found:
         """The globals that code may mean by its names, in its module and those that it uses."""
         self._kept.append(_Attributes(path, values, names=names))
-        for name in sorted(names & values.keys()):
-            value = values[name]
+        for name in sorted(names):
+            # A name that is no global may be imported where it is used.
+            value = values[name] if name in values else sys.modules.get(name)
             if not isinstance(value, types.ModuleType):
                 yield f"{path}.{name}", value
             elif root_package(value.__name__) not in _PACKAGES and id(value) not in self._seen:
@@ -196,6 +202,8 @@ class _Items(_Kept):
     def changes(self) -> list[str]:
         now, then = self._found, self._then
         is_same = len(now) == len(then)
+        if not now and is_same:  # as most hooks are
+            return []
         if is_same and isinstance(now, set):
             is_same = bool(now == then)
         elif is_same and isinstance(now, dict):
@@ -245,6 +253,9 @@ class _Attributes(_Kept):
         return [(name, then.get(name, _NOTHING)) for name in names]
 
     def changes(self) -> list[str]:
+        now, then = self._values, self._then
+        if len(now) == len(then) and all(map(operator.is_, now.values(), then.values())):
+            return []  # as mostly, and in the same order
         return [f"{self._path}.{name}" for name, _ in self._other()]
 
     def restore(self) -> None:

@@ -73,7 +73,7 @@ class ScanEngine(CompiledEngine):
             self._step = self._present(plan, block.start)
         assert self._step is not None
         ends = (block.start, block.stop - 1)
-        self._step.capture(plan.batch_sizes(number, number + 1)[0] for number in ends)
+        self._step.capture([plan.batch_sizes(number, number + 1)[0] for number in ends])
         if not self._is_taken:
             self._step.take()
             self._is_taken = True
@@ -146,6 +146,10 @@ class ScanEngine(CompiledEngine):
         def row() -> list[float]:
             return step.step.settings_row(step.fresh_groups)
 
+        if not trainer.schedule.by_step:
+            rows[0] = row()
+            trainer.after_update()
+            return
         with unread(trainer):
             if shape.scheduled:
                 given = trainer.schedule.rows(steps, row)
@@ -156,20 +160,19 @@ class ScanEngine(CompiledEngine):
             rows[0] = row()
             for _ in range(steps):
                 trainer.after_update()
-                if not trainer.schedule.by_step:
-                    break
 
     # ── what is compiled ────────────────────────────────────────────────────────────────────
 
     def _present(self, plan: Plan, start: int) -> CompiledStep:
         """What is compiled for model, loss and optimizer as they are. Raises ModelError."""
         samples, is_current = self._samples(), self._is_current()
-        if self._step is not None and self._may_differ:
-            self._step.forget_copies()
         if self._step is None or samples is not self._samples_of_step or not is_current:
             self._step = self._compiled(samples, plan, start)
             self._samples_of_step = samples
-        self._note_capture()
+            self._note_capture()
+        if self._may_differ:
+            self._step.forget_copies()
+            self._may_differ = False
         return self._step
 
     def _compiled(self, samples: Samples, plan: Plan, start: int) -> CompiledStep:

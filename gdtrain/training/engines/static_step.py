@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import TensorSamples
-from gdtrain.training.engines.capture import CapturedStep, capture, flat
+from gdtrain.training.engines.capture import CapturedStep, capture
 from gdtrain.training.engines.eager_pass import EagerPass
 from gdtrain.training.engines.functional import State
 
@@ -50,7 +50,7 @@ class StaticStep:
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
         self._made = torch.zeros(1, dtype=torch.int64, device=device)  # before the first step
         self._columns = samples.tensors
-        self._live = flat(self.state)
+        self._live = self.state.flat()
 
     def advance(self, *, guarded: bool) -> None:
         """Make the next update; guarded: unless its loss or gradient is not finite."""
@@ -65,7 +65,7 @@ class StaticStep:
             if guarded:  # forward may write to what it is given
                 given = State(*([tensor.clone() for tensor in part] for part in given))
             new, loss, finite = self.step(given, row, number, batch)
-            after = flat(new)
+            after = new.flat()
             if guarded:
                 pairs = zip(after, self._live, strict=True)
                 after = [torch.where(finite, made, before) for made, before in pairs]
@@ -106,12 +106,12 @@ class StaticStep:
 
     def is_live(self) -> bool:
         """Whether the state is still that of model and optimizer, whatever was loaded since."""
-        return self._has(flat(self.step.tensors(missing=self.state.momenta)))
+        return self._has(self.step.tensors(missing=self.state.momenta).flat())
 
     def is_same(self, other: StaticStep) -> bool:
         """Whether another one does the same in the same places."""
         state = other.step.tensors(missing=self.state.momenta)
-        return self.captured is other.captured and self._has(flat(state))
+        return self.captured is other.captured and self._has(state.flat())
 
     def _has(self, tensors: list[Tensor]) -> bool:
         return len(tensors) == len(self._live) and all(
