@@ -118,7 +118,7 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
     """Through the captured graph alone, operator by operator, which compiles no loop."""
     import jax
 
-    from gdtrain.training.engines.capture import capture, flat
+    from gdtrain.training.engines.capture import capture
     from gdtrain.training.engines.eager_pass import EagerPass
     from gdtrain.training.engines.lowering import is_lowered, run_graph
 
@@ -129,7 +129,8 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
     row = torch.tensor(seen.step.settings_row(), dtype=torch.float64)
     captured = capture(seen, batch, is_lowered)
     number = torch.tensor(0)
-    arguments = flat(seen.step.tensors(), row, number, batch.inputs, batch.targets, batch.indices)
+    state = seen.step.tensors().flat()
+    arguments = [*state, row, number, batch.inputs, batch.targets, batch.indices]
     with jax.enable_x64(True):
         *new, loss, finite = run_graph(
             captured.graph,
