@@ -127,6 +127,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             memory_limit=config.memory_limit,
             microbatch_allow=config.microbatch_allow,
             accumulate_in=config.accumulate_in,
+            evaluate_in=config.evaluate_in,
             engine=config.engine,
         )
         trainer.check_separable()

@@ -115,12 +115,16 @@ class Config(Strict):
     """Compute each batch's gradient, and evaluate, in slices of this many samples, to save memory;
     auto: of as many as memory_limit allows."""
     memory_limit: Positive | str | None = None
-    """What the activations of a slice may take under auto: bytes, or 512MB, 2GiB; if left out,
-    4MiB on a CPU, a core's cache, and half of the free memory of a device."""
+    """What the activations of a slice may take under auto, and the outputs and targets of a data
+    set where a loss needs all of them: bytes, or 512MB, 2GiB; if left out, on a CPU 4MiB, a core's
+    cache, and 1GiB, and half of the free memory of a device."""
     microbatch_allow: list[str] = Field([])
     """Names of layers that mix the samples of a batch and may be given slices all the same."""
     accumulate_in: Literal["fp64"] | None = None
     """Add up the gradients of slices in float64."""
+    evaluate_in: Literal["whole", "batches"] = "whole"
+    """Evaluate the loss of all samples, as in one pass over them, or the mean over the batches of
+    the loader, for a loss that is meant per batch."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """Of the computation; bf16 keeps float32 parameters."""
     strategy: Literal["replicate", "shard"] = "replicate"

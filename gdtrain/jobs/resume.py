@@ -23,7 +23,7 @@ _MUST_MATCH = (
     *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
     *("variance_reduction", "averaging"),
     *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
-    *("microbatch_allow", "precision", "early_stopping", "engine", "trainer"),
+    *("microbatch_allow", "evaluate_in", "precision", "early_stopping", "engine", "trainer"),
 )
 # What of a data source only decides how the run goes on from here.
 _MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}

@@ -1297,7 +1297,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "data, model, loss, loader, optimizer, variance_reduction, averaging, "
                 "scheduler, clip_grad_norm, "
                 "clip_grad_value, microbatch_size, memory_limit, microbatch_allow, "
-                "accumulate_in, precision, strategy, process_timeout, engine, epochs, "
+                "accumulate_in, evaluate_in, precision, strategy, process_timeout, engine, epochs, "
                 "validation, metrics, early_stopping, log, monitors, checkpoint, trainer"
             )
         ],
@@ -1310,8 +1310,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "a.yaml:7:1: unknown key; the keys here are seed, device, data, model, loss, "
                 "loader, optimizer, variance_reduction, averaging, "
                 "scheduler, clip_grad_norm, clip_grad_value, "
-                "microbatch_size, memory_limit, microbatch_allow, accumulate_in, precision, "
-                "strategy, process_timeout, engine, epochs, validation, metrics, "
+                "microbatch_size, memory_limit, microbatch_allow, accumulate_in, evaluate_in, "
+                "precision, strategy, process_timeout, engine, epochs, validation, metrics, "
                 "early_stopping, log, monitors, checkpoint, trainer"
             )
         ],

@@ -301,6 +301,7 @@ def _updates(draw: random.Random, config: Config) -> Config:
         some |= _some(draw, {"accumulate_in": "fp64"})
         if some["microbatch_size"] == "auto":
             some |= _some(draw, {"memory_limit": draw.choice([100000, "1MB", "0.5 MiB"])})
+    some |= _some(draw, {"evaluate_in": draw.choice(["whole", "batches"])})
     if isinstance(model, dict) and model.get("batch_norm") and model["name"] == "mlp":
         config["loader"] = {"name": "minibatch", "batch_size": 4, "drop_last": True}
     return some
