@@ -113,6 +113,11 @@ class TorchLoss:
         """Whether its targets are indices of classes."""
         return self.function in _CLASS_INDEX
 
+    @property
+    def takes_probabilities(self) -> bool:
+        """Whether targets of the outputs' shape are probabilities of classes."""
+        return self.function is F.cross_entropy
+
 
 def of_torch(loss: Any) -> TorchLoss | None:
     """What PyTorch knows the loss as; None for a loss of one's own."""
