@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Prequential, Trainer
 from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.sharpness import largest_eigenvalue
-from gdtrain.errors import DeviceError
+from gdtrain.errors import DeviceError, NonFiniteError
 from gdtrain.training.distributed import World
 from gdtrain.training.metrics import accuracy
 from tests.helpers.thread_ranks import on_threads
@@ -205,6 +205,35 @@ def test_a_complex_parameter() -> None:
 
     for got in on_threads(2, work):
         assert torch.allclose(got, alone.turn.grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda o, t: F.cross_entropy(o, t)])
+def test_a_batch_whose_targets_are_all_ignored_stops_all_ranks(loss, size: int | None) -> None:
+    """As it stops one process: its loss is 0/0."""
+    labels = (Y[:, 0] > 0).long()
+    labels[4:8] = -100
+
+    def made() -> Trainer:
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MiniBatchLoader((X, labels), 4, order="sequential")
+        return Trainer(model, loss, optimizer, loader, device="cpu", microbatch_size=size)
+
+    alone, trainers = made(), [made() for _ in range(3)]
+    with pytest.raises(NonFiniteError, match="loss is nan in epoch 1, step 2"):
+        alone.fit(1)
+
+    def work(world: World) -> nn.Module:
+        trainer = trainers[world.rank]
+        trainer.world = trainer.microbatches.world = world
+        with pytest.raises(NonFiniteError, match="loss is nan in epoch 1, step 2"):
+            trainer.fit(1)
+        return trainer.model
+
+    for got in on_threads(3, work):
+        assert torch.allclose(got.weight, alone.model.weight, rtol=1e-12)
 
 
 # ── looks ───────────────────────────────────────────────────────────────────────────────────────

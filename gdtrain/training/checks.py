@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
-from gdtrain.training.broadcasts import Watch
+from gdtrain.training.broadcasts import Watch, is_compiled
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
 from gdtrain.training.losses import TorchLoss, of_torch
@@ -119,12 +119,15 @@ class OutputCheck:
     def _first(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
         known = of_torch(loss)
         value: Tensor
-        if known is None:
+        if known is None and is_compiled(loss):  # which can't be followed
+            value = loss(output, targets)
+        elif known is None:
             with Watch(output, targets) as seen:
                 value = loss(output, targets)
             if seen.met is not None:
                 raise _do_not_fit(*seen.met)
         else:
+            assert known is not None
             if known.is_elementwise:
                 check_same_shape(output, targets)
                 check_numbers(loss, known.name, output, targets)

@@ -313,7 +313,9 @@ def weight_of(trainer: Trainer, batch: Batch) -> float:
 
 def adds_up(trainer: Trainer) -> bool:
     """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
-    known = None if says_weight(trainer) else of_torch(trainer.loss)
+    if says_weight(trainer) or has_own_loss(trainer):  # which is a mean, as far as is known
+        return False
+    known = of_torch(trainer.loss)
     return known is not None and known.setting("reduction", "mean") == "sum"
 
 
