@@ -357,6 +357,21 @@ def test_train_loss_is_the_mean_over_what_counts(name: str, engine: str, kind) -
     assert trainer.fit(1).train_loss == pytest.approx([expected], rel=1e-10)
 
 
+def test_an_own_compute_loss_is_a_mean_whatever_the_loss_it_uses_is() -> None:
+    class Own(Trainer):
+        def compute_loss(self, batch):
+            return self.loss(self.model(batch.inputs), batch.targets) / len(batch)
+
+    trainer = make(
+        nn.MSELoss(reduction="sum"), kind=Own, loader=partial(MiniBatchLoader, batch_size=9)
+    )
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
+    trainer.model[1].p = 0.0
+    expected = float((outputs(trainer) - Y).square().sum(1).mean())
+    assert trainer.evaluate()["loss"] == pytest.approx(expected, rel=1e-12)
+    assert trainer.fit(1).train_loss == pytest.approx([expected], rel=1e-12)
+
+
 def test_train_loss_on_ranks_counts_the_targets_of_all() -> None:
     trainers = []
     for _ in range(2):

@@ -282,6 +282,30 @@ def test_a_loss_with_parameters_and_state_is_called_once(ranks: int) -> None:
             assert got[3] == 1
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_a_loss_that_looks_at_the_weights_counts_them_once(ranks: int) -> None:
+    def made() -> Trainer:
+        torch.manual_seed(1)
+        model = network().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(
+            model, lambda o, t: hardest(o, t) + model[0].weight.square().sum(), optimizer,
+            device="cpu", microbatch_size=3,
+        )  # fmt: skip
+
+    trainers, hand = [made() for _ in range(ranks)], made()
+    value = hand.loss(hand.model(X), Y)
+    expected = torch.autograd.grad(value, list(hand.model.parameters()))
+
+    def work(world: World) -> list[Tensor]:
+        trainer, batch = trainers[world.rank], Batch(X, Y, torch.arange(N))
+        trainer.world = trainer.microbatches.world = world
+        return gradient(trainer, batch if ranks == 1 else share(batch, world))
+
+    for got in on_threads(ranks, work):
+        check(got, [value.detach(), *expected])
+
+
 class Potential(nn.Module):
     """A force: the derivative of an energy, taken in forward."""
 

@@ -1,6 +1,7 @@
 """``verify``: identities hold where they should, and what breaks them is named."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ LOSSES = {
     "weighted_ignoring": (nn.CrossEntropyLoss(weight=W), IGNORED),
     "probabilities": (nn.CrossEntropyLoss(weight=W), NUMBERS.softmax(1)),
     "function": (F.cross_entropy, LABELS),
+    "partial": (partial(F.cross_entropy, weight=W), IGNORED),
 }
 
 

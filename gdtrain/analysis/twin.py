@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Twin(nn.Module):
         for name, value in vars(trainer).items():
             if any(isinstance(held, nn.Module | Tensor) for held in within(value)):
                 setattr(self.trainer, name, _in_double(_copied(name, value, memo)))
+        if isinstance(trainer.loss, partial):
+            self.trainer.loss = _bound_in_double(trainer.loss)
         self.model: nn.Module = self.trainer.model.train()
         if isinstance(self.trainer.loss, nn.Module):
             self.loss = self.trainer.loss
@@ -117,6 +120,12 @@ def _in_double(value: Any) -> Any:
 
 def _tensor_in_double(tensor: Tensor) -> Tensor:
     return tensor.to(_CPU, torch.float64 if tensor.is_floating_point() else None)
+
+
+def _bound_in_double(loss: partial[Any]) -> partial[Any]:
+    """A loss whose settings, such as class weights, are tensors in float64."""
+    bound = map_tensors({**loss.keywords}, _tensor_in_double)
+    return partial(loss.func, *map_tensors(loss.args, _tensor_in_double), **bound)
 
 
 def _silence_dropout(model: nn.Module) -> list[str]:

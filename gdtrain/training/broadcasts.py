@@ -71,3 +71,9 @@ def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:
 def _is_by_number(func: Callable[..., Any]) -> bool:
     name = getattr(func, "__name__", "").strip("_")
     return name in _BY_NUMBER or (name[:1] in ("i", "r") and name[1:] in _BY_NUMBER)
+
+
+def is_compiled(loss: Any) -> bool:
+    """Whether torch.compile has made it."""
+    marks = ("_torchdynamo_orig_callable", "_orig_mod")
+    return any(hasattr(loss, m) for m in marks) or bool(getattr(loss, "_compiled_call_impl", None))

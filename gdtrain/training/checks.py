@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gdtrain.data.loaders import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
-from gdtrain.training.broadcasts import Watch
+from gdtrain.training.broadcasts import Watch, is_compiled
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.distributed import World
-from gdtrain.training.losses import of_torch
+from gdtrain.training.losses import TorchLoss, of_torch
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -119,18 +119,21 @@ class OutputCheck:
     def _first(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
         known = of_torch(loss)
         value: Tensor
-        if known is None:
+        if known is None and is_compiled(loss):  # which can't be followed
+            value = loss(output, targets)
+        elif known is None:
             with Watch(output, targets) as seen:
                 value = loss(output, targets)
             if seen.met is not None:
                 raise _do_not_fit(*seen.met)
         else:
+            assert known is not None
             if known.is_elementwise:
                 check_same_shape(output, targets)
                 check_numbers(loss, known.name, output, targets)
             elif known.takes_classes:
                 labels = loader.samples.targets if loader is not None else None
-                check_classes(known.setting("ignore_index", -100), output, targets, labels)
+                check_classes(known, output, targets, labels)
             value = loss(output, targets)
         self._loss, self._same_shape = loss, known is not None and known.is_elementwise
         return value
@@ -168,7 +171,7 @@ def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None
 
 
 def check_classes(
-    ignore_index: int, output: Tensor, targets: Any, all_targets: Tensor | None
+    loss: TorchLoss, output: Tensor, targets: Any, all_targets: Tensor | None
 ) -> None:
     """Raise ModelError if a loss over class indices can't take these targets.
 
@@ -177,11 +180,13 @@ def check_classes(
     found before the first update.
     """
     if not isinstance(targets, Tensor) or targets.is_floating_point():
-        if isinstance(targets, Tensor) and targets.shape == output.shape:
-            return  # class probabilities
+        fits = isinstance(targets, Tensor) and targets.shape == output.shape
+        if fits and loss.takes_probabilities:
+            return
+        or_else = f" or probabilities of shape {list(output.shape)}"
         raise ModelError(
-            f"loss: targets must be int64 class indices or probabilities of shape "
-            f"{list(output.shape)}, got {_described(targets)}"
+            f"loss: targets must be int64 class indices{or_else * loss.takes_probabilities}, "
+            f"got {_described(targets)}"
         )
     expected = [output.shape[0], *output.shape[2:]]
     if output.ndim < 2 or list(targets.shape) != expected:
@@ -192,7 +197,7 @@ def check_classes(
     if targets.dtype != torch.int64:
         raise ModelError(f"loss: class indices must be int64, got {targets.dtype}; use .long()")
     labels = targets if all_targets is None else all_targets
-    counted = labels[labels != ignore_index]
+    counted = labels[labels != loss.setting("ignore_index", -100)]
     if counted.numel() == 0:
         return
     low, high, classes = int(counted.min()), int(counted.max()), output.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.forward import forward
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
@@ -47,19 +49,23 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
     needed at once go over ``memory_limit``.
     """
     check_loader("loader", loader)
-    size = trainer.microbatches.size
-    plan = loader.plan(0) if in_batches else whole(loader.num_samples, _at_once(trainer, loader))
+    count, size = loader.num_samples, trainer.microbatches.size or UNMEASURED_SIZE
+    if in_batches:
+        plan = known_plan(trainer, loader, 0)
+        if plan.indices is None:
+            plan = replace(plan, num_samples=min(plan.num_samples, count))
+    else:
+        plan = whole(count, _at_once(trainer, loader))
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     batches = trainer.read(loader, plan, shared=not trainer.is_sharded)
     with unchanged(trainer, training=False):
         look = _Look(trainer)
-        parts = (look.alike(batch.split(size or UNMEASURED_SIZE)) for batch in batches)
+        parts = (look.alike(batch.split(size)) for batch in batches)
         if in_batches:
             for of_batch in parts:
                 look.at(of_batch, None)
         else:
-            as_read = plan.batch_size <= (size or UNMEASURED_SIZE)
-            look.at(batches if as_read else chain.from_iterable(parts), loader.num_samples)
+            look.at(chain.from_iterable(parts), count)
         return look.result()
 
 
@@ -148,8 +154,8 @@ class _Look:
 
     def alike(self, parts: Iterable[Batch]) -> list[Batch]:
         """A batch's parts, and empty ones where another process has more."""
-        found = list(parts)
-        (most,) = map(max, zip(*self.world.gather([len(found)]), strict=True))
+        found = [part for part in parts if len(part)]
+        most = max(count for (count,) in self.world.gather([len(found)]))
         return found + [Batch(None, None, torch.arange(0))] * (most - len(found))
 
     def at(self, parts: Iterable[Batch], num_samples: int | None) -> None:
@@ -256,7 +262,7 @@ class _Kept:
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
         self.sizes: list[int] = []
-        self.indices: list[Tensor] = []  # of several processes, to be put in order
+        self.places: list[Tensor] = []
         self.nbytes = 0
         self.for_loss = False
         self.refusal = ""
@@ -270,7 +276,7 @@ class _Kept:
         self.for_loss = for_loss
         self.sizes.append(len(part))
         if self.look.world.size > 1:
-            self.indices.append(part.indices)
+            self.places.append(part.indices)
         if self.refusal:
             return
         tensors = tensors_of((output, part.targets))
@@ -306,17 +312,15 @@ class _Kept:
             for refusal in world.gather_text(self.refusal):
                 if refusal:
                     raise ConfigError.of("memory_limit", refusal)
-        sizes, own = self.sizes, None
+        is_all, sizes = self.num_samples is not None, self.sizes
+        own = None
         if sizes:
-            outputs = join(self.outputs, sizes, "outputs")
-            targets = join(self.targets, sizes, "targets")
-            places = torch.cat(self.indices) if self.indices else torch.arange(sum(sizes))
-            own = outputs, targets, places
-        is_all = self.num_samples is not None
+            own = join(self.outputs, sizes, "outputs"), join(self.targets, sizes, "targets")
         if world.size == 1:
             assert own is not None
-            return own[0], own[1], sum(sizes), self.for_loss, is_all
-        own = map_tensors(own, Tensor.cpu)
+            return *own, sum(sizes), self.for_loss, is_all
+        if own is not None:
+            own = *map_tensors(own, Tensor.cpu), torch.cat(self.places)
         shares = [s for s in world.gather_objects((own, self.for_loss)) if s[0] is not None]
         sizes = [len(places) for (_, _, places), _ in shares]
         places = torch.cat([places for (_, _, places), _ in shares])

@@ -73,7 +73,7 @@ def unchanged(
     """
     modules = modules_of(roots_of(trainer, whole=True))
     parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
-    if updates or trainer.has_own(*_FOREIGN) or not all(map(_is_stock, modules)):
+    if updates or trainer.has_own(*_FOREIGN) or not all(map(is_stock, modules)):
         parts.append("parameters")
     if updates:
         parts.append("optimizer")
@@ -147,7 +147,7 @@ def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
     return list(dict.fromkeys(module for root in roots for module in root.modules()))
 
 
-def _is_stock(module: nn.Module) -> bool:
+def is_stock(module: nn.Module) -> bool:
     """Whether its forward pass is PyTorch's own and leaves parameters alone."""
     if getattr(module, "max_norm", None) is not None:  # an Embedding that bounds its rows
         return False

@@ -113,6 +113,11 @@ class TorchLoss:
         """Whether its targets are indices of classes."""
         return self.function in _CLASS_INDEX
 
+    @property
+    def takes_probabilities(self) -> bool:
+        """Whether targets of the outputs' shape are probabilities of classes."""
+        return self.function is F.cross_entropy
+
 
 def of_torch(loss: Any) -> TorchLoss | None:
     """What PyTorch knows the loss as; None for a loss of one's own."""
@@ -308,7 +313,9 @@ def weight_of(trainer: Trainer, batch: Batch) -> float:
 
 def adds_up(trainer: Trainer) -> bool:
     """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
-    known = None if says_weight(trainer) else of_torch(trainer.loss)
+    if says_weight(trainer) or has_own_loss(trainer):  # which is a mean, as far as is known
+        return False
+    known = of_torch(trainer.loss)
     return known is not None and known.setting("reduction", "mean") == "sum"
 
 

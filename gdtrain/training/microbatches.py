@@ -91,6 +91,8 @@ class MicrobatchSize:
                 if not is_out_of_memory(error):
                     raise
                 if self.size == 1:
+                    if undo is not None:
+                        undo()
                     raise DeviceError(
                         "microbatch_size: the device is out of memory with one sample at a "
                         "time; use a smaller model, or a device with more memory"
@@ -129,8 +131,14 @@ class MicrobatchSize:
         return DEFAULT_BYTES_AT_ONCE
 
     def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
+        """What the limit allows; 1 if not even a few samples can be measured."""
         first = next(batch.split(1))  # of a batch that is read as it is used, this much is read
-        return max(1, int(self._limit(first) / bytes_per_sample(compute, batch)))
+        try:
+            return max(1, int(self._limit(first) / bytes_per_sample(compute, batch)))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return 1
 
     def _limit(self, batch: Batch) -> int:
         if self.limit is not None:

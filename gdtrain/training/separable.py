@@ -12,7 +12,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
-from gdtrain.training.keeper import Keeper, unchanged
+from gdtrain.training.keeper import Keeper, is_stock, unchanged
+from gdtrain.training.microbatches import is_out_of_memory
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
@@ -52,13 +53,19 @@ def check_buffers(
 ) -> None:
     """Raise ModelError if a pass over parts of a batch leaves a buffer otherwise than one over all.
 
-    On a few samples of this process's share of a batch; ``run``: a pass over such. Nothing is
-    changed by it. All processes raise the error that one of them has found.
+    On a few samples of this process's share of a batch, if there is memory for them, and if layers
+    that are not PyTorch's have buffers: of PyTorch's it is known. ``run``: a pass over samples.
+    Nothing is changed by it. All processes raise the error that one has found.
     """
     found = ""
-    if len(batch) > 1 and any(module._buffers for module in trainer.model.modules()):
+    unknown = (m for m in trainer.model.modules() if m._buffers and not is_stock(m))
+    if len(batch) > 1 and next(unknown, None) is not None:
         few = next(batch.split(min(_FEW, len(batch))))
-        found = _other_buffer(trainer, few, allowed, run) or ""
+        try:
+            found = _other_buffer(trainer, few, allowed, run) or ""
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
     if said := next(filter(None, trainer.world.gather_text(found)), None):
         raise ModelError(f"{cut_by}: layer {said}")
 

@@ -321,7 +321,9 @@ class Trainer:
         be over the targets that are not ignored, or their classes' weights; else it is the samples.
         """
         mean = losses.mean_of(self.loss, batch)
-        return len(batch) if mean is None else mean.weight(batch)
+        if mean is None or (mean.adds and losses.has_own_loss(self)):
+            return len(batch)
+        return mean.weight(batch)
 
     def forward(self, inputs: Any) -> Any:
         """The model's output; several input tensors become several arguments."""
