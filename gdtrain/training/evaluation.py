@@ -21,6 +21,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.checks import check_loader
 from gdtrain.training.device import autocast
 from gdtrain.training.distributed import World
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.forward import forward
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import unchanged
@@ -48,7 +49,11 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
     """
     check_loader("loader", loader)
     size = trainer.microbatches.size
-    plan = loader.plan(0) if in_batches else whole(loader.num_samples, _at_once(trainer, loader))
+    plan = (
+        known_plan(trainer, loader, 0)
+        if in_batches
+        else whole(loader.num_samples, _at_once(trainer, loader))
+    )
     # A forward pass of a split model takes all ranks, so there each of them sees everything.
     batches = trainer.read(loader, plan, shared=not trainer.is_sharded)
     with unchanged(trainer, training=False):
