@@ -187,7 +187,7 @@ class Objective:
         """Σ w · derivatives(J_p) / Σ w over the parts of all ranks, [P]."""
         if self.in_one:  # no smaller size would help where memory runs out
             return self._once(derivatives)
-        return self.trainer.microbatches.retry(lambda: self._once(derivatives))
+        return self.trainer.microbatches.look(lambda: self._once(derivatives))
 
     def _once(self, derivatives: Derivatives, parts: int | None = None) -> Tensor:
         trainer, parameters = self.trainer, self.parameters
