@@ -31,13 +31,13 @@ OPTIMIZERS = {
 
 
 class Injected(Trainer):
-    """Makes the ``at``-th evaluation of the loss, or gradient, not finite: once."""
+    """Makes the ``at``-th evaluation of the loss for a gradient, or this, not finite: once."""
 
     where, at, value = "nowhere", 0, math.nan
 
     def compute_loss(self, batch):
-        self.calls = getattr(self, "calls", 0) + 1
-        hit = self.calls == self.at
+        self.calls = getattr(self, "calls", 0) + torch.is_grad_enabled()
+        hit = self.calls == self.at and torch.is_grad_enabled()
         output = self.model(batch.inputs)
         if hit and self.where == "output":
             output = output * self.value

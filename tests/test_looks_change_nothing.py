@@ -389,3 +389,36 @@ def test_a_look_changes_nothing(look: str, kind: str, full_batch: bool) -> None:
     watched = everything(run(kind, full_batch, looker))
     assert all(map(torch.equal, watched["tensors"], alone["tensors"]))
     assert watched["history"] == alone["history"]
+
+
+class Hungry(nn.Module):
+    """Has memory for five samples in eval mode, and for nine in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(COLUMNS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > (9 if self.training else 5):
+            raise torch.OutOfMemoryError("out of memory")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("look", ["evaluate", "predict", "sharpness"])
+def test_a_look_that_runs_out_of_memory_leaves_the_size_of_microbatches(look: str) -> None:
+    def weights(*callbacks: Callback) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Hungry()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(
+            model, nn.MSELoss(), optimizer, BatchLoader(data()), callbacks=callbacks, device="cpu",
+            microbatch_size="auto", memory_limit="1GB",
+        )  # fmt: skip
+        if callbacks:
+            LOOKS[look](trainer)
+        trainer.fit(3)
+        return [p.detach() for p in model.parameters()]
+
+    moments = {"on_before_update", "on_safe_point", "on_epoch_end"}
+    assert all(map(torch.equal, weights(Looker(LOOKS[look], moments)), weights()))
+    assert not moments

@@ -1,6 +1,7 @@
 """Per-sample gradient norms against closed forms, with and without torch.func."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleGradients, Trainer
+from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.sample_gradients import largest_sample_gradients, sample_gradient_norms
+from gdtrain.analysis.sharpness import largest_eigenvalue
+from gdtrain.errors import ModelError
 
 
 def data(n: int = 23) -> tuple[Tensor, Tensor]:
@@ -128,3 +132,100 @@ def test_one_sample() -> None:
     model = nn.Linear(4, 1).double()
     norms = sample_gradient_norms(trainer_of(model, nn.MSELoss(), (X, y)))
     assert norms.shape == (1,)
+
+
+# ── losses of one's own, and parameters of other kinds ──────────────────────────────────────────
+
+
+def by_hand(model: nn.Module, loss, samples: tuple) -> Tensor:
+    """The norm of the gradient of each sample alone."""
+    norms = []
+    for x, y in zip(*samples, strict=True):
+        gradients = torch.autograd.grad(loss(model(x[None]), y[None]), list(model.parameters()))
+        norms.append(math.sqrt(sum(float(g.abs().square().sum()) for g in gradients)))
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+def test_a_mean_of_ones_own_has_sample_gradients() -> None:
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return (output - targets).abs().pow(1.5).mean()
+
+    model, samples = nn.Linear(4, 1).double(), data()
+    norms = sample_gradient_norms(trainer_of(model, loss, samples))
+    assert torch.allclose(norms, by_hand(model, loss, samples), rtol=1e-12, atol=0)
+
+
+def ranking(output: Tensor, targets: Tensor) -> Tensor:
+    gaps = (output - output.T) - (targets - targets.T)
+    return gaps.square().sum() / max(1, len(output) * (len(output) - 1))
+
+
+def weighted(output: Tensor, targets: Tensor) -> Tensor:
+    weights = 1 + targets.abs()
+    return (weights * (output - targets).square()).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("loss", [ranking, weighted])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_loss_that_is_no_mean_over_samples_is_refused(loss, batch_size: int) -> None:
+    trainer = trainer_of(nn.Linear(4, 1).double(), loss, data())
+    said = r"loss: is .* for 23 samples together, and .* as the mean of what it is for each"
+    with pytest.raises(ModelError, match=said):
+        sample_gradient_norms(trainer)
+    with pytest.raises(ModelError, match=said):
+        gradient_noise(trainer, batch_size=batch_size)
+
+
+def test_an_own_weight_says_what_the_loss_is_divided_by() -> None:
+    class Saying(Trainer):
+        def loss_weight(self, batch):
+            return (1 + batch.targets.abs()).sum()
+
+    X, y = data()
+    model = nn.Linear(4, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Saying(model, weighted, optimizer, MiniBatchLoader((X, y), 7), device="cpu")
+    weights = (1 + y.abs())[:, 0]
+    expected = by_hand(model, weighted, (X, y)) * weights / weights.mean()
+    assert torch.allclose(sample_gradient_norms(trainer), expected, rtol=1e-12, atol=0)
+
+
+class Complex(nn.Module):
+    """A product with complex weights, whose real part is the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.weight = nn.Parameter(torch.randn(4, 3, dtype=torch.complex128))
+        self.last = nn.Linear(3, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((x.to(torch.complex128) @ self.weight).abs())
+
+
+def test_complex_weights_count_as_two_real_ones() -> None:
+    model, samples = Complex(), data()
+    trainer = trainer_of(model, nn.MSELoss(), samples)
+    norms = sample_gradient_norms(trainer)
+    assert torch.allclose(norms, by_hand(model, nn.MSELoss(), samples), rtol=1e-12, atol=0)
+    noise = gradient_noise(trainer)
+    loss = nn.MSELoss()(model(samples[0]), samples[1])
+    square = sum(
+        float(g.abs().square().sum()) for g in torch.autograd.grad(loss, model.parameters())
+    )
+    assert noise.gradient_square == pytest.approx(square, rel=1e-10)
+    trace = (float(norms.square().sum()) - 23 * square) / 22
+    assert noise.covariance_trace == pytest.approx(trace, rel=1e-10)
+
+    def real(parts: Tensor) -> Tensor:
+        inner, rest = parts[:24].view(4, 3, 2), parts[24:]
+        output = (samples[0].to(torch.complex128) @ torch.view_as_complex(inner)).abs()
+        return nn.functional.mse_loss(output @ rest[:3, None] + rest[3], samples[1])
+
+    flat = [
+        torch.view_as_real(model.weight).flatten(),
+        *(p.flatten() for p in model.last.parameters()),
+    ]
+    hessian = torch.autograd.functional.hessian(real, torch.cat(flat).detach())
+    found = largest_eigenvalue(trainer)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=1e-6)

@@ -366,6 +366,60 @@ def test_a_layer_that_is_unfrozen_learns_from_the_next_update_on(
     assert torch.allclose(model.bias, expected, rtol=0, atol=1e-15)
 
 
+def ranking(output: Tensor, targets: Tensor) -> Tensor:
+    gaps = (output - output.T) - (targets - targets.T)
+    return gaps.square().sum() / max(1, len(output) * (len(output) - 1))
+
+
+class Weighs(Trainer):
+    """Divides by weights, and does not say so."""
+
+    def compute_loss(self, batch: Any) -> Tensor:
+        weights = 1 + batch.inputs[:, :1].abs()
+        error = (self.model(batch.inputs) - batch.targets).square()
+        return (weights * error).sum() / weights.sum()
+
+
+class Noisy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(1).to(x)
+
+
+@pytest.mark.parametrize("make", [SVRG, SAGA])
+@pytest.mark.parametrize(
+    ("kind", "layer", "loss", "said"),
+    [
+        (Trainer, nn.Linear, ranking, "needs a loss that averages over the samples, and this one"),
+        (Weighs, nn.Linear, None, "needs a loss that averages over the samples, and this one is"),
+        (Trainer, Noisy, nn.MSELoss(), "something draws random numbers in each; leave it out"),
+    ],
+)
+def test_what_is_no_mean_of_functions_of_samples_is_refused(
+    make: Callable[[], Callback], kind: type[Trainer], layer: Any, loss: Any, said: str
+) -> None:
+    model = layer(D, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    loader = MiniBatchLoader((X, Y), 3)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer = kind(model, loss, optimizer, loader, device="cpu", callbacks=[make()])
+    with pytest.raises(ConfigError, match=said):
+        trainer.fit(1)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize("make", [SVRG, SAGA])
+def test_a_mean_of_ones_own_is_taken_as_that_of_torch(make: Callable[[], Callback]) -> None:
+    found = []
+    for loss in (nn.MSELoss(), lambda output, targets: (output - targets).square().mean()):
+        torch.manual_seed(3)
+        model = nn.Linear(D, 1).double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        loader = MiniBatchLoader((X, Y), 3, seed=2)
+        Trainer(model, loss, optimizer, loader, device="cpu", callbacks=[make()]).fit(3)
+        found.append(model.weight.detach())
+    assert torch.allclose(*found, rtol=0, atol=1e-14)
+
+
 # ── what changes in mid-run ─────────────────────────────────────────────────────────────────────
 
 

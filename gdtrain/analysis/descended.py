@@ -48,6 +48,10 @@ def descended(trainer: Trainer, loader: Loader | None = None) -> Descended:
     """
     if loader is not None and loader is not trainer.loader:
         return Descended(Objective(trainer, loader), "the samples are not those of training")
+    return trainer.microbatches.look(lambda: _descended(trainer))
+
+
+def _descended(trainer: Trainer) -> Descended:
     objective, in_one = Objective(trainer), is_one_batch(trainer)
     why_not = _difference(trainer, objective, in_one)
     if trainer.world.size > 1:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders import Loader
-from gdtrain.data.samples import Samples
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.evaluation import whole
 from gdtrain.training.flat import Flat
 from gdtrain.training.gradient import scalar
 from gdtrain.training.keeper import as_in_fit, unchanged
-from gdtrain.training.losses import adds_up, has_own_loss, mean_of, says_weight, weight_of
+from gdtrain.training.losses import adds_up, has_known_mean, weight_of
 from gdtrain.training.microbatches import UNMEASURED_SIZE, bytes_per_sample, is_out_of_memory
 from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
@@ -188,7 +187,7 @@ class Objective:
         """Σ w · derivatives(J_p) / Σ w over the parts of all ranks, [P]."""
         if self.in_one:  # no smaller size would help where memory runs out
             return self._once(derivatives)
-        return self.trainer.microbatches.retry(lambda: self._once(derivatives))
+        return self.trainer.microbatches.look(lambda: self._once(derivatives))
 
     def _once(self, derivatives: Derivatives, parts: int | None = None) -> Tensor:
         trainer, parameters = self.trainer, self.parameters
@@ -212,13 +211,6 @@ def undisturbed(trainer: Trainer) -> Iterator[None]:
     """Let the model be looked at, in eval mode, and put back everything that this may change."""
     with unchanged(trainer, training=False), torch.enable_grad():
         yield
-
-
-def has_known_mean(trainer: Trainer, data: Batch | Samples) -> bool:
-    """Whether it is known what the loss is divided by, so that parts give that of the whole."""
-    if says_weight(trainer):
-        return True
-    return not has_own_loss(trainer) and mean_of(trainer.loss, data) is not None
 
 
 def is_one_batch(trainer: Trainer) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from gdtrain.analysis.functional_loss import UNMAPPABLE, FunctionalLoss
-from gdtrain.analysis.objective import has_known_mean, rereadable, trained, undisturbed
+from gdtrain.analysis.objective import rereadable, trained, undisturbed
 from gdtrain.analysis.twin import pick
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.data.loaders import Loader
@@ -22,7 +22,7 @@ from gdtrain.data.settings import whole_number
 from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
 from gdtrain.training.flat import Flat
-from gdtrain.training.losses import MeanOfTargets, mean_of, says_weight, weight_of
+from gdtrain.training.losses import MeanOfTargets, has_known_mean, mean_of, says_weight, weight_of
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")

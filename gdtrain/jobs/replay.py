@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gdtrain.analysis.monitor import Monitor
 from gdtrain.checkpoint.expected import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
@@ -23,6 +21,7 @@ from gdtrain.training import diagnosis
 from gdtrain.training.callbacks import Callback
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.guard import NotFinite
+from gdtrain.training.keeper import as_in_fit, unchanged
 from gdtrain.training.trainer import Trainer
 
 
@@ -117,15 +116,15 @@ class ReplayJob:
         plan = present_plan(trainer)
         plan.seek(number, trainer.progress.position)
         batch = next(trainer.read(trainer.loader, plan, number))
-        trainer.model.train()
-        before = torch.get_rng_state()
-        loss = trainer.batch_gradient(batch)
-        torch.set_rng_state(before)
-        norms = {
-            name: float(parameter.grad.norm())
-            for name, parameter in trainer.model.named_parameters()
-            if parameter.grad is not None
-        }
+        with unchanged(trainer):
+            as_in_fit(trainer)
+            loss = trainer.batch_gradient(batch)
+            norms = {
+                name: float(parameter.grad.norm())
+                for name, parameter in trainer.model.named_parameters()
+                if parameter.grad is not None
+            }
+            bad = not _is_finite(trainer, loss)
         return Update(
             step=self.step,
             epoch=epoch + 1,
@@ -137,7 +136,7 @@ class ReplayJob:
             lr=trainer.optimizer.param_groups[0]["lr"],
             gradient_norm=math.hypot(*norms.values()),
             gradient_norms=norms,
-            problem=_problem(trainer, plan, number, loss),
+            problem=_problem(trainer, plan, number) if bad else None,
         )
 
     def _no_step(self, reason: str) -> ConfigError:
@@ -158,12 +157,16 @@ class _StopAfter(Callback):
             trainer.stop("replayed")
 
 
-def _problem(trainer: Trainer, plan: Plan, number: int, loss: Any) -> str | None:
+def _is_finite(trainer: Trainer, loss: Any) -> bool:
     try:
         trainer.guard.check(loss)
     except NotFinite:
-        return str(diagnosis.non_finite(trainer, Block(plan, number, number + 1, ()), 0))
-    return None
+        return False
+    return True
+
+
+def _problem(trainer: Trainer, plan: Plan, number: int) -> str:
+    return str(diagnosis.non_finite(trainer, Block(plan, number, number + 1, ()), 0))
 
 
 def _described(update: Update) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from gdtrain.data.settings import whole_number
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training import state
 from gdtrain.training.callbacks import Callback
+from gdtrain.training.evaluation import WithoutGraph
 from gdtrain.training.flat import Flat
 from gdtrain.training.keeper import Keeper, as_in_fit, modules_of, roots_of
 from gdtrain.training.microbatches import UNMEASURED_SIZE
@@ -227,7 +229,7 @@ def _estimate_statistics(trainer: Trainer, frozen: Sequence[nn.Module]) -> None:
     modes, left = Keeper(trainer, "modes"), () if trainer.model.training else frozen
     as_in_fit(trainer)
     layers = [m for m in _with_statistics(trainer) if m.training and m not in left]
-    momenta = [layer.momentum for layer in layers]
+    momenta, without_graph = [layer.momentum for layer in layers], WithoutGraph()
     try:
         for root in roots_of(trainer):
             root.eval()
@@ -237,8 +239,7 @@ def _estimate_statistics(trainer: Trainer, frozen: Sequence[nn.Module]) -> None:
         for number, batch in enumerate(_large_batches(trainer) if layers else (), 1):
             for layer in layers:
                 layer.momentum = 1 / number  # the mean over the batches
-            with torch.no_grad():
-                trainer.compute_loss(batch)
+            without_graph(partial(trainer.compute_loss, batch))
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

@@ -319,6 +319,13 @@ def adds_up(trainer: Trainer) -> bool:
     return known is not None and known.setting("reduction", "mean") == "sum"
 
 
+def has_known_mean(trainer: Trainer, data: Batch | Samples) -> bool:
+    """Whether it is known what the loss is divided by, so that parts give that of the whole."""
+    if says_weight(trainer):
+        return True
+    return not has_own_loss(trainer) and mean_of(trainer.loss, data) is not None
+
+
 def in_two_passes(trainer: Trainer, data: Batch | Samples) -> bool:
     """Whether it takes the outputs of a whole batch, or data set, to know its loss."""
     if has_own_loss(trainer) or says_weight(trainer):

@@ -60,6 +60,7 @@ class MicrobatchSize:
         self.limit = None if memory_limit is None else parse_bytes(memory_limit)
         self.size: int | None = None if size == "auto" or size is None else int(size)
         self.world = world
+        self._look_size: int | None = None  # smaller, after a look has run out of memory
 
     def __bool__(self) -> bool:
         return self.is_auto or self.size is not None
@@ -101,6 +102,15 @@ class MicrobatchSize:
             if undo is not None:
                 undo()
             self.size = max(1, (self.size or UNMEASURED_SIZE) // 2)
+
+    def look(self, work: Callable[[], T]) -> T:
+        """:meth:`retry` for who only looks, and learns for later looks alone what memory allows."""
+        own, known = self.size, self._look_size
+        self.size = min((size for size in (own, known) if size is not None), default=None)
+        try:
+            return self.retry(work)
+        finally:
+            self.size, self._look_size = own, self.size
 
     def attempt(self, work: Callable[[], T]) -> T:
         """Do a piece of work that needs no other process; if memory runs out in one, in all.

@@ -78,6 +78,7 @@ class SAGA(VarianceReduction):
     ) -> None:
         gradient, extra = vector.gradient(), 0
         if self._table is None or self._mean is None:
+            self._check_function(trainer, batch)
             table, used = _gradients_of_all(trainer, vector)
             mean, extra = table.mean(dim=0, dtype=vector.wide), len(table)
         else:

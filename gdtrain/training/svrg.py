@@ -37,7 +37,8 @@ class SVRG(VarianceReduction):
 
     Several processes share the work as in any update. The full gradient is evaluated in the mode
     of training; layers that draw random numbers or mix samples (dropout, BatchNorm) are refused,
-    since f_B would be another function at θ̃ than at θ (Defazio and Bottou, 2019).
+    since f_B would be another function at θ̃ than at θ (Defazio and Bottou, 2019), and so are losses
+    that are no mean over samples.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
@@ -59,6 +60,7 @@ class SVRG(VarianceReduction):
         snapshot, mean, used, extra = self._snapshot, self._mean, self._used, size
         is_due = is_new or self._is_due(trainer.loader.num_samples)
         if snapshot is None or mean is None or is_due:
+            self._check_function(trainer, batch)
             snapshot, updates, samples = vector.weights(), 0, 0
             mean, used = vector.full_gradient()
             extra = trainer.loader.num_samples

@@ -391,7 +391,7 @@ class Trainer:
         if isinstance(loader, Loader):
             self.placed.compare(loader.samples)
         chosen = self.evaluate_in == "batches" if in_batches is None else in_batches
-        return self.microbatches.retry(partial(evaluation.evaluate, self, loader, chosen))
+        return self.microbatches.look(partial(evaluation.evaluate, self, loader, chosen))
 
     def predict(self, inputs: Any) -> Any:
         """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such).
@@ -399,7 +399,7 @@ class Trainer:
         inputs: tensors or arrays, with no rows too. Outputs that are a tuple or dict keep that
         structure. Without side effects, as in :meth:`evaluate`.
         """
-        return self.microbatches.retry(partial(evaluation.predict, self, inputs))
+        return self.microbatches.look(partial(evaluation.predict, self, inputs))
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot, in copies, of everything that decides how training goes on."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +14,19 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks import Callback
-from gdtrain.training.keeper import named_modules
-from gdtrain.training.losses import adds_up
+from gdtrain.training.evaluation import WithoutGraph
+from gdtrain.training.keeper import Keeper, named_modules, unchanged
+from gdtrain.training.losses import adds_up, has_known_mean
 from gdtrain.training.parameter_vector import ParameterVector
 from gdtrain.training.plain import is_count
 from gdtrain.training.separable import described, draws, mixes
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer
+
+
+# Relative; what float32's rounding in sums does not reach.
+_DIFFERENT = 1e-4
 
 
 class VarianceReduction(Callback, ABC):
@@ -95,6 +102,15 @@ class VarianceReduction(Callback, ABC):
     def _forget(self) -> None:
         """Let go of what is kept, to begin anew."""
 
+    def _check_function(self, trainer: Trainer, batch: Batch) -> None:
+        """Raise ConfigError if the batch's loss is another from pass to pass, or no mean.
+
+        Of several processes, all raise what one has found.
+        """
+        found = _obstacle_in(trainer, batch) if len(batch) else ""
+        if said := next(filter(None, trainer.world.gather_text(found)), None):
+            raise self._refusal(said)
+
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
 
@@ -131,6 +147,33 @@ class VarianceReduction(Callback, ABC):
                 raise ValueError("a kept gradient is not finite")
         self._names, self._used, self.extra_gradients = list(names) or None, list(used), extra
         self._vector, self._loaded = None, True
+
+
+def _obstacle_in(trainer: Trainer, batch: Batch) -> str:
+    """What keeps the batch's loss from being a mean of functions of single samples, or ""."""
+    with unchanged(trainer):
+        start, without_graph = Keeper(trainer, "buffers", whole=True), WithoutGraph()
+
+        def value(part: Batch) -> float:
+            loss = without_graph(partial(trainer.batch_loss, part.copy()))
+            start.restore()
+            return float(loss)
+
+        whole, again = value(batch), value(batch)
+        if not (whole == again or math.isnan(whole)):
+            return (
+                f"compares gradients of the same function, and two passes give {whole:.6g} and "
+                f"{again:.6g}: something draws random numbers in each; leave it out"
+            )
+        if len(batch) < 2 or has_known_mean(trainer, batch):
+            return ""
+        mean = sum(value(part) for part in batch.split(1)) / len(batch)
+    if math.isclose(whole, mean, rel_tol=_DIFFERENT, abs_tol=_DIFFERENT * 1e-3):
+        return ""
+    return (
+        f"needs a loss that averages over the samples, and this one is {whole:.6g} for a batch and "
+        f"{mean:.6g} as the mean over its samples"
+    )
 
 
 def _as_read(trainer: Trainer, batch: Batch) -> Batch:
