@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import RandomSampler
 
-from oracle.changes import CHANGES, change, clamp_weights, halve_gradients
+from oracle.changes import BREAKS, CHANGES, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, make, rows
 from oracle.program import Event, Program
 from oracle.traces import Once, Trace, everything, state_of
@@ -212,7 +212,8 @@ class Hand:
         nan = False
         for event in [e for e in self.left if (e.when, e.number) == (when, number)]:
             self.left.remove(event)
-            self.trace.notes.append((when, number, event.what, self.step + self.again))
+            if event.what not in BREAKS:
+                self.trace.notes.append((when, number, event.what, self.step + self.again))
             if event.what in CHANGES:
                 change(event, self.parts)
             else:
@@ -372,7 +373,9 @@ class Hand:
         before = Before(self)
         try:
             loss = self.descend(inputs, targets)
-        except NotFinite:
+        except (NotFinite, Once) as error:
+            if isinstance(error, Once) and self.program.optimizer != "lbfgs":
+                raise
             if self.again:  # the first of two steps has been made, and stays
                 self.step += 1
             else:
@@ -417,7 +420,7 @@ class Hand:
             self.optimizer.step(closure)
             if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
                 raise NotFinite
-        except NotFinite:
+        except (NotFinite, Once):
             for parameter, before in zip(self.model.parameters(), weights, strict=True):
                 parameter.data.copy_(before)
             self.optimizer.load_state_dict(state)
