@@ -528,13 +528,16 @@ class Run:
         if self.refusal is not None:
             self.end_refused(self.refusal)
             return
+        self.note_history()
+        self.trace.final = everything(self.parts)
+
+    def note_history(self) -> None:
         self.trace.steps = self.step
         names = ("train_loss", "lr", "epoch", "step")
         self.trace.history = [
             {key: row[key] for key in row if key in names or key.startswith("val_")}
             for row in self.trainer.history.epochs
         ]
-        self.trace.final = everything(self.parts)
 
     def fit_all(self, start: int) -> None:
         for number, until in enumerate(self.program.fits[start:], start):
@@ -556,6 +559,8 @@ class Run:
         self.trace.end = f"refused: {type(error).__name__}: {error}"
         if self.trainer is not None and self.step:
             self.trace.end = f"refused after {self.step} updates: {error}"
+            self.note_history()
+            self.trace.final = state_of(self.parts)
         elif any(
             isinstance(value, Tensor) and not torch.equal(value, everything(self.parts)[name])
             for name, value in self.before.items()

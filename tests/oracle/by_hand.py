@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -28,10 +29,25 @@ class NotFinite(Exception):  # noqa: N818
     """A loss or gradient is NaN or infinite: the loop ends before the update."""
 
 
+class Enough(Exception):  # noqa: N818
+    """As many updates have been made as were asked for."""
+
+
 def by_hand(program: Program) -> Trace:
     """What the program does."""
     hand = Hand(program)
     hand.run()
+    hand.trace.final = everything(hand.parts)
+    return hand.trace
+
+
+def by_hand_until(program: Program, updates: int) -> Trace:
+    """The same until another update would be made; ``final`` holds model and loss alone."""
+    hand = Hand(program)
+    hand.most = updates
+    with suppress(Enough):
+        hand.run()
+    hand.trace.final = state_of(hand.parts)
     return hand.trace
 
 
@@ -195,6 +211,7 @@ class Hand:
             self.parts.model, self.parts.loss, self.parts.optimizer,
         )  # fmt: skip
         self.step = self.epoch = self.place = self.asked = 0
+        self.most: int | None = None  # updates
         self.again = 0  # 1 in the second step that an own train_step makes on a batch
         self.sampler = sampler_of(program)
         self.batches: list[list[int]] | None = None  # of the epoch that is under way
@@ -298,7 +315,6 @@ class Hand:
                 if self.epoch >= until:
                     break
         self.trace.steps = self.step
-        self.trace.final = everything(self.parts)
 
     def fit(self, number: int, until: int) -> None:
         if not self.model.training:
@@ -365,6 +381,8 @@ class Hand:
     # ── one update ──────────────────────────────────────────────────────────────────────────
 
     def update(self, chosen: list[int]) -> None:
+        if self.step == self.most:
+            raise Enough
         for row in chosen:
             self.at("item", row)
         if self.program.data == "gaps":

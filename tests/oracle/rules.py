@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oracle import zoo
 from oracle.by_hand import smallest_batch, updates_of
+from oracle.changes import BREAKS
 from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
 
@@ -185,6 +186,9 @@ def _change_fits(p: Program, e: Event) -> bool:
         "freeze", "unfreeze", "add_group", "replace_parameters", "bind",
     }:  # fmt: skip
         return False
+    in_parts = p.is_cut and e.when in ("forward", "loss")
+    if e.what in BREAKS and e.value > 0 and not in_parts:
+        return False  # there is one pass
     match e.what:
         case "add_group":
             return p.late
