@@ -464,7 +464,7 @@ class Hand:
 
     def batch_loss(self, inputs: list[Tensor], targets: Tensor) -> Tensor:
         """The loss of a batch, in training."""
-        if self.program.trainer != "plain" and self.model.training:
+        if self.program.trainer not in ("plain", "unweighted") and self.model.training:
             self.trace.notes.append(("compute_loss", self.step + self.again))
         if self.program.trainer == "perturbed":
             place = inputs[0].detach().clone().requires_grad_(True)

@@ -186,6 +186,8 @@ def _change_fits(p: Program, e: Event) -> bool:
         "freeze", "unfreeze", "add_group", "replace_parameters", "bind",
     }:  # fmt: skip
         return False
+    if p.optimizer == "lbfgs" and e.when in INSIDE and e.what in {"lr", "lr_of_trainer"}:
+        return False  # it has read its settings by then
     in_parts = p.is_cut and e.when in ("forward", "loss")
     if e.what in BREAKS and e.value > 0 and not in_parts:
         return False  # there is one pass
@@ -226,5 +228,9 @@ def _events_fit(p: Program) -> bool:
             return False
         if event.what in LAST:
             last.add((event.when, event.number))
-    once = [e.what for e in p.events if e.what in ("add_group", "snapshot")]
-    return len(once) == len(set(once))
+    whats = [e.what for e in p.events]
+    if whats.count("add_group") > 1 or whats.count("snapshot") > 1:
+        return False
+    # A callback that comes after the one which takes the snapshot is not called again.
+    clamps = any(e.what == "add_callback" and e.value == "clamp" for e in p.events)
+    return not (clamps and "snapshot" in whats)
