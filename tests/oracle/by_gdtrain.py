@@ -413,7 +413,8 @@ class Run:
         if "forward" in whens:
             self.parts.model.moment = self.moment
         self.trainer: Any = None
-        self.before = everything(self.parts) if program.model != "lazy" else {}
+        self.before: dict[str, Any] = {}
+        self.note_start()
         try:
             self.trainer = self.make_trainer("loss" in whens)
         except GdtrainError as error:
@@ -543,6 +544,7 @@ class Run:
         for number, until in enumerate(self.program.fits[start:], start):
             self.fit_number = number
             self.at("fit", number)
+            self.note_start()
             for _ in range(MANY):
                 try:
                     self.trainer.fit(until)
@@ -553,6 +555,11 @@ class Run:
             else:
                 self.trace.end = f"fit({until}) does not end"
                 return
+
+    def note_start(self) -> None:
+        """Keep what a refusal has to leave as it is."""
+        if self.program.model != "lazy":
+            self.before = everything(self.parts)
 
     def end_refused(self, error: GdtrainError) -> None:
         """A refusal has to come before any update, and to leave everything as it was."""

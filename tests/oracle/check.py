@@ -77,7 +77,8 @@ def compare(program: Program, got: Trace, expected: Trace, *, resumed: bool) -> 
         return None
     if program.engine == "scan" and got.end.startswith("refused after ") and program.events:
         # What it can't follow came in mid-run. All that was made before it has to be right.
-        until = by_hand_until(program, got.steps)
+        with default_dtype(program.default_dtype):
+            until = by_hand_until(program, got.steps)
         return difference(replace(got, end="done", notes=[]), _made(until, got), tolerance)
     if program.engine == "scan":
         got, expected = _without_gradients(got), _without_gradients(expected)
