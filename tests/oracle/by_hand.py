@@ -181,7 +181,8 @@ def is_known(program: Program) -> bool:
 
 def is_sum(program: Program) -> bool:
     """Whether the loss is a sum over samples, and known to be one."""
-    return is_known(program) and program.trainer == "plain" and "sum" in program.loss
+    own_weight = program.trainer not in ("plain", "unweighted")
+    return is_known(program) and not own_weight and "sum" in program.loss
 
 
 def weight_of(program: Program, targets: Tensor) -> float:

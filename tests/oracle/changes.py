@@ -184,7 +184,6 @@ CHANGES = {
 BREAKS = {"raise", "out_of_memory"}
 # Changes that a snapshot does not hold: who takes one up makes them again first.
 STRUCTURAL = {
-    "freeze", "unfreeze", "add_group", "to_eval", "to_train", "hook_forward", "hook_backward",
-    "hook_gradient", "hook_accumulated", "hook_before_step", "hook_after_step", "unhook",
-    "add_callback",
+    "hook_forward", "hook_backward", "hook_gradient", "hook_accumulated", "hook_before_step",
+    "hook_after_step", "unhook", "add_callback",
 }  # fmt: skip
