@@ -5,7 +5,7 @@ import torch
 from helpers.combinations import combinations
 from torch import Tensor, nn
 
-from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
+from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
 
 EPOCHS = 3
 N = 131  # prime: batches of 64 leave a ragged end
@@ -217,3 +217,33 @@ def test_lbfgs_over_a_batch_loader_equals_the_closure_loop() -> None:
         torch.equal(p, q)
         for p, q in zip(by_hand.parameters(), by_trainer.parameters(), strict=True)
     )
+
+
+class Damp(Callback):
+    """Takes a tenth of the bias's gradient."""
+
+    def on_gradient(self, trainer, batch, loss):
+        trainer.model.bias.grad *= 0.1
+
+
+def test_lbfgs_takes_gradients_that_a_callback_corrects() -> None:
+    X, y, loss = problem("mse", torch.float64)
+    by_hand, by_trainer = (torch.manual_seed(2) and nn.Linear(5, 3).double() for _ in range(2))
+    optimizer = torch.optim.LBFGS(by_hand.parameters(), lr=0.1)
+    for _ in range(EPOCHS):
+
+        def closure():
+            optimizer.zero_grad()
+            value = loss(by_hand(X), y)
+            value.backward()
+            by_hand.bias.grad *= 0.1
+            return value
+
+        optimizer.step(closure)
+
+    optimizer2 = torch.optim.LBFGS(by_trainer.parameters(), lr=0.1)
+    Trainer(
+        by_trainer, loss, optimizer2, BatchLoader((X, y)), callbacks=[Damp()], device="cpu"
+    ).fit(EPOCHS)
+    assert torch.equal(by_hand.weight, by_trainer.weight)
+    assert torch.equal(by_hand.bias, by_trainer.bias)

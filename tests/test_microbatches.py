@@ -149,6 +149,37 @@ def test_auto_keeps_to_the_memory_limit_and_leaves_training_as_it_is() -> None:
         assert torch.allclose(mine.grad, theirs.grad, rtol=1e-11, atol=1e-14)
 
 
+class Shifted(nn.Module):
+    """Shifts its input where it lies, and counts the samples that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        x -= 1.0
+        if self.training:
+            self.seen += len(x)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("size", ["auto", 5])
+def test_a_batch_is_used_as_it_came_after_it_was_measured(size) -> None:
+    """What is tried on a batch's first samples leaves them to a model that works in place."""
+    torch.manual_seed(1)
+    model = Shifted()
+    expected = nn.functional.cross_entropy(model.layer(X - 1.0), LABELS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    loader = BatchLoader((X, LABELS))
+    trainer = Trainer(
+        model, nn.CrossEntropyLoss(), optimizer, loader, device="cpu", microbatch_size=size
+    )
+    history = trainer.fit(1)
+    assert history.train_loss[0] == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert model.seen == N
+
+
 def test_out_of_memory_halves_the_size_and_applies_nothing_twice() -> None:
     """The allocator really fails: the address space of a child process is limited."""
     child = """

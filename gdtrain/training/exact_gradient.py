@@ -129,7 +129,8 @@ class ExactGradient:
             self._pass(part)
 
     def _pass(self, part: Batch) -> None:
-        """A pass as the parts of a batch take it."""
+        """A pass as the parts of a batch take it, on a copy: the batch is still to be used."""
+        part = part.copy()
         if in_two_passes(self.trainer, part):
             forward(self.trainer, part.inputs)
         else:
@@ -212,12 +213,13 @@ def closure_step(trainer: Trainer, batch: Batch) -> Tensor:
 
     Returns the loss of its first evaluation, which is the one before the update, detached. Raises
     NotFinite if that is not finite, or if the update ends at weights that are not; on the way
-    there a line search may try steps that are too long.
+    there a line search may try steps that are too long. Callbacks are told of each gradient.
     """
     losses: list[Tensor] = []
 
     def closure() -> float:
         losses.append(trainer.batch_gradient(batch))
+        trainer.emit("on_gradient", batch, losses[-1])
         trainer.finish_gradient()
         if len(losses) == 1:
             trainer.guard.check(losses[0])

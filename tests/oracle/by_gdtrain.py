@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from gdtrain import (
 )
 from gdtrain.errors import GdtrainError, NonFiniteError
 from oracle.by_hand import indices, rotated, sampler_of, weight_of, weights_of_rows
-from oracle.changes import CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
+from oracle.changes import BREAKS, CHANGES, STRUCTURAL, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, make, rows
 from oracle.program import DATASETS, Event, Program
 from oracle.traces import Once, Trace, everything, state_of
@@ -226,7 +227,15 @@ class OfDicts(Noted):
         return self.loss(self.model(*rows["x"]), rows["y"])
 
 
+class Unweighted(Trainer):
+    """Does not say what its loss is divided by."""
+
+    def compute_loss(self, batch: Any) -> Any:
+        return self.loss(self.forward(batch.inputs), batch.targets)
+
+
 TRAINERS = {
+    "unweighted": Unweighted,
     "plain": Trainer,
     "noted": Noted,
     "annealed": Annealed,
@@ -374,7 +383,7 @@ class Snapshot:
     def __init__(self, run: Run) -> None:
         self.state = copy.deepcopy(run.trainer.state_dict())
         self.left, self.fit_number = list(run.left), run.fit_number
-        self.done = [event for event in run.program.events if event not in run.left]
+        self.done = list(run.done)
         self.asked, self.program = run.order.asked, run.program
 
     def taken_up(self) -> Trace:
@@ -383,7 +392,8 @@ class Snapshot:
         for event in self.done:
             if event.what in STRUCTURAL:
                 run.do(event)
-        run.left, run.order.asked, run.trace = self.left, self.asked, Trace()
+        run.left, run.done = list(self.left), list(self.done)
+        run.order.asked, run.trace = self.asked, Trace()
         run.trainer.load_state_dict(self.state)
         run.run(start=self.fit_number, resumed=True)
         return run.trace
@@ -394,7 +404,7 @@ class Run:
 
     def __init__(self, program: Program) -> None:
         self.program, self.parts, self.trace = program, make(program), Trace()
-        self.left = list(program.events)
+        self.left, self.done = list(program.events), []
         self.started = self.fit_number = 0
         self.snapshot: Snapshot | None = None
         self.order = Order(self)
@@ -403,7 +413,8 @@ class Run:
         if "forward" in whens:
             self.parts.model.moment = self.moment
         self.trainer: Any = None
-        self.before = everything(self.parts) if program.model != "lazy" else {}
+        self.before: dict[str, Any] = {}
+        self.note_start()
         try:
             self.trainer = self.make_trainer("loss" in whens)
         except GdtrainError as error:
@@ -451,8 +462,13 @@ class Run:
         """Do what is to be done at a moment, in its order; whether a NaN is asked for."""
         nan = False
         for event in [e for e in self.left if (e.when, e.number) == (when, number)]:
+            if event.what in BREAKS and event.value > 0:
+                self.left[self.left.index(event)] = replace(event, value=event.value - 1)
+                continue
             self.left.remove(event)
-            self.trace.notes.append((when, number, event.what, self.step))
+            self.done.append(event)
+            if event.what not in BREAKS:
+                self.trace.notes.append((when, number, event.what, self.step))
             nan |= bool(self.do(event))
         return nan
 
@@ -513,18 +529,22 @@ class Run:
         if self.refusal is not None:
             self.end_refused(self.refusal)
             return
+        self.note_history()
+        self.trace.final = everything(self.parts)
+
+    def note_history(self) -> None:
         self.trace.steps = self.step
         names = ("train_loss", "lr", "epoch", "step")
         self.trace.history = [
             {key: row[key] for key in row if key in names or key.startswith("val_")}
             for row in self.trainer.history.epochs
         ]
-        self.trace.final = everything(self.parts)
 
     def fit_all(self, start: int) -> None:
         for number, until in enumerate(self.program.fits[start:], start):
             self.fit_number = number
             self.at("fit", number)
+            self.note_start()
             for _ in range(MANY):
                 try:
                     self.trainer.fit(until)
@@ -536,11 +556,18 @@ class Run:
                 self.trace.end = f"fit({until}) does not end"
                 return
 
+    def note_start(self) -> None:
+        """Keep what a refusal has to leave as it is."""
+        if self.program.model != "lazy":
+            self.before = everything(self.parts)
+
     def end_refused(self, error: GdtrainError) -> None:
         """A refusal has to come before any update, and to leave everything as it was."""
         self.trace.end = f"refused: {type(error).__name__}: {error}"
         if self.trainer is not None and self.step:
             self.trace.end = f"refused after {self.step} updates: {error}"
+            self.note_history()
+            self.trace.final = state_of(self.parts)
         elif any(
             isinstance(value, Tensor) and not torch.equal(value, everything(self.parts)[name])
             for name, value in self.before.items()

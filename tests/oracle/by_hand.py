@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import RandomSampler
 
-from oracle.changes import CHANGES, change, clamp_weights, halve_gradients
+from oracle.changes import BREAKS, CHANGES, change, clamp_weights, halve_gradients
 from oracle.parts import GAP, make, rows
 from oracle.program import Event, Program
 from oracle.traces import Once, Trace, everything, state_of
@@ -28,10 +29,25 @@ class NotFinite(Exception):  # noqa: N818
     """A loss or gradient is NaN or infinite: the loop ends before the update."""
 
 
+class Enough(Exception):  # noqa: N818
+    """As many updates have been made as were asked for."""
+
+
 def by_hand(program: Program) -> Trace:
     """What the program does."""
     hand = Hand(program)
     hand.run()
+    hand.trace.final = everything(hand.parts)
+    return hand.trace
+
+
+def by_hand_until(program: Program, updates: int) -> Trace:
+    """The same until another update would be made; ``final`` holds model and loss alone."""
+    hand = Hand(program)
+    hand.most = updates
+    with suppress(Enough):
+        hand.run()
+    hand.trace.final = state_of(hand.parts)
     return hand.trace
 
 
@@ -165,7 +181,8 @@ def is_known(program: Program) -> bool:
 
 def is_sum(program: Program) -> bool:
     """Whether the loss is a sum over samples, and known to be one."""
-    return is_known(program) and program.trainer == "plain" and "sum" in program.loss
+    own_weight = program.trainer not in ("plain", "unweighted")
+    return is_known(program) and not own_weight and "sum" in program.loss
 
 
 def weight_of(program: Program, targets: Tensor) -> float:
@@ -195,6 +212,7 @@ class Hand:
             self.parts.model, self.parts.loss, self.parts.optimizer,
         )  # fmt: skip
         self.step = self.epoch = self.place = self.asked = 0
+        self.most: int | None = None  # updates
         self.again = 0  # 1 in the second step that an own train_step makes on a batch
         self.sampler = sampler_of(program)
         self.batches: list[list[int]] | None = None  # of the epoch that is under way
@@ -212,7 +230,8 @@ class Hand:
         nan = False
         for event in [e for e in self.left if (e.when, e.number) == (when, number)]:
             self.left.remove(event)
-            self.trace.notes.append((when, number, event.what, self.step + self.again))
+            if event.what not in BREAKS:
+                self.trace.notes.append((when, number, event.what, self.step + self.again))
             if event.what in CHANGES:
                 change(event, self.parts)
             else:
@@ -297,7 +316,6 @@ class Hand:
                 if self.epoch >= until:
                     break
         self.trace.steps = self.step
-        self.trace.final = everything(self.parts)
 
     def fit(self, number: int, until: int) -> None:
         if not self.model.training:
@@ -364,6 +382,8 @@ class Hand:
     # ── one update ──────────────────────────────────────────────────────────────────────────
 
     def update(self, chosen: list[int]) -> None:
+        if self.step == self.most:
+            raise Enough
         for row in chosen:
             self.at("item", row)
         if self.program.data == "gaps":
@@ -372,7 +392,9 @@ class Hand:
         before = Before(self)
         try:
             loss = self.descend(inputs, targets)
-        except NotFinite:
+        except (NotFinite, Once) as error:
+            if isinstance(error, Once) and self.program.optimizer != "lbfgs":
+                raise
             if self.again:  # the first of two steps has been made, and stays
                 self.step += 1
             else:
@@ -417,7 +439,7 @@ class Hand:
             self.optimizer.step(closure)
             if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
                 raise NotFinite
-        except NotFinite:
+        except (NotFinite, Once):
             for parameter, before in zip(self.model.parameters(), weights, strict=True):
                 parameter.data.copy_(before)
             self.optimizer.load_state_dict(state)
@@ -443,7 +465,7 @@ class Hand:
 
     def batch_loss(self, inputs: list[Tensor], targets: Tensor) -> Tensor:
         """The loss of a batch, in training."""
-        if self.program.trainer != "plain" and self.model.training:
+        if self.program.trainer not in ("plain", "unweighted") and self.model.training:
             self.trace.notes.append(("compute_loss", self.step + self.again))
         if self.program.trainer == "perturbed":
             place = inputs[0].detach().clone().requires_grad_(True)

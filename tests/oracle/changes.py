@@ -179,9 +179,11 @@ CHANGES = {
         reseed,
     )
 }  # fmt: skip
+# Errors, once, in the pass or call of a moment whose number is their value: a batch that is cut has
+# several. Whether one has come does not show, if all goes on as if it had not.
+BREAKS = {"raise", "out_of_memory"}
 # Changes that a snapshot does not hold: who takes one up makes them again first.
 STRUCTURAL = {
-    "freeze", "unfreeze", "add_group", "to_eval", "to_train", "hook_forward", "hook_backward",
-    "hook_gradient", "hook_accumulated", "hook_before_step", "hook_after_step", "unhook",
-    "add_callback",
+    "hook_forward", "hook_backward", "hook_gradient", "hook_accumulated", "hook_before_step",
+    "hook_after_step", "unhook", "add_callback",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from oracle import zoo
 from oracle.by_hand import updates_of
 from oracle.parts import OPTIMIZERS, SCHEDULES, SGD_KINDS
 from oracle.program import Event, Program
-from oracle.rules import is_sound
+from oracle.rules import is_sound, is_to_be_refused
 
 KINDS = ("exact", "cut", "ranks", "scan")
 OFTEN_SGD = [*OPTIMIZERS, *sorted(SGD_KINDS) * 2]
@@ -24,10 +24,10 @@ FIELDS: dict[str, list[Any]] = {
     "seed": list(range(100)),
     "model": list(zoo.MODELS),
     "loss": list(zoo.LOSSES),
-    "trainer": ["plain"] * 10 + ["noted", "annealed", "perturbed", "own_step"],
+    "trainer": ["plain"] * 10 + ["noted", "annealed", "perturbed", "own_step", "unweighted"],
     "data": ["tensors"] * 8 + ["arrays", "dataset", "gaps", "stream"],
     "data trainer": [None] * 19 + [("dicts", "of_dicts")],
-    "dtype": ["float32", "float64"],
+    "dtype": ["float32"] * 9 + ["float64"] * 9 + ["bfloat16"] * 2,
     "default_dtype": ["float32"] * 9 + ["float64"],
     "late": [False] * 4 + [True],
     "optimizer": OFTEN_SGD,
@@ -74,6 +74,8 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
     },
     "scan": {"engine": ["scan"], "optimizer": sorted(SGD_KINDS), "data": ["tensors"]},
 }
+REFUSED = 0.2  # of the programs that have to be refused, how many are drawn
+HOOKS = ("hook", "add_callback")  # which no compiled step can follow
 MOMENTS = (
     ["fit", "fit_start", "order", "epoch_start", "epoch_end", "epoch_end"]
     + ["forward", "loss", "item", "gradient", "before_update", "before_update"]
@@ -110,9 +112,9 @@ CHANGES: dict[str, list[Any]] = {
     "add_callback": ["halve", "count", "clamp"],
     "evaluate": [None],
     "predict": [3, 1],
-    "raise": [None],
+    "raise": [0, 0, 1, 2],
     "nan": [None],
-    "out_of_memory": [None],
+    "out_of_memory": [0, 1, 2],
 }
 
 
@@ -126,13 +128,16 @@ def generate(random: Random, kind: str) -> Program:
                 candidate = replace(program, **dict(zip(name.split(), value or (), strict=False)))
             else:
                 candidate = replace(program, **{name: value})
-            if is_sound(candidate):
+            if not is_sound(candidate):
+                continue
+            if not is_to_be_refused(candidate) or random.random() < REFUSED:
                 program = candidate
                 break
     for _ in range(random.randint(0, 6)):
         for _ in range(10):
             candidate = replace(program, events=(*program.events, _event(random, program)))
-            if is_sound(candidate):
+            hooked = candidate.events[-1].what.startswith(HOOKS) and kind == "scan"
+            if is_sound(candidate) and not (hooked and random.random() > REFUSED):
                 program = candidate
                 break
     return program

@@ -33,7 +33,8 @@ ALL = tuple(TURNS)
 class Mutant:
     """``old`` stands once in ``file``; with ``new`` in its place the fault is back.
 
-    kinds: of programs in which it can show at all; the others are counted and not run.
+    kinds: of programs in which it can show at all; the others are counted and not run. also: other
+    places of the same file that belong to it.
     """
 
     name: str
@@ -41,16 +42,383 @@ class Mutant:
     old: str
     new: str
     kinds: tuple[str, ...] = ALL
+    also: tuple[tuple[str, str], ...] = ()
 
     def source(self) -> str:
-        """The file with the fault. Raises ValueError unless ``old`` stands there once."""
+        """The file with the fault. Raises ValueError unless each place stands there once."""
         text = (PACKAGE / self.file).read_text("utf-8")
-        if text.count(self.old) != 1:
-            raise ValueError(f"{self.name}: stands {text.count(self.old)} times in {self.file}")
-        return text.replace(self.old, self.new)
+        for old, new in ((self.old, self.new), *self.also):
+            if text.count(old) != 1:
+                raise ValueError(f"{self.name}: {text.count(old)} times in {self.file}: {old}")
+            text = text.replace(old, new)
+        return text
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+EAGER, CUT, RANKS, SCAN = ("exact", "cut", "ranks"), ("cut", "ranks"), ("ranks",), ("scan",)
+EXACT = ("exact",)
+
+LISTS_THAT_GO_STALE = (
+    Mutant(
+        "a frozen layer is moved on by its stale gradient",
+        "training/descent.py",
+        "            parameter.grad = None\n\n\ndef backward",
+        "            if parameter.requires_grad:\n                parameter.grad = None\n\n\n"
+        "def backward",
+        EAGER,
+    ),
+    Mutant(
+        "weights that are bound anew get no update",
+        "training/descent.py",
+        "parameters.append(parameter)",
+        "parameters.append(vars(parameter).setdefault('_alias', parameter.detach()))",
+        EAGER,
+    ),
+    Mutant(
+        "a group without a gradient ends the run",
+        "training/descent.py",
+        "        if parameters:\n            work.append",
+        "        if True:\n            work.append",
+        EAGER,
+    ),
+    Mutant(
+        "a gradient that is sparse in some batches ends the run",
+        "training/descent.py",
+        "or gradient.layout is not torch.strided",
+        "or False",
+        EAGER,
+    ),
+    Mutant(
+        "hooks of the optimizer that come later are not called",
+        "training/descent.py",
+        "if type(optimizer) is not SGD or has_step_hooks(optimizer)",
+        "if type(optimizer) is not SGD or "
+        "vars(optimizer).setdefault('_hooked', has_step_hooks(optimizer))",
+        EAGER,
+    ),
+    Mutant(
+        "momentum is that of the first update",
+        "training/descent.py",
+        'momentum, momenta, old, given = group["momentum"], [], [], []',
+        "momentum, momenta, old, given = "
+        "vars(optimizer).setdefault('_momentum', group['momentum']), [], [], []",
+        EAGER,
+    ),
+    Mutant(
+        "a backward pass in compute_loss is lost",
+        "training/gradient.py",
+        "    value = scalar(trainer.batch_loss(batch))\n    backward(value)",
+        "    value = scalar(trainer.batch_loss(batch))\n"
+        "    trainer.optimizer.zero_grad()\n    backward(value)",
+        EXACT,
+    ),
+    Mutant(
+        "a parameter that is unfrozen later is not guarded",
+        "training/guard.py",
+        "            if (gradient := parameter.grad) is not None\n",
+        "            if (gradient := parameter.grad) is not None\n"
+        "            and vars(parameter).setdefault('_guarded', parameter.requires_grad)\n",
+        EAGER,
+    ),
+    Mutant(
+        "a callback that is added within a block misses its moment",
+        "training/engines/eager.py",
+        "if trainer.callbacks != callbacks:",
+        "if False:",
+        EAGER,
+    ),
+    Mutant(
+        "callbacks that are added in mid-run are not told",
+        "training/trainer.py",
+        "        if self._listeners.callbacks != self.callbacks:  # some may have been added\n",
+        "        if len(self.callbacks) < 0:\n",
+        EAGER,
+    ),
+    Mutant(
+        "ranks exchange the gradients of what was trained at first",
+        "training/exact_gradient.py",
+        "return exchange_gradients(world, trained(trainer.optimizer), loss)",
+        "return exchange_gradients("
+        "world, vars(self).setdefault('_first', trained(trainer.optimizer)), loss)",
+        RANKS,
+    ),
+    Mutant(
+        "sparse gradients are exchanged as dense ones",
+        "training/distributed.py",
+        "return gradient, gradient is not None and gradient.layout is not torch.strided",
+        "return gradient, False",
+        RANKS,
+    ),
+    Mutant(
+        "sums in float64 outlive a batch that failed",
+        "training/gradient.py",
+        "        self._sums: dict[Tensor, Tensor] = {}\n",
+        "        self._sums: dict[Tensor, Tensor] = vars(optimizer).setdefault('_sums', {})\n",
+        CUT,
+        also=(
+            (
+                "            parameter.grad = held.to(parameter.dtype)\n",
+                "            parameter.grad = held.to(parameter.dtype)\n"
+                "        self._sums.clear()\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "scan goes on with the step that it captured first",
+        "training/engines/scan.py",
+        "if self._step is None or samples is not self._samples_of_step or not is_current:",
+        "if self._step is None or samples is not self._samples_of_step:",
+        SCAN,
+    ),
+)
+
+KEEPERS = (
+    Mutant(
+        "who looks forgets the loss module",
+        "training/keeper.py",
+        "found: list[Any] = [trainer.model, trainer.loss]",
+        "found: list[Any] = [trainer.model]",
+    ),
+    Mutant(
+        "the loss module is evaluated in training mode",
+        "training/keeper.py",
+        "                root.train(training)\n",
+        "                root.train(training or root is trainer.loss)\n",
+    ),
+    Mutant(
+        "modes stay as a look has left them",
+        "training/keeper.py",
+        "            module.training = mode\n",
+        "            module.training = module.training\n",
+    ),
+    Mutant(
+        "a look draws from the run's generator",
+        "training/keeper.py",
+        "        self._kept.restore(self.trainer.device)\n",
+        "        self._kept = RngState.take(self.trainer.device)\n",
+    ),
+    Mutant(
+        "buffers that forward has assigned stay after a bad update",
+        "training/keeper.py",
+        "                now.clear()  # and filled in the order that they had\n"
+        "                now.update(then)\n",
+        "                pass\n",
+        EAGER,
+    ),
+    Mutant(
+        "buffers stay as a bad update has left them",
+        "training/guard.py",
+        'self._before = Keeper(self.trainer, "buffers", "draws")',
+        'self._before = Keeper(self.trainer, "draws")',
+        EAGER,
+    ),
+    Mutant(
+        "random numbers of a bad update are used up",
+        "training/guard.py",
+        'self._before = Keeper(self.trainer, "buffers", "draws")',
+        'self._before = Keeper(self.trainer, "buffers")',
+        EAGER,
+    ),
+    Mutant(
+        "what a batch did to buffers before memory ran out stays",
+        "training/exact_gradient.py",
+        "            before.restore()\n            zero_gradients",
+        "            zero_gradients",
+        CUT,
+    ),
+    Mutant(
+        "a model that works in place is given its own work again",
+        "training/exact_gradient.py",
+        "        part = part.copy()\n",
+        "",
+        CUT,
+    ),
+    Mutant(
+        "a model that works in place rewrites the data set",
+        "training/engines/eager.py",
+        "rows = [tensor.clone() for tensor in placed.tensors]",
+        "rows = list(placed.tensors)",
+        EXACT,
+    ),
+)
+
+COUNTERS = (
+    Mutant(
+        "an update is counted before it is made",
+        "training/engines/eager.py",
+        "            loss = trainer.train_step(batch)\n",
+        "            progress.made()\n            loss = trainer.train_step(batch)\n",
+        EAGER,
+    ),
+    Mutant(
+        "losses of the updates before an error are not in the epoch's mean",
+        "training/trainer.py",
+        "            if block.losses:\n                found = stacked(block.losses)\n",
+        "            if False:\n                found = stacked(block.losses)\n",
+        EAGER,
+    ),
+    Mutant(
+        "a fit that an error ends has no on_fit_end",
+        "training/trainer.py",
+        "                self._end_after(error)\n",
+        "",
+    ),
+    Mutant(
+        "after an error at an epoch's end the schedule does not move",
+        "training/trainer.py",
+        "        self.schedule.after_epoch()\n        self.told = []\n        self._finish_epoch()\n",
+        "        self.told = []\n        self._finish_epoch()\n        self.schedule.after_epoch()\n",
+    ),
+    Mutant(
+        "a callable order is asked again after a stop",
+        "training/epoch_plan.py",
+        "    elif plan is None or plan.epoch != epoch or plan.asked is not asked:\n",
+        "    elif True:\n",
+    ),
+    Mutant(
+        "ReduceLROnPlateau is given train_loss between validations",
+        "training/schedules.py",
+        'metric = self.metric or ("val_loss" if validated else "train_loss")',
+        'metric = self.metric or ("val_loss" if "val_loss" in records[-1] else "train_loss")',
+    ),
+    Mutant(
+        "trainer.lr sets the rate of the first group alone",
+        "training/schedules.py",
+        "        for group in optimizer.param_groups:\n            group[\"lr\"] = rate\n",
+        "        for group in optimizer.param_groups[:1]:\n            group[\"lr\"] = rate\n",
+    ),
+    Mutant(
+        "the history holds the live tensor of a learning rate",
+        "training/trainer.py",
+        "self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate",
+        "self.progress.lr = rate",
+        EAGER,
+    ),
+)
+
+MEANS = (
+    Mutant(
+        "any loss is taken for a mean over samples",
+        "training/losses.py",
+        "    if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):\n"
+        "        return None\n",
+        "    if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):\n"
+        "        return _MEAN\n",
+        CUT,
+    ),
+    Mutant(
+        "weights of classes are left out of the mean",
+        "training/losses.py",
+        "        if self.weights is None:\n            each",
+        "        if True:\n            each",
+    ),
+    Mutant(
+        "ignored targets count",
+        "training/losses.py",
+        "counted = targets != self.ignore_index",
+        "counted = targets == targets",
+    ),
+    Mutant(
+        "a sum is averaged",
+        "training/losses.py",
+        '    if reduction == "sum":\n        return _SUM\n',
+        '    if reduction == "sum":\n        return _MEAN\n',
+    ),
+    Mutant(
+        "a part whose targets are all ignored makes the batch NaN",
+        "training/gradient.py",
+        "return [weight / total or None for weight in weights], total",
+        "return [weight / total for weight in weights], total",
+        CUT,
+    ),
+    Mutant(
+        "the second pass goes on from the buffers of the first",
+        "training/two_passes.py",
+        "            start.restore()\n",
+        "",
+        CUT,
+    ),
+    Mutant(
+        "each rank adds the whole gradient of the loss's own parameters",
+        "training/two_passes.py",
+        "        if self.is_first:\n            loss.backward()",
+        "        if True:\n            loss.backward()",
+        RANKS,
+    ),
+    Mutant(
+        "train_loss is a mean over samples, whatever the loss is divided by",
+        "training/engines/eager.py",
+        "block.note(loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)",
+        "block.note(loss, size, size)",
+        EAGER,
+    ),
+    Mutant(
+        "an own compute_loss is cut without a word",
+        "training/exact_gradient.py",
+        "if has_own_loss(trainer) and not says_weight(trainer):",
+        "if False:",
+        CUT,
+    ),
+    Mutant(
+        "layers that mix samples are cut without a word",
+        "training/exact_gradient.py",
+        "        check_separable(trainer.model, self.allowed, cut_by)\n",
+        "",
+        CUT,
+    ),
+    Mutant(
+        "a metric is a mean over parts",
+        "training/evaluation.py",
+        "        self.functions = {n: m for n, m in self.metrics.items() if not streams(m)}\n",
+        "        self.metrics = {n: MeanOverSamples(m) for n, m in self.metrics.items()}\n"
+        "        self.functions = {}\n",
+    ),
+)
+
+OTHERS = (
+    Mutant(
+        "another default dtype ends the run",
+        "training/guard.py",
+        "self._one = torch.ones((), dtype=torch.float32, device=trainer.device)",
+        "self._one = torch.ones((), device=trainer.device)",
+        EAGER,
+    ),
+    Mutant(
+        "bfloat16 has other bits",
+        "training/descent.py",
+        "_SAME_BITS = (torch.float32, torch.float64)",
+        "_SAME_BITS = (torch.float32, torch.float64, torch.bfloat16)",
+        EXACT,
+    ),
+    Mutant(
+        "clipping adds up in the order of the groups",
+        "training/trainer.py",
+        "return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))",
+        "return list(dict.fromkeys(held))",
+        EXACT,
+    ),
+    Mutant(
+        "an own train_step silently loses clipping and microbatches",
+        "training/guard.py",
+        "            if is_set and rung not in used:\n",
+        "            if False:\n",
+        EAGER,
+    ),
+    Mutant(
+        "a snapshot forgets which layers are frozen",
+        "training/module_state.py",
+        "[name for name, p in module.named_parameters() if not p.requires_grad]",
+        "[]",
+    ),
+    Mutant(
+        "L-BFGS goes on without the callbacks that correct gradients",
+        "training/exact_gradient.py",
+        '        trainer.emit("on_gradient", batch, losses[-1])\n',
+        "",
+        EXACT,
+    ),
+)
+
+MUTANTS = (*LISTS_THAT_GO_STALE, *KEEPERS, *COUNTERS, *MEANS, *OTHERS)
 
 
 # ── the search ──────────────────────────────────────────────────────────────────────────────────

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from oracle import zoo
 from oracle.by_hand import smallest_batch, updates_of
+from oracle.changes import BREAKS
 from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
 
 # Parameters with other memory or other values than those that their layer computes them from.
 COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
-# Losses over a batch that no sum over its parts makes, since they have a state or draw numbers.
-NO_CUT_LOSSES = zoo.RANDOM_LOSSES | zoo.STATEFUL_LOSSES
-NO_CUT_MODELS = zoo.RANDOM_MODELS | zoo.MIXING_MODELS | zoo.STATEFUL_MODELS | {"lazy"}
+# Models whose outputs for a batch nobody could put together from those for its parts.
+NO_CUT_MODELS = zoo.RANDOM_MODELS | {"growing", "remembering", "sometimes_sparse", "lazy"}
 # Losses that are a mean over samples or weights, so that a compute_loss of one's own can be cut.
 MEANS = {
     "mse", "mse_function", "huber", "smooth_partial", "bce", "learned", "focal", "entropy",
@@ -35,8 +35,24 @@ AT_REST = {"evaluate", "predict", "stop", "state_dict", "replace_parameters", "s
 BETWEEN_UPDATES = {"bind", "clamp", "stale_gradients", "forget"}
 
 
+def is_to_be_refused(p: Program) -> bool:
+    """Whether no numbers could be right, so that it has to be refused, before any update."""
+    if p.trainer == "own_step" and (p.clip_norm or p.clip_value or p.is_cut):
+        return True  # these are left to train_step, which does nothing about them
+    if not p.is_cut:
+        return False
+    return (
+        p.model in zoo.MIXING_MODELS
+        or (p.model == "running" and smallest_batch(p) >= 2 * p.ranks)
+        or (p.trainer == "unweighted")
+        or (p.ranks > 1 and p.loss in zoo.RANDOM_LOSSES)
+    )
+
+
 def is_sound(program: Program) -> bool:
     """Whether the parts fit together, and each event has one meaning."""
+    if is_to_be_refused(program) and program.events:
+        return False
     return (
         _parts_fit(program)
         and _data_fit(program)
@@ -49,6 +65,8 @@ def is_sound(program: Program) -> bool:
 
 def _parts_fit(p: Program) -> bool:
     targets = zoo.LOSSES[p.loss][0]
+    if p.dtype == "bfloat16" and (p.engine == "scan" or p.is_cut):
+        return False
     if (p.model == "two_outputs") != (p.loss == "first"):
         return False
     if p.model == "embedding" and p.optimizer not in SPARSE_OPTIMIZERS:
@@ -76,9 +94,7 @@ def _parts_fit(p: Program) -> bool:
             others = p.model not in ("two_outputs", "in_place", "forces")
             return tensors and others and p.validation is None and not p.is_cut
         case "own_step":
-            unclipped = p.clip_norm is None and p.clip_value is None
-            whole = not p.is_cut and targets != "some_classes" and p.model != "in_place"
-            return p.optimizer != "lbfgs" and unclipped and whole
+            return p.optimizer != "lbfgs" and targets != "some_classes" and p.model != "in_place"
     return True
 
 
@@ -99,18 +115,20 @@ def _data_fit(p: Program) -> bool:
 def _can_be_cut(p: Program) -> bool:
     return (
         p.model not in NO_CUT_MODELS
-        and p.loss not in NO_CUT_LOSSES
+        and not (p.model == "running" and not is_to_be_refused(p))
         and p.optimizer not in ("lbfgs", "rprop")
         and not (p.ranks > 1 and p.data == "stream")
         and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
         and not (p.ranks > 1 and p.data == "gaps" and p.batch_size < 4)  # one may have none
         and not (p.ranks > 1 and p.model in SETTING_WEIGHTS and smallest_batch(p) < p.ranks)
         and (p.microbatch is not None or not p.in_float64)
-        and (p.trainer in ("plain", "annealed") or p.loss in MEANS)
+        and (p.trainer in ("plain", "annealed", "unweighted") or p.loss in MEANS)
     )
 
 
 def _can_be_scanned(p: Program) -> bool:
+    if p.model in SETTING_WEIGHTS and zoo.LOSSES[p.loss][0] == "some_classes":
+        return False  # what forward sets in a pass that ends in NaN stays, or is undone with it
     quiet = p.model not in zoo.RANDOM_MODELS and p.loss not in zoo.RANDOM_LOSSES
     return quiet and p.optimizer in SGD_KINDS and p.microbatch is None and p.trainer == "plain"
 
@@ -167,9 +185,14 @@ def _change_fits(p: Program, e: Event) -> bool:
     }:  # fmt: skip
         return False
     if p.optimizer == "lbfgs" and e.what in {
-        "freeze", "unfreeze", "add_group", "replace_parameters", "raise", "bind",
+        "freeze", "unfreeze", "add_group", "replace_parameters", "bind",
     }:  # fmt: skip
         return False
+    if p.optimizer == "lbfgs" and e.when in INSIDE and e.what in {"lr", "lr_of_trainer"}:
+        return False  # it has read its settings by then
+    in_parts = p.is_cut and e.when in ("forward", "loss")
+    if e.what in BREAKS and e.value > 0 and not in_parts:
+        return False  # there is one pass
     match e.what:
         case "add_group":
             return p.late
@@ -207,5 +230,9 @@ def _events_fit(p: Program) -> bool:
             return False
         if event.what in LAST:
             last.add((event.when, event.number))
-    once = [e.what for e in p.events if e.what in ("add_group", "snapshot")]
-    return len(once) == len(set(once))
+    whats = [e.what for e in p.events]
+    if whats.count("add_group") > 1 or whats.count("snapshot") > 1:
+        return False
+    # A callback that comes after the one which takes the snapshot is not called again.
+    clamps = any(e.what == "add_callback" and e.value == "clamp" for e in p.events)
+    return not (clamps and "snapshot" in whats)

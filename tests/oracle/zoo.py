@@ -359,9 +359,8 @@ INPUTS = {
 }
 # Draw random numbers in forward, so that no two cuts of a batch can be compared.
 RANDOM_MODELS = {"dropout", "skipping"}
-# Make one sample's output depend on the others of its batch, or on what came before.
-MIXING_MODELS = {"batchnorm", "instancenorm", "spectral", "sometimes_sparse"}
-STATEFUL_MODELS = {"running", "growing", "remembering"}
+# Have layers that are known to make a sample's output depend on the others of its batch.
+MIXING_MODELS = {"batchnorm", "instancenorm", "spectral"}
 WITH_NORM = {"batchnorm", "groupnorm", "instancenorm", "frozen_norm", "dropout", "unsafe"}
 SPARSE_MODELS = {"embedding", "sometimes_sparse"}
 
@@ -483,4 +482,3 @@ LOSSES: dict[str, tuple[str, Callable[[torch.dtype], Any]]] = {
     "focal": ("classes", lambda _: focal),
 }
 RANDOM_LOSSES = {"dropping"}
-STATEFUL_LOSSES = {"running", "running_anew"}
