@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -369,7 +368,7 @@ def test_a_cosine_schedule_is_of_a_number_of_epochs(capsys):
 
 def process(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-W", "error", *arguments]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
+    return subprocess.run(command, capture_output=True, timeout=300, check=False, **options)
 
 
 LOOK = """\
@@ -394,9 +393,9 @@ def test_light_commands_answer_without_torch():
         ["--config", "moons.yaml", "epochs=x"],
         ["--config", "missing.yaml"],
     ]
-    started = time.perf_counter()
+    before = os.times().children_user
     done = process("-c", LOOK.replace("ARGUMENTS", repr(arguments)), text=True)
-    assert time.perf_counter() - started < 5
+    assert os.times().children_user - before < 5  # whatever else the machine does
     assert done.stderr.splitlines() == [
         "code 0",
         "code 0",
@@ -411,11 +410,11 @@ def test_light_commands_answer_without_torch():
 
 def test_a_reader_that_goes_away_and_closed_streams_are_borne():
     command = f"exec {sys.executable} -m gdtrain schema | true; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=300, check=False)
     assert done.returncode in (0, 1)  # 0 where everything fitted into the pipe
     assert done.stderr == b""
     command = f"exec {sys.executable} -m gdtrain --config moons.yaml epochs=0 >&- 2>&-"
-    assert subprocess.run(["bash", "-c", command], timeout=60, check=False).returncode == 2
+    assert subprocess.run(["bash", "-c", command], timeout=300, check=False).returncode == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

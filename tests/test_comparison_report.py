@@ -247,7 +247,7 @@ def browse(tmp_path: Path, text: str) -> tuple[str, set[str]]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     events = json.loads(log.read_text("utf-8"))["events"]

@@ -16,7 +16,7 @@ BUSY = 10
 def audited() -> dict[str, Any]:
     """What a process of its own, under an audit hook, says of every case."""
     command = [sys.executable, "-W", "error", "-m", "helpers.hostile_run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found

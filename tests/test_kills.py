@@ -108,7 +108,7 @@ def test_a_second_signal_exits_at_once(tmp_path, signum):
 def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(tmp_path):
     """SIGSTOP: the process is there and its connections are open, but it never answers."""
     arguments = write_config(tmp_path, "sample", 2)
-    run = start_run([*arguments, "process_timeout=3", "epochs=2000"], tmp_path, 2)
+    run = start_run([*arguments, "process_timeout=10", "epochs=2000"], tmp_path, 2)
     run.programs[0].wait_for(lambda: "training on" in run.text())
     run.send(signal.SIGSTOP, [1])
     run.wait_for_one()

@@ -351,7 +351,7 @@ def test_a_process_ends_while_a_reader_waits(tmp_path) -> None:
         "print(next(batches).inputs.tolist())\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[[0.0, 0.0, 0.0]]\n", "")
 

@@ -38,7 +38,7 @@ validation: {{every_n_epochs: 2}}
 early_stopping: {{monitor: train_loss, patience: 1000}}
 log: {{every_n_steps: 1, picture: false}}
 checkpoint: {{every_n_steps: {every}, keep_last: 2, keep_best: val_loss}}
-process_timeout: 25
+process_timeout: 60
 epochs: {epochs}
 """
 # form -> (loader, batch_norm if there is one process, epochs, steps between checkpoints)
