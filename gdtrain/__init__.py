@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gdtrain.analysis.compare import compare as compare
-    from gdtrain.analysis.gradient_monitors import GradientNorm as GradientNorm
-    from gdtrain.analysis.gradient_monitors import NoiseScale as NoiseScale
-    from gdtrain.analysis.gradient_monitors import SampleGradients as SampleGradients
+    from gdtrain.analysis.comparison.compare import compare as compare
     from gdtrain.analysis.landscape import landscape as landscape
     from gdtrain.analysis.lr_range import lr_range as lr_range
-    from gdtrain.analysis.sharpness_monitor import SharpnessMonitor as SharpnessMonitor
-    from gdtrain.analysis.trajectory import Trajectory as Trajectory
-    from gdtrain.analysis.update_monitors import FullLoss as FullLoss
-    from gdtrain.analysis.update_monitors import UpdateRatio as UpdateRatio
+    from gdtrain.analysis.monitors.gradients import GradientNorm as GradientNorm
+    from gdtrain.analysis.monitors.gradients import NoiseScale as NoiseScale
+    from gdtrain.analysis.monitors.gradients import SampleGradients as SampleGradients
+    from gdtrain.analysis.monitors.sharpness import SharpnessMonitor as SharpnessMonitor
+    from gdtrain.analysis.monitors.trajectory import Trajectory as Trajectory
+    from gdtrain.analysis.monitors.updates import FullLoss as FullLoss
+    from gdtrain.analysis.monitors.updates import UpdateRatio as UpdateRatio
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.config.registry import register_loss as register_loss
@@ -23,67 +23,67 @@ if TYPE_CHECKING:
     from gdtrain.config.registry import register_source as register_source
     from gdtrain.config.registry import register_trainer as register_trainer
     from gdtrain.data.batch import Batch as Batch
-    from gdtrain.data.loaders import BatchLoader as BatchLoader
-    from gdtrain.data.loaders import MiniBatchLoader as MiniBatchLoader
-    from gdtrain.data.loaders import SampleLoader as SampleLoader
-    from gdtrain.data.mapped import mapped as mapped
-    from gdtrain.data.phased_loader import PhasedLoader as PhasedLoader
-    from gdtrain.data.phases import BatchSizes as BatchSizes
-    from gdtrain.data.weighted import Weighted as Weighted
-    from gdtrain.monitoring.curves import plot_history as plot_history
-    from gdtrain.monitoring.tensorboard import TensorBoard as TensorBoard
-    from gdtrain.training.averaging import Averaging as Averaging
-    from gdtrain.training.callbacks import Callback as Callback
-    from gdtrain.training.callbacks import StepLosses as StepLosses
+    from gdtrain.data.files.mapped import mapped as mapped
+    from gdtrain.data.loaders.forms import BatchLoader as BatchLoader
+    from gdtrain.data.loaders.forms import MiniBatchLoader as MiniBatchLoader
+    from gdtrain.data.loaders.forms import SampleLoader as SampleLoader
+    from gdtrain.data.loaders.phased_loader import PhasedLoader as PhasedLoader
+    from gdtrain.data.loaders.phases import BatchSizes as BatchSizes
+    from gdtrain.data.orders.weighted import Weighted as Weighted
+    from gdtrain.output.plots.curves import plot_history as plot_history
+    from gdtrain.output.tensorboard import TensorBoard as TensorBoard
+    from gdtrain.training.callbacks.averaging import Averaging as Averaging
+    from gdtrain.training.callbacks.callback import Callback as Callback
+    from gdtrain.training.callbacks.callback import StepLosses as StepLosses
+    from gdtrain.training.callbacks.prequential import Prequential as Prequential
+    from gdtrain.training.callbacks.saga import SAGA as SAGA
+    from gdtrain.training.callbacks.svrg import SVRG as SVRG
+    from gdtrain.training.callbacks.validation import EarlyStopping as EarlyStopping
+    from gdtrain.training.callbacks.validation import Validation as Validation
     from gdtrain.training.metrics import mean_over_samples as mean_over_samples
-    from gdtrain.training.prequential import Prequential as Prequential
-    from gdtrain.training.saga import SAGA as SAGA
-    from gdtrain.training.svrg import SVRG as SVRG
     from gdtrain.training.trainer import Trainer as Trainer
-    from gdtrain.training.validation import EarlyStopping as EarlyStopping
-    from gdtrain.training.validation import Validation as Validation
 
 __version__ = "0.1.0"
 
 # Names are imported at their first use, so that the command line can answer --help, schema and
 # every configuration error without importing torch.
 _HOMES = {
-    "Averaging": "gdtrain.training.averaging",
+    "Averaging": "gdtrain.training.callbacks.averaging",
     "Batch": "gdtrain.data.batch",
-    "BatchLoader": "gdtrain.data.loaders",
-    "BatchSizes": "gdtrain.data.phases",
-    "Callback": "gdtrain.training.callbacks",
-    "EarlyStopping": "gdtrain.training.validation",
-    "FullLoss": "gdtrain.analysis.update_monitors",
-    "GradientNorm": "gdtrain.analysis.gradient_monitors",
-    "MiniBatchLoader": "gdtrain.data.loaders",
-    "NoiseScale": "gdtrain.analysis.gradient_monitors",
-    "PhasedLoader": "gdtrain.data.phased_loader",
-    "Prequential": "gdtrain.training.prequential",
-    "SAGA": "gdtrain.training.saga",
-    "SVRG": "gdtrain.training.svrg",
-    "SampleGradients": "gdtrain.analysis.gradient_monitors",
-    "SampleLoader": "gdtrain.data.loaders",
-    "SharpnessMonitor": "gdtrain.analysis.sharpness_monitor",
-    "StepLosses": "gdtrain.training.callbacks",
-    "TensorBoard": "gdtrain.monitoring.tensorboard",
+    "BatchLoader": "gdtrain.data.loaders.forms",
+    "BatchSizes": "gdtrain.data.loaders.phases",
+    "Callback": "gdtrain.training.callbacks.callback",
+    "EarlyStopping": "gdtrain.training.callbacks.validation",
+    "FullLoss": "gdtrain.analysis.monitors.updates",
+    "GradientNorm": "gdtrain.analysis.monitors.gradients",
+    "MiniBatchLoader": "gdtrain.data.loaders.forms",
+    "NoiseScale": "gdtrain.analysis.monitors.gradients",
+    "PhasedLoader": "gdtrain.data.loaders.phased_loader",
+    "Prequential": "gdtrain.training.callbacks.prequential",
+    "SAGA": "gdtrain.training.callbacks.saga",
+    "SVRG": "gdtrain.training.callbacks.svrg",
+    "SampleGradients": "gdtrain.analysis.monitors.gradients",
+    "SampleLoader": "gdtrain.data.loaders.forms",
+    "SharpnessMonitor": "gdtrain.analysis.monitors.sharpness",
+    "StepLosses": "gdtrain.training.callbacks.callback",
+    "TensorBoard": "gdtrain.output.tensorboard",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
-    "Trajectory": "gdtrain.analysis.trajectory",
-    "UpdateRatio": "gdtrain.analysis.update_monitors",
-    "Validation": "gdtrain.training.validation",
-    "Weighted": "gdtrain.data.weighted",
+    "Trajectory": "gdtrain.analysis.monitors.trajectory",
+    "UpdateRatio": "gdtrain.analysis.monitors.updates",
+    "Validation": "gdtrain.training.callbacks.validation",
+    "Weighted": "gdtrain.data.orders.weighted",
     "register_loss": "gdtrain.config.registry",
     "register_model": "gdtrain.config.registry",
     "register_source": "gdtrain.config.registry",
     "register_trainer": "gdtrain.config.registry",
-    "compare": "gdtrain.analysis.compare",
+    "compare": "gdtrain.analysis.comparison.compare",
     "landscape": "gdtrain.analysis.landscape",
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",
-    "mapped": "gdtrain.data.mapped",
+    "mapped": "gdtrain.data.files.mapped",
     "mean_over_samples": "gdtrain.training.metrics",
-    "plot_history": "gdtrain.monitoring.curves",
+    "plot_history": "gdtrain.output.plots.curves",
 }
 
 __all__ = sorted(_HOMES)

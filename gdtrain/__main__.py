@@ -4,13 +4,13 @@ import os
 import sys
 import traceback
 
-from gdtrain.training.signals import hold
+from gdtrain.training.safety.signals import hold
 
 
 def run() -> None:
     """Run the command that was asked for, and end the process with its exit code."""
     hold()  # before anything that takes a while, so that a signal in the first moment is not lost
-    from gdtrain.cli import main
+    from gdtrain.cli.main import main
 
     try:
         code = main()

@@ -15,8 +15,8 @@ from typing import Any
 
 import matplotlib
 
-from gdtrain.cli import main as gdtrain
-from gdtrain.monitoring.metrics_log import read_metrics
+from gdtrain.cli.main import main as gdtrain
+from gdtrain.output.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "edge_of_stability.yaml"

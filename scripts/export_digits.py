@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-TARGET = Path(__file__).resolve().parent.parent / "gdtrain" / "data" / "digits.npz"
+TARGET = Path(__file__).resolve().parent.parent / "gdtrain" / "data" / "builtin" / "digits.npz"
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from gdtrain import MiniBatchLoader
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.names import OrderName
-from gdtrain.data.order import generator
+from gdtrain.data.orders.order import generator
 from gdtrain.data.samples import Samples
 
 BATCH_SIZES = (1, 7, 1000, 1024, 4096, 65_537)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gdtrain.cli import main
+from gdtrain.cli.main import main
 from gdtrain.config.load import check, load_config
 from gdtrain.config.yaml_source import read_text
 

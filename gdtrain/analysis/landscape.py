@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from gdtrain.analysis.descended import descended
-from gdtrain.analysis.functional_loss import UNMAPPABLE, FunctionalLoss
-from gdtrain.analysis.objective import Objective
-from gdtrain.analysis.trajectory import WeightPath
+from gdtrain.analysis.curvature.descended_function import descended
+from gdtrain.analysis.curvature.full_loss import Objective
+from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.monitors.trajectory import WeightPath
 from gdtrain.data.batch import Batch
-from gdtrain.data.loaders import Loader
-from gdtrain.data.settings import whole_number
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import DataError
-from gdtrain.training.flat import Flat
+from gdtrain.training.gradients.flat_vector import Flat
+from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.losses import adds_up
-from gdtrain.training.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from gdtrain.monitoring.picture import Picture
+    from gdtrain.output.plots.picture import Picture
 
 logger = logging.getLogger("gdtrain")
 
@@ -61,7 +61,7 @@ class Landscape:
 
     def draw(self, loss_label: str = "full loss") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""
-        from gdtrain.monitoring.hill import draw_hill
+        from gdtrain.output.plots.loss_map import draw_hill
 
         return draw_hill(
             self.x, self.y, self.losses, self.ways, self.labels, self.explained, loss_label
@@ -88,9 +88,9 @@ def landscape(
     J is the loss over all samples of ``loader`` (the trainer's if left out), at ``resolution`` ×
     ``resolution`` points, many at a time by ``torch.func`` where that can take the model: what
     descent goes down where there is such a function
-    (:func:`~gdtrain.analysis.descended.descended`), so of a BatchNorm network under a BatchLoader
-    that in training mode, with statistics of all samples at each point; else J in eval mode, with
-    the trainer's buffers at all points. Nothing of the trainer is changed.
+    (:func:`~gdtrain.analysis.curvature.descended_function.descended`), so of a BatchNorm network
+    under a BatchLoader that in training mode, with statistics of all samples at each point; else J
+    in eval mode, with the trainer's buffers at all points. Nothing of the trainer is changed.
 
     Raises DataError for paths that are projected or not of this model, or a stream.
     """

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdtrain.analysis.objective import rereadable
+from gdtrain.analysis.curvature.full_loss import rereadable
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
-from gdtrain.data.loaders import Loader
-from gdtrain.data.settings import whole_number
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.monitoring.curves import smoothed
+from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from gdtrain.monitoring.picture import Picture
+    from gdtrain.output.plots.picture import Picture
 
 SPAN = 5  # of the smoothing: β = 0.8
 DIVERGED = 4.0  # times the loss before the first update
@@ -83,7 +83,7 @@ class LrRange:
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""
-        from gdtrain.monitoring.plots import Curve, Mark, draw
+        from gdtrain.output.plots.style import Curve, Mark, draw
 
         marks = []
         for label, at, style in (
@@ -124,7 +124,7 @@ def lr_range(
     parameters keep the ratios of their learning rates; lr is that of the first.
 
     J is smoothed over looks by the exponential moving average with β = 0.8, corrected for its bias
-    (:func:`~gdtrain.monitoring.curves.smoothed`). The test ends early, as diverged, where a loss,
+    (:func:`~gdtrain.output.plots.curves.smoothed`). The test ends early, as diverged, where a loss,
     gradient or J is not finite, or J > J_0 + 3 max(|J_0|, J_0 - min J): four times the J_0 before
     the first update, if that is positive. ``suggestion`` is the smaller of two
     rules of thumb: where smoothed J falls fastest against log lr up to its minimum, and a tenth of

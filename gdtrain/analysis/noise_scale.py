@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gdtrain.analysis.functional_loss import FunctionalLoss
-from gdtrain.analysis.objective import rereadable, trained, undisturbed
+from gdtrain.analysis.curvature.full_loss import rereadable, trained, undisturbed
+from gdtrain.analysis.curvature.functional_loss import FunctionalLoss
 from gdtrain.analysis.sample_gradients import PerSample, check_is_mean, mean_weight, take
 from gdtrain.data.batch import Batch
-from gdtrain.data.loaders import Loader
-from gdtrain.data.order import generator
-from gdtrain.data.settings import whole_number
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.orders.order import generator
 from gdtrain.errors import DataError
 from gdtrain.training.losses import adds_up, weight_of
 from gdtrain.training.trainer import Trainer

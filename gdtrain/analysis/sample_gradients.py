@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from gdtrain.analysis.functional_loss import UNMAPPABLE, FunctionalLoss
-from gdtrain.analysis.objective import rereadable, trained, undisturbed
-from gdtrain.analysis.twin import pick
+from gdtrain.analysis.curvature.full_loss import rereadable, trained, undisturbed
+from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.verify.float64_copy import pick
 from gdtrain.data.batch import Batch, Plan, map_tensors
-from gdtrain.data.loaders import Loader
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.samples import Samples
-from gdtrain.data.settings import whole_number
 from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
-from gdtrain.training.flat import Flat
+from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.losses import MeanOfTargets, has_known_mean, mean_of, says_weight, weight_of
 from gdtrain.training.trainer import Trainer
 
@@ -86,8 +86,8 @@ def largest_sample_gradients(
 class PerSample:
     """The gradients of a trainer's ``compute_loss`` for one sample at a time.
 
-    To be used while the trainer is :func:`~gdtrain.analysis.objective.undisturbed`. Each sample's
-    pass starts from the same buffers.
+    To be used while the trainer is :func:`~gdtrain.analysis.curvature.full_loss.undisturbed`. Each
+    sample's pass starts from the same buffers.
     """
 
     def __init__(self, trainer: Trainer) -> None:

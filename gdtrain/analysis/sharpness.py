@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gdtrain.analysis.descended import descended
-from gdtrain.analysis.lanczos import largest_eigenpair
-from gdtrain.data.loaders import Loader
-from gdtrain.data.settings import whole_number
+from gdtrain.analysis.curvature.descended_function import descended
+from gdtrain.analysis.curvature.lanczos import largest_eigenpair
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ConfigError
-from gdtrain.training.flat import Flat
+from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.trainer import Trainer
 
 # A product with the Hessian differentiates a gradient: forward and backward passes, twice.
@@ -56,12 +56,13 @@ def largest_eigenvalue(
 ) -> Sharpness:
     """The largest (algebraic) eigenvalue of H = ∂²J/∂θ² at the trainer's present weights.
 
-    J is the full loss of :class:`~gdtrain.analysis.objective.Objective`, over all samples of
-    ``loader`` (the trainer's if left out), in the mode in which descent goes down it, where there
-    is one (:func:`~gdtrain.analysis.descended.descended`): in training mode under a BatchLoader
-    with BatchNorm, over all samples at once; else in eval mode, in microbatches. H is never formed:
-    the method of Lanczos asks for products with it, ``max_products`` at most, each of which costs
-    two gradient evaluations; the memory is that of as many vectors as products.
+    J is the full loss of :class:`~gdtrain.analysis.curvature.full_loss.Objective`, over all samples
+    of ``loader`` (the trainer's if left out), in the mode in which descent goes down it, where
+    there is one (:func:`~gdtrain.analysis.curvature.descended_function.descended`): in training
+    mode under a BatchLoader with BatchNorm, over all samples at once; else in eval mode, in
+    microbatches. H is never formed: the method of Lanczos asks for products with it,
+    ``max_products`` at most, each of which costs two gradient evaluations; the memory is that of as
+    many vectors as products.
 
     start: [P], such as the vector of the last time while the weights have moved little, which
     saves products; a random one (always the same) if left out.

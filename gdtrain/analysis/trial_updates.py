@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from gdtrain.training.callbacks import Callback
+from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.eager import EagerEngine
-from gdtrain.training.guard import Guard
-from gdtrain.training.keeper import as_in_fit, unchanged
 from gdtrain.training.progress import Progress
+from gdtrain.training.safety.finite_guard import Guard
+from gdtrain.training.state.keeper import as_in_fit, unchanged
 from gdtrain.training.trainer import Trainer
 
 

@@ -8,12 +8,12 @@ import time
 from functools import partial
 from typing import Any, Literal
 
-from gdtrain.checkpoint.background import Background
+from gdtrain.checkpoint.background_writer import Background
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
-from gdtrain.training.callbacks import Callback
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.validation import best_of
 from gdtrain.training.trainer import Trainer
-from gdtrain.training.validation import best_of
 
 logger = logging.getLogger("gdtrain")
 

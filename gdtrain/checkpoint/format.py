@@ -18,9 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.checkpoint import disk
-from gdtrain.checkpoint.layout import DTYPE_NAMES, REMARK, TensorCheck, bytes_of, read_layout
-from gdtrain.checkpoint.values import flatten, parse, restore
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.json_values import flatten, parse, restore
+from gdtrain.checkpoint.safetensors_header import (
+    DTYPE_NAMES,
+    REMARK,
+    TensorCheck,
+    bytes_of,
+    read_layout,
+)
 from gdtrain.errors import CheckpointError, OutputError
 
 FORMAT = 2

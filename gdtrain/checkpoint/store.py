@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gdtrain.checkpoint import disk
+from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.format import read_state, verify, write_state
-from gdtrain.checkpoint.layout import TensorCheck
+from gdtrain.checkpoint.safetensors_header import TensorCheck
 from gdtrain.errors import CheckpointError, OutputError
 
 logger = logging.getLogger("gdtrain")

@@ -12,42 +12,42 @@ import torch
 from torch import nn
 
 from gdtrain.config import registry
-from gdtrain.config.build_data import REGRESSION, prepare_data
-from gdtrain.config.build_loss import build_loss
-from gdtrain.config.build_model import sized_model
-from gdtrain.config.build_monitors import build_monitors, check_monitors
-from gdtrain.config.build_stream import prepare_stream
-from gdtrain.config.memory import out_of_memory
+from gdtrain.config.building.data import REGRESSION, prepare_data
+from gdtrain.config.building.loss import build_loss
+from gdtrain.config.building.memory import out_of_memory
+from gdtrain.config.building.model import sized_model
+from gdtrain.config.building.monitors import build_monitors, check_monitors
+from gdtrain.config.building.stream import prepare_stream
 from gdtrain.config.schema import Config
 from gdtrain.config.sections.loaders import Form
 from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
 from gdtrain.config.sections.stream import Stream
 from gdtrain.config.sections.updates import Plateau
-from gdtrain.data.dataset import Preprocessing
-from gdtrain.data.loaders import BatchLoader, Loader, MiniBatchLoader, SampleLoader
-from gdtrain.data.order import mix
-from gdtrain.data.phased_loader import PhasedLoader
-from gdtrain.data.phases import BatchSizes
+from gdtrain.data.loaders.forms import BatchLoader, Loader, MiniBatchLoader, SampleLoader
+from gdtrain.data.loaders.phased_loader import PhasedLoader
+from gdtrain.data.loaders.phases import BatchSizes
+from gdtrain.data.orders.order import mix
 from gdtrain.data.sources import as_samples
+from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.training import schedules
-from gdtrain.training.averaging import Averaging
-from gdtrain.training.callbacks import Callback
-from gdtrain.training.device import parameter_dtype, resolve_device
+from gdtrain.training.callbacks.averaging import Averaging
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.prequential import Prequential
+from gdtrain.training.callbacks.saga import SAGA
+from gdtrain.training.callbacks.svrg import SVRG
+from gdtrain.training.callbacks.validation import EarlyStopping, Validation, best_of
+from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.metrics import (
     Metric,
     accuracy,
     mean_absolute_error,
     probability_accuracy,
 )
-from gdtrain.training.prequential import Prequential
-from gdtrain.training.saga import SAGA
-from gdtrain.training.seeding import seed_everything
+from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.sharding import shard
-from gdtrain.training.svrg import SVRG
+from gdtrain.training.state.random_generators import seed_everything
 from gdtrain.training.trainer import Trainer
-from gdtrain.training.validation import EarlyStopping, Validation, best_of
-from gdtrain.training.variance_reduction import VarianceReduction
 
 logger = logging.getLogger("gdtrain")
 

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gdtrain.config.document import Document
-from gdtrain.config.faults import faults_of
+from gdtrain.config.messages import faults_of
+from gdtrain.config.places import Document
 from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config, config_model
 from gdtrain.config.yaml_reader import plain_scalar

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.checkpoint.expected import load_weights
+from gdtrain.checkpoint.expected_tensors import load_weights
 from gdtrain.config import registry
-from gdtrain.config.build_model import build_model
+from gdtrain.config.building.model import build_model
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
-from gdtrain.data.dataset import Preprocessing
-from gdtrain.data.table import read_inputs
+from gdtrain.data.tables.csv_table import read_inputs
+from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
-from gdtrain.monitoring.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
-from gdtrain.training.device import autocast, parameter_dtype
-from gdtrain.training.seeding import RngState
+from gdtrain.output.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
+from gdtrain.training.placement.device import autocast, parameter_dtype
+from gdtrain.training.state.random_generators import RngState
 
 # Rows per forward pass: a number of passes only, never of a result.
 _ROWS_AT_ONCE = 1024

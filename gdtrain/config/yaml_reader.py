@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from gdtrain.config.document import Document, KeyPath, Place, dotted
+from gdtrain.config.places import Document, KeyPath, Place, dotted
 from gdtrain.errors import Fault
 
 MAX_VALUES = 3000  # and keys

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from gdtrain.config.document import Document, Place, dotted
+from gdtrain.config.places import Document, Place, dotted
 from gdtrain.config.yaml_reader import Reader
 from gdtrain.errors import ConfigError, Fault
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.data.asked_order import AskedOrder
-from gdtrain.data.bijection import Draws
+from gdtrain.data.orders.asked_order import AskedOrder
+from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.tree import Cutter, Rows, copied
 from gdtrain.data.tree import map_tensors as map_tensors
 
@@ -106,7 +106,8 @@ class Plan:
     num_samples: draws in the epoch, those of a dropped ragged batch not counted.
     batch_size: samples of every batch but the last, which may have fewer.
     indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence. Of a large data set
-        they are :class:`~gdtrain.data.bijection.Draws`, which are sliced and indexed alike.
+        they are :class:`~gdtrain.data.orders.permutation.Draws`, which are sliced and indexed
+        alike.
     rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
         contiguous share of every batch; shares differ by one sample at most, and may be empty.
     asked: the order that was asked for the indices, where they can't be computed anew.

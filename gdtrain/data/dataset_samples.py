@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.checks import whole_number
 from gdtrain.data.collate import Collated, CollateFn, collate
-from gdtrain.data.order import mix
+from gdtrain.data.orders.order import mix
 from gdtrain.data.samples import Samples
-from gdtrain.data.settings import whole_number
 from gdtrain.errors import DataError
 
 Wanted = tuple[int, list[int]]  # a batch's seed for a worker, and its samples
@@ -141,7 +142,11 @@ def _next(collated: Iterator[Any]) -> Any:
     try:
         item = next(collated)
     except (OSError, EOFError, RuntimeError) as error:
-        for worker in getattr(collated, "_workers", ()):
+        workers = getattr(collated, "_workers", ())
+        if not isinstance(error, RuntimeError):
+            # A connection ends a moment before the process on its other side has.
+            wait([worker.sentinel for worker in workers], timeout=5)
+        for worker in workers:
             if not worker.is_alive() and worker.exitcode:
                 raise DataError(
                     f"a DataLoader worker has died, with exit code {worker.exitcode}, while it "

@@ -15,9 +15,9 @@ from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.batch import Batch
 from gdtrain.data.collate import collate
 from gdtrain.data.dataset_samples import DatasetSamples
-from gdtrain.data.feed import IterableFeed
 from gdtrain.data.samples import Samples, TensorSamples, TransformedSamples
-from gdtrain.data.stream import StreamSamples
+from gdtrain.data.streams.feed import IterableFeed
+from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.data.tree import children, is_inner, rebuilt
 from gdtrain.errors import ConfigError, DataError
 

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gdtrain.data.batch import Batch, Block, Plan
-from gdtrain.training.callbacks import Callback
+from gdtrain.training.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gdtrain.data.batch import Plan
-from gdtrain.data.explicit_order import check_indices
-from gdtrain.data.loader import Loader
+from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.orders.explicit_order import check_indices
 from gdtrain.errors import CheckpointError, ConfigError
-from gdtrain.training.plain import demand
+from gdtrain.training.state.plain_values import demand
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -15,20 +15,20 @@ from torch import Tensor
 from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.dataset_samples import has_own_collate
-from gdtrain.data.loaders import Loader
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.training.checks import check_loader
-from gdtrain.training.device import autocast
-from gdtrain.training.distributed import World
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.forward import forward
-from gdtrain.training.gradient import scalar
-from gdtrain.training.keeper import unchanged
+from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, is_out_of_memory
 from gdtrain.training.losses import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.metrics import MeanOverSamples, Streaming, streams
-from gdtrain.training.microbatches import UNMEASURED_SIZE, is_out_of_memory
+from gdtrain.training.placement.device import autocast
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.safety.checks import check_loader
+from gdtrain.training.state.keeper import unchanged
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gdtrain.training.checks import explain
-from gdtrain.training.device import autocast
+from gdtrain.training.placement.device import autocast
+from gdtrain.training.safety.checks import explain
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

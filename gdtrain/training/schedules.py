@@ -13,9 +13,9 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
-from gdtrain.training.callbacks import Callback
-from gdtrain.training.plain import is_finite
-from gdtrain.training.validation import Validation, best_of
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.validation import Validation, best_of
+from gdtrain.training.state.plain_values import is_finite
 
 logger = logging.getLogger("gdtrain")
 

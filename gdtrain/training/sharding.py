@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.training.distributed import World
+from gdtrain.training.placement.distributed import World
 
 # torch.distributed.fsdp and .tensor take almost a second to import, which one process need not
 # spend: they are imported where a model is split, and its tensors known by what they can do.

@@ -27,29 +27,39 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block, Plan, map_tensors
-from gdtrain.data.loaders import Loader
+from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
-from gdtrain.training import checks, copying, diagnosis, evaluation, gradient, losses, state
+from gdtrain.training import evaluation, losses
 from gdtrain.training.blocks import BlockLength, blocks
-from gdtrain.training.callbacks import Callback, Listeners
+from gdtrain.training.callbacks.callback import Callback, Listeners
+from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.descent import descend
-from gdtrain.training.device import Placement, Precision, autocast, parameter_dtype, resolve_device
-from gdtrain.training.distributed import World
-from gdtrain.training.engines.choice import EngineChoice
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
-from gdtrain.training.exact_gradient import ExactGradient, closure_step
-from gdtrain.training.guard import Guard
-from gdtrain.training.keeper import as_in_fit
+from gdtrain.training.gradients import accumulation as gradient
+from gdtrain.training.gradients.exact import ExactGradient, closure_step
+from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.metrics import Metric, check_metrics
-from gdtrain.training.microbatches import MicrobatchSize
+from gdtrain.training.placement.device import (
+    Placement,
+    Precision,
+    autocast,
+    parameter_dtype,
+    resolve_device,
+)
+from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
+from gdtrain.training.safety import checks, diagnosis
+from gdtrain.training.safety.finite_guard import Guard
+from gdtrain.training.safety.signals import interruptible
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
 from gdtrain.training.sharding import is_sharded
-from gdtrain.training.signals import interruptible
-from gdtrain.training.validation import Validation
+from gdtrain.training.state import copying
+from gdtrain.training.state import snapshot as state
+from gdtrain.training.state.keeper import as_in_fit
 
 
 class Trainer:

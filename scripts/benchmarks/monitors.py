@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from gdtrain import SampleLoader, Trainer
-from gdtrain.analysis.monitor import Monitor
+from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.build import build
-from gdtrain.config.build_monitors import MONITORS
+from gdtrain.config.building.monitors import MONITORS
 from gdtrain.config.load import load_config
-from gdtrain.data.problems import teaching
+from gdtrain.data.builtin.problems import teaching
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALLOWED = 0.05

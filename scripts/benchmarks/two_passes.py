@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gdtrain import Batch, Trainer
-from gdtrain.analysis.step_memory import LiveBytes
+from gdtrain.analysis.comparison.peak_memory import LiveBytes
 
 PAIRS, PART, SIZES = 1024, 128, (784, 256, 64)
 TIME, MEMORY = 1.7, 1.1

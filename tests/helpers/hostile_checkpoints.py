@@ -533,7 +533,7 @@ def _stack() -> str:
 
 def _resume(place: Path, name: str, watch: Watch) -> tuple[int | None, str]:
     """Resume in this process; return the exit code, or None after a traceback, and stderr."""
-    from gdtrain.cli import main
+    from gdtrain.cli.main import main
 
     said = io.StringIO()
     given = ["--config", str(place / f"{name}.yaml"), "--output-dir", str(place / "run" / "out")]
@@ -551,7 +551,7 @@ def _resume(place: Path, name: str, watch: Watch) -> tuple[int | None, str]:
 
 def _prepare(place: Path) -> dict[str, Path]:
     """One interrupted run of each configuration; its newest checkpoint lies within an epoch."""
-    from gdtrain.cli import main
+    from gdtrain.cli.main import main
 
     lines = [json.dumps({"a": i / 40, "b": 1 - i / 40, "y": i / 40}) for i in range(40)]
     (place / "data.jsonl").write_text("\n".join(lines) + "\n")

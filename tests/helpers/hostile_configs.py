@@ -204,7 +204,7 @@ def bombs() -> list[Hostile]:
 
 CODE = [
     *("os.system", "os:system", "builtins.exec", "__import__('os').system('touch ran')"),
-    *("torch.nn.Linear", "torch.hub.load", "subprocess.Popen", "gdtrain.cli.main", "this"),
+    *("torch.nn.Linear", "torch.hub.load", "subprocess.Popen", "gdtrain.cli.main.main", "this"),
     *("antigravity", "../evil", "evil.py", "./evil", "${ran}", "$(touch ran)", "`touch ran`"),
     *("{0.__class__.__mro__}", "%(asctime)s", "__class__", "__init__", "lambda: 0", "; touch ran"),
     *("file:///etc/passwd", "http://127.0.0.1:9/x", "\\x00", "evil\\n--import evil"),

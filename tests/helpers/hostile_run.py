@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gdtrain.cli import main
+from gdtrain.cli.main import main
 from helpers.hostile_configs import CONFIG, DATA, Hostile, cases
 from helpers.input_run import FAULT, MOST_SECONDS, Hang, limited_memory, run_case
 from helpers.valid_input import valid_case, write_data

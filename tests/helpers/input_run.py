@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gdtrain.cli import main
+from gdtrain.cli.main import main
 
 CONFIG = "a.yaml"
 # A case that takes longer hangs, on a busy machine too.

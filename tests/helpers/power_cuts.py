@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gdtrain.checkpoint import disk
+from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.format import read_state, verify
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from gdtrain.training.compiler import leave_compiler_out
+from gdtrain.training.placement.compiler_import import leave_compiler_out
 from helpers.processes import end_with_the_server, fork_server
 
 SECONDS = 300.0  # for a busy machine: only a job that hangs takes so long

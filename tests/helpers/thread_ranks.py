@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.training.distributed import World
+from gdtrain.training.placement.distributed import World
 
 SECONDS = 60.0
 

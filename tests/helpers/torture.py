@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.monitoring.metrics_log import read_metrics
+from gdtrain.output.metrics_log import read_metrics
 from helpers.processes import SECONDS, Program, start
 
 READY = "here the program starts\n"
@@ -319,8 +319,9 @@ def signalled_run(
 
 def _begin(die_at: int | None) -> None:
     """What a process does before it is our program."""
-    from gdtrain.checkpoint import disk, format, store
-    from gdtrain.training.signals import hold
+    from gdtrain.checkpoint import durable_files as disk
+    from gdtrain.checkpoint import format, store
+    from gdtrain.training.safety.signals import hold
 
     if die_at is not None:
         disk.os = format.os = store.os = _CountedDisk(die_at)  # type: ignore[attr-defined]

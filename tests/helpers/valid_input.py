@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from gdtrain.data.convert import convert
+from gdtrain.data.files.convert import convert
 from helpers.input_run import CONFIG, Case
 
 NUM_SAMPLES = 24

@@ -105,7 +105,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "a backward pass in compute_loss is lost",
-        "training/gradient.py",
+        "training/gradients/accumulation.py",
         "    value = scalar(trainer.batch_loss(batch))\n    backward(value)",
         "    value = scalar(trainer.batch_loss(batch))\n"
         "    trainer.optimizer.zero_grad()\n    backward(value)",
@@ -113,7 +113,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "a parameter that is unfrozen later is not guarded",
-        "training/guard.py",
+        "training/safety/finite_guard.py",
         "            if (gradient := parameter.grad) is not None\n",
         "            if (gradient := parameter.grad) is not None\n"
         "            and vars(parameter).setdefault('_guarded', parameter.requires_grad)\n",
@@ -135,7 +135,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "ranks exchange the gradients of what was trained at first",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         "return exchange_gradients(world, trained(trainer.optimizer), loss)",
         "return exchange_gradients("
         "world, vars(self).setdefault('_first', trained(trainer.optimizer)), loss)",
@@ -143,14 +143,14 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "sparse gradients are exchanged as dense ones",
-        "training/distributed.py",
+        "training/placement/distributed.py",
         "return gradient, gradient is not None and gradient.layout is not torch.strided",
         "return gradient, False",
         RANKS,
     ),
     Mutant(
         "sums in float64 outlive a batch that failed",
-        "training/gradient.py",
+        "training/gradients/accumulation.py",
         "        self._sums: dict[Tensor, Tensor] = {}\n",
         "        self._sums: dict[Tensor, Tensor] = vars(optimizer).setdefault('_sums', {})\n",
         CUT,
@@ -164,7 +164,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "scan goes on with the step that it captured first",
-        "training/engines/scan.py",
+        "training/engines/xla/scan.py",
         "if self._step is None or samples is not self._samples_of_step or not is_current:",
         "if self._step is None or samples is not self._samples_of_step:",
         SCAN,
@@ -174,31 +174,31 @@ LISTS_THAT_GO_STALE = (
 KEEPERS = (
     Mutant(
         "who looks forgets the loss module",
-        "training/keeper.py",
+        "training/state/keeper.py",
         "found: list[Any] = [trainer.model, trainer.loss]",
         "found: list[Any] = [trainer.model]",
     ),
     Mutant(
         "the loss module is evaluated in training mode",
-        "training/keeper.py",
+        "training/state/keeper.py",
         "                root.train(training)\n",
         "                root.train(training or root is trainer.loss)\n",
     ),
     Mutant(
         "modes stay as a look has left them",
-        "training/keeper.py",
+        "training/state/keeper.py",
         "            module.training = mode\n",
         "            module.training = module.training\n",
     ),
     Mutant(
         "a look draws from the run's generator",
-        "training/keeper.py",
+        "training/state/keeper.py",
         "        self._kept.restore(self.trainer.device)\n",
         "        self._kept = RngState.take(self.trainer.device)\n",
     ),
     Mutant(
         "buffers that forward has assigned stay after a bad update",
-        "training/keeper.py",
+        "training/state/keeper.py",
         "                now.clear()  # and filled in the order that they had\n"
         "                now.update(then)\n",
         "                pass\n",
@@ -206,28 +206,28 @@ KEEPERS = (
     ),
     Mutant(
         "buffers stay as a bad update has left them",
-        "training/guard.py",
+        "training/safety/finite_guard.py",
         'self._before = Keeper(self.trainer, "buffers", "draws")',
         'self._before = Keeper(self.trainer, "draws")',
         EAGER,
     ),
     Mutant(
         "random numbers of a bad update are used up",
-        "training/guard.py",
+        "training/safety/finite_guard.py",
         'self._before = Keeper(self.trainer, "buffers", "draws")',
         'self._before = Keeper(self.trainer, "buffers")',
         EAGER,
     ),
     Mutant(
         "what a batch did to buffers before memory ran out stays",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         "            before.restore()\n            zero_gradients",
         "            zero_gradients",
         CUT,
     ),
     Mutant(
         "a model that works in place is given its own work again",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         "        part = part.copy()\n",
         "",
         CUT,
@@ -265,8 +265,10 @@ COUNTERS = (
     Mutant(
         "after an error at an epoch's end the schedule does not move",
         "training/trainer.py",
-        "        self.schedule.after_epoch()\n        self.told = []\n        self._finish_epoch()\n",
-        "        self.told = []\n        self._finish_epoch()\n        self.schedule.after_epoch()\n",
+        "        self.schedule.after_epoch()\n        self.told = []\n"
+        "        self._finish_epoch()\n",
+        "        self.told = []\n        self._finish_epoch()\n"
+        "        self.schedule.after_epoch()\n",
     ),
     Mutant(
         "a callable order is asked again after a stop",
@@ -283,8 +285,8 @@ COUNTERS = (
     Mutant(
         "trainer.lr sets the rate of the first group alone",
         "training/schedules.py",
-        "        for group in optimizer.param_groups:\n            group[\"lr\"] = rate\n",
-        "        for group in optimizer.param_groups[:1]:\n            group[\"lr\"] = rate\n",
+        '        for group in optimizer.param_groups:\n            group["lr"] = rate\n',
+        '        for group in optimizer.param_groups[:1]:\n            group["lr"] = rate\n',
     ),
     Mutant(
         "the history holds the live tensor of a learning rate",
@@ -299,9 +301,11 @@ MEANS = (
     Mutant(
         "any loss is taken for a mean over samples",
         "training/losses.py",
-        "    if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):\n"
+        "    if known is None or not all("
+        "_is_shared(known, *named, batch) for named in known.tensors()):\n"
         "        return None\n",
-        "    if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):\n"
+        "    if known is None or not all("
+        "_is_shared(known, *named, batch) for named in known.tensors()):\n"
         "        return _MEAN\n",
         CUT,
     ),
@@ -325,21 +329,21 @@ MEANS = (
     ),
     Mutant(
         "a part whose targets are all ignored makes the batch NaN",
-        "training/gradient.py",
+        "training/gradients/accumulation.py",
         "return [weight / total or None for weight in weights], total",
         "return [weight / total for weight in weights], total",
         CUT,
     ),
     Mutant(
         "the second pass goes on from the buffers of the first",
-        "training/two_passes.py",
+        "training/gradients/two_passes.py",
         "            start.restore()\n",
         "",
         CUT,
     ),
     Mutant(
         "each rank adds the whole gradient of the loss's own parameters",
-        "training/two_passes.py",
+        "training/gradients/two_passes.py",
         "        if self.is_first:\n            loss.backward()",
         "        if True:\n            loss.backward()",
         RANKS,
@@ -347,20 +351,21 @@ MEANS = (
     Mutant(
         "train_loss is a mean over samples, whatever the loss is divided by",
         "training/engines/eager.py",
-        "block.note(loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)",
+        "block.note("
+        "loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)",
         "block.note(loss, size, size)",
         EAGER,
     ),
     Mutant(
         "an own compute_loss is cut without a word",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         "if has_own_loss(trainer) and not says_weight(trainer):",
         "if False:",
         CUT,
     ),
     Mutant(
         "layers that mix samples are cut without a word",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         "        check_separable(trainer.model, self.allowed, cut_by)\n",
         "",
         CUT,
@@ -377,7 +382,7 @@ MEANS = (
 OTHERS = (
     Mutant(
         "another default dtype ends the run",
-        "training/guard.py",
+        "training/safety/finite_guard.py",
         "self._one = torch.ones((), dtype=torch.float32, device=trainer.device)",
         "self._one = torch.ones((), device=trainer.device)",
         EAGER,
@@ -398,20 +403,20 @@ OTHERS = (
     ),
     Mutant(
         "an own train_step silently loses clipping and microbatches",
-        "training/guard.py",
+        "training/safety/finite_guard.py",
         "            if is_set and rung not in used:\n",
         "            if False:\n",
         EAGER,
     ),
     Mutant(
         "a snapshot forgets which layers are frozen",
-        "training/module_state.py",
+        "training/state/module_state.py",
         "[name for name, p in module.named_parameters() if not p.requires_grad]",
         "[]",
     ),
     Mutant(
         "L-BFGS goes on without the callbacks that correct gradients",
-        "training/exact_gradient.py",
+        "training/gradients/exact.py",
         '        trainer.emit("on_gradient", batch, losses[-1])\n',
         "",
         EXACT,

@@ -9,8 +9,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gdtrain.config.registry import Strict
 from gdtrain.config.sections.bounds import Positive, shorthand
+from gdtrain.data.loaders.phases import misplaced_end
 from gdtrain.data.names import OrderName
-from gdtrain.data.phases import misplaced_end
 
 Indices = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 SampleOrder = OrderName | Indices

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten
 from gdtrain.data.batch import Batch
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.engines.eager_pass import EagerPass, reached, unread
-from gdtrain.training.engines.functional import SETTINGS_PER_GROUP, FunctionalStep, State
+from gdtrain.training.engines.functional_step import SETTINGS_PER_GROUP, FunctionalStep, State
 from gdtrain.training.engines.python_state import root_package
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from torch import Tensor
 from gdtrain.data.batch import Block
 from gdtrain.data.samples import Samples
 from gdtrain.errors import ModelError
-from gdtrain.training.callbacks import Callback
-from gdtrain.training.engines import choice
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.engines import selection as choice
 from gdtrain.training.engines.eager import stacked
-from gdtrain.training.engines.foreign import Structure, calls_known_code, only_reads
+from gdtrain.training.engines.foreign_code import Structure, calls_known_code, only_reads
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

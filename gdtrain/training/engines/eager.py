@@ -13,8 +13,8 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.samples import TensorSamples, of_rows
-from gdtrain.training.callbacks import Callback
-from gdtrain.training.guard import NotFinite
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.safety.finite_guard import NotFinite
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_flatten
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
 from gdtrain.errors import ModelError
-from gdtrain.training.engines.functional import FunctionalStep, Places, step_number
+from gdtrain.training.engines.functional_step import FunctionalStep, Places, step_number
 from gdtrain.training.engines.python_state import PythonState
-from gdtrain.training.gradient import scalar
-from gdtrain.training.keeper import unchanged
+from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.state.keeper import unchanged
 
 if TYPE_CHECKING:
     from gdtrain.training.trainer import Trainer

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from gdtrain.data.batch import Block
-from gdtrain.training.callbacks import Callback
+from gdtrain.training.callbacks.callback import Callback
 
 
 class Engine(Protocol):

@@ -17,8 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Packages whose classes and functions keep nothing of their own that a step could depend on.
-_PACKAGES = sys.stdlib_module_names | {"torch", "numpy", "jax", "jaxlib", "gdtrain", "tqdm"}
+# Packages whose classes and functions keep nothing of their own that a step could depend on. An
+# assertion that pytest has rewritten leads to all of its plugins, and to what garbage collection
+# changes in them.
+_TEST_RUNNERS = {"pytest", "_pytest", "pluggy", "hypothesis", "_hypothesis_pytestplugin"}
+_PACKAGES = (
+    sys.stdlib_module_names | _TEST_RUNNERS | {"torch", "numpy", "jax", "jaxlib", "gdtrain", "tqdm"}
+)
 _ATOMS = (
     *(type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis)),
     *(torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format),

@@ -1,0 +1,1 @@
+"""Several forms of gradient descent on one problem, measured."""

@@ -1,0 +1,157 @@
+"""What a comparison has measured: the result as plain values, written as JSON and as a report."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gdtrain
+from gdtrain.analysis.comparison.recorder import Budget, Recorder
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.data.names import counted
+from gdtrain.output.report import page as comparison_report
+from gdtrain.output.report import table as comparison_table
+from gdtrain.training.trainer import Trainer
+
+RESULT = "compare.json"
+REPORT = "report.html"
+
+
+@dataclass
+class Comparison:
+    """What :func:`compare` has measured; ``str()`` is the table and the sentence.
+
+    result: all of it as plain values, as ``compare.json`` holds it; numbers that are not finite
+    are None. Of each form in ``forms``: its settings, what it used, the time to the target, the
+    final losses and metrics, memory, stability, and the curve in columns.
+    """
+
+    result: dict[str, Any]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped before every form had spent its budget."""
+        return bool(self.result["status"] == "interrupted")
+
+    def __str__(self) -> str:
+        return f"{comparison_table.text(self.result)}\n\n{self.result['when_to_use']}"
+
+    def html(self) -> str:
+        """The report: one page that needs nothing besides itself."""
+        return comparison_report.page(self.result)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``compare.json`` and ``report.html`` into a directory that is there.
+
+        Raises StorageError if they can't be written.
+        """
+        texts = {RESULT: comparison_table.json_text(self.result), REPORT: self.html()}
+        for name, text in texts.items():
+            with disk.needed(name):
+                disk.replace_file(Path(directory) / name, text.encode())
+
+
+def measured_run(
+    name: str, trainer: Trainer, recorder: Recorder, lr: float, status: str, reason: str | None
+) -> dict[str, Any]:
+    assert trainer.loader is not None
+    progress, last = trainer.progress, {k: v[-1] for k, v in recorder.curve().items()}
+    judged = recorder.judged
+    return {
+        "name": name,
+        "batch_sizes": _batch_sizes(trainer),
+        "optimizer": type(trainer.optimizer).__name__,
+        "learning_rate": lr,
+        "engine": trainer.engine.name,
+        "device": str(trainer.device),
+        "status": status,
+        "reason": reason,
+        "updates": progress.step,
+        "samples": progress.samples,
+        "gradient_evaluations": last["gradient_evaluations"],
+        "seconds": progress.seconds,
+        "samples_per_second": progress.samples / progress.seconds if progress.seconds else None,
+        "to_target": None,
+        "final": {k: v for k, v in last.items() if k == "full_loss" or k.startswith("val_")},
+        "memory": None,
+        "stability": {
+            "loss_variance": recorder.loss_variance(),
+            "updates_judged": judged,
+            "updates_that_raised": recorder.raised,
+            "share_that_raised": recorder.raised / judged if judged else None,
+        },
+        "curve": recorder.curve(),
+    }
+
+
+def _batch_sizes(trainer: Trainer) -> list[int]:
+    """Samples per update, of each phase that was reached."""
+    assert trainer.loader is not None
+    epochs = range(trainer.progress.epoch + (trainer.progress.step_in_epoch > 0) or 1)
+    turns = trainer.loader.turns(len(epochs))
+    return list(dict.fromkeys(trainer.loader.outline(epoch).batch_size for epoch in turns))
+
+
+def comparison_of(
+    budget: Budget,
+    target_loss: float | None,
+    start: dict[str, Any],
+    measured: list[dict[str, Any]],
+    *,
+    interrupted: bool,
+) -> Comparison:
+    """Everything together, with the times to the target, which all runs may decide."""
+    target = _derived_target(measured) if target_loss is None else target_loss
+    for form in measured:
+        form["to_target"] = None if target is None else _reached(form["curve"], target)
+    result: dict[str, Any] = {
+        "kind": "gdtrain comparison",
+        "status": "interrupted" if interrupted else "done",
+        "budget": {budget.unit: budget.amount},
+        "target": {"full_loss": target, "given": target_loss is not None},
+        "start": start,
+        "forms": measured,
+        "versions": {
+            "gdtrain": gdtrain.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {"architecture": platform.machine(), "threads": torch.get_num_threads()},
+    }
+    result["when_to_use"] = comparison_table.when_to_use(result)
+    return Comparison(result)
+
+
+def _derived_target(measured: list[dict[str, Any]]) -> float | None:
+    """The largest final full loss of the forms that ended below their start, or None."""
+    finals = [
+        form["final"]["full_loss"]
+        for form in measured
+        if form["status"] == "done" and comparison_table.descended(form)
+    ]
+    return max(finals, default=None)
+
+
+def _reached(curve: dict[str, list[float | None]], target: float) -> dict[str, Any] | None:
+    """Where the curve was when the full loss was first at or below the target."""
+    for number, loss in enumerate(curve["full_loss"]):
+        if loss is not None and loss <= target:
+            names = ("updates", "samples", "gradient_evaluations", "seconds")
+            return {name: curve[name][number] for name in names}
+    return None
+
+
+def line_of(form: dict[str, Any]) -> str:
+    loss = form["final"]["full_loss"]
+    shown = "not finite" if loss is None else f"{loss:.4g}"
+    ended = f" ({form['status']})" if form["status"] != "done" else ""
+    return (
+        f"{form['name']}: learning rate {form['learning_rate']:g}, "
+        f"{counted(form['updates'], 'update')} in {form['seconds']:.2f} s, full loss {shown}{ended}"
+    )

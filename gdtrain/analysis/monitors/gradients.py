@@ -1,0 +1,160 @@
+"""Monitors of gradients: their norm, their noise, and the samples with the largest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gdtrain.analysis.curvature.full_loss import norm, rereadable, trained
+from gdtrain.analysis.monitors.monitor import (
+    LOOK_SECONDS,
+    PASS_SECONDS,
+    Cost,
+    Monitor,
+    first_batch_size,
+)
+from gdtrain.analysis.noise_scale import gradient_noise
+from gdtrain.analysis.sample_gradients import largest_sample_gradients
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.checks import whole_number
+from gdtrain.errors import ConfigError, DataError
+from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.gradients.parameter_vector import held_by
+from gdtrain.training.sharding import whole
+from gdtrain.training.state.keeper import unchanged
+from gdtrain.training.trainer import Trainer
+
+
+class GradientNorm(Monitor):
+    """``gradient_norm``: |∂J_B/∂θ|, the 2-norm of the gradient of the next update's batch.
+
+    Exactly the gradient that the next update will use, before clipping: at the present weights, in
+    training mode, with its dropout masks, in microbatches and over all processes as set. After an
+    epoch's last update it is that of the epoch's first batch. With a BatchLoader it is the norm of
+    the full gradient, which is 0 at a stationary point.
+    """
+
+    name = "gradient_norm"
+
+    def cost(self, trainer: Trainer) -> Cost:
+        return Cost(LOOK_SECONDS + PASS_SECONDS, first_batch_size(rereadable(trainer)))
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        with unchanged(trainer), torch.enable_grad():
+            trainer.batch_gradient(_next_batch(trainer))
+            length = norm([whole(p.grad) for p in held_by(trainer) if p.grad is not None])
+        return {"gradient_norm": length}
+
+
+class NoiseScale(Monitor):
+    """``noise_scale``: B_simple = tr Σ / |G|², the batch size at which noise and gradient balance.
+
+    Estimated as :func:`~gdtrain.analysis.noise_scale.gradient_noise` says, from ``num_samples``
+    samples, drawn anew for each look, in groups of ``batch_size``: with 1, from per-sample
+    gradients. If left out, in 16 groups or as many as there are samples. It reports
+    ``noise_scale`` and ``critical_batch_size``; ``records`` also have ``covariance_trace`` and
+    ``gradient_square``, of which averages over looks are unbiased too. The scale is infinite
+    where |G|² is lost in noise: then look at more samples.
+    """
+
+    name = "noise_scale"
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        num_samples: int = 512,
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.num_samples = whole_number("num_samples", num_samples, minimum=2)
+        if batch_size is not None:
+            whole_number("batch_size", batch_size, minimum=1)
+            if batch_size >= num_samples:
+                said = f"must be < num_samples = {num_samples}, for two groups, got {batch_size}"
+                raise ConfigError.of("batch_size", said)
+        self.batch_size = batch_size
+
+    def check(self, trainer: Trainer) -> None:
+        super().check(trainer)
+        trained(trainer)
+        samples, size = self._sizes(trainer)
+        if samples <= size:
+            raise DataError(
+                f"noise_scale: needs two groups of {size} samples, and there are {samples}"
+            )
+
+    def cost(self, trainer: Trainer) -> Cost:
+        samples, size = self._sizes(trainer)
+        passes = 10 if size == 1 else -(-samples // size)  # torch.func is slow to start
+        return Cost(LOOK_SECONDS + passes * PASS_SECONDS, samples * (4 if size == 1 else 1))
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        samples, size = self._sizes(trainer)
+        seed = trainer.progress.step
+        noise = gradient_noise(trainer, num_samples=samples, batch_size=size, seed=seed)
+        return {
+            "noise_scale": noise.scale,
+            "critical_batch_size": noise.critical_batch_size,
+            "covariance_trace": noise.covariance_trace,
+            "gradient_square": noise.gradient_square,
+        }
+
+    def report(self) -> dict[str, float]:
+        shown = ("noise_scale", "critical_batch_size")
+        return {k: v for k, v in super().report().items() if k in shown}
+
+    def _sizes(self, trainer: Trainer) -> tuple[int, int]:
+        samples = min(self.num_samples, rereadable(trainer).num_samples)
+        return samples, self.batch_size or max(1, samples // 16)
+
+
+class SampleGradients(Monitor):
+    """``sample_gradients``: the norms of the samples' own gradients, and who has the largest.
+
+    Reports ``sample_gradient_mean``, ``sample_gradient_max`` and ``largest_sample``, the place in
+    the data set of the sample with the largest; ``records``, and the epochs in the log, also have
+    ``largest_samples`` and ``largest_norms`` of the ``count`` largest. The norms are those of
+    :func:`~gdtrain.analysis.sample_gradients.sample_gradient_norms`. By default it looks ten times
+    in a run.
+    """
+
+    name = "sample_gradients"
+    looks_by_steps = False
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        count: int = 10,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.count = whole_number("count", count, minimum=1)
+
+    def check(self, trainer: Trainer) -> None:
+        super().check(trainer)
+        trained(trainer)
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        found = largest_sample_gradients(trainer, self.count)
+        return {
+            "sample_gradient_mean": found.mean,
+            "sample_gradient_max": float(found.norms[0]),
+            "largest_sample": int(found.indices[0]),
+            "largest_samples": found.indices.tolist(),
+            "largest_norms": found.norms.tolist(),
+        }
+
+
+def _next_batch(trainer: Trainer) -> Batch:
+    """This rank's share of the next batch of the epoch; after its last, of its first."""
+    loader = rereadable(trainer)
+    plan = trainer.plan or known_plan(trainer, loader, trainer.progress.epoch)
+    number = trainer.progress.step_in_epoch % len(plan)
+    if len(plan) == 1 or trainer.world.size > 1:
+        return next(trainer.read(loader, plan, number))
+    indices = plan.batch_indices(number)  # reading by the plan would gather many batches at once
+    return next(trainer.read(loader, Plan(0, len(indices), len(indices), indices), shared=False))

@@ -1,0 +1,102 @@
+"""Monitors of the descent itself: the full loss, and how far an update moves the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from gdtrain.analysis.curvature.full_loss import norm, rereadable, trained
+from gdtrain.analysis.monitors.monitor import (
+    LOOK_SECONDS,
+    PASS_SECONDS,
+    Cost,
+    Monitor,
+    steps_between,
+)
+from gdtrain.training.gradients.parameter_vector import held_by
+from gdtrain.training.trainer import Trainer
+
+
+class FullLoss(Monitor):
+    """``full_loss``: J(θ), the loss over every sample of the training set at the present weights.
+
+    What :meth:`Trainer.evaluate` gives for the training loader: in eval mode, each sample once.
+    """
+
+    name = "full_loss"
+
+    def cost(self, trainer: Trainer) -> Cost:
+        samples = rereadable(trainer).num_samples
+        passes = -(-samples // (trainer.microbatches.size or 1024))
+        return Cost(LOOK_SECONDS + passes * PASS_SECONDS, samples / 2)
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        return {"full_loss": trainer.evaluate(trainer.loader)["loss"]}
+
+
+class UpdateRatio(Monitor):
+    """``update_ratio``: |Δθ| / |θ|, the length of one update beside that of the weights.
+
+    Δθ = θ_t - θ_{t-1} of the update t that ends at the safe point, whatever optimizer made it, and
+    θ = θ_{t-1}, over all that is trained. About 1e-3 is usual; with far more, the learning rate
+    tears the weights about, with far less it does not move them. It looks at two safe points,
+    before and after the update, keeps a copy of the weights between them, and reads no data, so
+    that streams have it too. What is trained at both counts. every_n_steps: the
+    cadence; it has none by epochs.
+    """
+
+    name = "update_ratio"
+
+    def __init__(self, *, every_n_steps: int | None = None) -> None:
+        super().__init__(every_n_steps=every_n_steps)
+        self._every = every_n_steps
+        self._before: tuple[int, dict[Tensor, Tensor]] | None = None
+
+    def check(self, trainer: Trainer) -> None:
+        trained(trainer)
+
+    def settle_cadence(self, trainer: Trainer) -> None:
+        assert trainer.loader is not None
+        is_stream = trainer.loader.is_stream
+        self._every = 1000 if is_stream else steps_between(trainer, Cost(LOOK_SECONDS, 0))
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        super().on_fit_start(trainer)
+        self._aim(trainer)
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        step = trainer.progress.step
+        if self._before is not None and self._before[0] == step - 1:
+            self.look(trainer, trainer.progress.epoch + 1)
+        self._aim(trainer)
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        assert self._before is not None
+        now = set(_moving(trainer))
+        before = {p: b for p, b in self._before[1].items() if p in now and p.shape == b.shape}
+        length = norm(list(before.values()))
+        moved = norm([p.detach() - b for p, b in before.items()])
+        return {"update_ratio": moved / length if length else math.inf}
+
+    def _aim(self, trainer: Trainer) -> None:
+        """Have the next safe point where it looks or, one update earlier, takes its copy.
+
+        A block ends at multiples of ``every_n_steps``, of which the step that it is set to is the
+        first that comes.
+        """
+        if self._every is None:  # added in mid-run
+            self.settle_cadence(trainer)
+        assert self._every is not None
+        step, every = trainer.progress.step, self._every
+        if (step + 1) % every == 0:
+            self._before = step, {p: p.detach().clone() for p in _moving(trainer)}
+            self.every_n_steps = step + 1
+        else:
+            self._before = None
+            self.every_n_steps = (step // every + 1) * every - 1
+
+
+def _moving(trainer: Trainer) -> list[Tensor]:
+    return [parameter for parameter in held_by(trainer) if parameter.requires_grad]

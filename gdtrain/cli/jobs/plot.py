@@ -1,0 +1,115 @@
+"""The plot command: from the directories of runs to one picture."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gdtrain.config.yaml_source import read_file
+from gdtrain.data.checks import whole_number
+from gdtrain.errors import ConfigError, DataError, Fault
+from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.plots import curves
+from gdtrain.output.plots import style as plots
+from gdtrain.output.plots.curves import RunLog
+
+if TYPE_CHECKING:
+    from gdtrain.output.plots.picture import Picture
+
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+
+
+@dataclass
+class PlotJob:
+    """One run of the plot command.
+
+    runs: directories. out: the picture; in the first of them if left out. axis, metrics, smooth:
+    as :func:`curves.picture` has them.
+    """
+
+    runs: Sequence[Path]
+    out: Path | None = None
+    axis: str | None = None
+    metrics: Sequence[str] = field(default_factory=list)
+    smooth: int | None = None
+
+    def run(self) -> int:
+        """Draw and write; return the exit code. Raises ConfigError before anything is written."""
+        plots.require_matplotlib()
+        if self.smooth is not None:
+            whole_number("smooth", self.smooth, minimum=1)
+            if self.metrics:
+                said = "has no effect with --metric, which is drawn as it was recorded"
+                raise ConfigError.of("smooth", said)
+        logs = read_runs(self.runs)
+        try:
+            figure = curves.picture(logs, axis=self.axis, metrics=self.metrics, smooth=self.smooth)
+        except DataError as error:
+            raise bad_run(str(error)) from error
+        write(figure, self.out or self.runs[0] / self._name())
+        return 0
+
+    def _name(self) -> str:
+        if self.metrics:
+            kept = (c if c.isalnum() or c in "_-" else "_" for c in "-".join(self.metrics))
+            return "".join(kept)[:100] + ".png"
+        return "loss.png" if len(self.runs) == 1 else "losses.png"
+
+
+def write(figure: Picture, out: Path) -> None:
+    """Write a picture and say where. Raises ConfigError of ``out`` if that can't be done."""
+    try:
+        plots.save(figure, out)
+    except OSError as error:
+        said = f"{out} can't be written: {error.strerror}; choose another file"
+        raise ConfigError.of("out", said) from error
+    print(f"drawn: {out}", file=sys.stderr)
+
+
+def read_runs(directories: Sequence[Path]) -> list[RunLog]:
+    """What each run has recorded so far. Raises ConfigError for those that are no runs."""
+    faults: list[Fault] = []
+    logs = []
+    for directory, label in zip(directories, labels(directories), strict=True):
+        path = directory / METRICS
+        try:
+            if path.exists() and not path.is_file():  # a pipe would make us wait
+                raise DataError("no regular file")
+            records = read_metrics(path)
+            logs.append(RunLog.of(label, records, loss_of(directory)))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = getattr(error, "strerror", None) or error
+            said = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
+            faults += bad_run(said).faults
+    if faults:
+        raise ConfigError(faults)
+    return logs
+
+
+def bad_run(message: str) -> ConfigError:
+    """The error of a run that can't be used."""
+    return ConfigError([Fault("RUN", message, "command line")])
+
+
+def labels(directories: Sequence[Path]) -> list[str]:
+    """A short name for each directory: its own, with those above it until all names differ."""
+    paths = [directory.absolute() for directory in directories]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        unique = len(set(names)) == len(set(paths))
+        if unique and not any(name.isdecimal() for name in names):
+            break
+    return names
+
+
+def loss_of(directory: Path) -> str | None:
+    """The name of the run's loss, as its configuration has it; None if that can't be read."""
+    try:
+        section = read_file(directory / CONFIG).data.get("loss")
+    except ConfigError:
+        return None
+    name = section.get("name") if isinstance(section, dict) else section
+    return name if isinstance(name, str) else None

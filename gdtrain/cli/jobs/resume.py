@@ -1,0 +1,119 @@
+"""Going on with a run: the newest checkpoint that can be used, and proof that it is of this run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.expected_tensors import tensor_check
+from gdtrain.config.build import Run
+from gdtrain.config.load import check, dump, load_config
+from gdtrain.config.messages import shown
+from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import read_text
+from gdtrain.errors import CheckpointError, ConfigError
+from gdtrain.output import run_directory
+
+# What must be the same for a resumed run to end with the bits of one that was left alone.
+_MUST_MATCH = (
+    *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
+    *("variance_reduction", "averaging"),
+    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
+    *("microbatch_allow", "evaluate_in", "precision", "early_stopping", "engine", "trainer"),
+)
+# What of a data source only decides how the run goes on from here.
+_MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew, after one of its group had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+    """Put the trainer into the state of the newest checkpoint that can be used.
+
+    Says on rank 0 which that is, and which were passed over and why. Raises CheckpointError if
+    there is none, or if it is of another configuration, model or data, naming both sides.
+    """
+    _check_same_settings(directory, run.config)
+    trainer, store = run.trainer, checkpoints.store
+    path, state, skipped = store.load_newest(tensor_check(trainer))
+    try:
+        checkpoints.best = _check_settings(path, state.pop("settings", None), run.config)
+        trainer.load_state_dict(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: is not of this run; {error}") from error
+    begun = trainer.progress.epoch + (trainer.progress.step_in_epoch > 0)
+    if begun > run.config.epochs:
+        raise CheckpointError(
+            f"{path} is of epoch {begun}, and epochs, which counts from the start of the run, is "
+            f"{run.config.epochs}; give at least {begun}"
+        )
+    checkpoints.saved_at = (trainer.progress.epoch, trainer.progress.step)
+    if trainer.world.rank == 0:
+        store.remove_remains()
+        for reason in skipped:
+            print(f"skipped a checkpoint: {reason}", file=sys.stderr)
+        print(f"going on from {path}", file=sys.stderr)
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The configuration as it is kept in every checkpoint: as text, which is pure data."""
+    return {"config": dump(config)}
+
+
+def _check_same_settings(directory: Path, config: Config) -> None:
+    there = load_config(directory / run_directory.CONFIG)[0]
+    _compare(str(directory), there, config)
+
+
+def _check_settings(path: Path, settings: Any, config: Config) -> float:
+    """Look at the settings kept in a checkpoint; return its best metric."""
+    held = settings if isinstance(settings, dict) else {}
+    text, best = held.get("config"), held.get("best")
+    if not isinstance(text, str) or not isinstance(best, float) or best != best:
+        raise CheckpointError("its settings are not those of a run")
+    try:
+        there = check(read_text(text, f"{path}: settings"))
+    except ConfigError as error:
+        raise CheckpointError(f"its settings can't be read; {error.faults[0]}") from error
+    _compare(str(path), there, config)
+    return best
+
+
+def _compare(name: str, there: Config, here: Config) -> None:
+    theirs = there.model_dump()
+    # As it will be read the next time: a tuple among a registered model's options is a list.
+    ours = check(read_text(dump(here), "")).model_dump()
+    for settings in (theirs, ours):
+        for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
+            del settings["data"][key]
+    # Only a cosine schedule depends on how many epochs there are in all.
+    by_length = here.scheduler is not None and here.scheduler.name == "cosine"
+    differing = [
+        f"{path}: the run has {shown(a)}, this configuration {shown(b)}"
+        for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)
+        for path, a, b in _differences(key, theirs[key], ours[key])
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{name} is a run with other settings, so it can't be resumed; "
+            f"{'; '.join(differing)}; give it its own settings, or start a new run"
+        )
+
+
+def _differences(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What differs: (path, theirs, ours); of sections of two forms, only the form's name."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        form = [tag for tag in ("source", "name") if theirs.get(tag) != ours.get(tag)]
+        if form or theirs.keys() == ours.keys():
+            for key in form or theirs:
+                yield from _differences(f"{path}.{key}", theirs.get(key), ours.get(key))
+            return
+    if theirs != ours:
+        yield path, theirs, ours

@@ -1,0 +1,300 @@
+"""The train command: build, train, and leave a run's results behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.cli.jobs import logs as records
+from gdtrain.cli.jobs.resume import is_restart, settings_of, take_up
+from gdtrain.config.build import Run, build, stage
+from gdtrain.config.load import dump
+from gdtrain.config.places import Document, key_path
+from gdtrain.config.schema import Config
+from gdtrain.data.batch import Batch, Block
+from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.data.names import counted
+from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.output import run_directory
+from gdtrain.output.console import Console
+from gdtrain.training.callbacks.averaging import Averaging
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.validation import EarlyStopping
+from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
+from gdtrain.training.placement import distributed
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.safety import diagnosis
+from gdtrain.training.safety.signals import SignalDesk
+from gdtrain.training.state import snapshot as state
+from gdtrain.training.state.keeper import unchanged
+from gdtrain.training.trainer import Trainer
+
+EXIT_NON_FINITE = 3
+
+
+@dataclass
+class TrainJob:
+    """One run of the train command.
+
+    document: where each setting stands, for messages. name: of the configuration, for the
+    default output directory. signals: takes them from the start of the program on.
+    """
+
+    config: Config
+    document: Document
+    name: str
+    signals: SignalDesk
+    output_dir: Path | None = None
+    resume: bool = False
+
+    def run(self) -> int:
+        """Train and write everything, rank 0 for all ranks; return the exit code."""
+        world = distributed.join(self.config.device, self.config.process_timeout)
+        code = self._train(world)
+        distributed.leave()
+        return code
+
+    def _train(self, world: World) -> int:
+        with faults_placed(self.document), notices():
+            records.check(self.config.log)
+            run = build(self.config)
+            self._check_first_batch(run)
+            with stage(""):
+                run.trainer.choice.settle(self.config.epochs)
+        trainer, leads = run.trainer, world.rank == 0
+        directory = self._directory(leads)
+        console = Console()
+        checkpoints = self._checkpoints(directory)
+        log = records.logs(self.config.log, trainer, directory)
+        shown = [console] if leads else []
+        stops = _Stops(self.signals)
+        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, stops]
+        self.signals.watch(
+            lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
+        )
+        with notices(), run_directory.locked(directory if leads else None):
+            self._start(run, directory, checkpoints)
+            stops.reason = _reason(trainer) if self.resume else None
+            status, interrupted = "failed", 0
+            try:
+                trainer.fit(self.config.epochs)
+                status, interrupted = self._ending(trainer)
+            except NonFiniteError as error:
+                status = "non_finite"
+                if leads:
+                    print(f"gdtrain: {error}", file=sys.stderr)
+                    print(_replay_hint(directory, trainer.progress.step + 1), file=sys.stderr)
+            finally:
+                console.close()
+                if leads:
+                    summary = run_directory.write_summary(directory, trainer, status)
+            if status == "non_finite":
+                if leads:
+                    records.draw_loss(self.config, directory)
+                return EXIT_NON_FINITE
+            if interrupted:
+                if leads:
+                    said = f"interrupted; go on with --output-dir {directory} --resume"
+                    print(said, file=sys.stderr)
+                return 128 + interrupted
+            files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
+            if leads:
+                for name, weights in files.items():
+                    run_directory.write_weights(directory, weights, name)
+                records.draw_loss(self.config, directory)
+                print(_closing_line(summary, directory), file=sys.stderr)
+            return 0
+
+    def _ending(self, trainer: Trainer) -> tuple[str, int]:
+        """How training ended, and the signal that ended it early, if one did, on any rank."""
+        signum = max(max(seen) for seen in trainer.world.gather([self.signals.stopped_by]))
+        if signum and trainer.progress.epoch < self.config.epochs:
+            return "interrupted", signum
+        return "stopped" if trainer.should_stop and not signum else "done", 0
+
+    def dry_run(self) -> int:
+        """Build everything, make one update, evaluate one validation batch, write nothing."""
+        with faults_placed(self.document), notices():
+            records.check(self.config.log)
+            run = build(self.config)
+            self._check_first_batch(run)
+        trainer, plan = run.trainer, run.loader.plan(0)
+        with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
+            batch = next(trainer.read(run.loader, plan))
+        block = Block(plan, 0, 1, [batch])
+        with faults_placed(self.document), stage(""):
+            losses = trainer.engine.run(block)
+        if not len(losses):
+            print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
+            return EXIT_NON_FINITE
+        said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
+        if run.validation is not None:
+            batch = _first_part(next(trainer.read(run.validation)))
+            with torch.no_grad(), unchanged(trainer, training=False):
+                loss = trainer.batch_loss(batch)
+            said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")
+        return 0
+
+    def _check_first_batch(self, run: Run) -> None:
+        """Find what does not fit before anything is written: forward passes, then undone.
+
+        Of the first batch of the first epoch and of its last one, which may be shorter, and
+        likewise of the phase with the shortest batch; of a stream, of the first if it is there.
+        """
+        trainer = run.trainer
+        turns = run.loader.turns(self.config.epochs)
+        shortest = min(turns[1:], key=lambda e: run.loader.outline(e).smallest_batch, default=0)
+        for epoch in sorted({0, shortest}):
+            plan = run.loader.plan(epoch)
+            with stage("data"):
+                numbers = plan.ends()
+            with stage(""), torch.no_grad(), unchanged(trainer):
+                for number in numbers:
+                    trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
+
+    def _directory(self, leads: bool) -> Path:
+        """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
+        if self._goes_on():
+            return run_directory.latest_directory(self.output_dir, self.name)
+        self.resume = False
+        if leads:
+            return run_directory.new_directory(self.output_dir, self.name)
+        return self.output_dir or Path()  # where this rank writes nothing
+
+    def _goes_on(self) -> bool:
+        """As asked for, or after a restart by torchrun, if the run had begun by then."""
+        if self.resume or not is_restart():
+            return self.resume
+        self.resume = run_directory.has_begun(self.output_dir, self.name)
+        return self.resume
+
+    def _checkpoints(self, directory: Path) -> Checkpoints:
+        """The callback that all ranks have, since each holds a part of the state."""
+        section = self.config.checkpoint
+        store = CheckpointStore(
+            directory / run_directory.CHECKPOINTS,
+            section.keep_last,
+            sync_first=[directory / run_directory.METRICS],
+        )
+        return Checkpoints(
+            store,
+            every_n_steps=section.every_n_steps,
+            every_n_epochs=section.every_n_epochs,
+            every_seconds=section.every_seconds,
+            keep_best=section.keep_best,
+            settings=settings_of(self.config),
+        )
+
+    def _start(self, run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+        """Take up the run that is to go on, or write what is known before training.
+
+        config.yaml comes last: a run has begun, and can be resumed, once it is there.
+        """
+        leads = run.trainer.world.rank == 0
+        if self.resume:
+            take_up(run, directory, checkpoints)
+            run.trainer.choice.settle(self.config.epochs)  # that of the run
+        else:
+            checkpoints.save_now(run.trainer)
+        if not leads:
+            return
+        preprocessing = directory / run_directory.PREPROCESSING
+        run_directory.write_text(preprocessing, run.preprocessing.text())
+        run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
+        processes = run.trainer.world.size
+        print(
+            f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
+            + (f" in {processes} processes" if processes > 1 else "")
+            + f", {run.loader.extent}; "
+            f"results go to {directory}",
+            file=sys.stderr,
+        )
+
+
+class _Stops(Callback):
+    """Stops a fit for a signal that came before it had begun, and was told to nobody then.
+
+    reason: why the run that is resumed had stopped by itself: it ends with the same bits.
+    """
+
+    def __init__(self, signals: SignalDesk) -> None:
+        super().__init__()
+        self.signals = signals
+        self.reason: str | None = None
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        if self.reason is not None:
+            trainer.stop(self.reason)
+        if self.signals.stopped_by:
+            trainer.stop(signal.Signals(self.signals.stopped_by).name)
+
+
+def _reason(trainer: Trainer) -> str | None:
+    """Why early stopping has ended the run, if it has."""
+    stopping = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+    return next((one.reason for one in stopping if one.reason is not None), None)
+
+
+def _averages(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The averaged weights, if there are any, by the name of their file; for all ranks together."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Averaging) and callback.count:
+            return {run_directory.AVERAGED: callback.weights(trainer)}
+    return {}
+
+
+def _first_part(batch: Batch) -> Batch:
+    """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
+    return next(batch.split(UNMEASURED_SIZE)) if isinstance(batch, LazyBatch) else batch
+
+
+def _replay_hint(directory: Path, step: int) -> str:
+    return f"look at that update with: python -m gdtrain replay --step {step} {directory}"
+
+
+@contextmanager
+def faults_placed(document: Document) -> Iterator[None]:
+    """Give the faults that building found their places in the configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        placed = [document.fault(key_path(f.key), f.message) for f in error.faults]
+        raise ConfigError(placed) from error
+
+
+@contextmanager
+def notices() -> Iterator[None]:
+    """Show what the library has to say about the settings, once and in one line each."""
+    leads = os.environ.get("RANK", "0") == "0"  # of processes started by torchrun
+    handler = logging.StreamHandler(sys.stderr) if leads else logging.NullHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("gdtrain")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _closing_line(summary: dict[str, Any], directory: Path) -> str:
+    shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
+    for name, value in summary["validation"].items():
+        shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
+    ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
+    return (
+        f"{ended}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'update')} in "
+        f"{summary['seconds']:.1f} s; {', '.join(shown)}; see {directory}"
+    )

@@ -1,0 +1,23 @@
+"""The command ``schema``: print the JSON Schema of configurations."""
+
+from __future__ import annotations
+
+import json
+
+from gdtrain.cli.options import Parser, add_import, import_modules
+
+
+def schema(given: list[str]) -> int:
+    """Print the JSON Schema of configurations."""
+    parser = Parser(
+        prog="python -m gdtrain schema",
+        description="Print the JSON Schema of configurations, which editors use to check them.",
+        allow_abbrev=False,
+    )
+    add_import(parser)
+    options = parser.parse_args(given)
+    import_modules(options.imports)
+    from gdtrain.config.json_schema import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0

@@ -1,0 +1,1 @@
+"""From sections of a checked configuration to objects."""

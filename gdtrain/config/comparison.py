@@ -1,0 +1,117 @@
+"""The configurations of a comparison: one for each form, alike in all but the form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from gdtrain.config.load import load_config
+from gdtrain.config.messages import not_among, shown
+from gdtrain.config.places import Document, KeyPath
+from gdtrain.config.registry import Strict
+from gdtrain.config.schema import Config
+from gdtrain.config.sections.loaders import Form
+from gdtrain.config.sections.stream import Stream
+from gdtrain.errors import ConfigError, Fault
+
+# What decides the problem, the start and the arithmetic; the rest is how it is gone about.
+COMMON = ("seed", "device", "data", "model", "loss", "precision", "strategy", "trainer")
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class FormConfig:
+    """A form's name in the comparison, its configuration, and where its settings stand."""
+
+    name: str
+    config: Config
+    document: Document
+
+
+def load_forms(
+    paths: Sequence[str], overrides: Sequence[str], loaders: Sequence[str]
+) -> list[FormConfig]:
+    """Read what is to be compared: one file under several loaders, or several files.
+
+    loaders: of one file, names such as ``batch`` or ``minibatch:32``; none for several files.
+    Raises ConfigError with the place of every fault, and of what differs though it must not.
+    """
+    if loaders:
+        _check_loaders(loaders)
+        forms = [_under(paths[0], overrides, loader) for loader in loaders]
+    else:
+        loaded = [load_config(path, overrides) for path in paths]
+        names = _names(paths)
+        forms = [FormConfig(name, *both) for name, both in zip(names, loaded, strict=True)]
+    faults = [fault for form in forms[1:] for fault in _differences(forms[0], form)]
+    if isinstance(forms[0].config.data, Stream):
+        said = "a stream can't be evaluated as a whole; compare on a data set"
+        faults.append(forms[0].document.fault(("data",), said))
+    if faults:
+        raise ConfigError(faults)
+    return forms
+
+
+def _under(path: str, overrides: Sequence[str], loader: str) -> FormConfig:
+    """The configuration with another loader; its own loader keeps its settings."""
+    name, _, size = loader.partition(":")
+    config, document = load_config(path, overrides)
+    if getattr(config.loader, "name", None) != name:
+        size = size or (str(DEFAULT_BATCH_SIZE) if name == "minibatch" else "")
+        swapped = f"loader={{name: {name}, batch_size: {size}}}" if size else f"loader={name}"
+        config, document = load_config(path, [*overrides, swapped])
+    elif size:
+        config, document = load_config(path, [*overrides, f"loader.batch_size={size}"])
+    return FormConfig(loader, config, document)
+
+
+def _check_loaders(loaders: Sequence[str]) -> None:
+    union = get_args(get_args(Form)[0])
+    known = [get_args(section.model_fields["name"].annotation)[0] for section in union]
+    faults = []
+    for loader in loaders:
+        name, colon, size = loader.partition(":")
+        if name not in known:
+            faults.append(not_among(name, known))
+        elif colon and name != "minibatch":
+            faults.append(f"{name} has no batch size; write {name} alone")
+        elif colon and not (size.isascii() and size.isdigit() and 0 < int(size) < 2**31):
+            faults.append(f"minibatch:B needs a whole number B >= 1, got {size!r}")
+        elif loaders.count(loader) > 1:
+            faults.append(f"names {loader} twice; name each form once")
+    if faults:
+        unique = dict.fromkeys(faults)
+        raise ConfigError([Fault("--loaders", said, "command line") for said in unique])
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+    """The files' names without suffix, or the whole paths where those are not all different."""
+    stems = [Path(path).stem for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    if len(set(paths)) < len(paths):
+        said = "names the same file twice; --loaders compares the forms of one configuration"
+        raise ConfigError([Fault("CONFIG", said, "command line")])
+    return list(paths)
+
+
+def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
+    """What makes two configurations two problems, each with its place in the other one."""
+    for key in COMMON:
+        pairs = getattr(first.config, key), getattr(other.config, key)
+        for path, expected, found in _pairs((key,), *pairs):
+            said = f"must be {shown(expected)} as in {first.document.path}, got {shown(found)}"
+            yield other.document.fault(path, f"{said}; compare on one problem")
+
+
+def _pairs(path: KeyPath, first: Any, other: Any) -> Iterator[tuple[KeyPath, Any, Any]]:
+    if isinstance(first, Strict) and type(first) is type(other):
+        for key, value in first:
+            yield from _pairs((*path, key), value, getattr(other, key))
+    elif isinstance(first, Strict) or isinstance(other, Strict):
+        tag = "source" if path == ("data",) else "name"
+        yield (*path, tag), getattr(first, tag, first), getattr(other, tag, other)
+    elif first != other:
+        yield path, first, other

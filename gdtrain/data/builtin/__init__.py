@@ -1,0 +1,1 @@
+"""Data sets and problems that are part of the package."""

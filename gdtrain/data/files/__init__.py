@@ -1,0 +1,1 @@
+"""Arrays in files, read as data and never as code."""

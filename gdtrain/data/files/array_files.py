@@ -1,0 +1,149 @@
+"""Data sets in files: numpy, PyTorch and safetensors arrays, read as data and never as code."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gdtrain.data.arrays import as_tensor
+from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.errors import DataError
+
+T = TypeVar("T")
+
+# How .npy files begin, and .npz ones, which are zip archives.
+_NUMPY, _ZIP = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")
+
+# What the readers raise on damaged files: errors that say why, and slips of their parsers.
+_SAID = (OSError, ValueError, RuntimeError, MemoryError, zipfile.BadZipFile, SafetensorError)
+_UNSAID = (
+    *(EOFError, LookupError, TypeError, AttributeError, AssertionError, OverflowError),
+    *(struct.error, SyntaxError, tokenize.TokenError, zlib.error),
+)
+
+
+def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Two arrays of a .npz archive, by name. Raises DataError if they can't be read."""
+
+    def load() -> LoadedData:
+        with Path(path).open("rb") as file:
+            archive = _load_numpy(path, file)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{path}: is not an .npz archive; use source: npy")
+            with archive:
+                held = dict.fromkeys(archive.files)
+                return _named(path, held, archive.__getitem__, inputs, targets)
+
+    return reading(path, load)
+
+
+def npy(path: str, targets: str) -> LoadedData:
+    """Inputs and targets from two .npy files. Raises DataError if they can't be read."""
+
+    def load(name: str) -> Tensor:
+        with Path(name).open("rb") as file:
+            array = _load_numpy(name, file)
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"{name}: is not an .npy file; use source: npz")
+            return as_tensor(array, name)
+
+    return LoadedData(reading(path, lambda: load(path)), reading(targets, lambda: load(targets)))
+
+
+def _load_numpy(path: str, file: BinaryIO) -> Any:
+    start = file.read(len(_NUMPY))
+    file.seek(0)
+    if not start.startswith((_NUMPY, *_ZIP)):  # numpy would take it for a pickle
+        raise DataError(f"{path}: can't be read: it is no file that np.save or np.savez wrote")
+    return np.load(file, allow_pickle=False)
+
+
+def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Tensors of a .pt file: a dict by name, or a pair (inputs, targets).
+
+    Read with ``weights_only``, so that a file from a stranger can't run code. Raises DataError
+    if it can't be read or holds anything but tensors.
+    """
+
+    def load() -> LoadedData:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(held, tuple | list) and len(held) == 2:
+            held, names = dict(enumerate(held)), (0, 1)
+        elif isinstance(held, dict):
+            names = (inputs, targets)  # type: ignore[assignment]
+        else:
+            raise DataError(f"{path}: must hold a dict of tensors or a pair (inputs, targets)")
+        return _named(path, held, held.__getitem__, *names)
+
+    return reading(path, load)
+
+
+def safetensors(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
+    """Two tensors of a safetensors file, by name. Raises DataError if they can't be read."""
+
+    def load() -> LoadedData:
+        with safe_open(path, framework="pt") as file:
+            return _named(path, dict.fromkeys(file.keys()), file.get_tensor, inputs, targets)
+
+    return reading(path, load)
+
+
+def _named(
+    path: str, held: dict[Any, Any], get: Callable[[Any], Any], inputs: Any, targets: Any
+) -> LoadedData:
+    parts = []
+    for name in (inputs, targets):
+        if name not in held:
+            known = ", ".join(map(str, held)) or "nothing"
+            raise DataError(f"{path}: has no {name!r}; it holds {known}")
+        value = get(name)
+        if not isinstance(value, Tensor | np.ndarray):
+            raise DataError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
+        parts.append(as_tensor(value, f"{path}: {name}"))
+    return LoadedData(inputs=parts[0], targets=parts[1])
+
+
+def check_file(path: str, may_be_pipe: bool = False) -> None:
+    """Raise DataError unless ``path`` is a file that is there: no directory, pipe or device."""
+    if not Path(path).exists():
+        raise DataError(f"{path}: file not found; paths are relative to the working directory")
+    if Path(path).is_dir():
+        raise DataError(f"{path}: is a directory; give a file")
+    if not may_be_pipe and not Path(path).is_file():
+        raise DataError(
+            f"{path}: is a pipe or a device; give a file, or read it with source: stream"
+        )
+
+
+def reading(path: str, load: Callable[[], T]) -> T:
+    """Run ``load``, and say in one line of our own why a file can't be read."""
+    try:
+        check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old dtypes and foreign pickles; we raise or read
+            return load()
+    except DataError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path}: holds more than tensors, or is no .pt file; refused, for it could run code"
+        ) from error
+    except (*_SAID, *_UNSAID) as error:
+        is_said = isinstance(error, _SAID) and not isinstance(error, UnicodeError)
+        said = str(error).splitlines() if is_said else []
+        # numpy names parts of a damaged header by their address.
+        told = said and " object at 0x" not in said[0]
+        reason = said[0] if told else "it is damaged, or of another format"
+        raise DataError(f"{path}: can't be read: {reason}") from error

@@ -1,0 +1,136 @@
+"""A folder that convert wrote, as samples: checked, split and standardised without loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.arrays import check_finite
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.files.convert import INPUTS, TARGETS, Converted
+from gdtrain.data.files.mapped import MappedSamples, held_out
+from gdtrain.data.files.shards import ShardedArray
+from gdtrain.data.samples import Samples, TransformedSamples
+from gdtrain.data.tables.preparation import (
+    Preprocessing,
+    sample_shape,
+    standardized,
+    usable_statistics,
+)
+from gdtrain.errors import DataError
+
+# Rows of one piece of a pass over the data.
+PASS_ROWS = 4096
+
+FitTargets = Callable[[Tensor, int], Tensor]
+
+
+class ConvertedFolder:
+    """The arrays of a converted folder and their description.
+
+    Raises DataError if ``path`` is no such folder, or its parts do not fit each other.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.description = Converted.load(path)
+        self.arrays = [ShardedArray(f"{path}/{name}") for name in (INPUTS, TARGETS)]
+        for array in self.arrays:
+            if len(array) != self.description.num_samples:
+                raise DataError(
+                    f"{array.path}: holds {len(array)} rows, but {self.description.num_samples} "
+                    "were converted; convert again"
+                )
+
+    def fitted_targets(self, fit: FitTargets) -> Iterator[Tensor]:
+        """One pass over all targets, as ``fit(targets, number of the first row)`` makes them."""
+        for batch in _in_sequence(MappedSamples(self.arrays[1:])):
+            first = int(batch.indices[0])
+            check_finite(batch.inputs, "targets", first)
+            yield fit(batch.inputs, first)
+
+    def prepare(
+        self,
+        fit: FitTargets,
+        *,
+        validation_fraction: float,
+        standardize: bool,
+        standardize_targets: bool,
+        shape: list[int] | None,
+        num_outputs: int,
+        named_classes: bool,
+        seed: int,
+    ) -> tuple[Samples, Samples | None, Preprocessing]:
+        """Training samples, validation samples or None, and what is done to both as they are read.
+
+        The statistics are those of the training part, from one pass over it; see
+        :func:`gdtrain.data.tables.preparation.prepare`, which does the same in memory.
+        """
+        held = held_out(self.description.num_samples, validation_fraction, seed)
+        training: Samples = MappedSamples(self.arrays, without=held)
+        done = Preprocessing(
+            sample_shape(self.arrays[0].shape[1:], shape),
+            num_outputs,
+            self.description.class_names if named_classes else None,
+            self.description.columns,
+        )
+        if standardize or standardize_targets:
+            moments = {"inputs": Moments("inputs"), "targets": Moments("targets")}
+            for batch in _in_sequence(training):
+                if standardize:
+                    moments["inputs"].add(batch.inputs)
+                if standardize_targets:
+                    moments["targets"].add(fit(batch.targets, 0))
+            if standardize:
+                mean, std = moments["inputs"].usable()
+                done = replace(done, mean=mean, std=std)
+            if standardize_targets:
+                mean, std = moments["targets"].usable()
+                done = replace(done, target_mean=mean, target_std=std)
+
+        def ready(batch: Batch) -> Batch:
+            inputs = None if batch.inputs is None else done.apply(batch.inputs)
+            targets = fit(batch.targets, 0)
+            if done.target_mean:
+                targets = standardized(targets, done.target_mean, done.target_std)
+            return Batch(inputs, targets, batch.indices)
+
+        validation = TransformedSamples(MappedSamples(self.arrays, only=held), ready)
+        return TransformedSamples(training, ready), validation if len(held) else None, done
+
+
+class Moments:
+    """Mean, deviation and extremes of columns, in one pass and in float64.
+
+    Parts are joined by the rule of Chan, Golub and LeVeque (1983), eq. 2.1, which does not
+    subtract large sums of squares.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take in further rows, [k, …]."""
+        flat = rows.reshape(len(rows), -1).double()
+        mean, low, high = flat.mean(dim=0), flat.amin(dim=0), flat.amax(dim=0)
+        squares = ((flat - mean) ** 2).sum(dim=0)
+        if self.count == 0:
+            self.mean, self._squares, self.low, self.high = mean, squares, low, high
+        else:
+            apart, total = mean - self.mean, self.count + len(flat)
+            self._squares += squares + apart**2 * (self.count * len(flat) / total)
+            self.mean = self.mean + apart * (len(flat) / total)
+            self.low, self.high = torch.minimum(low, self.low), torch.maximum(high, self.high)
+        self.count += len(flat)
+
+    def usable(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation (over n) to standardise by. Raises DataError if there are none."""
+        std = (self._squares / self.count).sqrt()
+        return usable_statistics(self.mean, std, self.low, self.high, self.name)
+
+
+def _in_sequence(samples: Samples) -> Iterator[Batch]:
+    return samples.read(Plan(0, len(samples), min(len(samples), PASS_ROWS), None))

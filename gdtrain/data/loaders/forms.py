@@ -1,0 +1,304 @@
+"""The three loaders: every sample in one batch, one sample a batch, or B samples a batch."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Plan
+from gdtrain.data.checks import whole_number
+from gdtrain.data.loaders.loader import Loader as Loader
+from gdtrain.data.loaders.phases import BatchSizes
+from gdtrain.data.names import counted
+from gdtrain.data.orders.asked_order import AskedOrder
+from gdtrain.data.orders.order import ORDER_VERSION, CheckedOrder, Order, check_order, epoch_indices
+from gdtrain.data.orders.permutation import Draws
+from gdtrain.data.orders.weighted import Weighted
+from gdtrain.data.samples import Samples
+from gdtrain.data.sources import as_samples
+from gdtrain.data.streams.stream import StreamPlan, StreamSamples
+from gdtrain.errors import ConfigError
+
+logger = logging.getLogger("gdtrain")
+
+
+class FormLoader(Loader):
+    """What the three forms have in common.
+
+    batch_size: None for every sample in one batch.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int | BatchSizes | None,
+        order: Order | None,
+        seed: int,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.batch_size = batch_size
+        self.seed = whole_number("seed", seed, minimum=0)
+        self.samples: Samples = as_samples(
+            data,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            seed=self.seed,
+            allow_nonfinite=allow_nonfinite,
+        )
+        self.is_stream = isinstance(self.samples, StreamSamples)
+        self.order: CheckedOrder = (
+            self._stream_order(order)
+            if self.is_stream
+            else check_order("reshuffle" if order is None else order, len(self.samples))
+        )
+        self.order_version = ORDER_VERSION
+        self.drop_last = drop_last
+
+    def plan(self, epoch: int) -> Plan:
+        """Which samples form which batch in ``epoch`` (from 0); reads none of them.
+
+        Raises ConfigError if ``drop_last`` leaves no batch at all.
+        """
+        epoch = whole_number("epoch", epoch, minimum=0)
+        if isinstance(self.samples, StreamSamples):
+            assert isinstance(self.batch_size, int)
+            stream, drop_last = self.samples, self.drop_last
+            return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
+        num_samples = len(self.samples)
+        indices = epoch_indices(self.order, num_samples, self.seed, epoch, self.order_version)
+        return self._cut(epoch, num_samples if indices is None else len(indices), indices)
+
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        return self._cut(epoch, len(indices), indices)
+
+    def outline(self, epoch: int) -> Plan:
+        if self.is_stream:
+            return self.plan(epoch)
+        if not isinstance(self.order, AskedOrder):
+            return self._cut(epoch, self._draws, None)
+        # Expected draws that do not fill a batch are no reason to refuse: there may be more.
+        least = self._size_in(epoch) if self.drop_last else None
+        draws, there = max(self.order.expected(), least or 1), self.num_samples
+        # What is read by it is some samples, however many draws there are.
+        indices = torch.arange(draws) % there if draws > there else None
+        return self._cut(epoch, draws, indices)
+
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        return self.order if isinstance(self.order, AskedOrder) else None
+
+    def num_batches(self, epoch: int) -> int:
+        if isinstance(self.order, AskedOrder):
+            return len(self._cut(epoch, self.order.count(epoch), None))
+        return len(self.outline(epoch))
+
+    def use_orders(self, version: int) -> None:
+        self.order_version = version
+
+    def turns(self, num_epochs: int) -> list[int]:
+        if not isinstance(self.batch_size, BatchSizes):
+            return [0]
+        return [start for start, _, _ in self.batch_size.spans(num_epochs)]
+
+    @property
+    def calls_order(self) -> bool:
+        return isinstance(self.order, AskedOrder)
+
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
+        """What decides which samples come when, in numbers and words; alike for like loaders.
+
+        ``data`` is a digest of the samples, None for a stream; see :meth:`Samples.fingerprint`.
+        """
+        version = version or self.order_version
+        order: Any = self.order if isinstance(self.order, str) else repr(self.order)
+        if isinstance(self.order, Tensor):
+            order = f"{len(self.order)} indices, {zlib.crc32(self.order.numpy().tobytes()):08x}"
+        size = self.batch_size
+        marks = {
+            "samples": None if self.is_stream else self.num_samples,
+            "batch_size": str(size) if isinstance(size, BatchSizes) else size,
+            "order": order,
+            "seed": self.seed,
+            "drop_last": self.drop_last,
+            "data": self.samples.fingerprint(version),
+        }
+        return marks if version == 1 else marks | {"orders": version}
+
+    def _cut(self, epoch: int, draws: int, indices: Tensor | Draws | None) -> Plan:
+        """The plan of an epoch of so many draws."""
+        wanted = self._size_in(epoch)
+        size = draws if wanted is None else min(wanted, draws)
+        if self.drop_last and wanted is not None:
+            self._check_drop_last(draws, wanted)
+            draws -= draws % size
+            if indices is not None:
+                indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
+        return Plan(epoch, draws, size, indices, asked=self.asked_order(epoch))
+
+    def _size_in(self, epoch: int) -> int | None:
+        size = self.batch_size
+        return size.at(epoch) if isinstance(size, BatchSizes) else size
+
+    @property
+    def _draws(self) -> int:
+        """Draws in every epoch; an order that is asked alone decides it anew for each."""
+        of_its_own = isinstance(self.order, Tensor | Draws | Weighted)
+        return len(self.order) if of_its_own else self.num_samples  # type: ignore[arg-type]
+
+    def _stream_order(self, order: Order | None) -> CheckedOrder:
+        """A stream's own order. Raises ConfigError for another, or for one batch of everything."""
+        if isinstance(self.batch_size, BatchSizes):
+            said = "must be one number on a stream, which is one epoch"
+            raise ConfigError.of("batch_size", said)
+        if self.batch_size is None:
+            raise ConfigError.of(
+                "loader",
+                "BatchLoader needs every sample for one update, and a stream has no last one; "
+                "use MiniBatchLoader or SampleLoader",
+            )
+        if order is not None and not (isinstance(order, str) and order == "sequential"):
+            raise ConfigError.of("order", "a stream comes in its own order; leave order out")
+        return "sequential"
+
+    @staticmethod
+    def _check_drop_last(draws: int, batch_size: int) -> None:
+        if draws < batch_size:
+            raise ConfigError.of(
+                "drop_last", f"leaves no batch: {draws} samples do not fill one of {batch_size}"
+            )
+
+
+class BatchLoader(FormLoader):
+    """Batch gradient descent: every sample, then one update.
+
+    data: inputs and targets as tensors or arrays, ``(X, y)`` or ``(X1, X2, y)``, each
+    [n, …] with any trailing shape; or a map-style torch ``Dataset``.
+    order: the order of the samples inside the batch; see
+    :func:`gdtrain.data.orders.order.epoch_indices`.
+    seed: with the epoch, decides the order. Global RNG state never does.
+    num_workers, collate_fn: as in ``torch.utils.data.DataLoader``; only for a ``Dataset``.
+    allow_nonfinite: accept NaN and infinity in the data, for models that mask them.
+
+    Raises DataError for data that can't be used and ConfigError for a wrong setting.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *more: Any,
+        order: Order = "sequential",
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        _refuse_more("BatchLoader", more)
+        super().__init__(
+            data,
+            batch_size=None,
+            order=order,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+
+
+class SampleLoader(FormLoader):
+    """Stochastic gradient descent in its classic form: one sample per update.
+
+    A batch keeps its batch dimension: inputs are [1, …]. order: ``reshuffle`` if left out; a
+    stream, such as an ``IterableDataset``, has its own. Other arguments as in
+    :class:`BatchLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *more: Any,
+        order: Order | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        _refuse_more("SampleLoader", more)
+        super().__init__(
+            data,
+            batch_size=1,
+            order=order,
+            seed=seed,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+
+
+class MiniBatchLoader(FormLoader):
+    """Mini-batch gradient descent: ``batch_size`` samples per update.
+
+    batch_size: a number, or one for each epoch: :class:`BatchSizes`, or the pairs of which it is
+    made, ``[(5, 32), (None, 128)]``. The last batch of an epoch has the samples that are left
+    over, and is a real batch with an update of its own; ``drop_last`` leaves it out. A batch
+    size over n gives one batch of n.
+    Other arguments as in :class:`SampleLoader`.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int | BatchSizes | Sequence[tuple[int | None, int]],
+        *more: Any,
+        order: Order | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> None:
+        _refuse_more("MiniBatchLoader", more or _with_rows(batch_size), "32")
+        if isinstance(batch_size, list | tuple):
+            batch_size = BatchSizes(batch_size)
+        elif not isinstance(batch_size, BatchSizes):
+            batch_size = whole_number("batch_size", batch_size, minimum=1)
+        super().__init__(
+            data,
+            batch_size=batch_size,
+            order=order,
+            seed=seed,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            allow_nonfinite=allow_nonfinite,
+        )
+        if self.is_stream or self.calls_order:
+            return
+        largest = max(batch_size.values) if isinstance(batch_size, BatchSizes) else batch_size
+        if largest > self._draws:
+            if drop_last:
+                self._check_drop_last(self._draws, largest)
+            logger.warning(
+                "batch_size %s is over the %s: each epoch is one batch of %s",
+                f"{largest:,}",
+                counted(self._draws, "sample"),
+                f"{self._draws:,}",
+            )
+
+
+def _with_rows(value: Any) -> tuple[Any, ...]:
+    return (value,) if getattr(value, "ndim", 0) > 0 else ()
+
+
+def _refuse_more(name: str, more: tuple[Any, ...], *options: str) -> None:
+    """Raise ConfigError for inputs and targets that are given as two arguments."""
+    if more:
+        said = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
+        raise ConfigError.of("data", f"{said}, with options by name")

@@ -1,0 +1,139 @@
+"""What a loader is: the batches of each epoch as a pure function of the epoch, and an iterable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.checks import whole_number
+from gdtrain.data.names import counted
+from gdtrain.data.orders.asked_order import AskedOrder
+from gdtrain.data.orders.permutation import Draws
+from gdtrain.data.samples import Samples
+from gdtrain.data.streams.stream import StreamPlan
+from gdtrain.errors import DataError
+
+
+class Loader(ABC):
+    """Cuts each epoch of a data set into batches, one batch for one update.
+
+    A loader is a pure function of its arguments: ``plan(epoch)`` says which samples form which
+    batch. It is also an iterable for hand-written loops; see ``__iter__``.
+
+    samples: what the batches are read from. is_stream: whether they are read as they arrive.
+    """
+
+    samples: Samples
+    is_stream: bool = False
+    _next_epoch: int = 0
+    _pinned_epoch: int | None = None
+
+    @abstractmethod
+    def plan(self, epoch: int) -> Plan:
+        """Which samples form which batch in ``epoch`` (from 0); reads none of them."""
+
+    @abstractmethod
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        """The plan of ``epoch`` in which the samples come as in ``indices``, given before."""
+
+    @abstractmethod
+    def outline(self, epoch: int) -> Plan:
+        """:meth:`plan` for its sizes alone, whose indices need not be right.
+
+        Never asks a callable order: of one, the sizes are those that are :meth:`expected
+        <gdtrain.data.orders.asked_order.AskedOrder.expected>`.
+        """
+
+    @abstractmethod
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        """The order of ``epoch``, where it is a callable or a sampler."""
+
+    @abstractmethod
+    def num_batches(self, epoch: int) -> int:
+        """Batches of ``epoch``, which a callable order is asked for, if it has to be."""
+
+    @abstractmethod
+    def use_orders(self, version: int) -> None:
+        """Go on with the orders of this :data:`~gdtrain.data.orders.order.ORDER_VERSION`."""
+
+    @abstractmethod
+    def turns(self, num_epochs: int) -> list[int]:
+        """The epochs, of 0 … num_epochs - 1, from which on batches are of another size; 0 first.
+
+        A callable order may change them unannounced.
+        """
+
+    @property
+    @abstractmethod
+    def calls_order(self) -> bool:
+        """Whether an order is a callable, which may look at the model."""
+
+    @abstractmethod
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
+        """What decides which samples come when, in numbers and words; alike for like loaders.
+
+        version: that of the orders, if they were others than the loader's, as ``orders`` says.
+        What was made by version 1 lacks that key.
+        """
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the data set. Raises DataError for a stream, where nobody knows."""
+        if self.is_stream:
+            raise DataError("a stream has no number of samples, and can't be evaluated as a whole")
+        return len(self.samples)
+
+    def updates(self, num_epochs: int) -> int:
+        """How many batches the epochs 0 … num_epochs - 1 have in all; of no stream."""
+        starts = [*self.turns(num_epochs), num_epochs]
+        return sum(len(self.outline(a)) * (b - a) for a, b in pairwise(starts))
+
+    def smallest_batch(self, num_epochs: int) -> int:
+        """Samples of the shortest batch that may come in the epochs 0 … num_epochs - 1."""
+        return min(self.outline(epoch).smallest_batch for epoch in self.turns(num_epochs))
+
+    def largest_batch(self, num_epochs: int) -> int:
+        """Samples of the largest batch in those epochs."""
+        return max(self.outline(epoch).batch_size for epoch in self.turns(num_epochs))
+
+    @property
+    def extent(self) -> str:
+        """How much there is, in words."""
+        if self.is_stream:
+            return "a stream"
+        updates = counted(len(self.outline(0)), "update")
+        which = "an epoch" if len(self.turns(2**31)) == 1 else "in the first epoch"
+        return f"{counted(self.num_samples, 'sample')}, {updates} {which}"
+
+    def __len__(self) -> int:
+        """Batches of the next iteration, and so of the next epoch by hand; of no stream."""
+        if self.is_stream:
+            raise TypeError("a stream has no length")
+        return self.num_batches(self._iteration_epoch)
+
+    def __bool__(self) -> bool:
+        return True  # or Python would ask for the length, and that a callable order
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch of batches for a hand-written loop, in a fresh order at each iteration.
+
+        The epochs count 0, 1, 2, …, unless :meth:`set_epoch` has pinned one. The trainer never
+        uses or moves this cursor.
+        """
+        epoch = self._iteration_epoch
+        self._next_epoch = epoch + 1
+        plan = self.plan(epoch)
+        return plan.each_batch() if isinstance(plan, StreamPlan) else self.samples.read(plan)
+
+    def set_epoch(self, epoch: int | None) -> None:
+        """Pin the epoch that iterations give; None lets them count on from the last one."""
+        self._pinned_epoch = None if epoch is None else whole_number("epoch", epoch, minimum=0)
+
+    @property
+    def _iteration_epoch(self) -> int:
+        return self._next_epoch if self._pinned_epoch is None else self._pinned_epoch

@@ -1,0 +1,106 @@
+"""A loader that changes its form in the course of a run: one loader after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gdtrain.data.batch import Plan
+from gdtrain.data.checks import whole_number
+from gdtrain.data.dataset_samples import DatasetSamples
+from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.loaders.phases import Phases, pairs_of
+from gdtrain.data.orders.asked_order import AskedOrder
+from gdtrain.data.orders.permutation import Draws
+from gdtrain.data.samples import Samples
+from gdtrain.errors import ConfigError
+
+
+class PhasedLoader(Loader):
+    """One loader until the end of an epoch, then the next: the form changes in mid-run.
+
+    phases: ``(until_epoch, loader)`` pairs, all over the same data. ``until_epoch`` is the last
+    epoch of a phase, counted from 1; it is None in the last phase. With
+
+        PhasedLoader([(5, SampleLoader(data)), (None, BatchLoader(data))])
+
+    five epochs of noisy steps come near a minimum, and the exact gradient goes the rest of the
+    way: the hybrid of Bertsekas (1997, "A new class of incremental gradient methods for least
+    squares problems") and of Friedlander and Schmidt (2012, "Hybrid deterministic-stochastic
+    methods for data fitting"), who grow the batch in between; see :class:`BatchSizes` for that.
+
+    Epoch e has the batches that the phase's own loader gives in epoch e, in the same order:
+    nothing starts anew, and no order depends on what came before.
+
+    Raises ConfigError for phases that do not follow each other, streams, and different data.
+    """
+
+    def __init__(self, phases: Sequence[tuple[int | None, Loader]]) -> None:
+        self.phases: Phases[Loader] = Phases(pairs_of(phases, "phases"))
+        first, *others = self.phases.values
+        for number, loader in enumerate(self.phases.values):
+            if not isinstance(loader, Loader):
+                said = f"must be a loader, got a {type(loader).__name__}"
+                raise ConfigError.of(f"phases[{number}]", said)
+            if loader.is_stream:
+                said = "is over a stream, which is one epoch, and so has one phase"
+                raise ConfigError.of(f"phases[{number}]", said)
+        for number, loader in enumerate(others, start=1):
+            if not _are_same(first.samples, loader.samples):
+                said = "is over other data than the first; give all phases the same"
+                raise ConfigError.of(f"phases[{number}]", said)
+        self.samples = first.samples
+
+    def plan(self, epoch: int) -> Plan:
+        return self.phases.at(whole_number("epoch", epoch, minimum=0)).plan(epoch)
+
+    def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
+        return self.phases.at(epoch).cut(epoch, indices)
+
+    def outline(self, epoch: int) -> Plan:
+        return self.phases.at(epoch).outline(epoch)
+
+    def asked_order(self, epoch: int) -> AskedOrder | None:
+        return self.phases.at(epoch).asked_order(epoch)
+
+    def num_batches(self, epoch: int) -> int:
+        return self.phases.at(epoch).num_batches(epoch)
+
+    def use_orders(self, version: int) -> None:
+        for loader in self.phases.values:
+            loader.use_orders(version)
+
+    def turns(self, num_epochs: int) -> list[int]:
+        found = set()
+        for start, stop, loader in self.phases.spans(num_epochs):
+            found |= {start, *(epoch for epoch in loader.turns(stop) if epoch > start)}
+        return sorted(found)
+
+    @property
+    def calls_order(self) -> bool:
+        return any(loader.calls_order for loader in self.phases.values)
+
+    def fingerprint(self, version: int | None = None) -> dict[str, Any]:
+        """``samples``, ``data`` and ``orders`` of all phases, and one text for each of them."""
+        marks: dict[str, Any] = {}
+        for number, (end, loader) in enumerate(self.phases.pairs, start=1):
+            own = loader.fingerprint(version)
+            common: dict[str, Any] = {
+                key: own.pop(key) for key in ("samples", "data", "orders") if key in own
+            }
+            if number == 1:
+                marks |= common
+            said = ", ".join(f"{key} {value}" for key, value in own.items())
+            marks[f"phase {number}"] = f"{said}, until_epoch {end}"
+        return marks
+
+
+def _are_same(one: Samples, other: Samples) -> bool:
+    """Whether both read the same data, as far as a digest of it tells."""
+    if one is other:
+        return True
+    if isinstance(one, DatasetSamples) and isinstance(other, DatasetSamples):
+        return one.dataset is other.dataset
+    return len(one) == len(other) and one.fingerprint() == other.fingerprint()

@@ -1,0 +1,128 @@
+"""Which sample comes when: orders as pure functions of (number of samples, seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gdtrain.data.names import OrderName
+from gdtrain.data.orders.asked_order import AskedOrder, gives_indices
+from gdtrain.data.orders.explicit_order import check_indices
+from gdtrain.data.orders.permutation import Draws, Permutation, Replacement
+from gdtrain.data.orders.weighted import Weighted
+from gdtrain.errors import ConfigError
+
+Order = (
+    OrderName
+    | Sequence[int]
+    | Tensor
+    | Draws
+    | Weighted
+    | np.ndarray[Any, Any]
+    | Callable[[int], Any]
+    | Iterable[int]
+)
+# What :func:`check_order` makes of it.
+CheckedOrder = OrderName | Tensor | Draws | Weighted | AskedOrder
+
+# Up to so many samples an order is a tensor, drawn at once; beyond, it is computed as it is read.
+MAX_KEPT = 1 << 20
+
+# Which functions of (n, seed, epoch) the orders are; saved with a run, which goes on with its own.
+# 1, of gdtrain 0.1.0, took seeds modulo 2^64, and its permutations of just under 2^31, 2^32 and
+# 2^63 samples used one bit too few of a hash. Else both are the same.
+ORDER_VERSION = 2
+
+_MASK = (1 << 64) - 1
+
+
+def mix(seed: int, *keys: int) -> int:
+    """Hash a seed and any number of integer keys into 64 well-mixed bits.
+
+    Each key is absorbed by one round of SplitMix64 (Steele, Lea and Flood, 2014), so that
+    neighbouring seeds and epochs give unrelated generators. Of a seed from 2^64 on, what is above
+    its lowest 64 bits is absorbed before the keys.
+    """
+    state, above = int(seed) & _MASK, int(seed) >> 64
+    high = []
+    while above not in (0, -1):  # -1 are the bits above a negative number
+        high.append(above & _MASK)
+        above >>= 64
+    for key in (*high, *keys):
+        state = (state + (int(key) & _MASK) * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator that depends on (seed, keys) alone, never on global RNG state."""
+    return torch.Generator().manual_seed(mix(seed, *keys))
+
+
+def check_order(order: Order, num_samples: int) -> CheckedOrder:
+    """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
+
+    Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
+    of another number of samples, or a sampler of batches.
+    """
+    if isinstance(order, str):
+        if order not in get_args(OrderName):
+            names = ", ".join(get_args(OrderName))
+            raise ConfigError.of(
+                "order",
+                f"must be one of {names}, a sequence of indices, Weighted, a sampler or a "
+                f"callable; got {order!r}",
+            )
+        return order
+    if isinstance(order, Weighted):
+        return order.checked(num_samples)
+    if gives_indices(order):
+        return AskedOrder(order, num_samples)
+    if isinstance(order, Iterator):
+        said = f"a {type(order).__name__} can be read once; give a list, or epoch -> indices"
+        raise ConfigError.of("order", said)
+    return check_indices(order, num_samples)
+
+
+def epoch_indices(
+    order: CheckedOrder, num_samples: int, seed: int, epoch: int, version: int = ORDER_VERSION
+) -> Tensor | Draws | None:
+    """The sample indices of one epoch, in order.
+
+    order: what :func:`check_order` returned. version: see ``ORDER_VERSION``.
+    Returns int64 indices [number of draws], or None for 0 … num_samples - 1 in sequence, which
+    lets a reader slice instead of gather. What is random is a tensor up to ``MAX_KEPT`` samples
+    (2^20), and :class:`~gdtrain.data.orders.permutation.Draws` beyond, which keep no index in
+    memory.
+
+    * ``reshuffle``: a uniformly random permutation, a new one each epoch;
+    * ``shuffle_once``: the permutation of epoch 0, every epoch;
+    * ``replacement``: num_samples independent uniform draws (classical SGD; Robbins and
+      Monro, 1951);
+    * :class:`~gdtrain.data.orders.weighted.Weighted`: draws by weights;
+    * a sequence is taken as it is; a callable or a sampler is asked for its indices of this epoch.
+    """
+    if version == 1:
+        seed &= _MASK
+    if isinstance(order, AskedOrder):
+        return order.take(epoch)
+    if isinstance(order, Weighted):
+        return order.draw(generator(seed, epoch))
+    if isinstance(order, Tensor | Draws):
+        return order
+    if order == "sequential":
+        return None
+    if order == "replacement":
+        if num_samples > MAX_KEPT:
+            return Replacement(num_samples, mix(seed, epoch))
+        return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
+    key = 0 if order == "shuffle_once" else epoch
+    if num_samples > MAX_KEPT:
+        return Permutation(num_samples, mix(seed, key), version)
+    return torch.randperm(num_samples, generator=generator(seed, key))

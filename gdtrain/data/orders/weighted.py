@@ -1,0 +1,92 @@
+"""An order by weights: samples with larger weights come more often, or earlier."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gdtrain.data.checks import whole_number
+from gdtrain.errors import ConfigError
+
+
+class Weighted:
+    r"""An order in which sample i is drawn with a probability in proportion to its weight.
+
+    weights: [n], one for each sample, as a tensor, an array or a list of numbers ≥ 0, copied.
+    replacement: with it, the draws of an epoch are independent, each with
+    P(i) = w_i / Σ_j w_j, by the inverse of the distribution function (Devroye, 1986, "Non-uniform
+    random variate generation", chapter III.2). Without it, no sample comes twice, and each draw is
+    in proportion to the weights of those that are left; all at once, by the order of the
+    times e_i / w_i, e_i ~ Exp(1) (Efraimidis and Spirakis, 2006, "Weighted random sampling with a
+    reservoir", with ln u = -e). A sample of weight 0 is never drawn.
+    draws: how many there are in an epoch; n, or without replacement all of weight > 0, if left out.
+
+    Like every order, that of an epoch depends on the loader's seed and the epoch alone:
+    ``MiniBatchLoader((X, y), 64, order=Weighted(1 / counts[y]), seed=0)`` draws the classes of y
+    alike often. Raises ConfigError for weights that can't be used.
+    """
+
+    def __init__(self, weights: Any, *, replacement: bool = True, draws: int | None = None) -> None:
+        self.weights = _checked(weights)
+        self.replacement = replacement
+        positive = int((self.weights > 0).sum())
+        if draws is None:
+            draws = len(self.weights) if replacement else positive
+        self.draws = whole_number("draws", draws, minimum=1)
+        if not replacement and self.draws > positive:
+            raise ConfigError.of(
+                "draws",
+                f"must be <= {positive}, the samples of weight > 0, without replacement; "
+                f"got {self.draws}",
+            )
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def __repr__(self) -> str:
+        how = "with" if self.replacement else "without"
+        checksum = zlib.crc32(self.weights.numpy().tobytes())
+        return f"{self.draws} draws {how} replacement by {len(self.weights)} weights {checksum:08x}"
+
+    def checked(self, num_samples: int) -> Weighted:
+        """Itself. Raises ConfigError if these are not the weights of so many samples."""
+        if len(self.weights) != num_samples:
+            said = f"{len(self.weights)} weights for {num_samples} samples; give one for each"
+            raise ConfigError.of("order", said)
+        return self
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The sample indices of an epoch, [draws] int64."""
+        if not self.replacement:
+            times = torch.empty_like(self.weights).exponential_(generator=generator) / self.weights
+            return times.argsort(stable=True)[: self.draws]
+        ends = self.weights.cumsum(0)
+        places = torch.rand(self.draws, dtype=torch.float64, generator=generator) * ends[-1]
+        # The first sample whose end lies beyond the place; rounding must not lead past the last.
+        last = int(self.weights.nonzero()[-1])
+        return torch.searchsorted(ends, places, right=True).clamp_(max=last)
+
+
+def _checked(weights: Any) -> Tensor:
+    """The weights as a tensor [n] float64 of its own."""
+    try:
+        if isinstance(weights, Tensor):
+            weights = weights.detach().cpu().numpy()
+        row = torch.from_numpy(np.array(weights, np.float64))  # a copy
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError.of("weights", "must be one row of numbers; these make none") from error
+    if row.ndim != 1 or not len(row):
+        said = f"must be one non-empty row of numbers, got shape {list(row.shape)}"
+        raise ConfigError.of("weights", said)
+    bad = (~(torch.isfinite(row) & (row >= 0))).nonzero()
+    if len(bad):
+        place = int(bad[0])
+        said = f"must be finite and >= 0; that of sample {place} is {row[place].item():g}"
+        raise ConfigError.of("weights", said)
+    if not bool(torch.isfinite(row.sum()) and row.sum() > 0):
+        raise ConfigError.of("weights", "must have a finite sum > 0")
+    return row

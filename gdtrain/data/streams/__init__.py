@@ -1,0 +1,1 @@
+"""Samples that are read once, as they arrive."""

@@ -1,1 +1,0 @@
-"""The jobs behind the commands: each does what one command asks for, from start to exit code."""

@@ -1,0 +1,61 @@
+"""metrics.csv: the records of metrics.jsonl as a table, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.output.metrics_file import read_metrics
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.trainer import Trainer
+
+_FIRST = ("kind", "step", "epoch")
+
+
+class MetricsCsv(Callback):
+    """Keeps ``path`` a table of the records in ``metrics``, a metrics.jsonl.
+
+    Made anew at the end of a fit, and of the epochs 1, 2, 4, 8, …, so that it costs no more than
+    writing every record twice. To be called after the callback that writes ``metrics``.
+    Raises StorageError if the disk fails.
+    """
+
+    def __init__(self, metrics: Path, path: Path) -> None:
+        super().__init__(every_n_epochs=1)
+        self.metrics = metrics
+        self.path = path
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        epoch = record["epoch"]
+        if epoch & (epoch - 1) == 0 and not trainer.world.rank:
+            write_csv(self.metrics, self.path)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if not trainer.world.rank:
+            write_csv(self.metrics, self.path)
+
+
+def write_csv(metrics: Path, path: Path) -> None:
+    """Write the records of a metrics.jsonl to ``path``, one a row, in the place of what is there.
+
+    The columns are the names in the order of their first use, after kind, step and epoch; a cell
+    is empty where a record has no such number. Reading a number gives the same float again. Lists
+    are written as JSON. Raises StorageError if the disk fails.
+    """
+    records = read_metrics(metrics)
+    names = dict.fromkeys((*_FIRST, *(name for record in records for name in record)))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    for record in records:
+        table.writerow([_cell(record.get(name)) for name in names])
+    with disk.needed(path.name):
+        disk.replace_file(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value

@@ -1,0 +1,253 @@
+"""The curves of a comparison as SVG: lines on logarithmic axes, told apart without colour too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from gdtrain.output.report.table import seconds_text
+
+# The plot area inside of a figure of WIDTH × HEIGHT; the rest is for labels.
+WIDTH, HEIGHT = 560, 350
+LEFT, RIGHT, TOP, BOTTOM = 64, 108, 14, 52
+MARKERS = 6  # on each line
+LABEL_GAP = 17  # between names at the ends of lines
+STYLES = 8  # of lines, in report.css
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named curve. x, y: as many numbers each; a y that is None or not finite is left out.
+
+    style: which colour, dash and marker, from 0. dots: draw points instead of a line.
+    """
+
+    name: str
+    x: Sequence[float | None]
+    y: Sequence[float | None]
+    style: int
+    dots: bool = False
+
+    def points(self) -> list[tuple[float, float]]:
+        """What can be drawn."""
+        pairs = zip(self.x, self.y, strict=True)
+        return [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(y)]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis from ``low`` to ``high``, logarithmic if ``log``, in pixels ``start`` … ``stop``.
+
+    write: a tick's value in words.
+    """
+
+    label: str
+    low: float
+    high: float
+    log: bool
+    start: float
+    stop: float
+    write: Callable[[float], str]
+
+    def place(self, value: float) -> float:
+        """Where a value lies, in pixels."""
+        low, high, at = self.low, self.high, value
+        if self.log:
+            low, high, at = math.log10(low), math.log10(high), math.log10(max(value, low * 1e-9))
+        share = (at - low) / (high - low) if high > low else 0.5
+        return self.start + share * (self.stop - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values on the axis, some three to eight of them."""
+        found = _log_ticks(self.low, self.high) if self.log else _ticks(self.low, self.high)
+        return found if len(found) > 1 else [self.low, self.high]
+
+
+def chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_write: Callable[[float], str],
+    y_write: Callable[[float], str],
+    log_x: bool = True,
+    log_y: bool = True,
+    highest: float = math.inf,
+    named: bool = True,
+    width: int = WIDTH,
+) -> str:
+    """An SVG element. highest: the largest y shown; what is above leaves the plot.
+
+    title: what the picture is, for those who do not see it. named: names at the ends of lines.
+    Values that a logarithmic axis does not have are left out. An empty picture says so.
+    """
+    drawn = [(line, _drawable(line, log_x, log_y)) for line in lines]
+    points = [point for _, some in drawn for point in some]
+    right = width - (RIGHT if named else 14)
+    head = (
+        f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    )
+    if not points:
+        middle = f'x="{width / 2:.0f}" y="{HEIGHT / 2:.0f}" text-anchor="middle"'
+        return f'{head}<text class="tick" {middle}>no finite values to draw</text></svg>'
+    xs, ys = [x for x, _ in points], [min(y, highest) for _, y in points]
+    x_axis = Axis(x_label, *_range(xs, log_x, 0.0), log_x, LEFT, right, x_write)
+    y_axis = Axis(y_label, *_range(ys, log_y, 0.06), log_y, HEIGHT - BOTTOM, TOP, y_write)
+    parts = [head, _grid(x_axis, y_axis)]
+    # What is above the plot is cut off; beside and below there is room for half a marker.
+    box = f"{LEFT - 6} {TOP} {right - LEFT + 12} {HEIGHT - TOP - BOTTOM + 6}"
+    x, y, box_width, box_height = box.split()
+    size = f'x="{x}" y="{y}" width="{box_width}" height="{box_height}"'
+    parts.append(f'<svg {size} viewBox="{box}">')
+    parts += [_curve(line, some, x_axis, y_axis) for line, some in drawn if some]
+    parts.append("</svg>")
+    if named:
+        parts.append(_names([(line, some[-1]) for line, some in drawn if some], y_axis, right))
+    bounds = f"{x_axis.low:.9g},{x_axis.high:.9g},{int(log_x)},{LEFT},{right}"
+    parts.append(f'<line class="cross" data-x="{bounds}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg>')
+    return "".join(parts)
+
+
+def _drawable(line: Line, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in line.points() if (x > 0 or not log_x) and (y > 0 or not log_y)]
+
+
+def _range(values: list[float], log: bool, margin: float) -> tuple[float, float]:
+    """The least and the largest value, with a margin, and never the same."""
+    low, high = min(values), max(values)
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    room = (high - low) * margin or (0.0 if high > low else abs(low) * 0.1 or 0.5)
+    low, high = low - room, high + room
+    return (10**low, 10**high) if log else (low, high)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    step = 10.0 ** math.floor(math.log10((high - low) / 4))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 6)
+    return [
+        n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 10, 100, …; of a range of less than two decades 1, 2, 5, 10, …; or evenly spaced ones."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = last - first
+    factors = (1,) if decades > 2 else (1, 2, 5)
+    step = -(-decades // 8)
+    found = [factor * 10.0**power for power in range(first, last + 1, step) for factor in factors]
+    inside = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+    return inside if len(inside) > 2 else _ticks(low, high)
+
+
+def _grid(x_axis: Axis, y_axis: Axis) -> str:
+    """Ticks, grid lines and what the axes are called."""
+    left, right, bottom, top = x_axis.start, x_axis.stop, y_axis.start, y_axis.stop
+    parts = []
+    for value in y_axis.ticks():
+        y = y_axis.place(value)
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        said = escape(y_axis.write(value))
+        parts.append(
+            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{said}</text>'
+        )
+    for value in x_axis.ticks():
+        x = x_axis.place(value)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
+        said = escape(x_axis.write(value))
+        parts.append(
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{said}</text>'
+        )
+    middle, height = (left + right) / 2, (top + bottom) / 2
+    parts.append(
+        f'<text class="axis" x="{middle:.0f}" y="{bottom + 41}" text-anchor="middle">'
+        f"{escape(x_axis.label)}</text>"
+    )
+    parts.append(
+        f'<text class="axis" transform="translate(15 {height:.0f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_axis.label)}</text>'
+    )
+    return "".join(parts)
+
+
+def _curve(line: Line, points: list[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
+    if line.dots:
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in placed)
+        return f'<g class="dots form-{line.style % STYLES}">{dots}</g>'
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    marked = _spread(placed)
+    shapes = "".join(_marker(line.style, x, y) for x, y in marked)
+    style = line.style % STYLES
+    return f'<g class="line form-{style}"><polyline points="{path}"/>{shapes}</g>'
+
+
+def _spread(placed: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points for markers, about evenly spread along the x axis, the last one among them."""
+    first, last = placed[0][0], placed[-1][0]
+    wanted = [first + (last - first) * number / MARKERS for number in range(1, MARKERS + 1)]
+    xs = np.array([x for x, _ in placed])
+    return [placed[i] for i in dict.fromkeys(int(np.abs(xs - at).argmin()) for at in wanted)]
+
+
+def _marker(style: int, x: float, y: float) -> str:
+    if style % 4 == 0:
+        return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
+    shape = {
+        1: ((-4, 4), (4, 4), (0, -5)),
+        2: ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
+        3: ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
+    }[style % 4]
+    corners = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in shape)
+    return f'<polygon class="mark" points="{corners}"/>'
+
+
+def _names(ends: list[tuple[Line, tuple[float, float]]], y_axis: Axis, right: float) -> str:
+    """Each line's name beside its end, moved apart where they would overlap."""
+    wanted = sorted(
+        (min(max(y_axis.place(end[1]), TOP + 4), HEIGHT - BOTTOM), line.name, line.style)
+        for line, end in ends
+    )
+    places: list[float] = []
+    for y, _, _ in wanted:
+        places.append(max(y, places[-1] + LABEL_GAP) if places else y)
+    excess = max(0.0, places[-1] - (HEIGHT - BOTTOM)) if places else 0.0
+    return "".join(
+        f'<text class="name form-{style % STYLES}" x="{right + 9}" y="{y - excess + 4:.1f}">'
+        f"{escape(_short(name))}</text>"
+        for y, (_, name, style) in zip(places, wanted, strict=True)
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 13 else f"{name[:12]}…"
+
+
+def count_tick(value: float) -> str:
+    """1, 10, 100, 1k, 10k, 1M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
+
+
+def seconds_tick(value: float) -> str:
+    """1 ms, 10 ms, 1 s."""
+    return seconds_text(value) if value >= 1e-3 else f"{1e6 * value:.3g} µs"
+
+
+def number_tick(value: float) -> str:
+    """A loss."""
+    return f"{value:.3g}"
+
+
+def percent_tick(value: float) -> str:
+    """A share."""
+    return f"{100 * value:.3g} %"

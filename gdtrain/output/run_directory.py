@@ -1,0 +1,222 @@
+"""The output directory of a run: made without overwriting another, and its summary."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import gdtrain
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.format import write_weights as write_file
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.errors import OutputError
+from gdtrain.output.metrics_file import finite
+from gdtrain.training.trainer import Trainer
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "model.safetensors"
+AVERAGED = "averaged.safetensors"
+PREPROCESSING = "preprocessing.json"
+CHECKPOINTS = "checkpoints"
+PICTURE = "loss.png"
+CSV = "metrics.csv"
+TENSORBOARD = "tensorboard"
+TRAJECTORY = "trajectory.npz"
+_WRITTEN = (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    WEIGHTS,
+    PREPROCESSING,
+    CHECKPOINTS,
+    CSV,
+    TENSORBOARD,
+    TRAJECTORY,
+)
+
+
+def new_directory(wanted: Path | None, name: str) -> Path:
+    """Make the directory of a new run: ``wanted``, or the next free ``runs/<name>/<n>``.
+
+    Raises OutputError if ``wanted`` is there already and holds something else than the remains
+    of a run that ended before it began, or can't be made.
+    """
+    try:
+        if wanted is not None:
+            disk.make_directory(wanted)
+            _clear_remains(wanted)
+            if any(wanted.iterdir()):
+                raise OutputError(
+                    f"{wanted} is not empty; choose another --output-dir, "
+                    "or give --resume to go on with the run in it"
+                )
+            return wanted
+        parent = _runs_of(name)
+        disk.make_directory(parent)
+        number = max(_numbers(parent), default=0)
+        while True:
+            number += 1
+            try:
+                (parent / str(number)).mkdir()
+            except FileExistsError:
+                continue
+            disk.sync_directory(parent)
+            return parent / str(number)
+    except OSError as error:
+        where = wanted or Path("runs") / name
+        raise OutputError(f"{where} can't be made: {error.strerror}; choose another") from error
+
+
+def latest_directory(wanted: Path | None, name: str) -> Path:
+    """The directory of the run to resume: ``wanted``, or the newest ``runs/<name>/<n>``.
+
+    Raises OutputError if there is none, or if something in it is a link to somewhere else.
+    """
+    directory = wanted
+    if directory is None:
+        parent = _runs_of(name)
+        numbers = _numbers(parent) if parent.is_dir() else []
+        if not numbers:
+            said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
+            raise OutputError(said)
+        directory = parent / str(max(numbers))
+    disk.check_inside(directory, _WRITTEN)
+    if not (directory / CONFIG).is_file():
+        raise OutputError(f"{directory} holds no run; give the directory of a run")
+    return directory
+
+
+def has_begun(wanted: Path | None, name: str) -> bool:
+    """Whether :func:`latest_directory` would give a directory."""
+    try:
+        latest_directory(wanted, name)
+    except OutputError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(directory: Path | None) -> Iterator[None]:
+    """Keep a run to one process at a time; the system ends the lock with the process.
+
+    Raises OutputError if another process trains in ``directory``. With None, does nothing.
+    """
+    if directory is None:
+        yield
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            said = f"another process is training in {directory}; wait for it, or end it"
+            raise OutputError(said) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear_remains(directory: Path) -> None:
+    """Remove what a run has left that was ended before its first checkpoint was complete.
+
+    It had no config.yaml yet, and so could not be resumed.
+    """
+    names = {path.name for path in directory.iterdir()}
+    own = {PREPROCESSING, CHECKPOINTS}
+    if not names or not all(n in own or n.startswith(disk.UNFINISHED) for n in names):
+        return
+    kept = directory / CHECKPOINTS
+    if kept.is_symlink():
+        return  # to somebody else's
+    if kept.is_dir() and not CheckpointStore(kept).holds_only_the_first():
+        return
+    if kept.is_dir():
+        CheckpointStore(kept).clear()
+    (directory / PREPROCESSING).unlink(missing_ok=True)
+    disk.remove_unfinished(directory)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole, so that nobody ever reads half of it.
+
+    Raises OutputError if it can't be written.
+    """
+    try:
+        disk.replace_file(path, text.encode())
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
+
+
+def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS) -> None:
+    """Put the final weights in the place of what may be there; raises StorageError on failure."""
+    unfinished = directory / f"{disk.UNFINISHED}{name}"
+    with disk.needed(name):
+        unfinished.unlink(missing_ok=True)
+        with disk.cleaned_up(unfinished):
+            write_file(unfinished, weights)
+            unfinished.replace(directory / name)
+        disk.sync_directory(directory)
+
+
+def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
+    """Write summary.json, with null for numbers that are not finite, and return its content.
+
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
+    Raises StorageError if it can't be written.
+    """
+    record = trainer.history.epochs[-1] if trainer.history.epochs else {}
+    validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
+    summary = {
+        "status": status,
+        "reason": trainer.stop_reason,
+        "epochs": trainer.progress.epoch,
+        "steps": trainer.progress.step,
+        "samples": trainer.progress.samples,
+        "seconds": round(trainer.progress.seconds, 3),
+        "train": {"loss": record["train_loss"]} if record else {},
+        "validation": validation,
+        "device": str(trainer.device),
+        "engine": trainer.engine.name,
+        "versions": {
+            "gdtrain": gdtrain.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    with disk.needed(SUMMARY):
+        text = json.dumps(finite(summary), indent=1) + "\n"
+        disk.replace_file(directory / SUMMARY, text.encode())
+    return summary
+
+
+def _runs_of(name: str) -> Path:
+    """``runs/<name>``. Raises OutputError if that is no directory of its own in ``runs``."""
+    if name in ("", ".", ".."):
+        raise OutputError(
+            f"a configuration named {name!r} has no place in runs; rename it, or give this option"
+        )
+    parent = Path("runs") / name
+    if parent.is_symlink():
+        raise OutputError(
+            f"{parent} is a symbolic link, and may lead out of runs; remove it, or give this option"
+        )
+    return parent
+
+
+def _numbers(parent: Path) -> list[int]:
+    names = (path.name for path in parent.iterdir())
+    return [int(name) for name in names if name.isascii() and name.isdigit()]

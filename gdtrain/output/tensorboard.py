@@ -1,0 +1,83 @@
+"""The callback that writes what is logged for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gdtrain.errors import MissingPackageError
+from gdtrain.output.step_log import StepLog
+from gdtrain.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+_FLUSH_SECONDS = 30
+_NOT_DRAWN = ("kind", "step", "epoch", "samples", "seconds")
+
+
+class TensorBoard(StepLog):
+    """Writes the numbers of metrics.jsonl, by the same names, as event files into ``directory``.
+
+    ``loss`` (of the update's batch), ``lr`` and what monitors and other callbacks report, every k
+    updates; ``train_loss``, ``val_loss``, metrics and monitors' numbers at the end of epochs; all
+    against the step. Numbers that are not finite are left out. Look at them with
+    ``tensorboard --logdir DIRECTORY``.
+
+    After a resume, what an interrupted run had written beyond the checkpoint is hidden (by a
+    purge step); the numbers of an epoch that ended right at the checkpoint may be there twice,
+    alike. Of several processes, rank 0 writes.
+
+    Raises MissingPackageError without the package tensorboard.
+    """
+
+    def __init__(self, directory: str | Path, every_n_steps: int = 50) -> None:
+        super().__init__(every_n_steps)
+        require_tensorboard()
+        self.directory = Path(directory)
+        self._writer: SummaryWriter | None = None
+        self._newest = 0  # the step of the newest step record
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        super().on_fit_start(trainer)
+        if trainer.world.rank:
+            return
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        step = trainer.progress.step
+        self._writer = SummaryWriter(
+            str(self.directory), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
+        )
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        self._newest = trainer.progress.step
+        self._add(self.step_record(trainer))
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        told = ("lr",) if self._newest == record["step"] else ()
+        self._add({name: value for name, value in record.items() if name not in told})
+        if self._writer is not None:
+            self._writer.flush()
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _add(self, record: dict[str, Any]) -> None:
+        if self._writer is None:
+            return
+        for name, value in record.items():
+            drawn = isinstance(value, int | float) and name not in _NOT_DRAWN
+            if drawn and math.isfinite(value):
+                self._writer.add_scalar(name, value, record["step"])
+
+
+def require_tensorboard() -> None:
+    """Raise MissingPackageError unless event files can be written."""
+    if find_spec("tensorboard") is None:
+        raise MissingPackageError(
+            "tensorboard is not installed; pip install 'gdtrain[tensorboard]'"
+        )

@@ -1,0 +1,147 @@
+"""Callbacks that judge a run: evaluation on a validation set, and early stopping."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from gdtrain.data.loaders.forms import Loader
+from gdtrain.errors import ConfigError
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.safety.checks import check_loader
+from gdtrain.training.state.plain_values import is_count, is_number
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+logger = logging.getLogger("gdtrain")
+
+
+class Validation(Callback):
+    """Evaluate on a validation set every k steps or epochs (default: every epoch).
+
+    Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; where several evaluations fall
+    into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
+    Raises ModelError for anything but a loader.
+    """
+
+    def __init__(
+        self, loader: Loader, *, every_n_steps: int | None = None, every_n_epochs: int | None = None
+    ) -> None:
+        if every_n_steps is None and every_n_epochs is None:
+            every_n_epochs = 1
+        check_loader("validation", loader)
+        if loader.is_stream:
+            said = "is a stream, which has no end to evaluate it to; give a data set held out"
+            raise ConfigError.of("validation", said)
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.loader = loader
+        self.results: list[dict[str, Any]] = []
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        if self.every_n_steps is not None:
+            self._evaluate(trainer, trainer.progress.epoch)
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if self.every_n_steps is None:
+            self._evaluate(trainer, record["epoch"] - 1)
+        newest = self.results[-1] if self.results else {}
+        if newest.get("epoch") == record["epoch"] - 1:
+            record.update({k: v for k, v in newest.items() if k.startswith("val_")})
+
+    def _evaluate(self, trainer: Trainer, epoch: int) -> None:
+        metrics = trainer.evaluate(self.loader)
+        result: dict[str, Any] = {"epoch": epoch, "step": trainer.progress.step}
+        result |= {f"val_{name}": value for name, value in metrics.items()}
+        self.results.append(result)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"results": self.results}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for result in state["results"]:
+            counts = is_count(result["epoch"]) and is_count(result["step"])
+            if not counts or not all(map(is_number, result.values())):
+                raise ValueError("results: one is not of an evaluation")
+        self.results = list(state["results"])
+
+
+def best_of(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
+    return "max" if "accuracy" in metric else "min"
+
+
+class EarlyStopping(Callback):
+    """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
+
+    monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
+    mode: ``min`` or ``max``; if left out, by the metric's name: max of an accuracy.
+    min_delta: by how much a value must beat the best to count.
+    Epochs without the metric are passed over, and the logger ``gdtrain`` warns of a fit in which
+    all were; a NaN never counts as an improvement. Raises ConfigError for a wrong setting.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] | None = None,
+    ) -> None:
+        super().__init__(every_n_epochs=1)
+        if patience < 1:
+            raise ConfigError.of("patience", f"must be >= 1, got {patience}")
+        if not min_delta >= 0:
+            raise ConfigError.of("min_delta", f"must be >= 0, got {min_delta}")
+        mode = mode or best_of(monitor)
+        if mode not in ("min", "max"):
+            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.sign = 1.0 if mode == "min" else -1.0
+        self.best = math.inf
+        self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
+        self.epochs_without_improvement = 0
+
+    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        self._had_metric = self._had_metric or self.monitor in record
+        if self.monitor not in record:
+            return
+        value = self.sign * record[self.monitor]
+        if value < self.best - self.min_delta:
+            self.best, self.epochs_without_improvement = value, 0
+            return
+        self.epochs_without_improvement += 1
+        if self.reason is not None:
+            trainer.stop(self.reason)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self._had_metric is False:
+            logger.warning(
+                "early stopping: no epoch had %s, so nothing could stop the run by it", self.monitor
+            )
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._had_metric = None
+        if self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
+            self.epochs_without_improvement = 0
+
+    @property
+    def reason(self) -> str | None:
+        """Why the run is stopped; None while it is not."""
+        if self.epochs_without_improvement < self.patience:
+            return None
+        return f"{self.monitor} did not improve for {self.patience} epochs"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        best, epochs = state["best"], state["epochs_without_improvement"]
+        if not (is_number(best) and is_count(epochs)):
+            raise ValueError("best is not a metric, or epochs_without_improvement no number")
+        self.best, self.epochs_without_improvement = best, epochs

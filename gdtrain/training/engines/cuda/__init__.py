@@ -1,0 +1,1 @@
+"""The engine cuda_graph: an update recorded once on a CUDA device."""

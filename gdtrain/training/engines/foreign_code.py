@@ -1,0 +1,90 @@
+"""Whose code a run calls: PyTorch's and the project's own is known, all other is foreign."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gdtrain.training.callbacks.callback import EVENTS, Callback, StepLosses
+from gdtrain.training.engines.functional_step import Places, update_flags
+from gdtrain.training.engines.hooks import overridden
+from gdtrain.training.engines.python_state import PythonState, root_package
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+# Rooms whose callbacks read what a run has come to, and call no model.
+_READERS = ("gdtrain.output.", "gdtrain.cli.")
+
+
+def only_reads(callback: Callback | None, trainer: Trainer) -> bool:
+    """Whether a callback is one that leaves everything as it is, by its class alone.
+
+    None stands for code of which nothing is known.
+    """
+    kind = type(callback)
+    if kind is not StepLosses and not kind.__module__.startswith(_READERS):
+        return False
+    if any(event in vars(callback) for event in EVENTS):
+        return False
+    # What others report is asked of them.
+    return all(
+        root_package(type(other).report.__module__) == "gdtrain" and "report" not in vars(other)
+        for other in trainer.callbacks
+    )
+
+
+def calls_known_code(trainer: Trainer) -> bool:
+    """Whether a batch's loss is computed by code of PyTorch and of the project alone.
+
+    Such code does the same in every step, and reads nothing but what :class:`Structure` has.
+    """
+    if overridden(trainer, ("compute_loss", "forward", "batch_loss")):
+        return False
+    return all(map(_is_known_layer, _modules(trainer))) and _is_known(trainer.loss)
+
+
+def _modules(trainer: Trainer) -> list[nn.Module]:
+    roots = [trainer.model, trainer.loss]
+    return [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
+
+
+def _is_known_layer(layer: nn.Module) -> bool:
+    return type(layer).__module__.startswith(("torch.nn.", "gdtrain.")) and not any(
+        name in vars(layer) for name in ("forward", "__call__")
+    )
+
+
+def _is_known(loss: Any) -> bool:
+    if isinstance(loss, nn.Module):
+        return True  # as a layer
+    if isinstance(loss, functools.partial):
+        return _is_known(loss.func)
+    return root_package(str(getattr(loss, "__module__", ""))) in ("torch", "gdtrain")
+
+
+class Structure:
+    """What known code reads of a trainer, and a captured step has as constants."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        roots = {"model": trainer.model, "loss": trainer.loss}
+        self._attributes = PythonState(roots, Places(trainer).tensors.values())
+        self._facts = _facts(trainer)
+
+    def is_of(self, trainer: Trainer) -> bool:
+        """Whether the trainer is as it was."""
+        return self._facts == _facts(trainer) and not self._attributes.changes()
+
+
+def _facts(trainer: Trainer) -> tuple[Any, ...]:
+    groups = trainer.optimizer.param_groups
+    return (
+        *(type(trainer), id(trainer.model), id(trainer.loss), trainer.precision, trainer.dtype),
+        {(type(module), type(module).forward) for module in _modules(trainer)},
+        torch.get_default_dtype(),
+        (trainer.clip_grad_norm, trainer.clip_grad_value),
+        [(update_flags(group), *map(id, group["params"])) for group in groups],
+    )

@@ -1,0 +1,276 @@
+"""Which engine runs a trainer's blocks: what was asked for, or a fixed rule that asks no clock."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gdtrain.data.samples import TensorSamples
+from gdtrain.data.streams.stream import StreamSamples
+from gdtrain.errors import ConfigError, ModelError
+from gdtrain.training.callbacks.callback import Listeners
+from gdtrain.training.descent import has_step_hooks
+from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.foreign_code import calls_known_code
+from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, overridden
+from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.safety.checks import check_arguments
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+ENGINES = ("auto", "eager", "scan", "cuda_graph")
+
+# Under auto, a compiled engine must save more than it takes to start (about 2 s for jax) …
+MIN_UPDATES = 100_000
+# … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
+MAX_WORK = 1 << 24
+# … and nobody may look more often than this, in updates: each block has a start of its own.
+MIN_BLOCK = 4
+# For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
+_EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
+_INSTALL = "pip install 'gdtrain[xla]'"
+# Methods of the trainer that a compiled engine does not call, or between which it has not made
+# its updates visible.
+_OVERRIDES = ("_run_epoch", "train_step", "batch_gradient", "finish_gradient", "after_update")
+
+
+class EngineChoice:
+    """Settles which engine a trainer has.
+
+    wanted: one of :data:`ENGINES`. A choice under ``auto`` is kept: by further calls of ``fit``,
+    and in snapshots, so that a run that is taken up ends with the bits of one left alone.
+    Raises ConfigError if an engine is wanted that can't run the trainer.
+    """
+
+    def __init__(self, trainer: Trainer, wanted: str) -> None:
+        self.trainer = trainer
+        self.wanted = wanted
+        self.of_run: str | None = None  # the name of the engine that was settled on
+        check_arguments(engine=(wanted, ENGINES))
+        if wanted not in ("auto", "eager"):
+            check(trainer, wanted)
+
+    @property
+    def name(self) -> str:
+        """The engine of the run, or what is wanted while none has been settled on."""
+        return self.of_run or self.wanted
+
+    def keep(self, name: str | None) -> None:
+        """Under ``auto``, go on with the engine of the run that is taken up."""
+        if self.wanted == "auto" and name in ENGINES[1:]:
+            self.of_run = name
+
+    def settle(self, num_epochs: int) -> None:
+        """Give the trainer the engine for ``fit(num_epochs)``, if it has not got it yet.
+
+        Raises ConfigError if one was asked for by name that can't run this.
+        """
+        trainer, present = self.trainer, self.trainer.engine.name
+        assert trainer.loader is not None
+        if self.of_run == present and (present == "eager" or not any(obstacles(trainer, present))):
+            return
+        wanted = self.of_run if self.wanted == "auto" and self.of_run else self.wanted
+        if wanted == "auto":
+            stream = trainer.loader.is_stream
+            updates = None if stream else trainer.loader.updates(num_epochs)
+            wanted = _by_rule(trainer, updates, num_epochs)
+        try:
+            trainer.engine = _made(trainer, wanted)
+        except ModelError as error:
+            self.instead(wanted, error)
+        self.of_run = trainer.engine.name
+
+    def instead(self, name: str, error: ModelError) -> Engine:
+        """The engine that goes on where the one of this name can't, from now on the trainer's.
+
+        That is eager under ``auto``. Raises ConfigError if an engine was asked for by name.
+        """
+        if self.wanted != "auto":
+            raise _refusal(name, str(error)) from error
+        if self.trainer.world.rank == 0:
+            logger.warning("engine: eager, since %s can't run this: %s", name, error)
+        self.trainer.engine = EagerEngine(self.trainer)
+        self.of_run = self.trainer.engine.name
+        return self.trainer.engine
+
+
+def check(trainer: Trainer, name: str) -> None:
+    """Raise ConfigError if the engine of this name can't run the trainer as it is set up."""
+    for reason in obstacles(trainer, name):
+        raise _refusal(name, reason)
+
+
+def _refusal(name: str, reason: str) -> ConfigError:
+    return ConfigError.of("engine", f"{name} can't run this: {reason}; use eager")
+
+
+def _made(trainer: Trainer, name: str) -> Engine:
+    """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
+    if name == "eager":
+        return EagerEngine(trainer)
+    for reason in obstacles(trainer, name):
+        raise ModelError(reason)
+    plan = present_plan(trainer)
+    # Their imports take a second, which only those who use them should spend.
+    if name == "scan":
+        from gdtrain.training.engines.xla.scan import ScanEngine
+
+        scan = ScanEngine(trainer)
+        scan.prepare(plan)
+        return scan
+    from gdtrain.training.engines.cuda.graph import CudaGraphEngine
+
+    graph = CudaGraphEngine(trainer)
+    graph.prepare(plan)
+    return graph
+
+
+# ── what a compiled engine can't run ────────────────────────────────────────────────────────
+
+
+def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
+    """Why the compiled engine ``name`` can't run the trainer, each reason in words."""
+    device = {"scan": "cpu", "cuda_graph": "cuda"}[name]
+    if name == "cuda_graph" and not torch.cuda.is_available():
+        yield "there is no CUDA device"
+    elif trainer.device.type != device:
+        yield f"it runs on {device}, and the device is {trainer.device}"
+    if name == "scan" and not is_installed():
+        yield f"jax is not installed; {_INSTALL}"
+    yield from obstacles_in_step(trainer, name)
+
+
+def obstacles_in_step(trainer: Trainer, name: str) -> Iterator[str]:
+    """The same, of what may come and go in mid-run."""
+    yield from _of_trainer(trainer, name)
+    yield from _of_optimizer(trainer.optimizer)
+    yield from _of_model(trainer, name)
+
+
+def is_installed() -> bool:
+    """Whether jax is there; it is not imported, which would take a second."""
+    return find_spec("jax") is not None and find_spec("jaxlib") is not None
+
+
+def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
+    for method in overridden(trainer, _OVERRIDES):
+        yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
+    for callback in trainer.callbacks:
+        if callback.listens_to("on_gradient"):
+            yield f"{type(callback).__name__} corrects the gradient of every update"
+    if Listeners(trainer.callbacks).has("on_before_update"):
+        yield "a callback looks at every update (on_before_update)"
+    own = trainer.schedule.own_code if trainer.schedule.by_step else []
+    if any(_is_model(found, trainer) for found in PythonState({"": own}).reached):
+        yield "the schedule of every step may look at the model"
+    if trainer.world.size > 1:
+        yield "several processes exchange gradients in each update"
+    if trainer.microbatches:
+        yield "microbatch_size cuts each batch"
+    if trainer.precision == "bf16":
+        yield "precision bf16 is computed by autocast"
+    if trainer.loader is not None:
+        samples = trainer.placed(trainer.loader.samples)
+        stream = trainer.loader.samples
+        if isinstance(stream, StreamSamples):
+            if not stream.feed.alike or name != "scan":
+                yield f"the stream of {stream.feed.name} arrives batch by batch"
+        elif not isinstance(samples, TensorSamples):
+            yield "the data set is not in memory as tensors; give the loader tensors"
+
+
+def _is_model(found: Any, trainer: Trainer) -> bool:
+    return found is trainer or isinstance(found, nn.Module | nn.Parameter)
+
+
+def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
+    if type(optimizer) is not torch.optim.SGD:
+        yield f"it makes the updates of torch.optim.SGD, not of {type(optimizer).__name__}"
+    elif has_step_hooks(optimizer):
+        yield "the optimizer has hooks, which look at every update"
+
+
+def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
+    modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
+    parameters = [p for module in modules for p in module.parameters()]
+    if {p.dtype for p in parameters} - {trainer.dtype}:
+        yield "the parameters are of several dtypes"
+    elif trainer.dtype not in (torch.float32, torch.float64):
+        yield f"the parameters are {trainer.dtype}"
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        yield "a parameter has hooks, which look at every gradient"
+    if has_global_hooks():
+        yield "there are hooks on all layers, which look at every pass"
+    for module in modules:
+        for path, layer in module.named_modules():
+            if isinstance(layer, torch.jit.ScriptModule):
+                yield f"layer {path!r} is scripted"
+            if has_layer_hooks(layer):
+                yield f"layer {path!r} has hooks, which look at every pass"
+            dropout = (
+                isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
+            )
+            if dropout and name == "scan":
+                yield f"layer {path!r} ({type(layer).__name__}) draws random numbers"
+
+
+# ── auto ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
+    """The engine that suits the run, by its settings and what is installed alone.
+
+    A compiled engine runs a model's Python code once, so it is taken unasked only for models,
+    losses and ``compute_loss`` that are known to do the same in every step: PyTorch's layers and
+    the project's own. Others may ask for it by name.
+
+    updates: of the whole run; None if nobody knows.
+    """
+    name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
+    if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
+        return "eager"
+    if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
+        return "eager"
+    reasons = list(obstacles(trainer, name))
+    if len(reasons) == 1 and _INSTALL in reasons[0]:
+        logger.warning(
+            "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
+            "of %.0f s, to rounding the same",
+            *(
+                _INSTALL,
+                f"{updates:,}",
+                _SCAN_START + updates * _SCAN_SECONDS,
+                updates * _EAGER_SECONDS,
+            ),
+        )
+        return "eager"
+    return name
+
+
+def _is_plain(trainer: Trainer) -> bool:
+    layers = trainer.model.modules()
+    return calls_known_code(trainer) and not any(
+        isinstance(layer, nn.modules.conv._ConvNd) for layer in layers
+    )
+
+
+def _is_watched(trainer: Trainer) -> bool:
+    """Whether a callback asks for blocks that take longer to start than to be made eagerly."""
+    cadences = [callback.every_n_steps for callback in trainer.callbacks]
+    return any(every is not None and every < MIN_BLOCK for every in cadences)
+
+
+def _work(trainer: Trainer, num_epochs: int) -> int:
+    assert trainer.loader is not None
+    size = trainer.loader.largest_batch(num_epochs)
+    return size * sum(p.numel() for p in trainer.model.parameters())

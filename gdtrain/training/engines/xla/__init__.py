@@ -1,0 +1,1 @@
+"""The engine scan: whole blocks as XLA programs."""

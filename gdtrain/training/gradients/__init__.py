@@ -1,0 +1,1 @@
+"""The gradient of a batch, exactly, however it is cut."""

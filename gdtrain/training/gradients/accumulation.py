@@ -1,0 +1,136 @@
+"""The gradient of a batch's loss as the sum over its parts, each weighted by its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gdtrain.data.batch import Batch
+from gdtrain.errors import ModelError
+from gdtrain.training.descent import backward
+from gdtrain.training.losses import adds_up, weight_of
+from gdtrain.training.placement.distributed import World
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+def whole_gradient(trainer: Trainer, batch: Batch) -> Tensor:
+    """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
+    value = scalar(trainer.batch_loss(batch))
+    backward(value)
+    return value.detach()
+
+
+class Added(NamedTuple):
+    """What a process has added to ``.grad``.
+
+    loss: its share of the batch's loss, [], detached. weight: what the batch's loss was divided by,
+    on all processes; None if it is a sum, or is not known.
+    """
+
+    loss: Tensor
+    weight: float | Tensor | None = None
+
+
+def add_parts(
+    trainer: Trainer,
+    parts: Sequence[Batch],
+    world: World,
+    accumulator: Accumulator | None = None,
+) -> Added:
+    """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
+
+    N_p is what the loss J_p of a part is divided by (see :func:`gdtrain.training.losses.weight_of`)
+    and N the sum over all parts of all processes; the shares of sums are 1. A part of weight 0,
+    whose targets are all ignored, is computed for what it does to the model, and counts for
+    nothing; if all are such, they count alike: the loss is then 0/0, as it is in one pass.
+    """
+    shares, total = _shares(trainer, parts, world)
+
+    def work() -> Tensor:
+        result = torch.zeros(())
+        for part, share in zip(parts, shares, strict=True):
+            value = scalar(trainer.batch_loss(part))
+            if share is None:
+                continue
+            value = value * (share.to(value) if isinstance(share, Tensor) else share)
+            value.backward()  # type: ignore[no-untyped-call]
+            result = result.to(value) + value.detach()
+            if accumulator is not None:
+                accumulator.take()
+        return result
+
+    return Added(trainer.microbatches.attempt(work), total)
+
+
+def _shares(
+    trainer: Trainer, parts: Sequence[Batch], world: World
+) -> tuple[Sequence[float | Tensor | None], float | Tensor | None]:
+    """N_p / N of each part, None for those that count for nothing; and N."""
+    if adds_up(trainer):
+        return [1.0] * len(parts), None
+    weights = [weight_of(trainer, part) for part in parts]
+    if world.size == 1:
+        total = sum(weights)
+        if not total:
+            return [1.0 / len(parts)] * len(parts), total
+        return [weight / total or None for weight in weights], total
+    # Of several processes the sums stay on the device, where reading them would wait for it.
+    sums = torch.tensor([sum(weights), len(parts)], dtype=torch.float64, device=trainer.device)
+    world.sum(sums)
+    if not all(weights) and float(sums[0]):
+        return [weight / sums[0] if weight else None for weight in weights], sums[0]
+    alike = 1.0 / sums[1]
+    return [torch.where(sums[0] != 0, weight / sums[0], alike) for weight in weights], sums[0]
+
+
+class Accumulator:
+    """Sums the gradients of one batch's parts in float64, then gives them back as ``.grad``."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._sums: dict[Tensor, Tensor] = {}
+
+    def take(self) -> None:
+        """Move ``.grad`` of every parameter into the sums."""
+        for parameter in trained(self.optimizer):
+            if parameter.grad is None:
+                continue
+            wide = torch.promote_types(parameter.grad.dtype, torch.float64)
+            gradient, held = parameter.grad.to(wide), self._sums.get(parameter)
+            self._sums[parameter] = gradient if held is None else held.add_(gradient)
+            parameter.grad = None
+
+    def give_back(self) -> None:
+        """Set ``.grad`` to the sums."""
+        for parameter, held in self._sums.items():
+            parameter.grad = held.to(parameter.dtype)
+
+
+def trained(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters that the optimizer holds and that require a gradient, as of now."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def clip(parameters: Iterable[Tensor], norm: float | None, value: float | None) -> None:
+    """Bound each element of ``.grad`` to ±value, then the 2-norm of all of it to ``norm``."""
+    held = list(parameters)
+    if value is not None:
+        nn.utils.clip_grad_value_(held, value)
+    if norm is not None:
+        nn.utils.clip_grad_norm_(held, norm)
+
+
+def scalar(value: Tensor) -> Tensor:
+    """A batch's loss. Raises ModelError if it is not one number."""
+    if value.ndim:
+        raise ModelError(
+            f"loss: must be one number per batch, got shape {list(value.shape)}; "
+            "use a loss with reduction='mean'"
+        )
+    return value

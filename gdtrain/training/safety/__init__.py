@@ -1,0 +1,1 @@
+"""What keeps a run from going wrong unseen, and says why it did."""

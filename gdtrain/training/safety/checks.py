@@ -1,0 +1,261 @@
+"""What must be true before training goes on: parameters, shapes, label ranges, same data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.loaders.forms import Loader
+from gdtrain.errors import ConfigError, DataError, ModelError
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.losses import TorchLoss, of_torch
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.safety.broadcasting import Watch, is_compiled
+
+
+def check_loader(name: str, loader: Any) -> None:
+    """Raise ModelError for data, or somebody else's loader, in the place of one of ours."""
+    if not isinstance(loader, Loader):
+        raise ModelError(
+            f"{name}: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
+            f"{type(loader).__name__}; give its data set to one of these"
+        )
+
+
+def check_parts(
+    loss: Any, optimizer: Any, loader: Any, callbacks: Sequence[Any], *, needs_loss: bool
+) -> torch.optim.Optimizer:
+    """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
+    if loss is not None and (isinstance(loss, type) or not callable(loss)):
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
+        raise ModelError(
+            f"loss: must be a function (output, targets) -> loss, such as nn.MSELoss(); got {got}"
+        )
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ModelError(
+                "callbacks: must be objects of subclasses of Callback, whose methods are the "
+                f"moments of a run, such as on_epoch_end(trainer, record); got {callback!r}"
+            )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
+    if loader is not None:
+        check_loader("loader", loader)
+    if loss is None and needs_loss:
+        raise ModelError("loss: missing; give a loss, or override compute_loss")
+    return optimizer
+
+
+def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
+    """Raise ConfigError for a value that is not among its choices, or not over its bound.
+
+    arguments: name -> (value, choices or exclusive lower bound); None passes any bound.
+    """
+    for key, (value, allowed) in arguments.items():
+        if isinstance(allowed, tuple):
+            if value not in allowed:
+                raise ConfigError.of(key, f"must be one of {', '.join(allowed)}; got {value!r}")
+        elif value is not None and not value > allowed:
+            raise ConfigError.of(key, f"must be > {allowed:g}, got {value}")
+
+
+def check_parameters(
+    model: nn.Module, loss: Any, optimizer: torch.optim.Optimizer, own_code: bool
+) -> None:
+    """Raise ModelError unless the optimizer holds exactly what is to be trained.
+
+    Parameters of the loss may be trained too, and any others by a trainer with a loss or an update
+    of its own (own_code); parameters with ``requires_grad=False`` need not be held.
+    """
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ModelError(
+            "model: has no parameters to train; give it at least one with requires_grad=True"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for key, name in trained.items() if key not in held]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"optimizer: does not hold {len(missing)} of the model's parameters ({shown}); "
+            "give it model.parameters(), or set requires_grad_(False) on those to keep"
+        )
+    own = {id(p) for p in model.parameters()}
+    if isinstance(loss, nn.Module):
+        own |= {id(p) for p in loss.parameters()}
+    foreign = len(held - own)
+    if foreign and not own_code:
+        raise ModelError(
+            f"optimizer: holds {foreign} parameters that are not the model's; "
+            "make it from the parameters of the model that is given to the Trainer"
+        )
+
+
+class OutputCheck:
+    """Calls a loss, and raises ModelError if output and targets do not fit each other and the loss.
+
+    Shapes that PyTorch's losses would broadcast are looked at in every batch; with the first one
+    the labels of the whole data set, dtypes, and how a loss of one's own brings the two together.
+    """
+
+    def __init__(self) -> None:
+        self._loss: Any = None  # the one that was looked at
+        self._same_shape = False
+
+    def __call__(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
+        if self._same_shape and loss is self._loss and output.shape != targets.shape:
+            check_same_shape(output, targets)
+        if loss is not self._loss:
+            return self._first(loss, output, targets, loader)
+        value: Tensor = loss(output, targets)
+        return value
+
+    def _first(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
+        known = of_torch(loss)
+        value: Tensor
+        if known is None and is_compiled(loss):  # which can't be followed
+            value = loss(output, targets)
+        elif known is None:
+            with Watch(output, targets) as seen:
+                value = loss(output, targets)
+            if seen.met is not None:
+                raise _do_not_fit(*seen.met)
+        else:
+            assert known is not None
+            if known.is_elementwise:
+                check_same_shape(output, targets)
+                check_numbers(loss, known.name, output, targets)
+            elif known.takes_classes:
+                labels = loader.samples.targets if loader is not None else None
+                check_classes(known, output, targets, labels)
+            value = loss(output, targets)
+        self._loss, self._same_shape = loss, known is not None and known.is_elementwise
+        return value
+
+
+def check_same_shape(output: Any, targets: Any) -> None:
+    """Raise ModelError if the loss would broadcast output and targets."""
+    if isinstance(targets, Tensor) and isinstance(output, Tensor) and output.shape == targets.shape:
+        return
+    raise _do_not_fit(getattr(output, "shape", output), getattr(targets, "shape", targets))
+
+
+def _do_not_fit(output: Any, targets: Any) -> ModelError:
+    said = [list(s) if isinstance(s, torch.Size) else type(s).__name__ for s in (output, targets)]
+    return ModelError(
+        f"loss: output has shape {said[0]} and targets {said[1]}; they must be the same, "
+        "or the loss would be of their broadcast; reshape one of them"
+    )
+
+
+def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None:
+    """Raise ModelError if the loss, by the name that PyTorch gives it, can't take whole numbers."""
+    if targets.is_floating_point() or not output.is_floating_point():
+        return
+    leaf = output.detach().requires_grad_()
+    with torch.enable_grad():
+        try:
+            torch.autograd.grad(loss(leaf, targets).sum(), leaf)
+        except RuntimeError as error:
+            loss(leaf, targets.to(output.dtype))  # if something else is wrong, it is said here
+            raise ModelError(
+                f"loss: targets are {targets.dtype}, and {name} takes floating-point numbers; "
+                "use targets.float()"
+            ) from error
+
+
+def check_classes(
+    loss: TorchLoss, output: Tensor, targets: Any, all_targets: Tensor | None
+) -> None:
+    """Raise ModelError if a loss over class indices can't take these targets.
+
+    output: [B, C, …]; targets: [B, …] int64 in 0 … C - 1, ``ignore_index`` apart.
+    all_targets: those of the whole data set where they are in memory, so that a bad label is
+    found before the first update.
+    """
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        fits = isinstance(targets, Tensor) and targets.shape == output.shape
+        if fits and loss.takes_probabilities:
+            return
+        or_else = f" or probabilities of shape {list(output.shape)}"
+        raise ModelError(
+            f"loss: targets must be int64 class indices{or_else * loss.takes_probabilities}, "
+            f"got {_described(targets)}"
+        )
+    expected = [output.shape[0], *output.shape[2:]]
+    if output.ndim < 2 or list(targets.shape) != expected:
+        raise ModelError(
+            f"loss: output has shape {list(output.shape)} and targets {list(targets.shape)}; "
+            "class indices need outputs [B, C, …] and targets [B, …]"
+        )
+    if targets.dtype != torch.int64:
+        raise ModelError(f"loss: class indices must be int64, got {targets.dtype}; use .long()")
+    labels = targets if all_targets is None else all_targets
+    counted = labels[labels != loss.setting("ignore_index", -100)]
+    if counted.numel() == 0:
+        return
+    low, high, classes = int(counted.min()), int(counted.max()), output.shape[1]
+    if low < 0 or high >= classes:
+        raise ModelError(
+            f"targets: label {low if low < 0 else high} is out of range; "
+            f"the model has {classes} outputs, so labels must be in 0 … {classes - 1}"
+        )
+
+
+def check_same_data(world: World, loader: Loader) -> None:
+    """Raise DataError on every rank if one of them was given other data than rank 0."""
+    if world.size == 1:
+        return
+    seen = world.gather([loader.num_samples, loader.outline(0).batch_size, loader.samples.digest()])
+    other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]
+    if other:
+        names = ("samples", "batch_size", "data digest")
+        said = "; ".join(
+            f"{name} {mine} on rank 0, {theirs} on rank {other[0]}"
+            for name, mine, theirs in zip(names, seen[0], seen[other[0]], strict=True)
+            if mine != theirs
+        )
+        raise DataError(f"the processes see different data: {said}; give all of them the same")
+
+
+def check_epochs(num_epochs: Any) -> int:
+    """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
+    number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
+    if type(number) is not int or number < 0:
+        raise ConfigError.of("num_epochs", f"must be a whole number >= 0, got {num_epochs!r}")
+    return number
+
+
+@cache
+def needs_closure(step: Callable[..., Any]) -> bool:
+    """Whether an optimizer with this ``step`` evaluates the loss by itself, as L-BFGS does."""
+    closure = inspect.signature(step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _described(targets: Any) -> str:
+    if not isinstance(targets, Tensor):
+        return type(targets).__name__
+    return f"{targets.dtype} of shape {list(targets.shape)}"
+
+
+def explain(error: Exception, inputs: Any) -> None:
+    """Raise ModelError in place of what PyTorch says of inputs that can't be right."""
+    said = str(error)
+    if "more than 1 value per channel" in said:
+        raise ModelError(
+            "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
+            "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+        ) from error
+    if isinstance(inputs, Tensor) and inputs.ndim == 1 and "shapes cannot be multiplied" in said:
+        n = inputs.shape[0]
+        raise ModelError(
+            f"model: inputs have shape [{n}], one number a sample, and a layer takes rows of "
+            f"features; give the inputs as [{n}, 1], by inputs[:, None]"
+        ) from error

@@ -1,0 +1,277 @@
+"""The guard before every update: a loss or gradient that is not finite changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from gdtrain.data.batch import map_tensors
+from gdtrain.errors import ConfigError
+from gdtrain.training.state.keeper import Keeper
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+# Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
+_ONE_KERNEL = (torch.float32, torch.float64)
+
+
+class NotFinite(Exception):  # noqa: N818
+    """An update would be made from a loss or gradient that is not finite; caught by engines."""
+
+
+class Guard:
+    """Looks at loss and gradient before each update, and undoes what the forward pass changed.
+
+    On a CPU it looks at once: :meth:`check` raises :class:`NotFinite` and the engine calls
+    :meth:`undo`. On a device, where looking would wait for it, ``check`` keeps a flag there;
+    the engine asks :meth:`sound_steps` after the block and, of a block that is not sound, goes
+    back to :meth:`snapshot` and makes its sound steps once more. Either way parameters, buffers,
+    optimizer state and torch's generators end as they were before the bad update.
+
+    deferred: look after the block, if that can be.
+    found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
+    broken_off: whether the last update was made in part: an own ``train_step`` had stepped the
+        optimizer once before what is not finite.
+    """
+
+    def __init__(self, trainer: Trainer, *, deferred: bool) -> None:
+        self.trainer = trainer
+        self._may_defer = deferred
+        self.found: tuple[float | None, str | None] = (None, None)
+        self.broken_off = False
+        self._before: Keeper | None = None
+        self._watched: Optimizer | None = None
+        self._hooks: list[RemovableHandle] = []
+        # In float32 under any default dtype: so the kernel wants it.
+        self._one = torch.ones((), dtype=torch.float32, device=trainer.device)
+        self._flag = torch.zeros((), dtype=torch.float32, device=trainer.device)
+        self._flags: list[Tensor] = []
+
+    @property
+    def deferred(self) -> bool:
+        """Whether to look after the block; not if a callback keeps a state of its own."""
+        return self._may_defer and not self.trainer.listeners.has("on_gradient")
+
+    # ── before each update ──────────────────────────────────────────────────────────────────
+
+    def before_step(self, own_step: bool) -> None:
+        """Keep what a forward pass changes: buffers and the state of torch's generator.
+
+        own_step: the trainer's ``train_step`` is a subclass's.
+        """
+        if own_step:
+            self.watch()
+        if self._may_defer and self.deferred:
+            return
+        if self._before is None:
+            self._before = Keeper(self.trainer, "buffers", "draws")
+        else:
+            self._before.keep()
+
+    def check(self, loss: Tensor | None = None) -> None:
+        """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
+        seen = [
+            gradient
+            for group in self.trainer.optimizer.param_groups
+            for parameter in group["params"]
+            if (gradient := parameter.grad) is not None
+        ]
+        if self._may_defer and self.deferred:
+            flag = torch.zeros_like(self._flag)
+            look(seen, flag, self._one)
+            self._flags.append(flag)
+            return
+        if loss is not None:
+            seen.append(loss)
+        self._flag.zero_()
+        look(seen, self._flag, self._one)
+        bad = bool(self._flag.item())
+        if self.trainer.world.size > 1 and self._must_agree():
+            bad = self.trainer.world.any(bad)
+        if bad:
+            self.found = (None if loss is None else loss.item(), first_bad(self._gradients()))
+            raise NotFinite
+
+    def undo(self) -> None:
+        """Put back buffers and torch's generator as they were at :meth:`before_step`."""
+        assert self._before is not None
+        self._before.restore()
+        self.trainer.optimizer.zero_grad()
+
+    def protect(self, update: Callable[[], object]) -> None:
+        """Make an update that moves the weights while it looks for a step (L-BFGS), or none.
+
+        Raises NotFinite, with weights and optimizer as before, if it leaves weights or state
+        that are not finite; and likewise whatever else breaks it off.
+        """
+        before = self._keeper()
+        optimizer = self.trainer.optimizer
+        try:
+            update()
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            if not all_finite([*held, *tensors_in(dict(optimizer.state))]):
+                raise NotFinite
+        except BaseException:
+            before.restore()
+            optimizer.zero_grad()
+            raise
+
+    def _gradients(self) -> Iterable[tuple[str, Tensor | None]]:
+        """The gradients of what is trained, by name."""
+        names = {p: name for name, p in self.trainer.model.named_parameters()}
+        for group in self.trainer.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield names.get(parameter, "the loss's parameter"), parameter.grad
+
+    def _must_agree(self) -> bool:
+        """Whether one rank may see what the others do not.
+
+        Ranks that hold the whole model share one gradient and one loss; only a callback that
+        changes the gradient afterwards, or a split model, makes them differ.
+        """
+        trainer = self.trainer
+        return trainer.is_sharded or trainer.listeners.see_updates
+
+    def _keeper(self) -> Keeper:
+        return Keeper(self.trainer, "buffers", "parameters", "optimizer", "generators")
+
+    # ── a train_step that is somebody's own ─────────────────────────────────────────────────
+
+    def watch(self) -> None:
+        """See to it that an own ``train_step`` steps the optimizer under this guard.
+
+        Whatever it does ends in ``optimizer.step``: before it, gradients must be finite and the
+        trainer's settings have been used; after it, the update has been made.
+        """
+        optimizer = self.trainer.optimizer
+        if self._watched is not optimizer:
+            self.unwatch()
+            self._watched = optimizer
+            made = optimizer.register_step_post_hook(self._after_step)
+            optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
+            self._hooks = [optimizer.register_step_pre_hook(self._ahead_of_step), made]
+        self.trainer.used.clear()
+
+    def unwatch(self) -> None:
+        """Take the hooks of :meth:`watch` away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._watched = [], None
+
+    def check_rungs(self) -> None:
+        """Raise ConfigError if an own ``train_step`` leaves a setting of the trainer unused."""
+        if self._watched is None:
+            return
+        trainer, used = self.trainer, self.trainer.used
+        clip = "clip_grad_norm" if trainer.clip_grad_norm is not None else "clip_grad_value"
+        clips = trainer.clip_grad_norm is not None or trainer.clip_grad_value is not None
+        looks = trainer.listeners.has("on_before_update")
+        for key, is_set, rung in (
+            (clip, clips, "finish_gradient"),
+            ("callbacks", looks, "finish_gradient"),
+            ("microbatch_size", bool(trainer.microbatches), "batch_gradient"),
+            ("several processes", trainer.world.size > 1, "batch_gradient"),
+        ):
+            if is_set and rung not in used:
+                owner = type(trainer).__name__
+                call = "batch_gradient(batch)" if rung == "batch_gradient" else "finish_gradient()"
+                raise ConfigError.of(
+                    key,
+                    f"{owner}.train_step makes an update without it; call self.{call} before "
+                    "optimizer.step(), or leave the setting out",
+                )
+
+    def check_made(self, loss: Tensor) -> None:
+        """Raise NotFinite for the loss of an own ``train_step``, which is known when it is over."""
+        if not self.deferred and not math.isfinite(value := loss.item()):
+            self.found = (value, None)
+            raise NotFinite
+
+    def _ahead_of_step(self, *_: Any) -> None:
+        self.check_rungs()
+        self.check()
+
+    def _after_step(self, *_: Any) -> None:
+        self.trainer.progress.made()
+
+    # ── after a block whose flags stayed on the device ──────────────────────────────────────
+
+    def snapshot(self) -> Keeper:
+        """What to come back to if the block that follows is not sound."""
+        self._flags.clear()
+        return self._keeper()
+
+    def sound_steps(self, losses: Sequence[Tensor]) -> int:
+        """How many steps of the block came before the first loss or gradient that is not finite.
+
+        The one moment at which the device is waited for.
+        """
+        if not losses:
+            return 0
+        bad = ~torch.isfinite(torch.stack(list(losses)))
+        if len(self._flags) >= len(losses):  # with clipping, each step has two
+            bad |= torch.stack(self._flags).view(len(losses), -1).any(dim=1)
+        if self.trainer.world.size > 1:
+            bad = self.trainer.world.sum(bad.float()) > 0
+        wrong = bad.nonzero()
+        if not len(wrong):
+            return len(losses)
+        self.found = (float(losses[int(wrong[0])]), None)
+        return int(wrong[0])
+
+
+def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
+    """Set ``flag`` to 1 if a value is NaN or infinite, without waiting for a device.
+
+    The kernel is the one of torch.amp's gradient scaler: a single call for all tensors, which
+    also multiplies them by ``one``, and so leaves their bits.
+    """
+    plain: list[Tensor] = []
+    for tensor in tensors:
+        # mps has had the kernel in some releases only.
+        if (
+            type(tensor) is Tensor
+            and tensor.dtype in _ONE_KERNEL
+            and tensor.layout is torch.strided
+            and tensor.device.type != "mps"
+        ):
+            plain.append(tensor)
+        else:
+            flag.logical_or_(~torch.isfinite(_values(tensor)).all())
+    if plain:
+        torch._amp_foreach_non_finite_check_and_unscale_(plain, flag, one)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every number of every tensor is finite."""
+    return first_bad(("", tensor) for tensor in tensors) is None
+
+
+def first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    for name, tensor in named:
+        if tensor is not None and not bool(torch.isfinite(_values(tensor)).all()):
+            return name
+    return None
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Every tensor in nested mappings, lists and tuples."""
+    found: list[Tensor] = []
+    map_tensors(tree, found.append)
+    return found
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that may be split over processes, or sparse."""
+    local: Any = tensor.detach()
+    local = local.to_local() if hasattr(local, "to_local") else local
+    values: Tensor = local.coalesce().values() if local.is_sparse else local
+    return values

@@ -1,0 +1,1 @@
+"""The state of a run: kept, taken, checked and put back."""

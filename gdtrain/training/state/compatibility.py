@@ -1,0 +1,195 @@
+"""Whether a state fits a trainer: looked at in full before anything is changed."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.orders.order import ORDER_VERSION
+from gdtrain.data.streams.stream import StreamSamples
+from gdtrain.errors import CheckpointError
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.epoch_plan import kept_plan
+from gdtrain.training.state import module_state, optimizer_state, schedule_state
+from gdtrain.training.state.plain_values import demand, is_count, is_finite, is_number, shown
+from gdtrain.training.state.random_generators import RngState
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+PARTS = {
+    *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
+    *("lr", "rng", "data", "made_by", "flags", "order", "told"),
+}
+# Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
+_SINCE = {"flags", "order", "told"}
+COUNTERS_SINCE = {"epoch_weight"}
+
+
+def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> None:
+    """Raise CheckpointError unless ``state`` is one of a trainer that was built like this one.
+
+    names: of the optimizer's parameters.
+    """
+    whole = isinstance(state, dict) and state.keys() | _SINCE == PARTS
+    demand(whole, "it is not a trainer's state")
+    _check_modules(state, trainer)
+    optimizer_state.check(state["optimizer"], trainer.optimizer, names)
+    _check_trained(state, trainer)
+    _check_data(state["data"], trainer.loader)
+    _check_progress(state, trainer.progress.state_dict(), trainer.loader)
+    groups = len(trainer.optimizer.param_groups), len(state["optimizer"]["groups"])
+    schedule_state.check(state["scheduler"], trainer.schedule.scheduler, groups)
+    demand(is_finite(state["lr"]), "lr is not a number")
+    history = state["history"]
+    demand(
+        isinstance(history, list) and all(map(_is_record, history)),
+        "its history is not a list of epochs",
+    )
+    demand(isinstance(state["callbacks"], dict), "callbacks is not a mapping")
+    here, told = named(trainer.callbacks), state.get("told")
+    named_ones = isinstance(told, list) and all(isinstance(name, str) for name in told)
+    demand(told is None or (named_ones and bool(history)), "told is not a list of callbacks")
+    for name in state["callbacks"]:
+        demand(
+            name in here,
+            f"the state has a callback {shown(name)} that this trainer lacks",
+        )
+    demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
+    _check_rng(state["rng"], RngState.take(trainer.device).tensors())
+
+
+def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say what the last bits depend on and has changed since the state was taken."""
+    changed = [
+        f"{name} {shown(then.get(name))} then, {value} now"
+        for name, value in now.items()
+        if then.get(name) != value
+    ]
+    if changed:
+        logger.warning(
+            "resumed under other conditions (%s): the same samples in the same order, but the "
+            "last bits may differ from an undisturbed run's",
+            "; ".join(changed),
+        )
+
+
+def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Each callback by its type's name, numbered where there are several of a type."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name}-{seen[name]}"] = callback
+    return found
+
+
+def modules(trainer: Trainer) -> dict[str, nn.Module]:
+    """The parts of a trainer that are modules: the model, and perhaps the loss."""
+    parts = {"model": trainer.model, "loss": trainer.loss}
+    return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
+
+
+def _check_modules(state: Mapping[str, Any], trainer: Trainer) -> None:
+    flags, here = state.get("flags", {}), modules(trainer)
+    demand(isinstance(flags, dict), "flags is not a mapping")
+    for part in ("model", "loss"):
+        module_state.check(part, state[part], here.get(part, nn.Module()))
+        if part in flags and part in here:
+            module_state.check_flags(part, flags[part], here[part])
+
+
+def _check_trained(state: Mapping[str, Any], trainer: Trainer) -> None:
+    """Raise CheckpointError if nothing that the optimizer holds would be left to train."""
+    flags, starts = state.get("flags", {}), {"model": "", "loss": "loss/"}
+    known = [part for part in modules(trainer) if part in flags]
+    frozen = {f"{starts[part]}{name}" for part in known for name in flags[part]["frozen"]}
+    held = {name for group in state["optimizer"]["groups"] for name in group["params"]}
+    here = [p.requires_grad for group in trainer.optimizer.param_groups for p in group["params"]]
+    demand(not (held <= frozen and any(here)), "flags: every parameter is frozen")
+
+
+def _check_data(found: Any, loader: Loader | None) -> None:
+    if loader is None or found is None:
+        return
+    demand(isinstance(found, dict), "data is not a mapping")
+    version = found.get("orders", 1)
+    known = type(version) is int and 1 <= version <= ORDER_VERSION
+    demand(known, f"its orders are of version {shown(version)}, which this gdtrain does not know")
+    here = loader.fingerprint(version)
+    differing = [
+        f"{name} {shown(found.get(name))} in the state, {value} here"
+        for name, value in here.items()
+        if found.get(name) != value and not (name == "data" and value is None)  # it can't be told
+    ]
+    demand(not differing, f"the data or loader is another: {'; '.join(differing)}")
+
+
+def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | None) -> None:
+    found = state["progress"]
+    complete = isinstance(found, dict) and found.keys() | COUNTERS_SINCE == template.keys()
+    demand(complete, "progress is incomplete")
+    for name, theirs in found.items():
+        value = template[name]
+        if name == "position":
+            demand(
+                theirs is None or (isinstance(theirs, list) and all(map(is_count, theirs))),
+                "progress: position is no list of whole numbers",
+            )
+        elif isinstance(value, int):
+            demand(is_count(theirs), f"progress: {name} is not a whole number >= 0")
+        else:
+            demand(is_finite(theirs), f"progress: {name} is not a number")
+    steps, samples = found["step_in_epoch"], found["epoch_samples"]
+    demand(steps <= found["step"], "progress: step_in_epoch is over step")
+    demand(samples <= found["samples"], "progress: epoch_samples is over samples")
+    demand((samples > 0) == (steps > 0), "progress: samples of the epoch without a step")
+    if loader is None:
+        return
+    if isinstance(loader.samples, StreamSamples):
+        place = found["position"]
+        fits = place is None or len(place) == len(loader.samples.position)
+        demand(fits, "progress: position is not one of this kind of stream")
+        return
+    plan = kept_plan(state.get("order"), loader, found["epoch"])
+    if plan is None and loader.asked_order(found["epoch"]) is None:
+        plan = loader.plan(found["epoch"])
+    if plan is not None and steps:
+        demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
+        most = min(steps * plan.batch_size, plan.num_samples)
+        demand(samples <= most, f"progress: epoch_samples is {samples}, at most {most} can be")
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it is what :meth:`Progress.close_epoch` and callbacks make of an epoch."""
+    if not isinstance(record, dict) or "train_loss" not in record:
+        return False
+    numbers = ("epoch", "step", "samples", "train_loss", "seconds", "lr")
+    return all(
+        isinstance(key, str)
+        and (is_number(value) or not (key in numbers or key.startswith("val_")))
+        for key, value in record.items()
+    )
+
+
+def _check_rng(found: Any, here: Mapping[str, Tensor]) -> None:
+    demand(isinstance(found, list) and len(found) > 0, "rng: there are no generators")
+    try:
+        for kept in found:
+            state = RngState.of_tensors(kept)
+            for tensor, own in ((state.cpu, here["cpu"]), (state.device, here.get("device"))):
+                if tensor is not None and own is not None:
+                    same = tensor.dtype == own.dtype and tensor.shape == own.shape
+                    demand(same, "it is of another version of torch")
+            torch.Generator().set_state(state.cpu)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"rng: {shown(str(error))}") from error

@@ -1,0 +1,381 @@
+"""The one keeper of state: what a look or an undone update may change is kept, and put back."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from operator import is_
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.nn.parameter import is_lazy
+
+from gdtrain.data.batch import map_tensors
+from gdtrain.training.state.random_generators import RngState
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+Part = Literal["modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws"]
+
+
+class Keeper:
+    """Keeps parts of the state of a trainer's model and loss module, and puts them back.
+
+    parts, each with the bits it had when :meth:`keep` was called last:
+
+    * ``modes``: training or eval, of each module;
+    * ``buffers``: by module and name, whether forward changed them in place, resized them,
+      assigned others or registered new ones; and a module's extra state;
+    * ``parameters``: values, and the memory that ``.data`` stood for;
+    * ``gradients``: ``.grad`` of all parameters; while they are kept, there are none;
+    * ``optimizer``: its state and settings, the schedule, and the counters of updates;
+    * ``generators``: of Python, numpy, torch and the device, and those that modules and trainer
+      hold; ``draws``: torch's on the CPU alone, which takes a microsecond.
+
+    whole: also of modules that a subclass holds beside them, such as a teacher, or several in a
+    list or dict.
+    Nothing is listed before it is kept, since a model may change at any time. A keeper that is
+    used again makes no new copies where the model is still made of the same tensors.
+    """
+
+    def __init__(self, trainer: Trainer, *parts: Part, whole: bool = False) -> None:
+        self._parts = [_PARTS[part](trainer, whole) for part in parts]
+        self.keep()
+
+    def keep(self) -> None:
+        """Keep the parts as they are now."""
+        for part in self._parts:
+            part.keep()
+
+    def restore(self) -> None:
+        """Put all parts back, bit for bit."""
+        with torch.no_grad():
+            for part in reversed(self._parts):
+                part.restore()
+
+
+@contextmanager
+def unchanged(
+    trainer: Trainer, training: bool | None = None, *, updates: bool = False
+) -> Iterator[None]:
+    """Look at model and loss: afterwards all that :class:`Keeper` keeps is as it was before.
+
+    training: the mode of model and loss meanwhile; None leaves each module's own. updates: whether
+    updates are made meanwhile, so that the optimizer's part is undone too. Parameters are copied
+    only for that, or where code that is not PyTorch's might change them in a forward pass. What
+    an update under way has noted, outputs for its metrics and rungs used, is out of sight.
+    """
+    modules = modules_of(roots_of(trainer, whole=True))
+    parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
+    if updates or trainer.has_own(*_FOREIGN) or not all(map(is_stock, modules)):
+        parts.append("parameters")
+    if updates:
+        parts.append("optimizer")
+    noted = trainer.outputs, trainer.used
+    with _same_versions(modules):
+        keeper = Keeper(trainer, *parts, whole=True)
+        trainer.outputs, trainer.used = None, set()
+        try:
+            if training is not None:
+                for root in roots_of(trainer):
+                    root.train(training)
+            yield
+        finally:
+            trainer.outputs, trainer.used = noted
+            keeper.restore()
+
+
+def named_modules(trainer: Trainer) -> dict[nn.Module, str]:
+    """All modules of model, loss and whatever else the trainer holds, and their paths in these."""
+    found: dict[nn.Module, str] = {}
+    for root in roots_of(trainer, whole=True):
+        for name, module in root.named_modules():
+            found.setdefault(module, name)
+    return found
+
+
+def as_in_fit(trainer: Trainer) -> None:
+    """Bring the model into the mode in which it trains: layers in eval mode stay, unless all is."""
+    if not trainer.model.training:
+        trainer.model.train()
+
+
+_FOREIGN = ("batch_loss", "compute_loss", "forward", "loss_weight")
+
+
+def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:
+    """Let autograd take tensors for unchanged, as they are once they have their bits again.
+
+    Else a look in the middle of an update would spoil the graph of its forward pass.
+    """
+    stack = ExitStack()
+    held = [t for m in modules for d in (m._parameters, m._buffers) for t in d.values()]
+    for tensor in held:
+        if tensor is not None and type(tensor) in _PLAIN and not tensor.is_inference():
+            stack.enter_context(_unsafe_preserve_version_counter(tensor))
+    return stack
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def roots_of(trainer: Trainer, whole: bool = False) -> list[nn.Module]:
+    """The model, and the loss where it is a module; whole: and all that the trainer holds."""
+    found: list[Any] = [trainer.model, trainer.loss]
+    if whole:
+        for name, value in vars(trainer).items():
+            if name != "metrics":  # some are modules, and keep a state of their own
+                found += within(value)
+    return list(dict.fromkeys(m for m in found if isinstance(m, nn.Module)))
+
+
+def within(value: Any) -> list[Any]:
+    """A value, or what is in it if it is a list, tuple or dict."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
+    """Every module in these, each once."""
+    return list(dict.fromkeys(module for root in roots for module in root.modules()))
+
+
+def is_stock(module: nn.Module) -> bool:
+    """Whether its forward pass is PyTorch's own and leaves parameters alone."""
+    if getattr(module, "max_norm", None) is not None:  # an Embedding that bounds its rows
+        return False
+    return type(module).__module__.startswith("torch.nn.modules.") and not (
+        module._forward_hooks or module._forward_pre_hooks
+    )
+
+
+# ── the parts ───────────────────────────────────────────────────────────────────────────────
+
+
+class _Part:
+    """One part of the state."""
+
+    def __init__(self, trainer: Trainer, whole: bool) -> None:
+        self.trainer = trainer
+        self.whole = whole
+
+    def roots(self) -> list[nn.Module]:
+        return roots_of(self.trainer, self.whole)
+
+    def parameters(self) -> list[Tensor]:
+        """Every parameter of modules and optimizer, each once."""
+        held = [p for m in modules_of(self.roots()) for p in m._parameters.values()]
+        optimizer = self.trainer.optimizer
+        if optimizer is not None:  # as in a copy that is sent to another process
+            held += [p for group in optimizer.param_groups for p in group["params"]]
+        return list(dict.fromkeys(p for p in held if p is not None and not is_lazy(p)))
+
+    def keep(self) -> None:
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        raise NotImplementedError
+
+
+class _Modes(_Part):
+    def keep(self) -> None:
+        self._modes = [(module, module.training) for module in modules_of(self.roots())]
+
+    def restore(self) -> None:
+        for module, mode in self._modes:
+            module.training = mode
+
+
+class _Memory:
+    """A tensor's values, and the memory in which it holds them."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        # Of a tensor split over processes, or a sparse one, .data can't be bound anew.
+        bound = tensor.layout is torch.strided and not hasattr(tensor, "full_tensor")
+        self._memory = tensor.data if bound else None
+        self.values = tensor.detach().clone()
+
+    def is_as_before(self) -> bool:
+        """Whether the tensor still has the memory and the shape of which the copy was made."""
+        return self._memory is None or self.tensor.is_set_to(self._memory)
+
+    def restore(self) -> None:
+        if self._memory is None:
+            self.tensor.copy_(self.values)
+            return
+        if self._memory.shape != self.values.shape:  # resized where it lay
+            self._memory.resize_(self.values.shape)
+        self._memory.copy_(self.values)
+        if not self.is_as_before():
+            self.tensor.data = self._memory
+
+
+class _Parameters(_Part):
+    def keep(self) -> None:
+        self._kept = [_Memory(parameter) for parameter in self.parameters()]
+
+    def restore(self) -> None:
+        for kept in self._kept:
+            kept.restore()
+
+
+class _Gradients(_Part):
+    def keep(self) -> None:
+        self._kept = [(p, p.grad) for p in self.parameters()]
+        for parameter, _ in self._kept:
+            parameter.grad = None
+
+    def restore(self) -> None:
+        for parameter in self.parameters():  # some may be new
+            parameter.grad = None
+        for parameter, gradient in self._kept:
+            parameter.grad = gradient
+
+
+class _Buffers(_Part):
+    """What forward keeps in modules: listed again only where it is not as it was.
+
+    To see that takes a look at each module's dictionaries, and so no walk of the model.
+    """
+
+    def __init__(self, trainer: Trainer, whole: bool) -> None:
+        super().__init__(trainer, whole)
+        self._roots: tuple[Any, Any] = (None, None)
+        self._empty: list[Mapping[str, Any]] = []  # dictionaries in which nothing was
+        self._filled: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
+        self._kept: list[_Memory] = []
+        self._extra: list[tuple[nn.Module, Any]] = []
+
+    def keep(self) -> None:
+        if not self._is_current():
+            self._list()
+        elif self._kept:
+            torch._foreach_copy_(self._values, self._live)
+        if self._with_extra:
+            self._extra = [(module, _extra_state(module)) for module in self._with_extra]
+
+    def restore(self) -> None:
+        for module in modules_of(self.roots()):
+            then, now = self._buffers.get(module, {}), module._buffers
+            if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
+                now.clear()  # and filled in the order that they had
+                now.update(then)
+        for kept in self._kept:
+            kept.restore()
+        for module, state in self._extra:
+            module.set_extra_state(state)
+
+    def _is_current(self) -> bool:
+        trainer = self.trainer
+        if (trainer.model, trainer.loss) != self._roots or any(self._empty):
+            return False
+        for now, then in self._filled:
+            if len(now) != len(then) or not all(map(is_, now.values(), then)):
+                return False
+        return not self._kept or all(memory.is_as_before() for memory in self._kept)
+
+    def _list(self) -> None:
+        modules = modules_of(self.roots())
+        self._roots = (self.trainer.model, self.trainer.loss)
+        held = [d for m in modules for d in (m._modules, m._buffers)]
+        self._empty = [d for d in held if not d]
+        self._filled = [(d, tuple(d.values())) for d in held if d]
+        self._buffers = {module: dict(module._buffers.items()) for module in modules}
+        found = [buffer for held in self._buffers.values() for buffer in held.values()]
+        self._kept = [_Memory(b) for b in dict.fromkeys(found) if b is not None and not is_lazy(b)]
+        self._live = [kept.tensor.data for kept in self._kept]
+        self._values = [kept.values for kept in self._kept]
+        self._with_extra = [m for m in modules if _has_extra_state(m)]
+
+
+class _Optimizer(_Part):
+    def keep(self) -> None:
+        optimizer, schedule = self.trainer.optimizer, self.trainer.schedule.scheduler
+        self._state = {p: map_tensors(dict(s), torch.clone) for p, s in optimizer.state.items()}
+        self._groups = [
+            (group, {k: v for k, v in group.items() if k != "params"}, list(group["params"]))
+            for group in optimizer.param_groups
+        ]
+        self._schedule = copy.deepcopy(schedule.state_dict()) if schedule else {}
+        self._progress = self.trainer.progress.state_dict()
+        self._lr = self.trainer.progress.lr
+
+    def restore(self) -> None:
+        optimizer, schedule = self.trainer.optimizer, self.trainer.schedule.scheduler
+        optimizer.state.clear()
+        copies = {p: map_tensors(kept, torch.clone) for p, kept in self._state.items()}
+        optimizer.state.update(copies)
+        for group, settings, parameters in self._groups:
+            group.clear()
+            group.update(params=parameters, **settings)
+        optimizer.param_groups[:] = [group for group, _, _ in self._groups]
+        if schedule:
+            schedule.load_state_dict(self._schedule)
+        self.trainer.progress.load_state_dict(self._progress)
+        self.trainer.progress.lr = self._lr
+
+
+class _Generators(_Part):
+    def keep(self) -> None:
+        self._kept = RngState.take(self.trainer.device)
+        holders: list[Any] = [self.trainer, *modules_of(self.roots())]
+        held = [value for holder in holders for value in vars(holder).values()]
+        self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
+
+    def restore(self) -> None:
+        self._kept.restore(self.trainer.device)
+        for own, state in self._own:
+            _set_state(own, state)
+
+
+class _Draws(_Part):
+    def keep(self) -> None:
+        self._kept = torch.default_generator.get_state()
+
+    def restore(self) -> None:
+        torch.default_generator.set_state(self._kept)
+
+
+_PARTS: dict[Part, type[_Part]] = {
+    "modes": _Modes,
+    "buffers": _Buffers,
+    "parameters": _Parameters,
+    "gradients": _Gradients,
+    "optimizer": _Optimizer,
+    "generators": _Generators,
+    "draws": _Draws,
+}
+
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+def _state_of(own: Any) -> Any:
+    if isinstance(own, torch.Generator | np.random.RandomState):
+        return own.get_state()
+    return own.getstate() if isinstance(own, random.Random) else own.bit_generator.state
+
+
+def _set_state(own: Any, state: Any) -> None:
+    if isinstance(own, torch.Generator | np.random.RandomState):
+        own.set_state(state)
+    elif isinstance(own, random.Random):
+        own.setstate(state)
+    else:
+        own.bit_generator.state = state
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def _extra_state(module: nn.Module) -> Any:
+    return copy.deepcopy(module.get_extra_state())

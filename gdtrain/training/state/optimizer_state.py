@@ -1,0 +1,270 @@
+"""An optimizer's state by the names of its parameters: take it, check it, put it back."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gdtrain.errors import CheckpointError
+from gdtrain.training.sharding import split_like
+from gdtrain.training.state.plain_values import (
+    check_like,
+    check_plain,
+    copied,
+    demand,
+    is_torchs,
+    shown,
+    shown_names,
+)
+from gdtrain.training.state.random_generators import RngState
+
+logger = logging.getLogger("gdtrain")
+
+Names = Mapping[Tensor, str]
+# What can go wrong in an update from a state that no optimizer has made.
+_FAILURES = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, AssertionError),
+)
+
+
+def take(optimizer: Optimizer, names: Names) -> dict[str, Any]:
+    """What ``optimizer.state_dict()`` has, in copies, with names instead of numbers.
+
+    names: of all parameters that it may hold. ``state``: by parameter; ``groups``: their settings
+    and ``params``; ``shared``: state of no parameter, and ``own``: what else a state_dict of
+    somebody's own has, where there is any.
+    Raises CheckpointError, naming it, for what can't be saved.
+    """
+    packed = _packed(optimizer)
+    groups = [_with_names(group, names) for group in optimizer.param_groups]
+    numbers = [number for group in packed["param_groups"] for number in group["params"]]
+    of = dict(zip(numbers, (name for group in groups for name in group["params"]), strict=True))
+    state: dict[str, Any] = {}
+    shared: dict[Any, Any] = {}
+    for key, value in packed["state"].items():
+        (state if key in of else shared)[of.get(key, key)] = value
+    own = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
+    more = {key: v for key, v in (("shared", shared), ("own", own)) if v}
+    taken: dict[str, Any] = copied({"state": state, "groups": groups, **more}, "optimizer")
+    return taken
+
+
+def check(found: Any, optimizer: Optimizer, names: Names) -> None:
+    """Raise CheckpointError unless an optimizer built like this one can go on from the state.
+
+    Groups may have been added, of parameters that no group holds here. One of torch's own is
+    tried: a copy must be able to make an update from it.
+    """
+    parts = set(found) if isinstance(found, dict) else set()
+    complete = {"state", "groups"} <= parts <= {"state", "groups", "shared", "own"}
+    demand(complete, "optimizer is not complete")
+    here = [_with_names(group, names) for group in optimizer.param_groups]
+    _check_groups(found["groups"], here, set(names.values()))
+    held = {name for group in found["groups"] for name in group["params"]}
+    of_names = {name: parameter for parameter, name in names.items()}
+    demand(isinstance(found["state"], dict), "optimizer: its state is not a mapping")
+    for name, kept in found["state"].items():
+        known = name in held
+        demand(known, f"optimizer: the state is of a parameter {shown(name)}, not here")
+        _check_kept(name, kept, of_names[name])
+    for key in ("shared", "own"):
+        demand(isinstance(found.get(key, {}), dict), f"optimizer: {key} is not a mapping")
+        check_plain(f"optimizer: {key}", found.get(key, {}))
+    if is_torchs(optimizer):
+        _try(optimizer, found, names)
+
+
+def put(optimizer: Optimizer, saved: Mapping[str, Any], names: Names) -> None:
+    """Give the optimizer a state that :func:`check` has let pass; its tensors are taken over.
+
+    Each parameter gets the state that bears its name, in whatever place it stands here; each
+    tensor keeps the dtype that it has in the state.
+    """
+    _match_groups(optimizer, saved["groups"], names)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = {names[p]: number for number, p in enumerate(held)}
+    state: dict[Any, Any] = {
+        numbers[name]: {key: split_like(value, held[numbers[name]]) for key, value in kept.items()}
+        for name, kept in saved["state"].items()
+    }
+    of_names = {frozenset(group["params"]): group for group in saved["groups"]}
+    groups = []
+    for group in optimizer.param_groups:
+        members = [names[p] for p in group["params"]]
+        settings = {**group, **of_names[frozenset(members)]}
+        groups.append({**settings, "params": [numbers[name] for name in members]})
+    state |= saved.get("shared", {})
+    optimizer.load_state_dict({"state": state, "param_groups": groups, **saved.get("own", {})})
+    for number, parameter in enumerate(held):  # torch casts all but "step" to the parameter's
+        for key, value in state.get(number, {}).items():
+            optimizer.state[parameter][key] = _recast(optimizer.state[parameter][key], value)
+
+
+def _packed(optimizer: Optimizer) -> dict[str, Any]:
+    try:
+        packed = optimizer.state_dict()
+    except KeyError as error:
+        said = "optimizer: it keeps state of a tensor that is in none of its groups"
+        raise CheckpointError(said) from error
+    if not {"state", "param_groups"} <= packed.keys():
+        raise CheckpointError("optimizer: its state_dict() has no state or no param_groups")
+    return packed
+
+
+def _with_names(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """A group's settings, and the names of its parameters instead of them."""
+    for parameter in group["params"]:
+        if parameter not in names:
+            raise CheckpointError(
+                f"optimizer: it holds a parameter {list(parameter.shape)} that is neither the "
+                "model's nor the loss's, and so can't be saved"
+            )
+    return {
+        key: [names[p] for p in value] if key == "params" else value
+        for key, value in group.items()
+        if not callable(value)
+    }
+
+
+# ── checks ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_groups(found: Any, here: list[dict[str, Any]], known: set[str]) -> None:
+    demand(isinstance(found, list) and len(found) >= len(here), "optimizer: other groups")
+    theirs = {_members(group): group for group in found}
+    for group in here:
+        members = _members(group)
+        demand(members in theirs, "optimizer: its groups hold other parameters than here")
+        _check_settings(theirs.pop(members), group)
+    held = {name for group in here for name in group["params"]}
+    for members, group in theirs.items():  # added in mid-run
+        demand(members <= known - held, "optimizer: its groups hold other parameters than here")
+        held |= members
+        _check_settings(group, here[0])
+    demand(
+        sum(len(group["params"]) for group in found) == len(held),
+        "optimizer: a parameter is in its groups twice",
+    )
+
+
+def _check_settings(theirs: dict[str, Any], here: dict[str, Any]) -> None:
+    left_out: dict[str, Any] = {"params": [], "param_names": []}
+    check_like("optimizer", theirs | left_out, here | left_out, settings=True)
+
+
+def _members(group: Any) -> frozenset[str]:
+    names = group.get("params") if isinstance(group, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError("optimizer: a group has no list of parameters")
+    return frozenset(names)
+
+
+def _check_kept(name: str, kept: Any, parameter: Tensor) -> None:
+    """Look at what is kept of one parameter."""
+    demand(isinstance(kept, dict), f"optimizer: the state of {name} is not a mapping")
+    for key, value in kept.items():
+        demand(isinstance(key, str), f"optimizer: the state of {name} has no names")
+        what = f"optimizer: {shown(key)} of {name}"
+        check_plain(what, value)
+        if isinstance(value, Tensor) and value.is_sparse:
+            demand(value.shape == parameter.shape, f"{what} is not of the parameter's shape")
+        if key == "step":  # torch's word for it, in all of its optimizers
+            counted = isinstance(value, int | float) or (
+                isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
+            )
+            demand(counted and 0 <= float(value) < float("inf"), f"{what} is no count of steps")
+
+
+def _try(optimizer: Optimizer, found: Mapping[str, Any], names: Names) -> None:
+    """Raise CheckpointError if a copy of the optimizer can't make an update from the state.
+
+    Not where it can't be tried: of an optimizer that wants a closure or sparse gradients.
+    """
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    rng = RngState.take(held[0].device if held else torch.device("cpu"))
+    try:
+        _update_copies(optimizer, found, names)
+    except _FAILURES as error:
+        try:
+            _update_copies(optimizer, take(optimizer, names), names)
+        except _FAILURES:
+            return
+        said = f"optimizer: no update can be made from its state: {shown(str(error))}"
+        raise CheckpointError(said) from error
+    finally:
+        rng.restore(held[0].device if held else torch.device("cpu"))
+
+
+def _update_copies(optimizer: Optimizer, state: Mapping[str, Any], names: Names) -> None:
+    """Make an update from ``state`` of a copy of each parameter by a copy of the optimizer."""
+    of_names = {name: parameter for parameter, name in names.items()}
+    for group in state["groups"]:
+        for name in group["params"]:
+            parameter, kept = of_names[name], state["state"].get(name)
+            if _is_sparse(kept):
+                continue  # the gradient would have to be sparse where the momentum is
+            copy = torch.ones_like(parameter, requires_grad=parameter.requires_grad)
+            copy.grad = torch.ones_like(copy)
+            twin = type(optimizer).__new__(type(optimizer))
+            settings = {**optimizer.param_groups[0], "params": [copy]}
+            twin.__setstate__(  # as an optimizer comes back from a pickle
+                {
+                    "defaults": dict(optimizer.defaults),
+                    "state": defaultdict(dict),
+                    "param_groups": [settings],
+                }
+            )
+            one = {
+                "state": {} if kept is None else {name: copied(kept, name)},
+                "groups": [copied({**group, "params": [name]}, name)],
+            }
+            put(twin, one, {copy: name})
+            twin.step()
+
+
+def _is_sparse(kept: Any) -> bool:
+    values = kept.values() if isinstance(kept, dict) else ()
+    return any(isinstance(value, Tensor) and value.is_sparse for value in values)
+
+
+# ── putting back ────────────────────────────────────────────────────────────────────────────
+
+
+def _match_groups(optimizer: Optimizer, saved: list[dict[str, Any]], names: Names) -> None:
+    """Add the groups that the state has and the optimizer lacks, or take away those it has over.
+
+    Only a state to fall back to lacks some.
+    """
+    there = [frozenset(group["params"]) for group in saved]
+    members = [frozenset(names[p] for p in group["params"]) for group in optimizer.param_groups]
+    for number in reversed(range(len(members))):
+        if members[number] not in there:
+            del optimizer.param_groups[number]
+    of_names = {name: parameter for parameter, name in names.items()}
+    for group in saved:
+        if frozenset(group["params"]) not in members:
+            added = [of_names[name] for name in group["params"]]
+            settings = {key: value for key, value in group.items() if key != "params"}
+            logger.warning(
+                "the optimizer gets a group of the state: %s", shown_names(group["params"])
+            )
+            optimizer.add_param_group({**settings, "params": added})
+
+
+def _recast(loaded: Any, saved: Any) -> Any:
+    """What was loaded, with the dtypes of what was saved."""
+    if isinstance(saved, Tensor):
+        right = loaded.dtype == saved.dtype
+        return loaded if right else split_like(saved, loaded).to(loaded.device)
+    if isinstance(saved, dict):
+        return {key: _recast(loaded[key], value) for key, value in saved.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_recast(a, b) for a, b in zip(loaded, saved, strict=True))
+    return loaded

@@ -1,0 +1,155 @@
+"""A trainer's whole state as plain values and tensors: take a snapshot, put it back."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.orders.order import mix
+from gdtrain.errors import CheckpointError
+from gdtrain.training.engines.hooks import note_step
+from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
+from gdtrain.training.state import module_state, optimizer_state, schedule_state
+from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
+from gdtrain.training.state.plain_values import copied
+from gdtrain.training.state.random_generators import RngState, seed_everything
+
+if TYPE_CHECKING:
+    from gdtrain.training.trainer import Trainer
+
+
+def take(trainer: Trainer) -> dict[str, Any]:
+    """Everything that decides how training goes on, in copies.
+
+    Of several processes, all must ask together: each has generators of its own, and perhaps a
+    part of the model. Raises CheckpointError, naming it, for a value that is neither plain nor
+    a tensor, such as an object that a module gives as its extra state.
+    """
+    parts, callbacks = modules(trainer), named(trainer.callbacks)
+    taken = {
+        "model": module_state.take(trainer.model, "model"),
+        "loss": module_state.take(parts["loss"], "loss") if "loss" in parts else {},
+        "flags": {part: module_state.take_flags(module) for part, module in parts.items()},
+        "optimizer": optimizer_state.take(trainer.optimizer, parameter_names(trainer)),
+        "scheduler": schedule_state.take(trainer.schedule.scheduler),
+        "progress": trainer.progress.state_dict(),
+        "history": [dict(record) for record in trainer.history.epochs],
+        "callbacks": {
+            name: copied(kept, f"callbacks.{name}")
+            for name, callback in callbacks.items()
+            if (kept := callback.state_dict())
+        },
+        "told": _told(trainer),
+        "lr": float(trainer.progress.lr),
+        "rng": _everyones_rng(trainer),
+        "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
+        "made_by": made_by(trainer),
+    }
+    if (order := order_state(trainer)) is not None:
+        taken["order"] = copied(order, "order")
+    return taken
+
+
+def _told(trainer: Trainer) -> list[str] | None:
+    """Who has been told of the end of the last epoch, by name; None once everybody has been."""
+    if trainer.told is None:
+        return None
+    callbacks = named(trainer.callbacks).items()
+    return [name for name, callback in callbacks if any(callback is one for one in trainer.told)]
+
+
+def weights(trainer: Trainer) -> dict[str, Any]:
+    """What ``model.state_dict()`` has, in copies, tensors whole; for all ranks together."""
+    taken = module_state.take(trainer.model, "model")
+    return {name: taken[name] for name in trainer.model.state_dict()}
+
+
+def parameter_names(trainer: Trainer) -> dict[Tensor, str]:
+    """The names of what the optimizer holds: the model's parameters, and the loss's after a /."""
+    names: dict[Tensor, str] = {p: name for name, p in trainer.model.named_parameters()}
+    if isinstance(trainer.loss, nn.Module):
+        names |= {p: f"loss/{name}" for name, p in trainer.loss.named_parameters()}
+    return names
+
+
+def made_by(trainer: Trainer) -> dict[str, Any]:
+    """What the last bits of a run depend on, besides its configuration and data."""
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": trainer.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": trainer.world.size,
+        "engine": trainer.choice.name,
+    }
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Put a trainer that was built alike into ``state``, which stays as it is.
+
+    The global random number generators are set too. Raises CheckpointError, with everything as it
+    was, if the trainer was built differently.
+    """
+    check_fits(state, trainer, parameter_names(trainer))
+    before = take(trainer)
+    try:
+        _put(trainer, state)
+    except BaseException as error:
+        _put(trainer, before)
+        if isinstance(error, CheckpointError):
+            raise
+        if isinstance(error, ValueError | LookupError | TypeError | AttributeError | RuntimeError):
+            raise CheckpointError(f"the state does not fit: {error}") from error
+        raise
+    trainer.choice.keep(state["made_by"].get("engine"))
+    tell_differences(state["made_by"], made_by(trainer))
+
+
+def _put(trainer: Trainer, state: dict[str, Any]) -> None:
+    state = copied(state, "state")
+    callbacks = named(trainer.callbacks)
+    for name, saved in state["callbacks"].items():
+        try:
+            callbacks[name].load_state_dict(saved)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the state of the callback {name} does not fit it") from error
+    restore_source(state.get("order"), trainer.loader)
+    if trainer.loader is not None and state["data"] is not None:
+        trainer.loader.use_orders(state["data"].get("orders", 1))
+    for part, module in modules(trainer).items():
+        module_state.put(module, state[part], trainer.device)
+        if part in state.get("flags", {}):
+            module_state.put_flags(module, state["flags"][part])
+    optimizer_state.put(trainer.optimizer, state["optimizer"], parameter_names(trainer))
+    schedule_state.put(trainer.schedule.scheduler, state["scheduler"])
+    if state["progress"]["step"]:
+        note_step(trainer.optimizer)
+    trainer.progress.load_state_dict(state["progress"])
+    trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
+    trainer.history.epochs = [dict(record) for record in state["history"]]
+    told = state.get("told")
+    trainer.told = None if told is None else [callbacks[name] for name in told if name in callbacks]
+    trainer.progress.lr = state["lr"]
+    _restore_rng(trainer, state["rng"])
+
+
+def _everyones_rng(trainer: Trainer) -> list[dict[str, Tensor]]:
+    """The generators of every process, in the order of their ranks."""
+    own = RngState.take(trainer.device).tensors()
+    columns = [trainer.world.gather_tensor(tensor) for tensor in own.values()]
+    return [dict(zip(own, tensors, strict=True)) for tensors in zip(*columns, strict=True)]
+
+
+def _restore_rng(trainer: Trainer, saved: list[dict[str, Tensor]]) -> None:
+    """Each process takes back its own generators, or, in other numbers, new ones."""
+    world = trainer.world
+    if len(saved) == world.size:
+        RngState.of_tensors(saved[world.rank]).restore(trainer.device)
+    else:  # no two ranks may drop the same units
+        seed_everything(mix(trainer.progress.step, world.size, world.rank) % 2**63)

@@ -1,0 +1,366 @@
+"""A user's own models, losses, sources and trainers: registered in Python, named in YAML."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from gdtrain import load_run
+from gdtrain.cli.main import main
+from gdtrain.config import registry
+from gdtrain.config.json_schema import json_schema
+from gdtrain.config.load import check, dump, parse_config
+from gdtrain.config.yaml_source import read_text
+from gdtrain.errors import ConfigError
+
+MODULE = '''
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from gdtrain import Trainer
+from gdtrain.config.registry import (
+    register_loss, register_model, register_source, register_trainer
+)
+
+
+@register_model("scaled")
+class Scaled(nn.Module):
+    """A linear map whose output is scaled."""
+
+    def __init__(self, in_features: int, out_features: int, factors: tuple[float, ...] = (1, 2),
+                 bias: bool = True, init=nn.init.zeros_):
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features, bias=bias)
+        self.factors = factors
+
+    def forward(self, x):
+        return self.layer(x) * self.factors[0]
+
+
+@register_model("shaped")
+def shaped(input_shape, out_features, width: int = 4):
+    assert input_shape == [1, 2]
+    return nn.Sequential(nn.Flatten(), nn.Linear(2, width), nn.Linear(width, out_features))
+
+
+@register_model("empty")
+class Empty(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@register_model("normalised")
+def normalised(in_features):
+    return nn.Sequential(nn.BatchNorm1d(in_features), nn.Linear(in_features, 1))
+
+
+@register_model("wrong")
+def wrong():
+    return 3
+
+
+@register_loss("power")
+def power(output, targets, exponent: float = 4.0):
+    """mean |output - target|^exponent."""
+    return (output - targets).abs().pow(exponent).mean()
+
+
+@register_loss("half_mse")
+class HalfMse(nn.MSELoss):
+    def forward(self, output, targets):
+        return super().forward(output, targets) / 2
+
+
+@register_source("ramp")
+def ramp(rows: int, slope: float = 2.0):
+    """y = slope x."""
+    x = torch.arange(rows, dtype=torch.float32)[:, None] / rows
+    return torch.cat([x, -x], dim=1), slope * x
+
+
+class Pairs(Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return self.rows
+
+    def __getitem__(self, i):
+        return torch.tensor([float(i), 1.0]), torch.tensor([2.0 * i])
+
+
+@register_source("pairs")
+def pairs(rows: int = 6):
+    return Pairs(rows)
+
+
+@register_source("triple")
+def triple():
+    return 1, 2, 3
+
+
+@register_trainer("penalised")
+class Penalised(Trainer):
+    def compute_loss(self, batch):
+        return super().compute_loss(batch) + 100.0
+'''
+
+CONFIG = """\
+data: {source: ramp, rows: 8}
+model: {name: scaled, factors: [0.5, 3]}
+loss: power
+loader: {name: minibatch, batch_size: 3}
+optimizer: {lr: 0.01}
+epochs: 1
+log: {picture: false}
+"""
+
+
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch):
+    """A working directory with own_parts.py and a.yaml."""
+    (tmp_path / "own_parts.py").write_text(MODULE, "utf-8")
+    (tmp_path / "a.yaml").write_text(CONFIG, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    return main(["--config", "a.yaml", "--import", "own_parts", *arguments])
+
+
+def test_a_configuration_of_own_parts_trains_resumes_and_is_loaded_again(own_parts, capsys):
+    assert run("--output-dir", "out") == 0
+    assert run("--output-dir", "out", "--resume", "epochs=2") == 0
+    assert "going on from out/checkpoints/step-0000000003" in capsys.readouterr().err
+    trained = load_run("out")
+    assert trained.model.factors == (0.5, 3.0)
+    weights = trained.model.layer.weight, trained.model.layer.bias
+    rows = torch.tensor([[1.0, 2.0], [0.0, -3.0]])
+    assert torch.equal(trained.predict(rows), nn.functional.linear(rows, *weights) * 0.5)
+
+
+def test_options_are_checked_by_signature_and_annotations(own_parts, capsys):
+    code = run(
+        *("model.factor=[1]", "model.bias=3", "model.factors=[a]", "loss.exponent=x"),
+        *("data.rows=null", "data.slop=1", "model.init=3"),
+    )
+    assert code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "a.yaml:1:7: data.rows: missing; it is required",
+        "command line:1:1: model.factor: unknown key; did you mean factors?",
+        "command line:2:12: model.bias: must be true or false, got 3",
+        "command line:3:16: model.factors[0]: must be a number, got 'a'",
+        "command line:4:15: loss.exponent: must be a number, got 'x'",
+        "command line:6:1: data.slop: unknown key; did you mean slope?",
+        "command line:7:1: model.init: unknown key; the keys here are name, in_features, "
+        "out_features, factors, bias",
+    ]
+
+
+def test_features_and_shapes_are_supplied_from_the_data_unless_set(own_parts, capsys):
+    assert run("--dry-run", "model=shaped", "data.shape=[1, 2]", "model.width=5") == 0
+    assert "21 parameters" in capsys.readouterr().out  # 2·5 + 5 + 5·1 + 1
+    assert run("--dry-run", "model=scaled", "model.out_features=1") == 0
+    assert "3 parameters" in capsys.readouterr().out  # 2·1 + 1
+
+
+def test_the_loss_is_the_registered_one(own_parts, capsys):
+    assert run("--dry-run", "loss=half_mse", "model.bias=false", "loader=batch", "seed=1") == 0
+    half = capsys.readouterr().out
+    assert run("--dry-run", "loss=mse", "model.bias=false", "loader=batch", "seed=1") == 0
+    whole = capsys.readouterr().out
+    losses = [float(said.split("loss ")[1].split(";")[0]) for said in (half, whole)]
+    assert losses[0] == pytest.approx(losses[1] / 2, rel=1e-3)
+
+
+def test_a_dataset_source_and_an_own_trainer(own_parts, capsys):
+    assert run("data=pairs", "loss=mse", "model=linear", "--output-dir", "out") == 0
+    assert load_run("out").predict(torch.zeros(3, 2)).shape == (3, 1)
+    capsys.readouterr()
+    assert run("--dry-run", "trainer=penalised", "loss=mse", "loader=batch") == 0
+    assert float(capsys.readouterr().out.split("loss ")[1].split(";")[0]) > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (
+            ["model=empty"],
+            "command line:1:7: model: has no parameters to train; "
+            "give it at least one with requires_grad=True",
+        ),
+        (
+            ["model=wrong"],
+            "command line:1:7: model.name: 'wrong' gave a int, not an nn.Module",
+        ),
+        (
+            ["data=triple"],
+            "command line:1:6: data: source 'triple' must give (inputs, targets) or a Dataset",
+        ),
+        (
+            ["data={source: pairs, rows: 0}"],
+            "command line:1:6: data: the data set is empty; at least one sample is needed",
+        ),
+        (
+            ["data={source: pairs, standardize: true}"],
+            "command line:1:35: data.standardize: has no effect on a Dataset, "
+            "whose samples are its own",
+        ),
+        (
+            ["model=normalised", "loader=sample"],
+            "a.yaml:1:1: model: a batch of one sample reached BatchNorm, which has no statistics "
+            "of one; use GroupNorm or LayerNorm, another batch_size, or drop_last",
+        ),
+        (
+            ["model=normalised", "loader.batch_size=7"],  # 8 samples: the last batch has one
+            "a.yaml:1:1: model: a batch of one sample reached BatchNorm, which has no statistics "
+            "of one; use GroupNorm or LayerNorm, another batch_size, or drop_last",
+        ),
+        (
+            ["trainer=penalized"],
+            "command line:1:9: trainer: 'penalized' is not registered (registered: penalised); "
+            "use --import",
+        ),
+        (
+            ["--import", "no_such_module"],
+            "command line:1:1: --import: module 'no_such_module' not found; "
+            "it must be importable from here",
+        ),
+        (
+            ["--import", "own_parts.py"],
+            "command line:1:1: --import: module 'own_parts.py' not found; "
+            "name the module, not its file: own_parts",
+        ),
+        (
+            ["--import", "../own_parts"],
+            "command line:1:1: --import: module '../own_parts' not found; "
+            "it must be importable from here",
+        ),
+    ],
+)
+def test_what_is_wrong_with_own_parts_is_said_before_anything_is_written(
+    own_parts, capsys, arguments, fault
+):
+    assert run(*arguments) == 2
+    expected = fault.replace("a.yaml:1:1: model", "a.yaml:2:8: model")
+    if "model=normalised" in arguments:
+        expected = fault.replace("a.yaml:1:1", "command line:1:7")
+    assert capsys.readouterr().err.splitlines() == [expected]
+    assert sorted(path.name for path in own_parts.iterdir() if path.name != "__pycache__") == [
+        "a.yaml",
+        "own_parts.py",
+    ]
+
+
+def test_an_error_inside_an_imported_module_is_not_hidden(own_parts):
+    Path("broken_parts.py").write_text("import no_such_module_at_all\n", "utf-8")
+    with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
+        main(["--config", "a.yaml", "--import", "broken_parts"])
+
+
+def test_own_parts_are_in_the_schema_and_round_trip(own_parts):
+    assert main(["schema", "--import", "own_parts"]) == 0
+    schema = json_schema()
+    described = schema["$defs"]["scaled_model"]
+    assert described["description"] == "A linear map whose output is scaled."
+    assert set(described["properties"]) == {
+        *("name", "in_features", "out_features", "factors", "bias"),
+    }
+    data = {
+        "data": {"source": "ramp", "rows": 8, "validation_fraction": 0.5},
+        "model": "scaled",
+        "loss": {"name": "power", "exponent": 3.0},
+        "loader": "sample",
+        "optimizer": {"lr": 0.1},
+        "epochs": 1,
+    }
+    config = parse_config(data)
+    assert config.model.factors == (1, 2)
+    again = check(read_text(dump(config), "config.yaml"))
+    assert again.model_dump() == config.model_dump()
+
+
+VALID = {
+    "data": "digits",
+    "model": "mlp",
+    "loss": "mse",
+    "loader": "sample",
+    "optimizer": {"lr": 0.1},
+    "epochs": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("register", "name", "part", "fault"),
+    [
+        (
+            registry.register_model,
+            "not a name",
+            lambda: None,
+            "model: 'not a name' is not a name; use letters, digits, _",
+        ),
+        (
+            registry.register_model,
+            "mlp",
+            lambda: None,
+            "model: 'mlp' is built in; register yours under another name",
+        ),
+        (
+            registry.register_model,
+            "mine",
+            lambda name: None,
+            "model: 'mine' has an argument 'name', which is a setting of every model; "
+            "give it another name",
+        ),
+        (
+            registry.register_source,
+            "mine",
+            lambda shape: None,
+            "source: 'mine' has an argument 'shape', which is a setting of every source; "
+            "give it another name",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_registered(register, name, part, fault):
+    def use() -> None:
+        register(name)(part)
+        parse_config(VALID)
+
+    with pytest.raises(ConfigError) as caught:
+        use()
+    assert str(caught.value) == fault
+
+
+def test_a_name_is_registered_once():
+    def first() -> nn.Module:
+        return nn.Linear(1, 1)
+
+    assert registry.register_model("mine")(first) is first
+    registry.register_model("mine")(first)  # the same again, as a reloaded notebook does
+    with pytest.raises(ConfigError) as caught:
+        registry.register_model("mine")(lambda: first())
+    assert str(caught.value) == "model: 'mine' is already registered; choose another"
+
+
+def test_an_option_that_is_null_is_told_from_one_that_is_left_out(tmp_path, monkeypatch, capsys):
+    @registry.register_model("noted")
+    def noted(in_features: int, out_features: int, notes: dict[str, int | None]) -> nn.Module:
+        return nn.Linear(in_features, out_features)
+
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(
+        "data: digits\nmodel: {name: noted, notes: {x: null}}\nloss: cross_entropy\n"
+        "loader: batch\noptimizer: {lr: 0.1}\nepochs: 1\n",
+        "utf-8",
+    )
+    assert main(["--config", "a.yaml", "--output-dir", "run"]) == 0
+    assert main(["--config", "a.yaml", "--output-dir", "run", "--resume", "model.notes={}"]) == 2
+    said = "model.notes: the run has {'x': None}, this configuration {}; "
+    assert said in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""The JSON Schema, and that what a configuration can name agrees with torch."""
+
+import inspect
+import json
+import re
+from typing import Any, get_args
+
+import pytest
+import yaml
+from helpers.paths import ROOT
+from helpers.schema_errors import SCHEMA, errors
+from torch import nn
+
+from gdtrain.config.build import LOADERS, OPTIMIZERS, REDUCTIONS
+from gdtrain.config.building.data import READERS
+from gdtrain.config.building.loss import LOSSES
+from gdtrain.config.building.model import MODELS
+from gdtrain.config.schema import Config
+from gdtrain.config.sections import corrections, data, loaders, losses, models, updates
+from gdtrain.training import schedules
+from gdtrain.training.models import ACTIVATIONS
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+def test_keywords_are_known():
+    known = {
+        *("$schema", "$defs", "$ref", "title", "description", "default", "type", "properties"),
+        *("required", "additionalProperties", "items", "minItems", "anyOf", "oneOf", "const"),
+        *("maxItems", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum"),
+        *("exclusiveMinimum", "exclusiveMaximum", "discriminator"),
+    }
+
+    def keywords(schema: dict[str, Any]) -> set[str]:
+        inner = [*schema.get("properties", {}).values(), *schema.get("$defs", {}).values()]
+        inner += [*schema.get("anyOf", []), *schema.get("oneOf", []), schema.get("items", {})]
+        return set(schema).union(*map(keywords, [part for part in inner if part]))
+
+    assert keywords(SCHEMA) <= known
+
+
+def test_the_schema_is_json_of_the_2020_12_dialect():
+    assert json.loads(json.dumps(SCHEMA, allow_nan=False)) == SCHEMA
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert SCHEMA["additionalProperties"] is False
+    assert set(SCHEMA["properties"]) == set(Config.model_fields)
+    assert set(SCHEMA["required"]) == {"data", "model", "loss", "loader", "optimizer", "epochs"}
+
+
+def test_every_setting_is_described():
+    def described(setting: dict[str, Any]) -> bool:
+        # Where setting and section are described in the same words, pydantic keeps the latter.
+        section = SCHEMA["$defs"].get(setting.get("$ref", "").removeprefix("#/$defs/"), {})
+        return bool(setting.get("description") or section.get("description"))
+
+    bare = [
+        f"{name}.{key}"
+        for name, section in [("Config", SCHEMA), *SCHEMA["$defs"].items()]
+        for key, setting in section["properties"].items()
+        if key not in ("name", "source") and not described(setting)
+    ]
+    assert bare == []
+    assert [n for n, section in SCHEMA["$defs"].items() if not section.get("description")] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_fit_the_schema_and_tell_editors_of_it(path):
+    text = path.read_text("utf-8")
+    assert errors(yaml.safe_load(text), SCHEMA) == []
+    assert text.startswith("# yaml-language-server: $schema=")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, []),
+        ({"loss": "mse", "data": "digits"}, []),
+        ({"loader": "sample", "optimizer": "adam"}, []),
+        ({"optimizer": {"lr": 0.1}}, []),
+        ({"seed": -1}, ["$.seed: too small"]),
+        ({"epochs": "2"}, ["$.epochs: is not of type integer"]),
+        ({"epoch": 2}, ["$.epoch: unknown"]),
+        ({"loss": "msee"}, ["$.loss: fits no form"]),
+        ({"model": {"name": "mlp", "hiden": [3]}}, ["$.model: fits no form"]),
+        ({"device": "gpu"}, ["$.device: no match"]),
+    ],
+)
+def test_the_schema_takes_and_refuses_what_the_program_does(changes, found):
+    valid = yaml.safe_load((ROOT / "configs/minibatch.yaml").read_text("utf-8"))
+    assert errors(valid | changes, SCHEMA) == found
+
+
+def tag_of(model: Any) -> str:
+    field = model.model_fields.get("name") or model.model_fields["source"]
+    return get_args(field.annotation)[0]
+
+
+@pytest.mark.parametrize(
+    ("union", "table"),
+    [
+        (losses.Loss, LOSSES),
+        (models.Model, MODELS),
+        (data.Source, [*READERS, "stream"]),
+        (get_args(loaders.Form)[0], LOADERS),
+        (get_args(corrections.VarianceReductionSection)[0], REDUCTIONS),
+        (get_args(updates.OptimizerSection)[0], [*OPTIMIZERS, "lbfgs"]),
+    ],
+)
+def test_every_name_can_be_built(union, table):
+    assert {tag_of(model) for model in get_args(union)} == set(table)
+
+
+def test_every_schedule_can_be_built():
+    for section in get_args(get_args(updates.ScheduleSection)[0]):
+        options = set(section.model_fields) - {"name", "per", "warmup"}
+        parameters = set(inspect.signature(getattr(schedules, tag_of(section))).parameters)
+        assert parameters == options | ({"total"} if section is updates.Cosine else set())
+
+
+@pytest.mark.parametrize("section", get_args(losses.Loss), ids=tag_of)
+def test_losses_are_those_of_torch_with_their_arguments_and_defaults(section):
+    loss = LOSSES[tag_of(section)]
+    assert loss is getattr(nn, loss.__name__)
+    assert loss.__name__.lower() == tag_of(section).replace("_", "") + "loss"
+    known = inspect.signature(loss).parameters
+    taken = set(section.model_fields) - {"name"}
+    # `reduction` is the mean where one batch is one update; the other two are deprecated.
+    assert set(known) - {"reduction", "size_average", "reduce"} == taken - {"reduction"}
+    for name in taken - {"reduction"}:
+        assert section.model_fields[name].default == known[name].default
+
+
+def test_torch_losses_that_are_left_out_take_more_than_output_and_targets():
+    """Every loss of torch.nn is either offered, or has a reason here not to be."""
+    special = {
+        "AdaptiveLogSoftmaxWithLoss": "holds the last layer, and returns a pair",
+        "CTCLoss": "takes lengths",
+        "CosineEmbeddingLoss": "takes two outputs",
+        "GaussianNLLLoss": "takes a variance",
+        "LinearCrossEntropyLoss": "holds the last layer",
+        "MarginRankingLoss": "takes two outputs",
+        "TripletMarginLoss": "takes three outputs",
+        "TripletMarginWithDistanceLoss": "takes three outputs",
+        "NLLLoss2d": "deprecated",
+    }
+    offered = {loss.__name__ for loss in LOSSES.values()}
+    there = {name for name in vars(nn) if re.search(r"Loss(2d)?$", name)}
+    assert there - offered <= set(special)
+
+
+def test_activations_are_those_of_torch():
+    assert set(get_args(models.Activation)) == set(ACTIVATIONS)
+    for name, activation in ACTIVATIONS.items():
+        assert activation is getattr(nn, activation.__name__)
+        assert activation.__name__.lower() == name.replace("_", "")

@@ -1,0 +1,268 @@
+"""CSV files: what is read, and how every fault is told with its line and column."""
+
+from __future__ import annotations
+
+import csv
+import re
+from errno import ENAMETOOLONG
+from os import strerror
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gdtrain.data.tables.csv_table import read_csv, read_inputs
+from gdtrain.data.tables.preparation import Column, LoadedData
+from gdtrain.errors import ConfigError, DataError
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def read(text: str | bytes, target: Any = "y", **options: Any) -> LoadedData:
+    Path("a.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_csv("a.csv", target, **options)
+
+
+def refuses(kind: type[Exception], message: str) -> Any:
+    return pytest.raises(kind, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x,y\n1,2\n3,4\n",
+        "x,y\n1,2\n3,4",
+        "x,y\r\n1,2\r\n3,4\r\n",
+        "x,y\r1,2\r3,4\r",
+        "\ufeffx,y\n1,2\n3,4\n",
+        '"x","y"\n"1","2"\n"3","4"\n',
+        " x , y \n 1 , 2 \n3,4.0\n",
+        "x,y\n1,2\n\n3,4\n\n",
+        "x,y\n1e0,+2\n0.3e1,4.\n",
+    ],
+)
+def test_the_same_numbers_in_any_common_dialect(text: str) -> None:
+    data = read(text)
+    assert data.inputs.dtype == data.targets.dtype == torch.float64
+    assert data.inputs.tolist() == [[1.0], [3.0]]
+    assert data.targets.tolist() == [[2.0], [4.0]]
+    assert data.class_names is None
+    assert data.columns == [Column("x")]
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3), min_size=1, max_size=20
+    )
+)
+def test_every_float_that_csv_writes_is_read_back_to_the_bit(rows: list[Any]) -> None:
+    with Path("f.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("a", "y", "b"), *rows])
+    data = read_csv("f.csv", "y")
+    assert data.inputs.tolist() == [[a, b] for a, _, b in rows]
+    assert data.targets.tolist() == [[y] for _, y, _ in rows]
+
+
+def test_text_columns_become_one_input_per_category_in_the_order_of_names() -> None:
+    data = read('x,c,y\n1,red,0\n2,"blue, dark",1\n3,red,0\n')
+    assert data.inputs.tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1]]
+    assert data.columns == [Column("x"), Column("c", ["blue, dark", "red"])]
+
+
+def test_a_cell_may_hold_line_breaks_and_quotes() -> None:
+    data = read('c,y\n"a\nb",1\n"say ""c""",2\n')
+    assert data.columns == [Column("c", ["a\nb", 'say "c"'])]
+    assert data.inputs.tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_text_target_becomes_labels_of_named_classes() -> None:
+    data = read("x,y\n1,dog\n2,cat\n3,dog\n")
+    assert data.targets.tolist() == [1, 0, 1]
+    assert data.targets.dtype == torch.int64
+    assert data.class_names == ["cat", "dog"]
+
+
+def test_numbers_named_in_categorical_are_categories() -> None:
+    data = read("x,y\n3,7\n1,5\n", categorical=["x", "y"])
+    assert data.inputs.tolist() == [[0, 1], [1, 0]]
+    assert data.targets.tolist() == [1, 0]
+    assert data.class_names == ["5", "7"]
+
+
+def test_several_targets_stand_in_the_order_they_are_named() -> None:
+    data = read("x,y,z\n1,2,3\n4,5,6\n", target=["z", "y"])
+    assert data.inputs.tolist() == [[1], [4]]
+    assert data.targets.tolist() == [[3, 2], [6, 5]]
+
+
+def test_features_choose_and_order_the_inputs() -> None:
+    assert read("a,b,c,y\n1,2,3,4\n", features=["c", "a"]).inputs.tolist() == [[3, 1]]
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", " "])
+def test_another_delimiter(delimiter: str) -> None:
+    data = read("x,y\n1,2\n".replace(",", delimiter), delimiter=delimiter)
+    assert data.inputs.tolist() == [[1]]
+
+
+def test_a_wide_table_is_read() -> None:
+    names = [f"c{i}" for i in range(400)]
+    data = read(",".join(names) + "\n" + ",".join(map(str, range(400))) + "\n", target="c7")
+    assert data.inputs.tolist() == [[i for i in range(400) if i != 7]]
+
+
+MANY = "x,y\n" + "1,2\n" * 30
+SLIP = "where nearly all cells are numbers; correct it, or name the column in categorical"
+FILL = "remove the row or fill in a finite number"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no header in its first line; it must name the columns"),
+        ("\nx,y\n1,2\n", "has no header in its first line; it must name the columns"),
+        ("x,y\n", "has no rows below its header; at least one is needed"),
+        ("x,y\n\n\n", "has no rows below its header; at least one is needed"),
+        ("x,,y\n1,2,3\n", "column 2 has no name in the header"),
+        ("x,y, x\n1,2,3\n", "column 'x' stands twice in the header; rename one"),
+        ("y\n1\n", "has no input columns besides the target; at least one is needed"),
+        ("x,y\n1,2\n1,2,3\n", "line 3 has 3 cells, but the header has 2"),
+        ("x,y\n1,2\n\n1\n", "line 4 has 1 cells, but the header has 2"),
+        ('x,y\n"a\nb",2\n"c\nd"\n', "line 4 has 1 cells, but the header has 2"),
+        ("x,y\n1,2\n ,3\n", "line 3, column 'x' is empty; fill it in or remove the row"),
+        ("x,y\n1,2\n1,\n", "line 3, column 'y' is empty; fill it in or remove the row"),
+        ("x,y\n1,2\nnan,2\n", f"line 3, column 'x' is nan; {FILL}"),
+        ("x,y\n1,2\n1,-inf\n", f"line 3, column 'y' is -inf; {FILL}"),
+        ("x,y\n1,2\n1e999,2\n", f"line 3, column 'x' is 1e999; {FILL}"),
+        ('c,x,y\n"a\nb",1,2\n"c\nd",NaN,1\n', f"line 4, column 'x' is NaN; {FILL}"),
+        (MANY + "oops,2\n", f"line 32, column 'x' is 'oops' {SLIP}"),
+        (MANY + "1,N/A\n", f"line 32, column 'y' is 'N/A' {SLIP}"),
+        ("x,y\né,2\n".encode("latin-1"), "is not UTF-8 text; save it as UTF-8"),
+        ("x,y\n1,2\n".encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
+        (
+            "x,y\n1,2\n".encode("utf-16-le"),
+            "holds a NUL character, so it is not text; save it as UTF-8",
+        ),
+        ('x,y\n"a,2\n', "line 2: unexpected end of data"),
+        ('x,y\n"a"b,2\n', "line 2: ',' expected after '\"'"),
+        (
+            f"x,y\n1,2\n{'a' * (csv.field_size_limit() + 1)},2\n",
+            f"line 3: field larger than field limit ({csv.field_size_limit()})",
+        ),
+    ],
+)
+def test_faults_of_the_file_are_told_with_their_place(text: str | bytes, said: str) -> None:
+    with refuses(DataError, f"a.csv: {said}"):
+        read(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": "prise"}, "has no column 'prise'; did you mean price?"),
+        ({"target": "zzz"}, "has no column 'zzz'; it has size, rooms, price"),
+        ({"target": ["price", "rom"]}, "has no column 'rom'; did you mean rooms?"),
+        ({"features": ["sizes"]}, "has no column 'sizes'; did you mean size?"),
+        ({"categorical": ["room"]}, "has no column 'room'; did you mean rooms?"),
+        (
+            {"features": ["price"]},
+            "column 'price' is chosen twice; as feature or target, once",
+        ),
+        (
+            {"features": ["size", "size"]},
+            "column 'size' is chosen twice; as feature or target, once",
+        ),
+        (
+            {"target": ["price", "price"]},
+            "column 'price' is chosen twice; as feature or target, once",
+        ),
+        ({"features": []}, "has no input columns besides the target; at least one is needed"),
+        (
+            {"target": ["price", "rooms"], "categorical": ["rooms"]},
+            "target 'rooms' is not numeric; of several, all must be",
+        ),
+    ],
+)
+def test_columns_that_can_not_be_chosen_are_refused(options: dict[str, Any], said: str) -> None:
+    with refuses(DataError, f"a.csv: {said}"):
+        read("size,rooms,price\n1,2,3\n", **{"target": "price", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": []}, "target: must name at least one column"),
+        (
+            {"features": ["x"], "categorical": ["z"]},
+            "categorical: 'z' is neither a feature nor the target",
+        ),
+        ({"delimiter": ""}, "delimiter: must be one character, no quote, got ''"),
+        ({"delimiter": "::"}, "delimiter: must be one character, no quote, got '::'"),
+        ({"delimiter": '"'}, "delimiter: must be one character, no quote, got '\"'"),
+        ({"delimiter": "\n"}, r"delimiter: must be one character, no quote, got '\n'"),
+        ({"delimiter": None}, "delimiter: must be one character, no quote, got None"),
+    ],
+)
+def test_settings_that_can_not_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with refuses(ConfigError, message):
+        read("x,z,y\n1,2,3\n", **options)
+
+
+def test_a_missing_file_and_a_directory_are_refused() -> None:
+    with refuses(
+        DataError, "none.csv: file not found; paths are relative to the working directory"
+    ):
+        read_csv("none.csv", "y")
+    with refuses(DataError, ".: is a directory; give a file"):
+        read_csv(".", "y")
+
+
+def test_a_name_that_no_file_can_have_is_refused() -> None:
+    with refuses(DataError, f"{'a' * 5000}: can't be read: {strerror(ENAMETOOLONG)}"):
+        read_csv("a" * 5000, "y")
+
+
+COLUMNS = [Column("c", ["blue", "red"]), Column("x")]
+
+
+def inputs(text: str) -> list[Any]:
+    Path("new.csv").write_text(text, encoding="utf-8")
+    return read_inputs("new.csv", COLUMNS).tolist()
+
+
+def test_inputs_for_predictions_are_laid_out_as_in_training() -> None:
+    training = read("x,c,y\n1,red,0\n2,blue,1\n")
+    assert training.columns is not None
+    assert torch.equal(read_inputs("a.csv", training.columns), training.inputs)
+    # Other order, further columns, no target, fewer categories: the same inputs.
+    assert inputs("extra,x,c\n?,5,red\n") == [[0, 1, 5]]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("c\nred\n", "has no column 'x', which the model was trained on"),
+        (
+            "c,x\nred,1\ngreen,2\n",
+            "line 3, column 'c' is 'green', a category that was not there in training",
+        ),
+        ("c,x\nred,1\nred,one\n", "line 3, column 'x' is 'one', which is not a number"),
+        ("c,x\nred,\n", "line 2, column 'x' is '', which is not a number"),
+        ("c,x\nred,1_000\n", "line 2, column 'x' is '1_000', which is not a number"),
+        ("c,x\nred,inf\n", f"line 2, column 'x' is inf; {FILL}"),
+    ],
+)
+def test_inputs_that_do_not_fit_the_training_are_refused(text: str, said: str) -> None:
+    with refuses(DataError, f"new.csv: {said}"):
+        inputs(text)
+
+
+def test_a_few_mixed_cells_are_categories_and_no_slip() -> None:
+    data = read("x,y\n1,0\n2,0\nmany,0\n")
+    assert data.columns == [Column("x", ["1", "2", "many"])]

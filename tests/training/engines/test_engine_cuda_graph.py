@@ -1,0 +1,129 @@
+"""The cuda_graph engine: recorded on a device where there is one, its static step anywhere."""
+
+import copy
+
+import pytest
+import torch
+from helpers.combinations import combinations
+from torch import nn
+
+from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
+from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.training import models, schedules
+from gdtrain.training.engines.cuda.graph import CudaGraphEngine
+
+N = 131
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
+SETTINGS = {
+    "plain": {},
+    "momentum": {"momentum": 0.5, "dampening": 0.3, "weight_decay": 0.01},
+    "nesterov": {"momentum": 0.5, "nesterov": True},
+    "clip_value": {"clip_grad_value": 0.02},
+    "schedule": {"schedule": True, "scheduler_per": "step"},
+}
+LOADERS = {
+    "batch": BatchLoader,
+    "sample": SampleLoader,
+    "minibatch": lambda d: MiniBatchLoader(d, 4),
+}
+
+
+def data(bad_row: int | None = None):
+    draw = torch.Generator().manual_seed(1)
+    X = torch.randn(N, 5, generator=draw, dtype=torch.float64)
+    y = torch.rand(N, 3, generator=draw, dtype=torch.float64)
+    if bad_row is not None:
+        X[bad_row] = 1e300  # its square is infinite
+    return X, y
+
+
+def build(engine: str, device: str, model: nn.Module, loader, **options) -> Trainer:
+    model = copy.deepcopy(model)
+    sgd = {k: options.pop(k) for k in list(options) if not k.startswith(("clip", "schedul"))}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **sgd)
+    if options.pop("schedule", False):
+        options["scheduler"] = schedules.scheduler(optimizer, schedules.inverse_time(50))
+    wanted = "cuda_graph" if (engine, device) == ("cuda_graph", "cuda") else "eager"
+    trainer = Trainer(
+        model, nn.MSELoss(), optimizer, loader, device=device, engine=wanted, **options
+    )
+    if engine == "cuda_graph" and device == "cpu":  # the static step, each time executed anew
+        trainer.choice.settle(1)
+        trainer.engine = CudaGraphEngine(trainer, record=lambda work, _: work)
+        trainer.choice.of_run = trainer.engine.name
+        trainer.choice.settle = lambda epochs: None
+    return trainer
+
+
+def assert_close(left: Trainer, right: Trainer) -> None:
+    pairs = zip(left.model.state_dict().values(), right.model.state_dict().values(), strict=True)
+    for a, b in pairs:
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
+def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> None:
+    torch.manual_seed(2)
+    model = models.mlp([5], 3, hidden=[4], activation="tanh", batch_norm=form == "batch").double()
+    trained = []
+    for engine in ("eager", "cuda_graph"):
+        trainer = build(engine, device, model, LOADERS[form](data()), **SETTINGS[setting])
+        trainer.fit(2)
+        trainer.fit(3)
+        assert trainer.engine.name == engine
+        trained.append(trainer)
+    assert_close(*trained)
+    eager, graph = trained
+    assert graph.history.train_loss == pytest.approx(eager.history.train_loss, rel=1e-10)
+    for p, q in zip(eager.model.parameters(), graph.model.parameters(), strict=True):
+        assert eager.optimizer.state[p].keys() == graph.optimizer.state[q].keys()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("clip", [{}, {"clip_grad_value": 1.0}])
+@pytest.mark.parametrize("row", [0, 57, 130])
+def test_a_bad_batch_is_not_used(row: int, clip, device: str) -> None:
+    torch.manual_seed(2)
+    model = models.mlp([5], 3, hidden=[4], activation="identity").double()
+    loader = SampleLoader(data(row), order="sequential")
+    trained = []
+    for engine in ("eager", "cuda_graph"):
+        trainer = build(
+            engine, device, model, loader, momentum=0.5, schedule=True, scheduler_per="step", **clip
+        )
+        with pytest.raises(NonFiniteError, match=rf"step {row + 1}, .*on sample {row}"):
+            trainer.fit(1)
+        trained.append(trainer)
+    assert_close(*trained)
+    eager, graph = trained
+    assert eager.progress.step == graph.progress.step == row
+    assert eager.lr == graph.lr
+    for p, q in zip(eager.model.parameters(), graph.model.parameters(), strict=True):
+        assert eager.optimizer.state.get(p, {}).keys() == graph.optimizer.state.get(q, {}).keys()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_state_that_is_loaded_is_the_one_that_goes_on(device: str) -> None:
+    torch.manual_seed(2)
+    model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
+    trainer = build("cuda_graph", device, model, LOADERS["minibatch"](data()), momentum=0.5)
+    trainer.fit(1)
+    snapshot = trainer.state_dict()
+    trainer.fit(3)
+    expected = copy.deepcopy(trainer.model.state_dict())
+    trainer.load_state_dict(snapshot)
+    trainer.fit(3)
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_it_is_refused() -> None:
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigError) as caught:
+        Trainer(model, nn.MSELoss(), optimizer, SampleLoader(data()), engine="cuda_graph")
+    assert str(caught.value) == (
+        "engine: cuda_graph can't run this: there is no CUDA device; use eager"
+    )
