@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gdtrain.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gdtrain.analysis.comparison.compare import compare as compare
     from gdtrain.analysis.landscape import landscape as landscape
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from gdtrain.training.metrics import mean_over_samples as mean_over_samples
     from gdtrain.training.trainer import Trainer as Trainer
 
-__version__ = "0.1.0"
 
 # Names are imported at their first use, so that the command line can answer --help, schema and
 # every configuration error without importing torch.

@@ -18,6 +18,7 @@ ROOMS = [
     "training",
     "data",
     "errors",
+    "version",
 ]
 TOP = ("__main__",)
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -28,18 +29,27 @@ def room_of(module: str) -> str:
     return "cli" if part in TOP else part
 
 
+def name_of(file: Path) -> str:
+    """``gdtrain.data.batch`` of gdtrain/data/batch.py."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(file): file for file in FILES}
+
+
 def imported_modules(file: Path) -> set[str]:
+    """The modules of gdtrain that a file imports, for types and late ones too."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name}: imports are absolute"
-            if node.module == "gdtrain":
-                found |= {f"gdtrain.{alias.name}" for alias in node.names}
-            elif node.module:
-                found.add(node.module)
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in MODULES else node.module or "")
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("gdtrain.") and "__version__" not in name}
+    return {name for name in found if name.startswith("gdtrain.")}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -54,6 +64,14 @@ def test_imports_only_go_down(file: Path) -> None:
         if ROOMS.index(room_of(module)) < ROOMS.index(here)
     ]
     assert up == []
+
+
+def test_no_module_needs_itself() -> None:
+    """Not for its types either."""
+    needs = {name: imported_modules(file) - {name} for name, file in MODULES.items()}
+    while leaves := {name for name, others in needs.items() if not others & needs.keys()}:
+        needs = {name: others for name, others in needs.items() if name not in leaves}
+    assert needs == {}, "these are on a circle, or import one that is"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))

@@ -24,7 +24,7 @@ from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import DataError
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.parameter_vector import held_by
-from gdtrain.training.losses import adds_up
+from gdtrain.training.loss_weights import adds_up
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:

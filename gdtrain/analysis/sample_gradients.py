@@ -22,7 +22,8 @@ from gdtrain.data.samples import Samples
 from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.losses import MeanOfTargets, has_known_mean, mean_of, says_weight, weight_of
+from gdtrain.training.loss_weights import has_known_mean, says_weight, weight_of
+from gdtrain.training.losses import MeanOfTargets, mean_of
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")

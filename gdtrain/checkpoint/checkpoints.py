@@ -12,7 +12,7 @@ from gdtrain.checkpoint.background_writer import Background
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.callbacks.validation import best_of
+from gdtrain.training.metrics import best_of
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")

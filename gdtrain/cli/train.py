@@ -6,9 +6,9 @@ import argparse
 from contextlib import closing
 from pathlib import Path
 
-from gdtrain import __version__
 from gdtrain.cli.options import Parser, add_config, add_import, import_modules
 from gdtrain.training.safety.signals import SignalDesk
+from gdtrain.version import __version__
 
 _HELP = """\
 examples:

@@ -36,11 +36,12 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
 from gdtrain.training.callbacks.saga import SAGA
 from gdtrain.training.callbacks.svrg import SVRG
-from gdtrain.training.callbacks.validation import EarlyStopping, Validation, best_of
+from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.metrics import (
     Metric,
     accuracy,
+    best_of,
     mean_absolute_error,
     probability_accuracy,
 )

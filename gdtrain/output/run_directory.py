@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import gdtrain
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.format import write_weights as write_file
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError
 from gdtrain.output.metrics_file import finite
 from gdtrain.training.trainer import Trainer
+from gdtrain.version import __version__
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -191,7 +191,7 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
         "device": str(trainer.device),
         "engine": trainer.engine.name,
         "versions": {
-            "gdtrain": gdtrain.__version__,
+            "gdtrain": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.training.callbacks.callback import Callback
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # Bounds how late a signal, a clock or a progress bar is looked at.
 BLOCK_SECONDS = 0.1
@@ -43,13 +40,13 @@ class BlockLength:
             self._steps = max(1, self._steps // 2)
 
 
-def _read(trainer: Trainer, plan: Plan, start: int) -> Iterator[Batch]:
+def _read(trainer: Run, plan: Plan, start: int) -> Iterator[Batch]:
     """The plan's batches from ``start`` on; nothing is done about it until one is asked for."""
     assert trainer.loader is not None
     yield from trainer.read(trainer.loader, plan, start, views=True)
 
 
-def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
+def blocks(trainer: Run, plan: Plan, start: int, length: BlockLength) -> Iterator[Block]:
     """Cut the plan's batches from ``start`` on into blocks that end where somebody looks.
 
     Where batches arrive over time, a block ends at the latest with those that are there, and a
@@ -64,7 +61,7 @@ def blocks(trainer: Trainer, plan: Plan, start: int) -> Iterator[Block]:
         batches = _read(trainer, plan, start)
         while start < arrived:
             left = min(arrived - start, trainer.engine.max_block_steps)
-            steps = trainer.block_length.next(trainer.progress.step, left, trainer.callbacks)
+            steps = length.next(trainer.progress.step, left, trainer.callbacks)
             steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
             block = Block(plan, start, start + steps, islice(batches, steps))
             yield block

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -10,13 +10,11 @@ from gdtrain.data.batch import Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.explicit_order import check_indices
 from gdtrain.errors import CheckpointError, ConfigError
+from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import demand
 
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
-
-def present_plan(trainer: Trainer) -> Plan:
+def present_plan(trainer: Run) -> Plan:
     """The plan of the epoch that runs, or runs next; the trainer's ``plan`` from now on.
 
     A callable order, or a sampler, is asked for it if it has not been: on every process, of which
@@ -36,7 +34,7 @@ def present_plan(trainer: Trainer) -> Plan:
     return plan
 
 
-def known_plan(trainer: Trainer, loader: Loader, epoch: int) -> Plan:
+def known_plan(trainer: Run, loader: Loader, epoch: int) -> Plan:
     """The plan of an epoch for whoever only looks: of an order that is asked, never asks.
 
     Then it is what the order gave for the epoch that runs or ran last, or else has its sizes alone.
@@ -49,7 +47,7 @@ def known_plan(trainer: Trainer, loader: Loader, epoch: int) -> Plan:
     return loader.outline(epoch)
 
 
-def order_state(trainer: Trainer) -> dict[str, Any] | None:
+def order_state(trainer: Run) -> dict[str, Any] | None:
     """What an order that is asked has given for the epoch that runs, and what it keeps itself.
 
     None for other orders, which are functions of the epoch.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,20 +23,18 @@ from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.forward import forward
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, is_out_of_memory
-from gdtrain.training.losses import adds_up, has_own_loss, in_two_passes, weight_of
+from gdtrain.training.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.metrics import MeanOverSamples, Streaming, streams
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.keeper import unchanged
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 T = TypeVar("T")
 
 
-def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, float]:
+def evaluate(trainer: Run, loader: Loader, in_batches: bool) -> dict[str, float]:
     """The trainer's loss and metrics over all samples of ``loader``, each once.
 
     They are what one pass over all samples gives. A loss of which it is known what it is divided by
@@ -69,7 +67,7 @@ def evaluate(trainer: Trainer, loader: Loader, in_batches: bool) -> dict[str, fl
         return look.result()
 
 
-def _at_once(trainer: Trainer, loader: Loader) -> int | None:
+def _at_once(trainer: Run, loader: Loader) -> int | None:
     """How many samples to read at once: a collate function gets as many as in training.
 
     It may drop what can't be used, and of a few samples there may be none that can.
@@ -81,7 +79,7 @@ def _at_once(trainer: Trainer, loader: Loader) -> int | None:
     return max(size, min(each.outline(0).batch_size for each in (loader, trained)))
 
 
-def predict(trainer: Trainer, inputs: Any) -> Any:
+def predict(trainer: Run, inputs: Any) -> Any:
     """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such)."""
     given = _as_tensors(inputs, "inputs")
     counts = {tensor.shape[0] for tensor in tensors_of(given)}
@@ -137,7 +135,7 @@ class _Look:
     Sums are kept in float64, so that neither the parts nor the ranks show in the result.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
         self.world = World() if trainer.is_sharded else trainer.world
         self.without_graph = WithoutGraph()
@@ -219,7 +217,7 @@ class _Look:
 
         def work() -> Tensor:
             with autocast(trainer.precision, trainer.device):
-                return trainer._output_loss(output, targets)
+                return trainer.output_loss(output, targets)
 
         return scalar(self.without_graph(work))
 
@@ -352,7 +350,7 @@ def _as_tensors(inputs: Any, name: str) -> Any:
     return as_tensor(inputs, name)
 
 
-def _placed(trainer: Trainer, rows: slice, tensor: Tensor) -> Tensor:
+def _placed(trainer: Run, rows: slice, tensor: Tensor) -> Tensor:
     """Rows of the inputs on the device and in the dtype of the model, in a copy."""
     dtype = trainer.dtype if tensor.is_floating_point() else tensor.dtype
     return tensor[rows].to(trainer.device, dtype, copy=True)

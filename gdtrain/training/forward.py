@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gdtrain.training.placement.device import autocast
+from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import explain
 
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
-
-def forward(trainer: Trainer, inputs: Any) -> Any:
+def forward(trainer: Run, inputs: Any) -> Any:
     """The model's output in the trainer's precision.
 
     In a context of its own: autocast keeps what it has cast, with or without its graph. Raises

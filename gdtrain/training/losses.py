@@ -11,20 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain.data.batch import Batch, Block
+from gdtrain.data.batch import Batch
 from gdtrain.data.samples import Samples
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
-
 
 Loss = Callable[[Any, Any], Tensor]
 T = TypeVar("T", bound=nn.Module)
@@ -236,98 +230,3 @@ def _is_shared(known: TorchLoss, name: str, value: Tensor, batch: Batch | Sample
     if not isinstance(targets, Tensor):
         return targets is None  # where a process has no share of the batch
     return value.ndim < targets.ndim or (value.ndim == targets.ndim and value.shape[0] == 1)
-
-
-class StepWeights:
-    """What the loss of each update's batch counts for in the mean over an epoch.
-
-    Nothing is looked up that is known: where all samples count alike, it is their number.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        # The targets that were looked at, at which version and for which label; and the answer.
-        self._targets: Tensor | None = None
-        self._at: tuple[int, int] | None = None
-        self._none_ignored = False
-
-    def of(self, batch: Batch, size: int) -> float | Tensor:
-        """For a batch of the trainer's loader, of which ``size`` samples are on all processes."""
-        trainer = self.trainer
-        if trainer.has_own_weight:
-            return trainer.loss_weight(batch)
-        mean = mean_of(trainer.loss, batch)
-        if not isinstance(mean, MeanOfTargets):
-            return size
-        return size * batch.targets[0].numel() if self._counts_all(mean) else mean.weight(batch)
-
-    def planned(self, block: Block) -> list[Any]:
-        """For each batch of a block whose updates were made at once; empty if it is the samples."""
-        trainer, plan = self.trainer, block.plan
-        assert trainer.loader is not None
-        if trainer.has_own_weight:
-            batches = islice(trainer.read(trainer.loader, plan, block.start), len(block))
-            return [trainer.loss_weight(batch) for batch in batches]
-        samples = trainer.loader.samples
-        mean, targets = mean_of(trainer.loss, samples), samples.targets
-        if targets is None or not isinstance(mean, MeanOfTargets) or self._counts_all(mean):
-            return []
-        if targets.is_floating_point():
-            return []
-        sizes, first = plan.batch_sizes(block.start, block.stop), block.start * plan.batch_size
-        places = plan.take(first, first + sum(sizes))
-        counts = mean.each(targets)[places.to(targets.device)]
-        return [part.sum() for part in torch.split(counts, sizes)]
-
-    def _counts_all(self, mean: MeanOfTargets) -> bool:
-        """Whether no target of the data set is left out, nor weighted, as they are now."""
-        loader = self.trainer.loader
-        targets = None if loader is None else loader.samples.targets
-        if targets is None or mean.weights is not None:
-            return False
-        now = (targets._version, mean.ignore_index)
-        if self._targets is not targets or self._at != now:
-            self._targets, self._at = targets, now
-            ignores = not targets.is_floating_point() and bool((targets == mean.ignore_index).any())
-            self._none_ignored = not ignores
-        return self._none_ignored
-
-
-# ── of a trainer ────────────────────────────────────────────────────────────────────────────────
-
-
-def has_own_loss(trainer: Trainer) -> bool:
-    """Whether the trainer's loss is more than ``loss(model(inputs), targets)``."""
-    return trainer.has_own("compute_loss", "batch_loss")
-
-
-def says_weight(trainer: Trainer) -> bool:
-    """Whether somebody's own ``loss_weight`` says what a batch's loss is divided by."""
-    return trainer.has_own_weight
-
-
-def weight_of(trainer: Trainer, batch: Batch) -> float:
-    """What the batch's loss is divided by, so that parts of a batch can be weighted."""
-    return float(trainer.loss_weight(batch))
-
-
-def adds_up(trainer: Trainer) -> bool:
-    """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
-    if says_weight(trainer) or has_own_loss(trainer):  # which is a mean, as far as is known
-        return False
-    known = of_torch(trainer.loss)
-    return known is not None and known.setting("reduction", "mean") == "sum"
-
-
-def has_known_mean(trainer: Trainer, data: Batch | Samples) -> bool:
-    """Whether it is known what the loss is divided by, so that parts give that of the whole."""
-    if says_weight(trainer):
-        return True
-    return not has_own_loss(trainer) and mean_of(trainer.loss, data) is not None
-
-
-def in_two_passes(trainer: Trainer, data: Batch | Samples) -> bool:
-    """Whether it takes the outputs of a whole batch, or data set, to know its loss."""
-    if has_own_loss(trainer) or says_weight(trainer):
-        return False
-    return mean_of(trainer.loss, data) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -159,3 +159,8 @@ def _value(metric: Metric, pieces: Sequence[Piece], sizes: Sequence[int], loss: 
     outputs = join([output for output, _ in pieces], sizes, "outputs")
     targets = join([targets for _, targets in pieces], sizes, "targets")
     return metric(outputs, targets)
+
+
+def best_of(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
+    return "max" if "accuracy" in metric else "min"

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.callbacks.validation import Validation, best_of
+from gdtrain.training.metrics import best_of
 from gdtrain.training.state.plain_values import is_finite
 
 logger = logging.getLogger("gdtrain")
@@ -247,7 +247,7 @@ class ScheduleStepper:
         if self._is_validated is None:
             self._is_validated = any("val_loss" in record for record in records)
         self._is_validated = self._is_validated or "val_loss" in records[-1]
-        return self._is_validated or any(isinstance(one, Validation) for one in callbacks)
+        return self._is_validated or any(one.validates for one in callbacks)
 
 
 def _goes_on_from_rate(scheduler: Scheduler) -> bool:

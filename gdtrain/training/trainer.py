@@ -30,9 +30,10 @@ from gdtrain.data.batch import Batch, Block, Plan, map_tensors
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
-from gdtrain.training import evaluation, losses
+from gdtrain.training import evaluation, loss_weights, losses
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks.callback import Callback, Listeners
+from gdtrain.training.callbacks.events import tell
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.descent import descend
 from gdtrain.training.engines.eager import EagerEngine, stacked
@@ -52,6 +53,7 @@ from gdtrain.training.placement.device import (
 )
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
+from gdtrain.training.run import Run
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
@@ -62,7 +64,7 @@ from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
 
-class Trainer:
+class Trainer(Run):
     """Trains ``model`` by gradient descent on what ``loader`` hands over.
 
     model: moved to the device, and to the precision's dtype, in place.
@@ -148,7 +150,9 @@ class Trainer:
         self.history = History()
         self.progress.lr = self.lr
         self.num_epochs = 0
-        self.told: list[Callback] | None = None  # of an epoch's end; None: nobody is to be told
+        self.told_of_end: list[Callback] | None = (
+            None  # of an epoch's end; None: nobody is to be told
+        )
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.captured_step: Tensor | None = None  # the step, while one is captured as a graph
@@ -161,8 +165,8 @@ class Trainer:
         )
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck()
-        self.step_weights = losses.StepWeights(self)
-        self.used: set[str] = set()  # rungs that an own train_step has called
+        self.step_weights = loss_weights.StepWeights(self)
+        self.called_rungs: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
         self.choice = EngineChoice(self, engine)
@@ -240,7 +244,7 @@ class Trainer:
         self.plan = present_plan(self)
         if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
             self.emit("on_epoch_start")
-        for block in blocks(self, self.plan, start=self.progress.step_in_epoch):
+        for block in blocks(self, self.plan, self.progress.step_in_epoch, self.block_length):
             losses = self._run_block(block)
             made = losses.shape[0]
             if made:
@@ -256,7 +260,7 @@ class Trainer:
         if self.schedule.own_code:
             self.engine.publish()
         self.schedule.after_epoch()
-        self.told = []
+        self.told_of_end = []
         self._finish_epoch()
 
     def _finish_epoch(self) -> None:
@@ -264,11 +268,11 @@ class Trainer:
 
         Who was told before an error, or before a snapshot, is not told again.
         """
-        while (told := self.told) is not None:
+        while (told := self.told_of_end) is not None:
             callback = self.listeners.next_at_end_of(self.progress.epoch, told)
             if callback is None:
                 self.schedule.after_validation(self.history.epochs, self.callbacks)
-                self.told = None
+                self.told_of_end = None
                 return
             self.engine.publish(callback)
             callback.on_epoch_end(self, self.history.epochs[-1])
@@ -279,7 +283,7 @@ class Trainer:
 
         What an error leaves made is closed as a shorter block, so that a next fit goes on there.
         """
-        started, adds = time.perf_counter(), losses.adds_up(self)
+        started, adds = time.perf_counter(), loss_weights.adds_up(self)
         try:
             found = self.engine.run(block)
         except BaseException:
@@ -309,7 +313,7 @@ class Trainer:
 
     def batch_gradient(self, batch: Batch) -> Tensor:
         """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
-        self.used.add("batch_gradient")
+        self.called_rungs.add("batch_gradient")
         return self.exact_gradient.compute(batch)
 
     def compute_loss(self, batch: Batch) -> Tensor:
@@ -320,7 +324,7 @@ class Trainer:
         output = self.forward(batch.inputs)
         if self.outputs is not None and torch.is_grad_enabled():
             self.outputs.append((map_tensors(output, Tensor.detach), batch.targets))
-        return self._output_loss(output, batch.targets)
+        return self.output_loss(output, batch.targets)
 
     def loss_weight(self, batch: Batch) -> float | Tensor:
         """What the loss of a batch is divided by, such as its samples: a number, or shape [].
@@ -331,7 +335,7 @@ class Trainer:
         be over the targets that are not ignored, or their classes' weights; else it is the samples.
         """
         mean = losses.mean_of(self.loss, batch)
-        if mean is None or (mean.adds and losses.has_own_loss(self)):
+        if mean is None or (mean.adds and loss_weights.has_own_loss(self)):
             return len(batch)
         return mean.weight(batch)
 
@@ -432,7 +436,8 @@ class Trainer:
 
     def _agree_to_stop(self) -> bool:
         """Whether any rank was asked to stop; the same answer on all of them."""
-        return self.world.any(self.should_stop)
+        alone = self.world.size == 1  # as mostly, and asked in every epoch
+        return self.should_stop if alone else self.world.any(self.should_stop)
 
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
@@ -443,7 +448,7 @@ class Trainer:
 
     def finish_gradient(self) -> None:
         """Clip, then show the gradient to the callbacks."""
-        self.used.add("finish_gradient")
+        self.called_rungs.add("finish_gradient")
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
             self.guard.check()  # clipping would make what is infinite finite
             gradient.clip(self._clipped(), self.clip_grad_norm, self.clip_grad_value)
@@ -458,7 +463,7 @@ class Trainer:
         of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
-    def _output_loss(self, output: Any, targets: Any) -> Tensor:
+    def output_loss(self, output: Any, targets: Any) -> Tensor:
         assert self.loss is not None
         return self._output_check(self.loss, output, targets, self.loader)
 
@@ -467,7 +472,7 @@ class Trainer:
         if self._listeners.callbacks != self.callbacks:  # some may have been added
             self._listeners = Listeners(self.callbacks)
         if self._listeners.of[event]:
-            self._listeners.emit(event, self, *arguments)
+            tell(self, event, *arguments)
 
     @property
     def listeners(self) -> Listeners:

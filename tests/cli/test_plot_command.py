@@ -14,6 +14,7 @@ from gdtrain.cli.jobs.plot import labels
 from gdtrain.cli.main import main
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.plots import picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import RunLog, picture, smoothed
 
@@ -303,7 +304,7 @@ def test_the_picture_can_be_left_out_and_is_not_needed(monkeypatch, capsys):
     def fails(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plots, "save", fails)
+    monkeypatch.setattr(picture_files, "save", fails)
     assert train("--output-dir", "full") == 0
     assert (
         "note: loss.png was not drawn: [Errno 28] No space left on device"

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import gdtrain
 from gdtrain.analysis.comparison.recorder import Budget, Recorder
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.data.names import counted
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
 from gdtrain.training.trainer import Trainer
+from gdtrain.version import __version__
 
 RESULT = "compare.json"
 REPORT = "report.html"
@@ -117,7 +117,7 @@ def comparison_of(
         "start": start,
         "forms": measured,
         "versions": {
-            "gdtrain": gdtrain.__version__,
+            "gdtrain": __version__,
             "torch": str(torch.__version__),
             "numpy": np.__version__,
             "python": platform.python_version(),

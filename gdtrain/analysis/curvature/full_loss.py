@@ -23,7 +23,7 @@ from gdtrain.training.gradients.microbatches import (
     is_out_of_memory,
 )
 from gdtrain.training.gradients.parameter_vector import held_by
-from gdtrain.training.losses import adds_up, has_known_mean, weight_of
+from gdtrain.training.loss_weights import adds_up, has_known_mean, weight_of
 from gdtrain.training.state.keeper import as_in_fit, unchanged
 from gdtrain.training.trainer import Trainer
 

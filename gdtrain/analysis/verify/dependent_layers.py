@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gdtrain.analysis.verify import finite_differences as differences
 from gdtrain.analysis.verify.float64_copy import Twin, pick
 from gdtrain.data.batch import Batch, map_tensors
-from gdtrain.training.losses import adds_up, has_own_loss, in_two_passes, weight_of
+from gdtrain.training.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Outputs that differ by more than rounding can account for.
@@ -113,7 +113,7 @@ def loss_is_no_mean(twin: Twin, batch: Batch) -> tuple[float, float] | None:
             part = pick(batch, rows)
             if output is None:
                 return float(twin(part))
-            return float(trainer._output_loss(map_tensors(output, lambda t: t[rows]), part.targets))
+            return float(trainer.output_loss(map_tensors(output, lambda t: t[rows]), part.targets))
 
         rows = torch.arange(len(batch))
         halves = torch.split(rows, len(rows) // 2)

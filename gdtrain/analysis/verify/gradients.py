@@ -23,7 +23,7 @@ from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.gradients.accumulation import whole_gradient
 from gdtrain.training.gradients.exact import add_gradient
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.losses import (
+from gdtrain.training.loss_weights import (
     adds_up,
     has_own_loss,
     in_two_passes,

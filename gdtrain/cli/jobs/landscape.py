@@ -18,6 +18,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output import run_directory
+from gdtrain.output.plots import picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.training.trainer import Trainer
@@ -44,7 +45,7 @@ class LandscapeJob:
         whole_number("resolution", self.resolution, minimum=2)
         config, document, paths = self._read()
         out = self.out or self.runs[0] / "landscape.png"
-        plots.check_out(out)
+        picture_files.check_out(out)
         with faults_placed(document), notices():
             trainer = build(config.model_copy(update={"monitors": None})).trainer
         self._take_buffers(trainer)

@@ -16,7 +16,7 @@ from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.plots import curves
+from gdtrain.output.plots import curves, picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import RunLog
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
@@ -71,7 +71,7 @@ def draw_loss(config: Config, directory: Path) -> None:
             (label,) = labels([directory])
             log = RunLog.of(label, read_metrics(metrics), config.loss.name)
             if log.steps or log.epochs:
-                plots.save(curves.picture([log]), directory / run_directory.PICTURE)
+                picture_files.save(curves.picture([log]), directory / run_directory.PICTURE)
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         logger.warning("%s was not drawn: %s", run_directory.PICTURE, said)

@@ -16,6 +16,7 @@ from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
 from gdtrain.output.metrics_file import finite
+from gdtrain.output.plots import picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.training.placement import distributed
@@ -60,7 +61,7 @@ class LrRangeJob:
             return None
         plots.require_matplotlib()
         out = self.out or Path(f"lr-range-{self.name}.png")
-        plots.check_out(out)
+        picture_files.check_out(out)
         return out
 
     def _test(self, world: World) -> LrRange:

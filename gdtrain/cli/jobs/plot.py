@@ -12,7 +12,7 @@ from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.plots import curves
+from gdtrain.output.plots import curves, picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import RunLog
 
@@ -62,7 +62,7 @@ class PlotJob:
 def write(figure: Picture, out: Path) -> None:
     """Write a picture and say where. Raises ConfigError of ``out`` if that can't be done."""
     try:
-        plots.save(figure, out)
+        picture_files.save(figure, out)
     except OSError as error:
         said = f"{out} can't be written: {error.strerror}; choose another file"
         raise ConfigError.of("out", said) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,11 @@ from gdtrain.training.evaluation import WithoutGraph
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
 from gdtrain.training.gradients.parameter_vector import with_values
+from gdtrain.training.run import Run
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import Keeper, as_in_fit, modules_of, roots_of
 from gdtrain.training.state.plain_values import is_count
 from gdtrain.training.state.snapshot import parameter_names
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 
 class Averaging(Callback):
@@ -90,7 +88,7 @@ class Averaging(Callback):
         self._loaded: tuple[Tensor, list[str]] | None = None  # all means, until there is a model
         self._frozen: list[nn.Module] = []  # layers that were in eval mode when a fit ended
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Run) -> None:
         """Raise ConfigError if the trainer's weights can't be averaged, saying why."""
         if trainer.is_sharded:
             said = "can't be used with strategy: shard, where no process has all weights"
@@ -103,18 +101,18 @@ class Averaging(Callback):
             )
             raise ConfigError.of("averaging", said)
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         self.check(trainer)
         self._unpack(trainer)
         self._set_pace(trainer)
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
+    def on_epoch_start(self, trainer: Run) -> None:
         self._set_pace(trainer)
 
     def is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step % self.every_n_steps == 0
 
-    def on_safe_point(self, trainer: Trainer) -> None:
+    def on_safe_point(self, trainer: Run) -> None:
         self._set_pace(trainer)
         if not self.is_due(trainer.progress.step):
             return  # added in mid-run, before the first that counts
@@ -124,7 +122,7 @@ class Averaging(Callback):
         self._means = {n: self._with(n, means[n], p.detach()) for n, p in parameters.items()}
         self.count += 1
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         judge = next((c for c in trainer.callbacks if isinstance(c, Validation)), None)
         if judge is None or not self.count or record["epoch"] % (judge.every_n_epochs or 1):
             return
@@ -133,7 +131,7 @@ class Averaging(Callback):
         record.update({f"val_{name}_averaged": value for name, value in metrics.items()})
 
     @contextmanager
-    def applied(self, trainer: Trainer) -> Iterator[None]:
+    def applied(self, trainer: Run) -> Iterator[None]:
         """Give the trainer's model the averaged weights: to evaluate, to predict, to copy.
 
         Afterwards it has its own again, and modes, buffers, gradients and random number
@@ -147,11 +145,11 @@ class Averaging(Callback):
             _estimate_statistics(trainer, self._frozen)
             yield
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: Run) -> None:
         if trainer.model.training:
             self._frozen = [m for m in modules_of(roots_of(trainer)) if not m.training]
 
-    def weights(self, trainer: Trainer) -> dict[str, Any]:
+    def weights(self, trainer: Run) -> dict[str, Any]:
         """The averaged weights under the names of ``model.state_dict()``, which loads them."""
         with self.applied(trainer):
             return state.weights(trainer)
@@ -187,7 +185,7 @@ class Averaging(Callback):
         wide = torch.promote_types(theta.dtype, Flat([theta]).wide)
         return mean.to(wide).lerp_(theta.to(wide), weight if self.decay is None else 1 - self.decay)
 
-    def _unpack(self, trainer: Trainer) -> None:
+    def _unpack(self, trainer: Run) -> None:
         """Give each parameter its part of a state that was loaded. Raises CheckpointError."""
         if self._loaded is None:
             return
@@ -201,7 +199,7 @@ class Averaging(Callback):
                 return
         raise CheckpointError("the state of Averaging is of another model")
 
-    def _set_pace(self, trainer: Trainer) -> None:
+    def _set_pace(self, trainer: Run) -> None:
         """Ask for blocks that end at the cadence, from the first update that counts on."""
         progress, first = trainer.progress, -(-self.start_step // self.cadence) * self.cadence
         begun = progress.epoch + 1 >= self.start_epoch
@@ -209,18 +207,18 @@ class Averaging(Callback):
         self.every_n_steps = every if begun else None
 
 
-def _parameters(trainer: Trainer) -> dict[str, Tensor]:
+def _parameters(trainer: Run) -> dict[str, Tensor]:
     """All parameters of the model and the loss, by their names in a run's state."""
     return {name: parameter for parameter, name in parameter_names(trainer).items()}
 
 
-def _with_statistics(trainer: Trainer) -> list[_NormBase]:
+def _with_statistics(trainer: Run) -> list[_NormBase]:
     """The layers, of model and loss, whose running statistics belong to the weights."""
     layers = [m for m in modules_of(roots_of(trainer)) if isinstance(m, _NormBase)]
     return [m for m in layers if m.track_running_stats and m.running_mean is not None]
 
 
-def _estimate_statistics(trainer: Trainer, frozen: Sequence[nn.Module]) -> None:
+def _estimate_statistics(trainer: Run, frozen: Sequence[nn.Module]) -> None:
     """Estimate the running statistics for the present weights, as the mean over large batches.
 
     Not of layers in eval mode, or, if all of the model is, of those that were when it trained last.
@@ -246,7 +244,7 @@ def _estimate_statistics(trainer: Trainer, frozen: Sequence[nn.Module]) -> None:
         modes.restore()
 
 
-def _large_batches(trainer: Trainer) -> Iterator[Batch]:
+def _large_batches(trainer: Run) -> Iterator[Batch]:
     loader = trainer.loader
     assert loader is not None
     count = loader.num_samples

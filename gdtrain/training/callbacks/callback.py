@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 
 class Callback:
@@ -35,6 +32,8 @@ class Callback:
     every_n_steps: int | None = None
     every_n_epochs: int | None = None
     every_seconds: float | None = None
+    validates: bool = False
+    """Whether it adds ``val_loss`` to the records of epochs."""
     reported_at: int | None = None
     """The step of which the numbers of :meth:`report` are; None: of the moment."""
     _last_call: float = -math.inf
@@ -57,32 +56,32 @@ class Callback:
                 raise ConfigError.of(key, f"must be > 0, got {value}")
             setattr(self, key, value)
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Any) -> None:
         """Before the first epoch of a call of fit."""
 
-    def on_epoch_start(self, trainer: Trainer) -> None:
+    def on_epoch_start(self, trainer: Any) -> None:
         """Before the first batch of an epoch; not again after a resume in its middle."""
 
-    def on_gradient(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
+    def on_gradient(self, trainer: Any, batch: Batch, loss: Tensor) -> None:
         """The batch's gradient stands in ``.grad``, and may be corrected; then it is clipped.
 
         Called for every update, by the eager engine only; loss: of the batch, shape []. What the
         callback keeps for later updates must be as before if ``trainer.guard.check(loss)`` raises.
         """
 
-    def on_before_update(self, trainer: Trainer) -> None:
+    def on_before_update(self, trainer: Any) -> None:
         """Gradients are final and the update has not been made: inspect them.
 
         Called for every update, by the eager engine only.
         """
 
-    def on_safe_point(self, trainer: Trainer) -> None:
+    def on_safe_point(self, trainer: Any) -> None:
         """Between two blocks, at this callback's cadence: log, check, save, stop."""
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Any, record: dict[str, Any]) -> None:
         """After an epoch; ``record`` holds its metrics, and more may be added to it."""
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: Any) -> None:
         """After the last epoch, or after a stop."""
 
     def report(self) -> dict[str, float]:
@@ -96,7 +95,7 @@ class Callback:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
 
-    def state_bytes(self, trainer: Trainer) -> int:
+    def state_bytes(self, trainer: Any) -> int:
         """What the tensors of :meth:`state_dict` may take beyond 64 MiB and four times the model.
 
         A checkpoint in which callbacks have more is refused unread.
@@ -125,7 +124,7 @@ class StepLosses(Callback):
         super().__init__()
         self.losses: list[float] = []
 
-    def on_safe_point(self, trainer: Trainer) -> None:
+    def on_safe_point(self, trainer: Any) -> None:
         self.losses.extend(trainer.progress.losses.tolist())
 
 
@@ -155,24 +154,10 @@ class Listeners:
         """The next one to be told of the end of an epoch, the first one being 1."""
         for callback in self.of["on_epoch_end"]:
             every = callback.every_n_epochs
-            if (every is None or epoch % every == 0) and not _among(told, callback):
+            if (every is None or epoch % every == 0) and not among(told, callback):
                 return callback
         return None
 
-    def emit(self, event: str, trainer: Trainer, *arguments: Any) -> None:
-        """Call ``event`` on every callback that listens to it and is due."""
-        told: list[Callback] = []
-        while waiting := [c for c in trainer.listeners.of[event] if not _among(told, c)]:
-            callback = waiting[0]  # one may have added or removed others
-            told.append(callback)
-            if event == "on_safe_point":
-                if type(callback).is_due is not Callback.is_due:  # which may look, too
-                    trainer.engine.publish(callback)
-                if not callback.is_due(trainer.progress.step):
-                    continue
-            trainer.engine.publish(callback)  # before anybody looks
-            getattr(callback, event)(trainer, *arguments)
 
-
-def _among(callbacks: list[Callback], callback: Callback) -> bool:
+def among(callbacks: list[Callback], callback: Callback) -> bool:
     return any(one is callback for one in callbacks)

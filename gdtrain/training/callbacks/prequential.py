@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,8 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.metrics import Metric, check_metrics, values_of
+from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count, is_number
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 Array = np.ndarray[Any, Any]
 
@@ -49,11 +47,11 @@ class Prequential(Callback):
         # Without metrics the losses are enough, which every engine gives.
         return super().listens_to(event) and (event != "on_before_update" or bool(self.metrics))
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         if self.metrics:
             trainer.outputs = []
 
-    def on_before_update(self, trainer: Trainer) -> None:
+    def on_before_update(self, trainer: Run) -> None:
         if trainer.outputs is None:  # added in mid-run
             trainer.outputs = []
             return
@@ -68,7 +66,7 @@ class Prequential(Callback):
                 values = values_of(self.metrics, pieces, trainer.loss)
             self._measured.append(torch.stack([_number(v, trainer.device) for v in values]))
 
-    def on_safe_point(self, trainer: Trainer) -> None:
+    def on_safe_point(self, trainer: Run) -> None:
         sizes, values = trainer.progress.sizes, trainer.progress.losses[:, None]
         if len(self._measured) == len(sizes):
             measured = torch.stack(self._measured).cpu().numpy()
@@ -76,7 +74,7 @@ class Prequential(Callback):
         self._measured.clear()
         self._add(sizes, values)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         record.update(self.report())
 
     def report(self) -> dict[str, float]:

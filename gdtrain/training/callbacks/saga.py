@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,8 @@ from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.microbatches import parse_bytes
 from gdtrain.training.gradients.parameter_vector import ParameterVector
-from gdtrain.training.losses import weight_of
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.loss_weights import weight_of
+from gdtrain.training.run import Run
 
 _ALIKE = "needs a loss that weighs every sample alike; use svrg"
 
@@ -51,7 +49,7 @@ class SAGA(VarianceReduction):
         self._table: Tensor | None = None  # [n, P]
         self._mean: Tensor | None = None  # of its rows, [P] float64
 
-    def _obstacles(self, trainer: Trainer) -> list[str]:
+    def _obstacles(self, trainer: Run) -> list[str]:
         found = super()._obstacles(trainer)
         if trainer.world.size > 1:
             found.append("keeps its table in one process, and there are several; use svrg")
@@ -68,14 +66,12 @@ class SAGA(VarianceReduction):
             found.append(_ALIKE)
         return found
 
-    def state_bytes(self, trainer: Trainer) -> int:
+    def state_bytes(self, trainer: Run) -> int:
         assert trainer.loader is not None
         vector = ParameterVector(trainer)
         return trainer.loader.num_samples * len(vector) * vector.dtype.itemsize
 
-    def _correct(
-        self, trainer: Trainer, vector: ParameterVector, batch: Batch, loss: Tensor
-    ) -> None:
+    def _correct(self, trainer: Run, vector: ParameterVector, batch: Batch, loss: Tensor) -> None:
         gradient, extra = vector.gradient(), 0
         if self._table is None or self._mean is None:
             self._check_function(trainer, batch)
@@ -125,12 +121,12 @@ class SAGA(VarianceReduction):
         self._table, self._mean = table, mean
 
 
-def _gradient_of(trainer: Trainer, vector: ParameterVector, sample: Batch) -> Tensor:
+def _gradient_of(trainer: Run, vector: ParameterVector, sample: Batch) -> Tensor:
     trainer.batch_gradient(sample)
     return vector.gradient()
 
 
-def _gradients_of_all(trainer: Trainer, vector: ParameterVector) -> tuple[Tensor, list[str]]:
+def _gradients_of_all(trainer: Run, vector: ParameterVector) -> tuple[Tensor, list[str]]:
     """The gradient of each sample, one a row, [n, P], and who has a gradient at all.
 
     Raises ConfigError if the loss weighs samples differently, as may show only when a Dataset is
@@ -150,7 +146,7 @@ def _gradients_of_all(trainer: Trainer, vector: ParameterVector) -> tuple[Tensor
     return table, [name for name in vector.names if name in names]
 
 
-def _weighs_alike(trainer: Trainer) -> bool:
+def _weighs_alike(trainer: Run) -> bool:
     """Whether each sample's share of a batch's normaliser is the same, as far as it is known."""
     if getattr(trainer.loss, "weight", None) is not None:
         return not isinstance(trainer.loss, nn.CrossEntropyLoss | nn.NLLLoss)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,10 +11,8 @@ from gdtrain.data.checks import whole_number
 from gdtrain.errors import CheckpointError
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.gradients.parameter_vector import ParameterVector
+from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 
 class SVRG(VarianceReduction):
@@ -50,9 +48,7 @@ class SVRG(VarianceReduction):
         self._mean: Tensor | None = None  # μ̃ [P]
         self._since = (0, 0)  # updates and samples since it was taken
 
-    def _correct(
-        self, trainer: Trainer, vector: ParameterVector, batch: Batch, loss: Tensor
-    ) -> None:
+    def _correct(self, trainer: Run, vector: ParameterVector, batch: Batch, loss: Tensor) -> None:
         assert trainer.loader is not None
         gradient, (updates, samples) = vector.gradient(), self._since
         is_new = not set(vector.with_gradient()) <= set(self._used)  # such as a layer unfrozen

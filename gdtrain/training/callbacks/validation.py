@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.metrics import best_of
+from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.plain_values import is_count, is_number
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
-
 
 logger = logging.getLogger("gdtrain")
 
@@ -26,6 +24,8 @@ class Validation(Callback):
     into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
     Raises ModelError for anything but a loader.
     """
+
+    validates = True
 
     def __init__(
         self, loader: Loader, *, every_n_steps: int | None = None, every_n_epochs: int | None = None
@@ -40,18 +40,18 @@ class Validation(Callback):
         self.loader = loader
         self.results: list[dict[str, Any]] = []
 
-    def on_safe_point(self, trainer: Trainer) -> None:
+    def on_safe_point(self, trainer: Run) -> None:
         if self.every_n_steps is not None:
             self._evaluate(trainer, trainer.progress.epoch)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         if self.every_n_steps is None:
             self._evaluate(trainer, record["epoch"] - 1)
         newest = self.results[-1] if self.results else {}
         if newest.get("epoch") == record["epoch"] - 1:
             record.update({k: v for k, v in newest.items() if k.startswith("val_")})
 
-    def _evaluate(self, trainer: Trainer, epoch: int) -> None:
+    def _evaluate(self, trainer: Run, epoch: int) -> None:
         metrics = trainer.evaluate(self.loader)
         result: dict[str, Any] = {"epoch": epoch, "step": trainer.progress.step}
         result |= {f"val_{name}": value for name, value in metrics.items()}
@@ -66,11 +66,6 @@ class Validation(Callback):
             if not counts or not all(map(is_number, result.values())):
                 raise ValueError("results: one is not of an evaluation")
         self.results = list(state["results"])
-
-
-def best_of(metric: str) -> Literal["min", "max"]:
-    """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
-    return "max" if "accuracy" in metric else "min"
 
 
 class EarlyStopping(Callback):
@@ -107,7 +102,7 @@ class EarlyStopping(Callback):
         self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
         self.epochs_without_improvement = 0
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         self._had_metric = self._had_metric or self.monitor in record
         if self.monitor not in record:
             return
@@ -119,13 +114,13 @@ class EarlyStopping(Callback):
         if self.reason is not None:
             trainer.stop(self.reason)
 
-    def on_fit_end(self, trainer: Trainer) -> None:
+    def on_fit_end(self, trainer: Run) -> None:
         if self._had_metric is False:
             logger.warning(
                 "early stopping: no epoch had %s, so nothing could stop the run by it", self.monitor
             )
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         self._had_metric = None
         if self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
             self.epochs_without_improvement = 0

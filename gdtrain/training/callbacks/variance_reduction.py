@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,10 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluation import WithoutGraph
 from gdtrain.training.gradients.parameter_vector import ParameterVector
 from gdtrain.training.gradients.separable import described, draws, mixes
-from gdtrain.training.losses import adds_up, has_known_mean
+from gdtrain.training.loss_weights import adds_up, has_known_mean
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, named_modules, unchanged
 from gdtrain.training.state.plain_values import is_count
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
-
 
 # Relative; what float32's rounding in sums does not reach.
 _DIFFERENT = 1e-4
@@ -50,18 +47,18 @@ class VarianceReduction(Callback, ABC):
         self._loaded = False  # a state, with which no update has been made yet
         self._first_step: int | None = None  # that this fit makes, until one was corrected
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Run) -> None:
         """Raise ConfigError if the trainer's gradients can't be corrected, saying why."""
         for reason in self._obstacles(trainer):
             raise self._refusal(reason)
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Run) -> None:
         self.check(trainer)
         self._vector = None  # the data may be another than in the last fit
         self._vector_of(trainer)
         self._first_step = trainer.progress.step
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         first, self._first_step = self._first_step, None
         if first is not None and record["step"] > first:
             raise ModelError(
@@ -69,7 +66,7 @@ class VarianceReduction(Callback, ABC):
                 f"{type(self).__name__}; let it call super().train_step, or emit on_gradient"
             )
 
-    def on_gradient(self, trainer: Trainer, batch: Batch, loss: Tensor) -> None:
+    def on_gradient(self, trainer: Run, batch: Batch, loss: Tensor) -> None:
         self._first_step = None
         for reason in _unlike_layers(trainer):  # modes may have changed
             raise self._refusal(reason)
@@ -77,12 +74,10 @@ class VarianceReduction(Callback, ABC):
         self._correct(trainer, vector, _as_read(trainer, batch), loss)
 
     @abstractmethod
-    def _correct(
-        self, trainer: Trainer, vector: ParameterVector, batch: Batch, loss: Tensor
-    ) -> None:
+    def _correct(self, trainer: Run, vector: ParameterVector, batch: Batch, loss: Tensor) -> None:
         """Correct ``.grad``, check it, then keep what the next updates need."""
 
-    def _vector_of(self, trainer: Trainer) -> ParameterVector:
+    def _vector_of(self, trainer: Run) -> ParameterVector:
         """What the optimizer trains now; if that is not what it was, nothing is kept of before."""
         if self._vector is None or not self._vector.is_current(trainer):
             vector = ParameterVector(trainer)
@@ -102,7 +97,7 @@ class VarianceReduction(Callback, ABC):
     def _forget(self) -> None:
         """Let go of what is kept, to begin anew."""
 
-    def _check_function(self, trainer: Trainer, batch: Batch) -> None:
+    def _check_function(self, trainer: Run, batch: Batch) -> None:
         """Raise ConfigError if the batch's loss is another from pass to pass, or no mean.
 
         Of several processes, all raise what one has found.
@@ -114,7 +109,7 @@ class VarianceReduction(Callback, ABC):
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
 
-    def _obstacles(self, trainer: Trainer) -> list[str]:
+    def _obstacles(self, trainer: Run) -> list[str]:
         loader, found = trainer.loader, []
         if loader is not None and loader.is_stream:
             found.append("needs every sample again and again, and a stream gives each once")
@@ -149,7 +144,7 @@ class VarianceReduction(Callback, ABC):
         self._vector, self._loaded = None, True
 
 
-def _obstacle_in(trainer: Trainer, batch: Batch) -> str:
+def _obstacle_in(trainer: Run, batch: Batch) -> str:
     """What keeps the batch's loss from being a mean of functions of single samples, or ""."""
     with unchanged(trainer):
         start, without_graph = Keeper(trainer, "buffers", whole=True), WithoutGraph()
@@ -176,7 +171,7 @@ def _obstacle_in(trainer: Trainer, batch: Batch) -> str:
     )
 
 
-def _as_read(trainer: Trainer, batch: Batch) -> Batch:
+def _as_read(trainer: Run, batch: Batch) -> Batch:
     """The batch as it was before its own pass, which may have worked in place on its tensors."""
     touched = []
 
@@ -192,7 +187,7 @@ def _as_read(trainer: Trainer, batch: Batch) -> Batch:
     return next(trainer.read(trainer.loader, plan, shared=False))
 
 
-def _unlike_layers(trainer: Trainer) -> Iterator[str]:
+def _unlike_layers(trainer: Run) -> Iterator[str]:
     """Why a layer is another function in another pass, a text for each that is."""
     for layer, name in named_modules(trainer).items():
         if said := _changes(layer):

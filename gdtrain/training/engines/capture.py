@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -24,9 +24,7 @@ from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.engines.eager_pass import EagerPass, reached, unread
 from gdtrain.training.engines.functional_step import SETTINGS_PER_GROUP, FunctionalStep, State
 from gdtrain.training.engines.python_state import root_package
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # What tracing raises where Python code asks for the values of tensors.
 _DEPENDENT = (
@@ -206,7 +204,7 @@ def _check_constants(step: FunctionalStep, captured: CapturedStep) -> None:
 
 
 @contextmanager
-def _moved_on(trainer: Trainer) -> Iterator[None]:
+def _moved_on(trainer: Run) -> Iterator[None]:
     """Let settings and the schedule look meanwhile as if updates had been made."""
     groups, scheduler = trainer.optimizer.param_groups, trainer.schedule.scheduler
     kept = [dict(group) for group in groups]

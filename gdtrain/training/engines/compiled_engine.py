@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,12 +13,10 @@ from gdtrain.data.batch import Block
 from gdtrain.data.samples import Samples
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.engines import selection as choice
 from gdtrain.training.engines.eager import stacked
 from gdtrain.training.engines.foreign_code import Structure, calls_known_code, only_reads
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.engines.obstacles import obstacles_in_step
+from gdtrain.training.run import Run
 
 
 class CompiledEngine(ABC):
@@ -32,7 +29,7 @@ class CompiledEngine(ABC):
     name: str
     max_block_steps: int
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
         self._may_differ = True  # since the last capture, if there was one
         self._structure: Structure | None = None  # of what was captured; None if it can't be known
@@ -94,7 +91,7 @@ class CompiledEngine(ABC):
         """
         if not self._may_differ:
             return True
-        for reason in choice.obstacles_in_step(self.trainer, self.name):
+        for reason in obstacles_in_step(self.trainer, self.name):
             raise ModelError(reason)
         known, trainer = self._structure, self.trainer
         return known is not None and calls_known_code(trainer) and known.is_of(trainer)

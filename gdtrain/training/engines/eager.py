@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,10 +13,8 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 
 class EagerEngine:
@@ -26,7 +23,7 @@ class EagerEngine:
     name = "eager"
     max_block_steps = 4096
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
         self._places: Tensor | None = None  # of a batch that is a whole data set
 
@@ -109,8 +106,9 @@ class EagerEngine:
             if not moved:
                 guard.undo()
             return False
-        weight = trainer.exact_gradient.weight
-        block.note(loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)
+        weights = trainer.step_weights
+        weight = weights.of(batch, size) if weights.computed is None else weights.computed
+        block.note(loss, weight, size)
         trainer.after_update()
         return True
 

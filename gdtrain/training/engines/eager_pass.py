@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,8 @@ from gdtrain.errors import ModelError
 from gdtrain.training.engines.functional_step import FunctionalStep, Places, step_number
 from gdtrain.training.engines.python_state import PythonState
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 # The generators of random.random() and numpy.random.rand().
 _GENERATORS = {
@@ -46,7 +44,7 @@ class EagerPass:
     keeps, such as a mask, stays: a second pass changes nothing then, and gives the same.
     """
 
-    def __init__(self, trainer: Trainer, batch: Batch) -> None:
+    def __init__(self, trainer: Run, batch: Batch) -> None:
         places = Places(trainer)
         places.check_apart()
         seen = _Pass(trainer, places, batch)
@@ -68,7 +66,7 @@ class EagerPass:
 class _Pass:
     """What one pass gives: loss, gradients, what forward leaves in the modules, what it changes."""
 
-    def __init__(self, trainer: Trainer, places: Places, batch: Batch) -> None:
+    def __init__(self, trainer: Run, places: Places, batch: Batch) -> None:
         like = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
         batch = map_batch(batch, torch.clone)  # a model may work in place
         number = torch.tensor(trainer.progress.step, device=trainer.device)
@@ -101,7 +99,7 @@ class _Pass:
         )
 
 
-def reached(trainer: Trainer, places: Places) -> PythonState:
+def reached(trainer: Run, places: Places) -> PythonState:
     """What a step reads that is not in its place in a module, and takes for constant."""
     roots = {"model": trainer.model, "loss": trainer.loss, "trainer": trainer}
     groups = {"optimizer.param_groups": trainer.optimizer.param_groups}
@@ -109,7 +107,7 @@ def reached(trainer: Trainer, places: Places) -> PythonState:
 
 
 @contextmanager
-def unread(trainer: Trainer) -> Iterator[None]:
+def unread(trainer: Run) -> Iterator[None]:
     """Raise ModelError meanwhile if code reads what an engine changes while it makes updates."""
     watched: dict[str, Any] = {"progress": trainer.progress, "history": trainer.history}
     classes: dict[str, Any] = {name: type(found) for name, found in watched.items()}

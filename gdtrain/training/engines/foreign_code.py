@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +12,13 @@ from gdtrain.training.callbacks.callback import EVENTS, Callback, StepLosses
 from gdtrain.training.engines.functional_step import Places, update_flags
 from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.engines.python_state import PythonState, root_package
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # Rooms whose callbacks read what a run has come to, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
 
 
-def only_reads(callback: Callback | None, trainer: Trainer) -> bool:
+def only_reads(callback: Callback | None, trainer: Run) -> bool:
     """Whether a callback is one that leaves everything as it is, by its class alone.
 
     None stands for code of which nothing is known.
@@ -37,7 +35,7 @@ def only_reads(callback: Callback | None, trainer: Trainer) -> bool:
     )
 
 
-def calls_known_code(trainer: Trainer) -> bool:
+def calls_known_code(trainer: Run) -> bool:
     """Whether a batch's loss is computed by code of PyTorch and of the project alone.
 
     Such code does the same in every step, and reads nothing but what :class:`Structure` has.
@@ -47,7 +45,7 @@ def calls_known_code(trainer: Trainer) -> bool:
     return all(map(_is_known_layer, _modules(trainer))) and _is_known(trainer.loss)
 
 
-def _modules(trainer: Trainer) -> list[nn.Module]:
+def _modules(trainer: Run) -> list[nn.Module]:
     roots = [trainer.model, trainer.loss]
     return [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
 
@@ -69,17 +67,17 @@ def _is_known(loss: Any) -> bool:
 class Structure:
     """What known code reads of a trainer, and a captured step has as constants."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         roots = {"model": trainer.model, "loss": trainer.loss}
         self._attributes = PythonState(roots, Places(trainer).tensors.values())
         self._facts = _facts(trainer)
 
-    def is_of(self, trainer: Trainer) -> bool:
+    def is_of(self, trainer: Run) -> bool:
         """Whether the trainer is as it was."""
         return self._facts == _facts(trainer) and not self._attributes.changes()
 
 
-def _facts(trainer: Trainer) -> tuple[Any, ...]:
+def _facts(trainer: Run) -> tuple[Any, ...]:
     groups = trainer.optimizer.param_groups
     return (
         *(type(trainer), id(trainer.model), id(trainer.loss), trainer.precision, trainer.dtype),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.gradients.accumulation import scalar
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # Of each parameter group, in a row of settings: lr, weight_decay, momentum, 1 - dampening.
 SETTINGS_PER_GROUP = 4
@@ -59,7 +57,7 @@ class FunctionalStep:
     A step is of model, loss and optimizer as they are when it is made, and no longer.
     """
 
-    def __init__(self, trainer: Trainer, unused: Iterable[str] = ()) -> None:
+    def __init__(self, trainer: Run, unused: Iterable[str] = ()) -> None:
         self.trainer = trainer
         self.places = Places(trainer)
         groups = trainer.optimizer.param_groups
@@ -225,7 +223,7 @@ class Places:
     tensors: each once, by the name of its first place.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         self._places: list[tuple[str, dict[str, Any], str]] = []
         self._names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -317,7 +315,7 @@ def _check_form(name: str, before: Tensor, after: Any) -> None:
 
 
 @contextmanager
-def step_number(trainer: Trainer, number: Tensor) -> Iterator[None]:
+def step_number(trainer: Run, number: Tensor) -> Iterator[None]:
     """Let the trainer's ``step`` be this tensor of shape [], int64."""
     trainer.captured_step = number
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,19 +13,12 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 
-def overridden(trainer: Trainer, methods: Iterable[str]) -> list[str]:
+def overridden(trainer: Run, methods: Iterable[str]) -> list[str]:
     """Those of the trainer's methods that are somebody's own."""
-    from gdtrain.training.trainer import Trainer as Base
-
-    return [
-        name
-        for name in methods
-        if getattr(type(trainer), name) is not getattr(Base, name) or name in vars(trainer)
-    ]
+    return [name for name in methods if trainer.has_own(name)]
 
 
 def has_layer_hooks(layer: nn.Module) -> bool:

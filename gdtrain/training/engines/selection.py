@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from gdtrain.data.samples import TensorSamples
-from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.training.callbacks.callback import Listeners
-from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign_code import calls_known_code
-from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, overridden
-from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.engines.obstacles import INSTALL, obstacles
 from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_arguments
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
@@ -38,10 +27,6 @@ MAX_WORK = 1 << 24
 MIN_BLOCK = 4
 # For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
 _EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
-_INSTALL = "pip install 'gdtrain[xla]'"
-# Methods of the trainer that a compiled engine does not call, or between which it has not made
-# its updates visible.
-_OVERRIDES = ("_run_epoch", "train_step", "batch_gradient", "finish_gradient", "after_update")
 
 
 class EngineChoice:
@@ -52,7 +37,7 @@ class EngineChoice:
     Raises ConfigError if an engine is wanted that can't run the trainer.
     """
 
-    def __init__(self, trainer: Trainer, wanted: str) -> None:
+    def __init__(self, trainer: Run, wanted: str) -> None:
         self.trainer = trainer
         self.wanted = wanted
         self.of_run: str | None = None  # the name of the engine that was settled on
@@ -104,7 +89,7 @@ class EngineChoice:
         return self.trainer.engine
 
 
-def check(trainer: Trainer, name: str) -> None:
+def check(trainer: Run, name: str) -> None:
     """Raise ConfigError if the engine of this name can't run the trainer as it is set up."""
     for reason in obstacles(trainer, name):
         raise _refusal(name, reason)
@@ -114,7 +99,7 @@ def _refusal(name: str, reason: str) -> ConfigError:
     return ConfigError.of("engine", f"{name} can't run this: {reason}; use eager")
 
 
-def _made(trainer: Trainer, name: str) -> Engine:
+def _made(trainer: Run, name: str) -> Engine:
     """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
     if name == "eager":
         return EagerEngine(trainer)
@@ -135,99 +120,10 @@ def _made(trainer: Trainer, name: str) -> Engine:
     return graph
 
 
-# ── what a compiled engine can't run ────────────────────────────────────────────────────────
-
-
-def obstacles(trainer: Trainer, name: str) -> Iterator[str]:
-    """Why the compiled engine ``name`` can't run the trainer, each reason in words."""
-    device = {"scan": "cpu", "cuda_graph": "cuda"}[name]
-    if name == "cuda_graph" and not torch.cuda.is_available():
-        yield "there is no CUDA device"
-    elif trainer.device.type != device:
-        yield f"it runs on {device}, and the device is {trainer.device}"
-    if name == "scan" and not is_installed():
-        yield f"jax is not installed; {_INSTALL}"
-    yield from obstacles_in_step(trainer, name)
-
-
-def obstacles_in_step(trainer: Trainer, name: str) -> Iterator[str]:
-    """The same, of what may come and go in mid-run."""
-    yield from _of_trainer(trainer, name)
-    yield from _of_optimizer(trainer.optimizer)
-    yield from _of_model(trainer, name)
-
-
-def is_installed() -> bool:
-    """Whether jax is there; it is not imported, which would take a second."""
-    return find_spec("jax") is not None and find_spec("jaxlib") is not None
-
-
-def _of_trainer(trainer: Trainer, name: str) -> Iterator[str]:
-    for method in overridden(trainer, _OVERRIDES):
-        yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
-    for callback in trainer.callbacks:
-        if callback.listens_to("on_gradient"):
-            yield f"{type(callback).__name__} corrects the gradient of every update"
-    if Listeners(trainer.callbacks).has("on_before_update"):
-        yield "a callback looks at every update (on_before_update)"
-    own = trainer.schedule.own_code if trainer.schedule.by_step else []
-    if any(_is_model(found, trainer) for found in PythonState({"": own}).reached):
-        yield "the schedule of every step may look at the model"
-    if trainer.world.size > 1:
-        yield "several processes exchange gradients in each update"
-    if trainer.microbatches:
-        yield "microbatch_size cuts each batch"
-    if trainer.precision == "bf16":
-        yield "precision bf16 is computed by autocast"
-    if trainer.loader is not None:
-        samples = trainer.placed(trainer.loader.samples)
-        stream = trainer.loader.samples
-        if isinstance(stream, StreamSamples):
-            if not stream.feed.alike or name != "scan":
-                yield f"the stream of {stream.feed.name} arrives batch by batch"
-        elif not isinstance(samples, TensorSamples):
-            yield "the data set is not in memory as tensors; give the loader tensors"
-
-
-def _is_model(found: Any, trainer: Trainer) -> bool:
-    return found is trainer or isinstance(found, nn.Module | nn.Parameter)
-
-
-def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
-    if type(optimizer) is not torch.optim.SGD:
-        yield f"it makes the updates of torch.optim.SGD, not of {type(optimizer).__name__}"
-    elif has_step_hooks(optimizer):
-        yield "the optimizer has hooks, which look at every update"
-
-
-def _of_model(trainer: Trainer, name: str) -> Iterator[str]:
-    modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
-    parameters = [p for module in modules for p in module.parameters()]
-    if {p.dtype for p in parameters} - {trainer.dtype}:
-        yield "the parameters are of several dtypes"
-    elif trainer.dtype not in (torch.float32, torch.float64):
-        yield f"the parameters are {trainer.dtype}"
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
-        yield "a parameter has hooks, which look at every gradient"
-    if has_global_hooks():
-        yield "there are hooks on all layers, which look at every pass"
-    for module in modules:
-        for path, layer in module.named_modules():
-            if isinstance(layer, torch.jit.ScriptModule):
-                yield f"layer {path!r} is scripted"
-            if has_layer_hooks(layer):
-                yield f"layer {path!r} has hooks, which look at every pass"
-            dropout = (
-                isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
-            )
-            if dropout and name == "scan":
-                yield f"layer {path!r} ({type(layer).__name__}) draws random numbers"
-
-
 # ── auto ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
+def _by_rule(trainer: Run, updates: int | None, num_epochs: int) -> str:
     """The engine that suits the run, by its settings and what is installed alone.
 
     A compiled engine runs a model's Python code once, so it is taken unasked only for models,
@@ -242,12 +138,12 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
     if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
         return "eager"
     reasons = list(obstacles(trainer, name))
-    if len(reasons) == 1 and _INSTALL in reasons[0]:
+    if len(reasons) == 1 and INSTALL in reasons[0]:
         logger.warning(
             "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
             "of %.0f s, to rounding the same",
             *(
-                _INSTALL,
+                INSTALL,
                 f"{updates:,}",
                 _SCAN_START + updates * _SCAN_SECONDS,
                 updates * _EAGER_SECONDS,
@@ -257,20 +153,20 @@ def _by_rule(trainer: Trainer, updates: int | None, num_epochs: int) -> str:
     return name
 
 
-def _is_plain(trainer: Trainer) -> bool:
+def _is_plain(trainer: Run) -> bool:
     layers = trainer.model.modules()
     return calls_known_code(trainer) and not any(
         isinstance(layer, nn.modules.conv._ConvNd) for layer in layers
     )
 
 
-def _is_watched(trainer: Trainer) -> bool:
+def _is_watched(trainer: Run) -> bool:
     """Whether a callback asks for blocks that take longer to start than to be made eagerly."""
     cadences = [callback.every_n_steps for callback in trainer.callbacks]
     return any(every is not None and every < MIN_BLOCK for every in cadences)
 
 
-def _work(trainer: Trainer, num_epochs: int) -> int:
+def _work(trainer: Run, num_epochs: int) -> int:
     assert trainer.loader is not None
     size = trainer.loader.largest_batch(num_epochs)
     return size * sum(p.numel() for p in trainer.model.parameters())

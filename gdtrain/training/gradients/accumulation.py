@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,12 @@ from torch.optim import Optimizer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
-from gdtrain.training.losses import adds_up, weight_of
+from gdtrain.training.loss_weights import adds_up, weight_of
 from gdtrain.training.placement.distributed import World
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 
-def whole_gradient(trainer: Trainer, batch: Batch) -> Tensor:
+def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
     """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
     value = scalar(trainer.batch_loss(batch))
     backward(value)
@@ -38,17 +36,18 @@ class Added(NamedTuple):
 
 
 def add_parts(
-    trainer: Trainer,
+    trainer: Run,
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
 ) -> Added:
     """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
 
-    N_p is what the loss J_p of a part is divided by (see :func:`gdtrain.training.losses.weight_of`)
-    and N the sum over all parts of all processes; the shares of sums are 1. A part of weight 0,
-    whose targets are all ignored, is computed for what it does to the model, and counts for
-    nothing; if all are such, they count alike: the loss is then 0/0, as it is in one pass.
+    N_p is what the loss J_p of a part is divided by (see
+    :func:`gdtrain.training.loss_weights.weight_of`) and N the sum over all parts of all processes;
+    the shares of sums are 1. A part of weight 0, whose targets are all ignored, is computed for
+    what it does to the model, and counts for nothing; if all are such, they count alike: the loss
+    is then 0/0, as it is in one pass.
     """
     shares, total = _shares(trainer, parts, world)
 
@@ -69,7 +68,7 @@ def add_parts(
 
 
 def _shares(
-    trainer: Trainer, parts: Sequence[Batch], world: World
+    trainer: Run, parts: Sequence[Batch], world: World
 ) -> tuple[Sequence[float | Tensor | None], float | Tensor | None]:
     """N_p / N of each part, None for those that count for nothing; and N."""
     if adds_up(trainer):

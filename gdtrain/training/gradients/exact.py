@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from gdtrain.training.gradients.accumulation import (
 )
 from gdtrain.training.gradients.separable import check_buffers, check_separable
 from gdtrain.training.gradients.two_passes import add_two_passes
-from gdtrain.training.losses import (
+from gdtrain.training.loss_weights import (
     adds_up,
     has_own_loss,
     in_two_passes,
@@ -32,11 +31,8 @@ from gdtrain.training.losses import (
     weight_of,
 )
 from gdtrain.training.placement.distributed import World, exchange_gradients
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, unchanged
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
-
 
 logger = logging.getLogger("gdtrain")
 
@@ -55,14 +51,13 @@ class ExactGradient:
     the parts' gradients up in float64.
     """
 
-    def __init__(self, trainer: Trainer, allowed: Sequence[str], in_float64: bool) -> None:
+    def __init__(self, trainer: Run, allowed: Sequence[str], in_float64: bool) -> None:
         self.trainer = trainer
         self.allowed = tuple(allowed)
         self.in_float64 = in_float64
         self._told = False
         self._buffers_checked = False
         # What the loss of the last batch was divided by, on all processes; None if not known.
-        self.weight: float | Tensor | None = None
 
     @property
     def cut_by(self) -> str | None:
@@ -111,7 +106,7 @@ class ExactGradient:
         zero_gradients(trainer.optimizer)
         if trainer.outputs:
             trainer.outputs.clear()
-        self.weight = None
+        self.trainer.step_weights.computed = None
         if trainer.world.size == 1 and not trainer.microbatches:
             return whole_gradient(trainer, batch)
         cut_by = self.cut_by or ""
@@ -153,7 +148,9 @@ class ExactGradient:
             return self._of_shards(parts)
         accumulator = Accumulator(trainer.optimizer) if self.in_float64 else None
         world = trainer.world
-        loss, self.weight = add_gradient(trainer, batch, parts, world, accumulator)
+        loss, trainer.step_weights.computed = add_gradient(
+            trainer, batch, parts, world, accumulator
+        )
         if accumulator is not None:
             accumulator.give_back()
         if world.size == 1:
@@ -182,7 +179,7 @@ class ExactGradient:
             )
         parts, weights = [*parts, *parts[:1] * missing], [*weights, *[0.0] * missing]
         total = 1.0 if adds_up(trainer) else world.sum_floats([sum(weights)])[0]
-        self.weight = None if adds_up(trainer) else total
+        trainer.step_weights.computed = None if adds_up(trainer) else total
         scale = world.size / total if total else math.nan
         own = 0.0
         for part, weight in zip(parts, weights, strict=True):
@@ -198,7 +195,7 @@ class ExactGradient:
 
 
 def add_gradient(
-    trainer: Trainer,
+    trainer: Run,
     share: Batch,
     parts: Sequence[Batch],
     world: World,
@@ -216,7 +213,7 @@ def add_gradient(
     return add_parts(trainer, parts, world, accumulator)
 
 
-def closure_step(trainer: Trainer, batch: Batch) -> Tensor:
+def closure_step(trainer: Run, batch: Batch) -> Tensor:
     """One update of an optimizer that evaluates loss and gradient as often as it likes (L-BFGS).
 
     Returns the loss of its first evaluation, which is the one before the update, detached. Raises

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import is_
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.losses import weight_of
+from gdtrain.training.loss_weights import weight_of
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.state.snapshot import parameter_names
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 
 class ParameterVector(Flat):
@@ -29,7 +26,7 @@ class ParameterVector(Flat):
     names: of the parameters.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
         self._held = held_by(trainer)
         held = set(self._held)
@@ -37,7 +34,7 @@ class ParameterVector(Flat):
         self.names = [name for name, _ in named]
         super().__init__([parameter for _, parameter in named])
 
-    def is_current(self, trainer: Trainer) -> bool:
+    def is_current(self, trainer: Run) -> bool:
         """Whether it is of all that this trainer's optimizer holds now."""
         now = held_by(trainer)
         same = len(now) == len(self._held) and all(map(is_, now, self._held))
@@ -93,7 +90,7 @@ class ParameterVector(Flat):
 
 
 @contextmanager
-def with_values(trainer: Trainer, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+def with_values(trainer: Run, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """Let passes be made with other values of parameters, and put back all that they change.
 
     values: parameter -> what it is meanwhile; cast to its dtype, never written to.
@@ -109,6 +106,6 @@ def with_values(trainer: Trainer, values: Mapping[Tensor, Tensor]) -> Iterator[N
                 parameter.data = data
 
 
-def held_by(trainer: Trainer) -> list[Tensor]:
+def held_by(trainer: Run) -> list[Tensor]:
     """What the optimizer holds, in the order of its groups."""
     return [p for group in trainer.optimizer.param_groups for p in group["params"]]

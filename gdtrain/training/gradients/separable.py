@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.gradients.microbatches import is_out_of_memory
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, is_stock, unchanged
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 _OF_THE_BATCH = (
     "computes its statistics over the batch{mode}, so the gradient of a batch is not the sum of "
@@ -45,7 +42,7 @@ def check_separable(model: nn.Module, allowed: Collection[str], cut_by: str) -> 
 
 
 def check_buffers(
-    trainer: Trainer,
+    trainer: Run,
     batch: Batch,
     allowed: Collection[str],
     cut_by: str,
@@ -71,7 +68,7 @@ def check_buffers(
 
 
 def _other_buffer(
-    trainer: Trainer, few: Batch, allowed: Collection[str], run: Callable[[Batch], object]
+    trainer: Run, few: Batch, allowed: Collection[str], run: Callable[[Batch], object]
 ) -> str | None:
     halves = list(few.split(-(-len(few) // 2)))
     with unchanged(trainer):

@@ -17,7 +17,7 @@ since a model may differentiate in ``forward``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +30,13 @@ from gdtrain.training.forward import forward
 from gdtrain.training.gradients.accumulation import Accumulator, scalar
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper
 from gdtrain.training.state.random_generators import RngState
 
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
-
 
 def add_two_passes(
-    trainer: Trainer,
+    trainer: Run,
     share: Batch,
     parts: Sequence[Batch],
     world: World,
@@ -105,7 +103,7 @@ class _Output:
             accumulator.take()
 
 
-def _first_pass(trainer: Trainer, parts: Sequence[Batch]) -> list[_Output]:
+def _first_pass(trainer: Run, parts: Sequence[Batch]) -> list[_Output]:
     """The outputs of all parts, the last one's with its graph."""
     outputs = []
     for part in parts[:-1]:
@@ -130,7 +128,7 @@ class _Whole:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Run,
         share: Batch,
         parts: Sequence[Batch],
         outputs: list[_Output],
@@ -167,7 +165,7 @@ class _Whole:
         trainer = self.trainer
         before = RngState.take(trainer.device) if self.world.size > 1 else None
         with autocast(trainer.precision, trainer.device):
-            loss = scalar(trainer._output_loss(self.outputs, self.targets))
+            loss = scalar(trainer.output_loss(self.outputs, self.targets))
         if before is not None and not before.is_current(trainer.device):
             raise ModelError(
                 "loss: draws random numbers, which are others on each of several processes; "

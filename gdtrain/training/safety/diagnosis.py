@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +15,9 @@ from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.tree import tensors_of
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
+from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import first_bad, tensors_in
 from gdtrain.training.state.keeper import unchanged
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 SHOWN_SAMPLES = 12
 _DATA_REMEDY = "remove or mend that sample, or mask it in compute_loss"
@@ -27,7 +25,7 @@ _OVERFLOW_REMEDY = "try a smaller lr, or less weight_decay"
 _REMEDY = "try a smaller lr, clip_grad_norm, or standardised inputs"
 
 
-def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
+def non_finite(trainer: Run, block: Block, steps: int) -> NonFiniteError:
     """The error of a block whose update after ``steps`` was not made; the same on all ranks.
 
     Its batch is read and computed once more, without side effects, to find the first tensor
@@ -60,7 +58,7 @@ def non_finite(trainer: Trainer, block: Block, steps: int) -> NonFiniteError:
     )
 
 
-def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
+def _first(trainer: Run, batch: Batch) -> tuple[str, str, str]:
     """The first tensor that is not finite on this rank, and what to do about it.
 
     Before them a digit, which is smaller the earlier it came to be: of all ranks, that of the
@@ -79,7 +77,7 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
             if place := _first_row(tree, part):
                 return "2", f"{what} of {place}", _DATA_REMEDY
     # An own train_step that does without compute_loss need not have one.
-    repeatable = not trainer.has_own_step or "batch_gradient" in trainer.used
+    repeatable = not trainer.has_own_step or "batch_gradient" in trainer.called_rungs
     if repeatable and not trainer.is_sharded and (found := _computed(trainer, batch, size)):
         return "3", found, _REMEDY
     loss, gradient = trainer.guard.found
@@ -88,7 +86,7 @@ def _first(trainer: Trainer, batch: Batch) -> tuple[str, str, str]:
     return "4", "the gradient" + (f" of {gradient}" if gradient else ""), _REMEDY
 
 
-def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
+def _computed(trainer: Run, batch: Batch, size: int | None) -> str | None:
     """The first that is not finite of what is computed from the batch."""
     try:
         return _pass_again(trainer, batch, size)
@@ -96,7 +94,7 @@ def _computed(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
         return None
 
 
-def _pass_again(trainer: Trainer, batch: Batch, size: int | None) -> str | None:
+def _pass_again(trainer: Run, batch: Batch, size: int | None) -> str | None:
     model = trainer.model
     with unchanged(trainer), _outputs_watched(model) as seen:
         for part in batch.split(size or max(1, len(batch))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import map_tensors
 from gdtrain.errors import ConfigError
+from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
@@ -41,7 +39,7 @@ class Guard:
         optimizer once before what is not finite.
     """
 
-    def __init__(self, trainer: Trainer, *, deferred: bool) -> None:
+    def __init__(self, trainer: Run, *, deferred: bool) -> None:
         self.trainer = trainer
         self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
@@ -157,7 +155,7 @@ class Guard:
             made = optimizer.register_step_post_hook(self._after_step)
             optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
             self._hooks = [optimizer.register_step_pre_hook(self._ahead_of_step), made]
-        self.trainer.used.clear()
+        self.trainer.called_rungs.clear()
 
     def unwatch(self) -> None:
         """Take the hooks of :meth:`watch` away."""
@@ -169,7 +167,7 @@ class Guard:
         """Raise ConfigError if an own ``train_step`` leaves a setting of the trainer unused."""
         if self._watched is None:
             return
-        trainer, used = self.trainer, self.trainer.used
+        trainer, used = self.trainer, self.trainer.called_rungs
         clip = "clip_grad_norm" if trainer.clip_grad_norm is not None else "clip_grad_value"
         clips = trainer.clip_grad_norm is not None or trainer.clip_grad_value is not None
         looks = trainer.listeners.has("on_before_update")

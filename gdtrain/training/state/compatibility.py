@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,10 @@ from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.errors import CheckpointError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import kept_plan
+from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, schedule_state
 from gdtrain.training.state.plain_values import demand, is_count, is_finite, is_number, shown
 from gdtrain.training.state.random_generators import RngState
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
@@ -34,7 +32,7 @@ _SINCE = {"flags", "order", "told"}
 COUNTERS_SINCE = {"epoch_weight"}
 
 
-def check_fits(state: Any, trainer: Trainer, names: Mapping[Tensor, str]) -> None:
+def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
     """Raise CheckpointError unless ``state`` is one of a trainer that was built like this one.
 
     names: of the optimizer's parameters.
@@ -93,13 +91,13 @@ def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     return found
 
 
-def modules(trainer: Trainer) -> dict[str, nn.Module]:
+def modules(trainer: Run) -> dict[str, nn.Module]:
     """The parts of a trainer that are modules: the model, and perhaps the loss."""
     parts = {"model": trainer.model, "loss": trainer.loss}
     return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
 
 
-def _check_modules(state: Mapping[str, Any], trainer: Trainer) -> None:
+def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:
     flags, here = state.get("flags", {}), modules(trainer)
     demand(isinstance(flags, dict), "flags is not a mapping")
     for part in ("model", "loss"):
@@ -108,7 +106,7 @@ def _check_modules(state: Mapping[str, Any], trainer: Trainer) -> None:
             module_state.check_flags(part, flags[part], here[part])
 
 
-def _check_trained(state: Mapping[str, Any], trainer: Trainer) -> None:
+def _check_trained(state: Mapping[str, Any], trainer: Run) -> None:
     """Raise CheckpointError if nothing that the optimizer holds would be left to train."""
     flags, starts = state.get("flags", {}), {"model": "", "loss": "loss/"}
     known = [part for part in modules(trainer) if part in flags]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 from torch.optim import Optimizer
 
 from gdtrain.training.engines.eager import EagerEngine
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # What an optimizer takes along by itself, and the wrapper that schedulers put around its step.
 _OWN = ("defaults", "state", "param_groups", "step")
 
 
-def contents(trainer: Trainer) -> dict[str, Any]:
+def contents(trainer: Run) -> dict[str, Any]:
     """What a copy of the trainer is made of.
 
     Besides the trainer's attributes, that is what optimizers hold: torch leaves out all but
@@ -32,7 +30,7 @@ def contents(trainer: Trainer) -> dict[str, Any]:
     return {**vars(trainer), "engine": None, "_of_optimizer": (held, wrapped)}
 
 
-def fill(trainer: Trainer, contents: dict[str, Any]) -> None:
+def fill(trainer: Run, contents: dict[str, Any]) -> None:
     """Make a trainer of copies of what :func:`contents` gives."""
     held, wrapped = contents.pop("_of_optimizer", ({}, False))
     vars(trainer).update(contents)

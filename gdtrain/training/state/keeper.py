@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from operator import is_
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
 from gdtrain.data.batch import map_tensors
+from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 Part = Literal["modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws"]
 
@@ -44,7 +42,7 @@ class Keeper:
     used again makes no new copies where the model is still made of the same tensors.
     """
 
-    def __init__(self, trainer: Trainer, *parts: Part, whole: bool = False) -> None:
+    def __init__(self, trainer: Run, *parts: Part, whole: bool = False) -> None:
         self._parts = [_PARTS[part](trainer, whole) for part in parts]
         self.keep()
 
@@ -62,7 +60,7 @@ class Keeper:
 
 @contextmanager
 def unchanged(
-    trainer: Trainer, training: bool | None = None, *, updates: bool = False
+    trainer: Run, training: bool | None = None, *, updates: bool = False
 ) -> Iterator[None]:
     """Look at model and loss: afterwards all that :class:`Keeper` keeps is as it was before.
 
@@ -77,21 +75,21 @@ def unchanged(
         parts.append("parameters")
     if updates:
         parts.append("optimizer")
-    noted = trainer.outputs, trainer.used
+    noted = trainer.outputs, trainer.called_rungs
     with _same_versions(modules):
         keeper = Keeper(trainer, *parts, whole=True)
-        trainer.outputs, trainer.used = None, set()
+        trainer.outputs, trainer.called_rungs = None, set()
         try:
             if training is not None:
                 for root in roots_of(trainer):
                     root.train(training)
             yield
         finally:
-            trainer.outputs, trainer.used = noted
+            trainer.outputs, trainer.called_rungs = noted
             keeper.restore()
 
 
-def named_modules(trainer: Trainer) -> dict[nn.Module, str]:
+def named_modules(trainer: Run) -> dict[nn.Module, str]:
     """All modules of model, loss and whatever else the trainer holds, and their paths in these."""
     found: dict[nn.Module, str] = {}
     for root in roots_of(trainer, whole=True):
@@ -100,7 +98,7 @@ def named_modules(trainer: Trainer) -> dict[nn.Module, str]:
     return found
 
 
-def as_in_fit(trainer: Trainer) -> None:
+def as_in_fit(trainer: Run) -> None:
     """Bring the model into the mode in which it trains: layers in eval mode stay, unless all is."""
     if not trainer.model.training:
         trainer.model.train()
@@ -125,7 +123,7 @@ def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def roots_of(trainer: Trainer, whole: bool = False) -> list[nn.Module]:
+def roots_of(trainer: Run, whole: bool = False) -> list[nn.Module]:
     """The model, and the loss where it is a module; whole: and all that the trainer holds."""
     found: list[Any] = [trainer.model, trainer.loss]
     if whole:
@@ -162,7 +160,7 @@ def is_stock(module: nn.Module) -> bool:
 class _Part:
     """One part of the state."""
 
-    def __init__(self, trainer: Trainer, whole: bool) -> None:
+    def __init__(self, trainer: Run, whole: bool) -> None:
         self.trainer = trainer
         self.whole = whole
 
@@ -246,7 +244,7 @@ class _Buffers(_Part):
     To see that takes a look at each module's dictionaries, and so no walk of the model.
     """
 
-    def __init__(self, trainer: Trainer, whole: bool) -> None:
+    def __init__(self, trainer: Run, whole: bool) -> None:
         super().__init__(trainer, whole)
         self._roots: tuple[Any, Any] = (None, None)
         self._empty: list[Mapping[str, Any]] = []  # dictionaries in which nothing was

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +13,14 @@ from gdtrain.data.orders.order import mix
 from gdtrain.errors import CheckpointError
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
+from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, schedule_state
 from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState, seed_everything
 
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
-
-def take(trainer: Trainer) -> dict[str, Any]:
+def take(trainer: Run) -> dict[str, Any]:
     """Everything that decides how training goes on, in copies.
 
     Of several processes, all must ask together: each has generators of its own, and perhaps a
@@ -54,21 +52,23 @@ def take(trainer: Trainer) -> dict[str, Any]:
     return taken
 
 
-def _told(trainer: Trainer) -> list[str] | None:
+def _told(trainer: Run) -> list[str] | None:
     """Who has been told of the end of the last epoch, by name; None once everybody has been."""
-    if trainer.told is None:
+    if trainer.told_of_end is None:
         return None
     callbacks = named(trainer.callbacks).items()
-    return [name for name, callback in callbacks if any(callback is one for one in trainer.told)]
+    return [
+        name for name, callback in callbacks if any(callback is one for one in trainer.told_of_end)
+    ]
 
 
-def weights(trainer: Trainer) -> dict[str, Any]:
+def weights(trainer: Run) -> dict[str, Any]:
     """What ``model.state_dict()`` has, in copies, tensors whole; for all ranks together."""
     taken = module_state.take(trainer.model, "model")
     return {name: taken[name] for name in trainer.model.state_dict()}
 
 
-def parameter_names(trainer: Trainer) -> dict[Tensor, str]:
+def parameter_names(trainer: Run) -> dict[Tensor, str]:
     """The names of what the optimizer holds: the model's parameters, and the loss's after a /."""
     names: dict[Tensor, str] = {p: name for name, p in trainer.model.named_parameters()}
     if isinstance(trainer.loss, nn.Module):
@@ -76,7 +76,7 @@ def parameter_names(trainer: Trainer) -> dict[Tensor, str]:
     return names
 
 
-def made_by(trainer: Trainer) -> dict[str, Any]:
+def made_by(trainer: Run) -> dict[str, Any]:
     """What the last bits of a run depend on, besides its configuration and data."""
     return {
         "torch": str(torch.__version__),
@@ -90,7 +90,7 @@ def made_by(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+def restore(trainer: Run, state: dict[str, Any]) -> None:
     """Put a trainer that was built alike into ``state``, which stays as it is.
 
     The global random number generators are set too. Raises CheckpointError, with everything as it
@@ -111,7 +111,7 @@ def restore(trainer: Trainer, state: dict[str, Any]) -> None:
     tell_differences(state["made_by"], made_by(trainer))
 
 
-def _put(trainer: Trainer, state: dict[str, Any]) -> None:
+def _put(trainer: Run, state: dict[str, Any]) -> None:
     state = copied(state, "state")
     callbacks = named(trainer.callbacks)
     for name, saved in state["callbacks"].items():
@@ -134,19 +134,21 @@ def _put(trainer: Trainer, state: dict[str, Any]) -> None:
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
     told = state.get("told")
-    trainer.told = None if told is None else [callbacks[name] for name in told if name in callbacks]
+    trainer.told_of_end = (
+        None if told is None else [callbacks[name] for name in told if name in callbacks]
+    )
     trainer.progress.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 
 
-def _everyones_rng(trainer: Trainer) -> list[dict[str, Tensor]]:
+def _everyones_rng(trainer: Run) -> list[dict[str, Tensor]]:
     """The generators of every process, in the order of their ranks."""
     own = RngState.take(trainer.device).tensors()
     columns = [trainer.world.gather_tensor(tensor) for tensor in own.values()]
     return [dict(zip(own, tensors, strict=True)) for tensors in zip(*columns, strict=True)]
 
 
-def _restore_rng(trainer: Trainer, saved: list[dict[str, Tensor]]) -> None:
+def _restore_rng(trainer: Run, saved: list[dict[str, Tensor]]) -> None:
     """Each process takes back its own generators, or, in other numbers, new ones."""
     world = trainer.world
     if len(saved) == world.size:

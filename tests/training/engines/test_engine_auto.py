@@ -12,11 +12,11 @@ from torch import nn
 from gdtrain import Averaging, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import models
-from gdtrain.training.engines import selection as choice
+from gdtrain.training.engines import obstacles, selection
 
 N = 50
-HAS_JAX = choice.is_installed()
-LONG = choice.MIN_UPDATES // N  # epochs
+HAS_JAX = obstacles.is_installed()
+LONG = selection.MIN_UPDATES // N  # epochs
 needs_jax = pytest.mark.skipif(not HAS_JAX, reason="gdtrain[xla] is not installed")
 
 
@@ -65,8 +65,8 @@ def test_long_runs_of_small_models_of_torch_layers_are_compiled() -> None:
 def test_a_callback_that_looks_all_the_time_is_better_served_eagerly() -> None:
     for every, engine in (
         (1, "eager"),
-        (choice.MIN_BLOCK - 1, "eager"),
-        (choice.MIN_BLOCK, "scan"),
+        (selection.MIN_BLOCK - 1, "eager"),
+        (selection.MIN_BLOCK, "scan"),
     ):
         averaging = Averaging(start_epoch=5, every_n_steps=every)
         assert chosen(build(callbacks=[averaging]), LONG) == engine
@@ -93,7 +93,7 @@ def test_the_choice_is_kept_by_further_fits_and_by_snapshots() -> None:
 
 
 def test_without_jax_a_long_run_says_what_it_would_gain(monkeypatch, caplog) -> None:
-    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(obstacles, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING, "gdtrain"):
         assert chosen(build(), LONG) == "eager"
         assert chosen(build(), 1) == "eager"

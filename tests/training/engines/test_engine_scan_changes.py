@@ -645,7 +645,7 @@ def test_auto_goes_on_eagerly_with_a_note(caplog):
     trainer = Trainer(
         model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[Hooks()], engine="auto"
     )
-    trainer.selection.settle(selection.MIN_UPDATES)
+    trainer.choice.settle(selection.MIN_UPDATES)
     assert trainer.engine.name == "scan"
     with caplog.at_level(logging.WARNING, "gdtrain"):
         trainer.fit(EPOCHS)
@@ -653,7 +653,7 @@ def test_auto_goes_on_eagerly_with_a_note(caplog):
     assert notes == [
         "engine: eager, since scan can't run this: layer '0' has hooks, which look at every pass"
     ]
-    assert trainer.engine.name == trainer.selection.name == "eager"
+    assert trainer.engine.name == trainer.choice.name == "eager"
     assert_close(model, by_hand(*make(small), at_epoch_end=with_hooks))
 
 

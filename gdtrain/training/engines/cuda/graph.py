@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from gdtrain.training.engines.compiled_engine import CompiledEngine
 from gdtrain.training.engines.cuda.static_step import StaticStep
 from gdtrain.training.engines.eager_pass import unread
 from gdtrain.training.engines.hooks import note_step
+from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
 
 Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
 
@@ -52,7 +50,7 @@ class CudaGraphEngine(CompiledEngine):
     name = "cuda_graph"
     max_block_steps = 4096
 
-    def __init__(self, trainer: Trainer, record: Record = record_graph) -> None:
+    def __init__(self, trainer: Run, record: Record = record_graph) -> None:
         super().__init__(trainer)
         self._record = record
         self._recorded: dict[Any, _Recorded] = {}

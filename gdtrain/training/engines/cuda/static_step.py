@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -12,9 +10,7 @@ from gdtrain.data.samples import TensorSamples
 from gdtrain.training.engines.capture import CapturedStep, capture
 from gdtrain.training.engines.eager_pass import EagerPass
 from gdtrain.training.engines.functional_step import State
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 
 class StaticStep:
@@ -28,7 +24,7 @@ class StaticStep:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Run,
         samples: TensorSamples,
         size: int,
         steps: int,

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,9 +23,7 @@ from gdtrain.training.engines.xla.cpu import cpu
 from gdtrain.training.engines.xla.lowering import DTYPES, is_lowered
 from gdtrain.training.engines.xla.program import Array, Operands, Program, StepShape
 from gdtrain.training.engines.xla.window import Window
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 # So many programs are kept for steps that may come again.
 _PROGRAMS = 32
@@ -89,7 +87,7 @@ class CompiledStep:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Run,
         samples: TensorSamples,
         size: int,
         earlier: CompiledStep | None = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,7 @@ from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.engines.xla.compiled_step import CompiledStep
 from gdtrain.training.engines.xla.program import Array, StepShape
 from gdtrain.training.engines.xla.window import MAX_BATCH_BYTES, MAX_STEPS, rows_of, window_steps
-
-if TYPE_CHECKING:
-    from gdtrain.training.trainer import Trainer
+from gdtrain.training.run import Run
 
 
 class ScanEngine(CompiledEngine):
@@ -33,7 +29,7 @@ class ScanEngine(CompiledEngine):
     name = "scan"
     max_block_steps = MAX_STEPS
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Run) -> None:
         super().__init__(trainer)
         self._step: CompiledStep | None = None
         self._samples_of_step: Samples | None = None

@@ -1,0 +1,109 @@
+"""What a run's losses are divided by: of a batch, of its parts, and of the updates of an epoch."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Block
+from gdtrain.data.samples import Samples
+from gdtrain.training.losses import MeanOfTargets, mean_of, of_torch
+from gdtrain.training.run import Run
+
+
+class StepWeights:
+    """What the loss of each update's batch counts for in the mean over an epoch.
+
+    Nothing is looked up that is known: where all samples count alike, it is their number.
+
+    computed: that of the last batch, where computing its gradient has found it out.
+    """
+
+    def __init__(self, trainer: Run) -> None:
+        self.trainer = trainer
+        self.computed: float | Tensor | None = None
+        # The targets that were looked at, at which version and for which label; and the answer.
+        self._targets: Tensor | None = None
+        self._at: tuple[int, int] | None = None
+        self._none_ignored = False
+
+    def of(self, batch: Batch, size: int) -> float | Tensor:
+        """For a batch of the trainer's loader, of which ``size`` samples are on all processes."""
+        trainer = self.trainer
+        if trainer.has_own_weight:
+            return trainer.loss_weight(batch)
+        mean = mean_of(trainer.loss, batch)
+        if not isinstance(mean, MeanOfTargets):
+            return size
+        return size * batch.targets[0].numel() if self._counts_all(mean) else mean.weight(batch)
+
+    def planned(self, block: Block) -> list[Any]:
+        """For each batch of a block whose updates were made at once; empty if it is the samples."""
+        trainer, plan = self.trainer, block.plan
+        assert trainer.loader is not None
+        if trainer.has_own_weight:
+            batches = islice(trainer.read(trainer.loader, plan, block.start), len(block))
+            return [trainer.loss_weight(batch) for batch in batches]
+        samples = trainer.loader.samples
+        mean, targets = mean_of(trainer.loss, samples), samples.targets
+        if targets is None or not isinstance(mean, MeanOfTargets) or self._counts_all(mean):
+            return []
+        if targets.is_floating_point():
+            return []
+        sizes, first = plan.batch_sizes(block.start, block.stop), block.start * plan.batch_size
+        places = plan.take(first, first + sum(sizes))
+        counts = mean.each(targets)[places.to(targets.device)]
+        return [part.sum() for part in torch.split(counts, sizes)]
+
+    def _counts_all(self, mean: MeanOfTargets) -> bool:
+        """Whether no target of the data set is left out, nor weighted, as they are now."""
+        loader = self.trainer.loader
+        targets = None if loader is None else loader.samples.targets
+        if targets is None or mean.weights is not None:
+            return False
+        now = (targets._version, mean.ignore_index)
+        if self._targets is not targets or self._at != now:
+            self._targets, self._at = targets, now
+            ignores = not targets.is_floating_point() and bool((targets == mean.ignore_index).any())
+            self._none_ignored = not ignores
+        return self._none_ignored
+
+
+def has_own_loss(trainer: Run) -> bool:
+    """Whether the trainer's loss is more than ``loss(model(inputs), targets)``."""
+    return trainer.has_own("compute_loss", "batch_loss")
+
+
+def says_weight(trainer: Run) -> bool:
+    """Whether somebody's own ``loss_weight`` says what a batch's loss is divided by."""
+    return trainer.has_own_weight
+
+
+def weight_of(trainer: Run, batch: Batch) -> float:
+    """What the batch's loss is divided by, so that parts of a batch can be weighted."""
+    return float(trainer.loss_weight(batch))
+
+
+def adds_up(trainer: Run) -> bool:
+    """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
+    if trainer.has_own_weight or has_own_loss(trainer):  # which is a mean, as far as is known
+        return False
+    known = of_torch(trainer.loss)
+    return known is not None and known.setting("reduction", "mean") == "sum"
+
+
+def has_known_mean(trainer: Run, data: Batch | Samples) -> bool:
+    """Whether it is known what the loss is divided by, so that parts give that of the whole."""
+    if says_weight(trainer):
+        return True
+    return not has_own_loss(trainer) and mean_of(trainer.loss, data) is not None
+
+
+def in_two_passes(trainer: Run, data: Batch | Samples) -> bool:
+    """Whether it takes the outputs of a whole batch, or data set, to know its loss."""
+    if has_own_loss(trainer) or says_weight(trainer):
+        return False
+    return mean_of(trainer.loss, data) is None

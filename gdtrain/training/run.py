@@ -1,0 +1,232 @@
+"""What a run is made of, as engines, gradients, guards, state and callbacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.loaders.forms import Loader
+from gdtrain.errors import ModelError
+from gdtrain.training.callbacks.callback import Callback, Listeners
+from gdtrain.training.engines.engine import Engine
+from gdtrain.training.gradients.microbatches import MicrobatchSize
+from gdtrain.training.metrics import Metric
+from gdtrain.training.placement.device import Placement, Precision
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.progress import History, Progress
+from gdtrain.training.schedules import ScheduleStepper
+
+
+class Kept(Protocol):
+    """State that can be put back."""
+
+    def restore(self) -> None:
+        """Put it back."""
+
+
+class UpdateGuard(Protocol):
+    """What is asked of the guard outside of it.
+
+    found: what :meth:`check` saw last: the loss, if it was asked of it, and the first gradient
+        that is not finite. broken_off: whether the last update was made in part.
+    """
+
+    found: tuple[float | None, str | None]
+    broken_off: bool
+
+    @property
+    def deferred(self) -> bool:
+        """Whether to look after the block, and not before each update."""
+
+    def before_step(self, own_step: bool) -> None:
+        """Keep what a forward pass changes."""
+
+    def check(self, loss: Tensor | None = None) -> None:
+        """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
+
+    def check_rungs(self) -> None:
+        """Raise ConfigError if an own ``train_step`` leaves a setting unused."""
+
+    def check_made(self, loss: Tensor) -> None:
+        """Raise NotFinite for the loss of an own ``train_step``."""
+
+    def undo(self) -> None:
+        """Put back what there was at :meth:`before_step`."""
+
+    def unwatch(self) -> None:
+        """Leave an own ``train_step`` alone again."""
+
+    def snapshot(self) -> Kept:
+        """What to come back to if the block that follows is not sound."""
+
+    def sound_steps(self, losses: Sequence[Tensor]) -> int:
+        """How many steps of a block came before the first that is not finite."""
+
+    def protect(self, update: Callable[[], object]) -> None:
+        """Make an update that looks for its step by itself, or none."""
+
+
+class LossWeights(Protocol):
+    """What the loss of each update's batch counts for in the mean over an epoch.
+
+    computed: that of the last batch, where computing its gradient has found it out.
+    """
+
+    computed: float | Tensor | None
+
+    def of(self, batch: Batch, size: int) -> float | Tensor:
+        """For a batch of which ``size`` samples are on all processes."""
+
+    def planned(self, block: Block) -> list[Any]:
+        """For each batch of a block whose updates were made at once; empty if its samples."""
+
+
+class EngineChoice(Protocol):
+    """Which engine runs the blocks."""
+
+    @property
+    def name(self) -> str:
+        """The engine's, as in the configuration."""
+
+    def instead(self, name: str, error: ModelError) -> Engine:
+        """The engine that goes on where the one of this name can't."""
+
+    def keep(self, name: str | None) -> None:
+        """Go on with the engine that a snapshot was made by."""
+
+
+class Run(Protocol):
+    """A model on its way down, with all that its loop has to hand.
+
+    :class:`~gdtrain.training.trainer.Trainer` is one, and owns every field; its docstring says
+    what they are. Nothing below the trainer imports it: what a part of the loop needs of a run
+    stands here.
+
+    told_of_end: the callbacks that know of the last epoch's end; None once all do.
+    outputs: what the model gave in the batch's passes, for who wants to see it before the update.
+    called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
+    captured_step: the number of updates, as a tensor, while an engine captures a step.
+    """
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor] | None
+    optimizer: torch.optim.Optimizer
+    loader: Loader | None
+    schedule: ScheduleStepper
+    metrics: Mapping[str, Metric]
+    callbacks: list[Callback]
+    evaluate_in: Literal["whole", "batches"]
+    clip_grad_norm: float | None
+    clip_grad_value: float | None
+    microbatches: MicrobatchSize
+
+    device: torch.device
+    precision: Precision | None
+    world: World
+    is_sharded: bool
+
+    progress: Progress
+    history: History
+    plan: Plan | None
+    num_epochs: int
+    should_stop: bool
+    told_of_end: list[Callback] | None
+    outputs: list[tuple[Any, Any]] | None
+    called_rungs: set[str]
+    captured_step: Tensor | None
+
+    engine: Engine
+    choice: EngineChoice
+    guard: UpdateGuard
+    step_weights: LossWeights
+
+    # ── the rungs ───────────────────────────────────────────────────────────────────────────
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Apply one update; return the batch's loss before it, shape [], detached."""
+
+    def batch_gradient(self, batch: Batch) -> Tensor:
+        """Set ``.grad`` to the exact gradient of the batch's loss; return the loss, detached."""
+
+    def finish_gradient(self) -> None:
+        """Clip, then show the gradient to the callbacks."""
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """``compute_loss`` in the run's precision, with its graph."""
+
+    def compute_loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch (or microbatch), shape []."""
+
+    def loss_weight(self, batch: Batch) -> float | Tensor:
+        """What the loss of a batch is divided by."""
+
+    def forward(self, inputs: Any) -> Any:
+        """The model's output."""
+
+    def output_loss(self, output: Any, targets: Any) -> Tensor:
+        """``loss(output, targets)``, checked."""
+
+    def has_own(self, *rungs: str) -> bool:
+        """Whether one of these methods is a subclass's, or was put into this object."""
+
+    @property
+    def has_own_step(self) -> bool:
+        """Whether ``train_step`` is a subclass's."""
+
+    @property
+    def has_own_weight(self) -> bool:
+        """Whether ``loss_weight`` is a subclass's."""
+
+    # ── what parts of the loop call ─────────────────────────────────────────────────────────
+
+    def read(
+        self,
+        loader: Loader,
+        plan: Plan | None = None,
+        start: int = 0,
+        *,
+        shared: bool = True,
+        views: bool = False,
+    ) -> Iterator[Batch]:
+        """The loader's batches on the run's device and in its dtype."""
+
+    def evaluate(
+        self, loader: Loader | None = None, *, in_batches: bool | None = None
+    ) -> dict[str, float]:
+        """``loss`` and each metric over every sample of ``loader`` once."""
+
+    def emit(self, event: str, *arguments: Any) -> None:
+        """Tell the callbacks of one of their moments."""
+
+    def after_update(self) -> None:
+        """What an engine calls after each update."""
+
+    def stop(self, reason: str) -> None:
+        """End the run at the next safe point."""
+
+    def check_separable(self) -> None:
+        """Raise ModelError if batches are to be cut although a layer mixes their samples."""
+
+    @property
+    def listeners(self) -> Listeners:
+        """Who listens to what."""
+
+    @property
+    def placed(self) -> Placement:
+        """What brings samples to the device, in the dtype that the model has now."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the data."""
+
+    @property
+    def lr(self) -> float:
+        """The learning rate as it stands."""
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
