@@ -345,7 +345,7 @@ def test_a_process_ends_while_a_reader_waits(tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((100, 3), np.float32))
     script = (
         "import gdtrain, itertools\n"
-        "from gdtrain.data import mapped\n"
+        "from gdtrain.data.files import mapped\n"
         "mapped.CHUNK_BYTES = 12\n"
         "batches = iter(gdtrain.SampleLoader(gdtrain.mapped('x.npy')))\n"
         "print(next(batches).inputs.tolist())\n"
