@@ -93,6 +93,19 @@ def landscape(
     in eval mode, with the trainer's buffers at all points. Nothing of the trainer is changed.
 
     Raises DataError for paths that are projected or not of this model, or a stream.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Trainer, Trajectory, landscape
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model, way = nn.Linear(1, 1), Trajectory(every_n_epochs=1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[way]
+    ... )
+    >>> _ = trainer.fit(10)
+    >>> landscape(trainer, [way.weight_path()], resolution=5).losses.shape
+    (5, 5)
     """
     whole_number("resolution", resolution, minimum=2)
     objective = descended(trainer, loader).objective

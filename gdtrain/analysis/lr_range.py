@@ -138,6 +138,16 @@ def lr_range(
     put back bit for bit, however the test ends; no callback is called. Raises DataError for a
     stream, ConfigError for a range that is none, ModelError as ``fit`` does, and if a callback
     makes another gradient of the batch's (SVRG, SAGA).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Trainer, lr_range
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), device="cpu")
+    >>> round(lr_range(trainer, updates=50).stability_limit, 3)  # 2 / λ, and λ = 2
+    1.0
     """
     _check(start, stop, updates, every)
     check_gradient(trainer)

@@ -32,6 +32,14 @@ class TrainedRun:
 
     config: the run's resolved configuration. model: in eval mode. preprocessing: repeated by
     :meth:`predict`, so that it takes rows as the data source had them.
+
+    >>> from gdtrain.cli.main import main
+    >>> main(["--config", "minibatch.yaml", "epochs=1", "--output-dir", "trained"])
+    0
+    >>> from gdtrain import load_run
+    >>> run = load_run("trained")
+    >>> run.model.training
+    False
     """
 
     config: Config
@@ -87,6 +95,13 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     A model of one's own must have been registered before. Raises OutputError if the directory is
     not that of a finished run, ConfigError or DataError for damaged settings, and CheckpointError
     if the weights are not the model's.
+
+    >>> from gdtrain.cli.main import main
+    >>> main(["--config", "minibatch.yaml", "epochs=1", "--output-dir", "trained"])
+    0
+    >>> from gdtrain import load_run
+    >>> load_run("trained").config.epochs
+    1
     """
     directory = Path(directory)
     chosen = AVERAGED if averaged else WEIGHTS

@@ -27,6 +27,13 @@ class Batch:
     ``len(batch)`` is B, the samples that are there. ``inputs, targets = batch`` unpacks, as
     DataLoader users expect. is_view: whether tensors are the data set's own memory, which a model
     that works in place would change.
+
+    >>> import torch
+    >>> from gdtrain import MiniBatchLoader
+    >>> X, y = torch.arange(6.0).view(3, 2), torch.arange(3.0).view(3, 1)
+    >>> batch = next(iter(MiniBatchLoader((X, y), batch_size=2, order="sequential")))
+    >>> len(batch), batch.inputs.tolist(), batch.indices.tolist()
+    (2, [[0.0, 1.0], [2.0, 3.0]], [0, 1])
     """
 
     __slots__ = ("indices", "inputs", "targets")

@@ -31,6 +31,21 @@ class TensorBoard(StepLog):
     alike. Of several processes, rank 0 writes.
 
     Raises MissingPackageError without the package tensorboard.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, TensorBoard, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> board = TensorBoard("events", every_n_steps=5)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[board]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> from pathlib import Path
+    >>> len(list(Path("events").iterdir()))
+    1
     """
 
     def __init__(self, directory: str | Path, every_n_steps: int = 50) -> None:

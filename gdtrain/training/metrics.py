@@ -66,6 +66,14 @@ def mean_over_samples(function: Function) -> MeanOverSamples:
     It is then taken part by part, each weighted by its samples, and nothing has to be kept; any
     other function is called once, on all outputs and targets. Right for a mean that weighs every
     sample alike, such as an error; not for a ratio such as F1, or a median. As a decorator, too.
+
+    >>> import torch
+    >>> from gdtrain import mean_over_samples
+    >>> @mean_over_samples
+    ... def error(outputs, targets):
+    ...     return (outputs - targets).abs().mean()
+    >>> error(torch.ones(2, 1), torch.zeros(2, 1))
+    tensor(1.)
     """
     return MeanOverSamples(function)
 

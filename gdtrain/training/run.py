@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -117,7 +117,7 @@ class Run(Protocol):
     optimizer: torch.optim.Optimizer
     loader: Loader | None
     schedule: ScheduleStepper
-    metrics: Mapping[str, Metric]
+    metrics: dict[str, Metric]
     callbacks: list[Callback]
     evaluate_in: Literal["whole", "batches"]
     clip_grad_norm: float | None
@@ -140,9 +140,18 @@ class Run(Protocol):
     captured_step: Tensor | None
 
     engine: Engine
-    choice: EngineChoice
-    guard: UpdateGuard
-    step_weights: LossWeights
+
+    @property
+    def choice(self) -> EngineChoice:
+        """What has chosen the engine."""
+
+    @property
+    def guard(self) -> UpdateGuard:
+        """What keeps updates from doing harm."""
+
+    @property
+    def step_weights(self) -> LossWeights:
+        """What the loss of each update counts for."""
 
     # ── the rungs ───────────────────────────────────────────────────────────────────────────
 

@@ -10,10 +10,21 @@ In pseudocode, and with nothing left out that matters:
                     θ.grad = ∂J/∂θ                   of the batch's mean loss J
                     θ = θ - lr · θ.grad              whatever the optimizer makes of it
                 safe point                           log, check, save, stop: here only
-            end of epoch                             validate, stop early, change the lr
+            end of epoch                             change the lr, validate, stop early
 
 Only the loader knows which form it is. Override, from the widest to the narrowest:
-``fit → _run_epoch → train_step → compute_loss``.
+``fit → _run_epoch → train_step → compute_loss``; the rung that is overridden is the one called.
+
+What runs an update is the engine (:mod:`gdtrain.training.engines`), a block at a time:
+
+* ``eager`` calls :meth:`Trainer.train_step` for each batch. Where nobody looks on and the optimizer
+  is torch.optim.SGD on float32 or float64 of a CPU, :func:`gdtrain.training.descent.descend` makes
+  the kernel calls of ``optimizer.step()`` by itself, with the same bits; else it calls that.
+* ``scan`` and ``cuda_graph`` capture forward, loss, backward and update of one step as a graph and
+  run whole blocks of it. ``train_step`` is not called then, so a trainer that overrides it, or a
+  callback that looks at every update, is refused by name, and ``auto`` takes ``eager``.
+
+What a part of the loop needs of the trainer stands in :mod:`gdtrain.training.run`.
 """
 
 from __future__ import annotations
@@ -53,7 +64,6 @@ from gdtrain.training.placement.device import (
 )
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
-from gdtrain.training.run import Run
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
@@ -64,7 +74,7 @@ from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
 
-class Trainer(Run):
+class Trainer:
     """Trains ``model`` by gradient descent on what ``loader`` hands over.
 
     model: moved to the device, and to the precision's dtype, in place.
@@ -97,6 +107,24 @@ class Trainer(Run):
         ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> trainer = Trainer(
+    ...     model,
+    ...     nn.MSELoss(),
+    ...     torch.optim.SGD(model.parameters(), lr=0.5),
+    ...     BatchLoader((X, 3 * X + 1)),
+    ...     device="cpu",
+    ... )
+    >>> history = trainer.fit(100)
+    >>> len(history.train_loss), trainer.step
+    (100, 100)
+    >>> [round(value, 3) for value in (model.weight.item(), model.bias.item())]
+    [3.0, 1.0]
     """
 
     def __init__(

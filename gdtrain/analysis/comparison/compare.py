@@ -65,6 +65,23 @@ def compare(
     A form whose loss or gradient becomes NaN or infinite, or whose full loss rises to a million
     times that at its start, is reported as diverged. Raises
     ConfigError for a wrong budget and ModelError if the forms can't be compared.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, SampleLoader, Trainer, compare
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> def form(loader, lr):
+    ...     torch.manual_seed(0)
+    ...     model = nn.Linear(1, 1)
+    ...     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    ...     return Trainer(model, nn.MSELoss(), optimizer, loader((X, 3 * X)), device="cpu")
+    >>> forms = {
+    ...     "batch": lambda: form(BatchLoader, 0.5),
+    ...     "sample": lambda: form(SampleLoader, 0.1),
+    ... }
+    >>> compared = compare(forms, epochs=5)
+    >>> [form["name"] for form in compared.result["forms"]]
+    ['batch', 'sample']
     """
     budget = _budget(epochs=epochs, samples=samples, updates=updates, seconds=seconds)
     _check(forms, target_loss, lr_grid, looks)

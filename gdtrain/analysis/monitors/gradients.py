@@ -33,6 +33,20 @@ class GradientNorm(Monitor):
     training mode, with its dropout masks, in microbatches and over all processes as set. After an
     epoch's last update it is that of the epoch's first batch. With a BatchLoader it is the norm of
     the full gradient, which is 0 at a stationary point.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, GradientNorm, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> norm = GradientNorm(every_n_epochs=1)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[norm]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> history.gradient_norm[-1] < history.gradient_norm[0]
+    True
     """
 
     name = "gradient_norm"
@@ -56,6 +70,20 @@ class NoiseScale(Monitor):
     ``noise_scale`` and ``critical_batch_size``; ``records`` also have ``covariance_trace`` and
     ``gradient_square``, of which averages over looks are unbiased too. The scale is infinite
     where |G|² is lost in noise: then look at more samples.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, NoiseScale, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> noise = NoiseScale(every_n_epochs=10, batch_size=1)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[noise]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> history.noise_scale[-1] > 0
+    True
     """
 
     name = "noise_scale"
@@ -119,6 +147,20 @@ class SampleGradients(Monitor):
     ``largest_samples`` and ``largest_norms`` of the ``count`` largest. The norms are those of
     :func:`~gdtrain.analysis.sample_gradients.sample_gradient_norms`. By default it looks ten times
     in a run.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, SampleGradients, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> norms = SampleGradients(every_n_epochs=10, count=3)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[norms]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> len(norms.records[-1]["largest_samples"])
+    3
     """
 
     name = "sample_gradients"

@@ -42,6 +42,20 @@ class SharpnessMonitor(Monitor):
     tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each look
     begins with the last one's eigenvector. ``records`` have what it took, in gradients of the full
     loss, as ``gradient_evaluations``. By default it looks ten times in a run.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, SharpnessMonitor, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> sharpness = SharpnessMonitor(every_n_epochs=10)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[sharpness]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> round(history.sharpness[-1], 3), round(history.stability_limit[-1], 3)
+    (2.0, 1.0)
     """
 
     name = "sharpness"

@@ -87,6 +87,20 @@ class Trajectory(Monitor):
     Reports ``distance_from_start``, ‖θ - θ_0‖; its estimate if projected. :meth:`weight_path` is
     what has been recorded, with the present weights as its end; it is written to ``path``, an
     .npz, when a fit ends, if that is given. Survives a resume.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Trajectory, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> way = Trajectory(every_n_epochs=1)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[way]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> way.weight_path().points.shape  # the start, and ten epochs, of two weights
+    (11, 2)
     """
 
     name = "trajectory"

@@ -23,6 +23,20 @@ class FullLoss(Monitor):
     """``full_loss``: J(θ), the loss over every sample of the training set at the present weights.
 
     What :meth:`Trainer.evaluate` gives for the training loader: in eval mode, each sample once.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, FullLoss, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> full_loss = FullLoss(every_n_epochs=1)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[full_loss]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> history.full_loss[-1] < history.full_loss[0]
+    True
     """
 
     name = "full_loss"
@@ -45,6 +59,20 @@ class UpdateRatio(Monitor):
     before and after the update, keeps a copy of the weights between them, and reads no data, so
     that streams have it too. What is trained at both counts. every_n_steps: the
     cadence; it has none by epochs.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, UpdateRatio, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> ratio = UpdateRatio(every_n_steps=5)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[ratio]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> [record["step"] for record in ratio.records]
+    [5, 10]
     """
 
     name = "update_ratio"

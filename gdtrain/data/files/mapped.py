@@ -33,6 +33,13 @@ def mapped(*parts: str | Path | tuple[str | Path, str]) -> MappedSamples:
     array [n, …] in the order of their names; ``(path, name)`` picks a tensor of a file with
     several. Values are not looked at in advance. Raises DataError for files that can't be read,
     shards that do not fit each other, or parts of different lengths.
+
+    >>> import numpy as np
+    >>> from gdtrain import BatchLoader, mapped
+    >>> np.save("x.npy", np.ones((4, 2), np.float32))
+    >>> np.save("y.npy", np.zeros((4, 1), np.float32))
+    >>> BatchLoader(mapped("x.npy", "y.npy")).num_samples
+    4
     """
     if not parts:
         raise DataError("no files given; give inputs and targets")

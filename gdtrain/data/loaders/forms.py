@@ -188,6 +188,12 @@ class BatchLoader(FormLoader):
     allow_nonfinite: accept NaN and infinity in the data, for models that mask them.
 
     Raises DataError for data that can't be used and ConfigError for a wrong setting.
+
+    >>> import torch
+    >>> from gdtrain import BatchLoader
+    >>> loader = BatchLoader((torch.zeros(500, 2), torch.zeros(500, 1)))
+    >>> [len(batch) for batch in loader]
+    [500]
     """
 
     def __init__(
@@ -218,6 +224,12 @@ class SampleLoader(FormLoader):
     A batch keeps its batch dimension: inputs are [1, …]. order: ``reshuffle`` if left out; a
     stream, such as an ``IterableDataset``, has its own. Other arguments as in
     :class:`BatchLoader`.
+
+    >>> import torch
+    >>> from gdtrain import SampleLoader
+    >>> loader = SampleLoader((torch.zeros(500, 2), torch.zeros(500, 1)))
+    >>> len(list(loader)), next(iter(loader)).inputs.shape
+    (500, torch.Size([1, 2]))
     """
 
     def __init__(
@@ -250,6 +262,12 @@ class MiniBatchLoader(FormLoader):
     over, and is a real batch with an update of its own; ``drop_last`` leaves it out. A batch
     size over n gives one batch of n.
     Other arguments as in :class:`SampleLoader`.
+
+    >>> import torch
+    >>> from gdtrain import MiniBatchLoader
+    >>> loader = MiniBatchLoader((torch.zeros(7, 2), torch.zeros(7, 1)), batch_size=3)
+    >>> [len(batch) for batch in loader]
+    [3, 3, 1]
     """
 
     def __init__(

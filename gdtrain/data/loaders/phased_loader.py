@@ -35,6 +35,13 @@ class PhasedLoader(Loader):
     nothing starts anew, and no order depends on what came before.
 
     Raises ConfigError for phases that do not follow each other, streams, and different data.
+
+    >>> import torch
+    >>> from gdtrain import BatchLoader, PhasedLoader, SampleLoader
+    >>> data = torch.zeros(5, 2), torch.zeros(5, 1)
+    >>> loader = PhasedLoader([(2, SampleLoader(data)), (None, BatchLoader(data))])
+    >>> [loader.plan(epoch).num_batches for epoch in range(4)]
+    [5, 5, 1, 1]
     """
 
     def __init__(self, phases: Sequence[tuple[int | None, Loader]]) -> None:

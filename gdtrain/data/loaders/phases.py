@@ -100,6 +100,11 @@ class BatchSizes(Phases[int]):
 
     ``BatchSizes([(5, 32), (10, 128), (None, 512)])``: 32 samples in the first five epochs, 128
     in the next five, then 512. :meth:`growing` makes those of a constant factor.
+
+    >>> from gdtrain import BatchSizes
+    >>> sizes = BatchSizes.growing(initial=8, factor=2.0, every_n_epochs=1, largest=20)
+    >>> [sizes.at(epoch) for epoch in range(4)]
+    [8, 16, 20, 20]
     """
 
     def __init__(self, pairs: Sequence[tuple[int | None, int]]) -> None:

@@ -28,6 +28,14 @@ class Weighted:
     Like every order, that of an epoch depends on the loader's seed and the epoch alone:
     ``MiniBatchLoader((X, y), 64, order=Weighted(1 / counts[y]), seed=0)`` draws the classes of y
     alike often. Raises ConfigError for weights that can't be used.
+
+    >>> import torch
+    >>> from gdtrain import SampleLoader, Weighted
+    >>> data = torch.arange(3.0).view(3, 1), torch.zeros(3, 1)
+    >>> drawn = SampleLoader(data, order=Weighted([0.0, 1.0, 3.0], draws=1000))
+    >>> counts = torch.bincount(torch.cat([batch.indices for batch in drawn]), minlength=3)
+    >>> int(counts[0]), bool(2 < counts[2] / counts[1] < 4)
+    (0, True)
     """
 
     def __init__(self, weights: Any, *, replacement: bool = True, draws: int | None = None) -> None:

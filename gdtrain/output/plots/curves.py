@@ -125,7 +125,14 @@ def picture(
 
 
 def plot_history(history: History, *columns: str) -> Picture:
-    """The picture of a trainer's history: loss and learning rate, or the named columns."""
+    """The picture of a trainer's history: loss and learning rate, or the named columns.
+
+    >>> from gdtrain import plot_history
+    >>> from gdtrain.training.progress import History
+    >>> history = History()
+    >>> history.epochs = [{"epoch": n, "step": n, "train_loss": 1 / n} for n in (1, 2)]
+    >>> plot_history(history, "train_loss").savefig("loss.png")
+    """
     log = RunLog("", [], history.epochs)
     if not history.epochs:
         raise DataError("history: no epoch has finished; call fit first")

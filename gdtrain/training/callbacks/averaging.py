@@ -58,6 +58,20 @@ class Averaging(Callback):
     trains are left as they are, and so are other buffers.
 
     count: how many weights have been averaged.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Averaging, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> averaging = Averaging()
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[averaging]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> averaging.count
+    10
     """
 
     def __init__(

@@ -27,6 +27,14 @@ class Callback:
     Weights, ``trainer.progress``, ``trainer.history`` and ``trainer.should_stop`` are there to
     be read at any moment; :meth:`Trainer.stop` ends the run at the next safe point. A subclass may
     set the cadence as class attributes or through ``super().__init__``.
+
+    >>> from gdtrain import Callback
+    >>> class StopWhenSmall(Callback):
+    ...     def on_epoch_end(self, trainer, record):
+    ...         if record["train_loss"] < 0.01:
+    ...             trainer.stop("the loss is small")
+    >>> StopWhenSmall(every_n_epochs=5).every_n_epochs
+    5
     """
 
     every_n_steps: int | None = None
@@ -118,7 +126,22 @@ class Callback:
 
 
 class StepLosses(Callback):
-    """Keep the loss of every update in ``losses`` (one float per step), for curves and studies."""
+    """Keep the loss of every update in ``losses`` (one float per step), for curves and studies.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, StepLosses, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> losses = StepLosses()
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[losses]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> len(losses.losses)
+    10
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,6 +32,20 @@ class Prequential(Callback):
     metrics: as those of the trainer, of the outputs of each update. They need the trainer's own
     ``compute_loss`` (or an override that calls it), and an optimizer without a closure.
     :meth:`report` gives ``prequential_loss`` and ``prequential_<metric>``.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Prequential, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> prequential = Prequential(window=100)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[prequential]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> sorted(prequential.report())
+    ['prequential_loss']
     """
 
     def __init__(self, window: int = 1000, metrics: Mapping[str, Metric] | None = None) -> None:

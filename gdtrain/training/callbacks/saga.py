@@ -40,6 +40,20 @@ class SAGA(VarianceReduction):
 
     One process only. Refused are layers that draw random numbers or mix samples, and losses that
     weigh samples differently (class weights, ignored targets).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, SAGA, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> saga = SAGA()
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[saga]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> history.train_loss[-1] < history.train_loss[0]
+    True
     """
 
     def __init__(self, memory_limit: int | str = "1GiB") -> None:

@@ -37,6 +37,20 @@ class SVRG(VarianceReduction):
     of training; layers that draw random numbers or mix samples (dropout, BatchNorm) are refused,
     since f_B would be another function at θ̃ than at θ (Defazio and Bottou, 2019), and so are losses
     that are no mean over samples.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, SVRG, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> svrg = SVRG()
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[svrg]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> history.train_loss[-1] < history.train_loss[0]
+    True
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:

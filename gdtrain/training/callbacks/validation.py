@@ -23,6 +23,20 @@ class Validation(Callback):
     Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; where several evaluations fall
     into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
     Raises ModelError for anything but a loader.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Validation, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> validation = Validation(BatchLoader((X, 3 * X)), every_n_epochs=5)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[validation]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> [result["epoch"] for result in validation.results]
+    [4, 9]
     """
 
     validates = True
@@ -76,6 +90,20 @@ class EarlyStopping(Callback):
     min_delta: by how much a value must beat the best to count.
     Epochs without the metric are passed over, and the logger ``gdtrain`` warns of a fit in which
     all were; a NaN never counts as an improvement. Raises ConfigError for a wrong setting.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, EarlyStopping, Trainer
+    >>> X = torch.linspace(-1, 1, 20).view(20, 1)
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> stopping = EarlyStopping("train_loss", patience=3, min_delta=10.0)
+    >>> trainer = Trainer(
+    ...     model, nn.MSELoss(), optimizer, BatchLoader((X, 3 * X)), callbacks=[stopping]
+    ... )
+    >>> history = trainer.fit(10)
+    >>> trainer.stop_reason
+    'train_loss did not improve for 3 epochs'
     """
 
     def __init__(
