@@ -106,6 +106,8 @@ class Run(Protocol):
     what they are. Nothing below the trainer imports it: what a part of the loop needs of a run
     stands here.
 
+    is_fitting: whether a fit is under way. stays_in_eval: whether the next one goes on where a
+        snapshot was taken, with the model in eval mode.
     told_of_end: the callbacks that know of the last epoch's end; None once all do.
     outputs: what the model gave in the batch's passes, for who wants to see it before the update.
     called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
@@ -133,6 +135,8 @@ class Run(Protocol):
     history: History
     plan: Plan | None
     num_epochs: int
+    is_fitting: bool
+    stays_in_eval: bool
     should_stop: bool
     told_of_end: list[Callback] | None
     outputs: list[tuple[Any, Any]] | None

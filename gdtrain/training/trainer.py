@@ -178,6 +178,8 @@ class Trainer:
         self.history = History()
         self.progress.lr = self.lr
         self.num_epochs = 0
+        self.is_fitting = False
+        self.stays_in_eval = False
         self.told_of_end: list[Callback] | None = (
             None  # of an epoch's end; None: nobody is to be told
         )
@@ -232,29 +234,38 @@ class Trainer:
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
         num_epochs = checks.check_epochs(num_epochs)
-        as_in_fit(self)
+        if not self.stays_in_eval:
+            as_in_fit(self)
+        self.stays_in_eval = False
         self.check_separable()
         checks.check_same_data(self.world, self.loader)
         self.placed.compare(self.loader.samples)
         self.choice.settle(num_epochs)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
-        with interruptible(self.stop):
-            try:
-                self.emit("on_fit_start")
-                self._finish_epoch()
-                stopping = self._agree_to_stop()
-                while self.progress.epoch < num_epochs and not stopping:
-                    self._run_epoch()
-                    stopping = self._agree_to_stop()
-            except BaseException as error:
-                self.engine.publish()
-                self._end_after(error)
-                raise
-            self.engine.publish()
-            self.schedule.end_fit(self.history.epochs)
-            self.emit("on_fit_end")
+        self.is_fitting = True
+        try:
+            with interruptible(self.stop):
+                self._fit(num_epochs)
+        finally:
+            self.is_fitting = False
         return self.history
+
+    def _fit(self, num_epochs: int) -> None:
+        try:
+            self.emit("on_fit_start")
+            self._finish_epoch()
+            stopping = self._agree_to_stop()
+            while self.progress.epoch < num_epochs and not stopping:
+                self._run_epoch()
+                stopping = self._agree_to_stop()
+        except BaseException as error:
+            self.engine.publish()
+            self._end_after(error)
+            raise
+        self.engine.publish()
+        self.schedule.end_fit(self.history.epochs)
+        self.emit("on_fit_end")
 
     def _end_after(self, error: BaseException) -> None:
         """Tell of the end of a fit that an error has ended: weights and progress are in step.

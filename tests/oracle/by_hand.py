@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import RandomSampler
 
@@ -180,9 +181,8 @@ def is_known(program: Program) -> bool:
 
 
 def is_sum(program: Program) -> bool:
-    """Whether the loss is a sum over samples, and known to be one."""
-    own_weight = program.trainer not in ("plain", "unweighted")
-    return is_known(program) and not own_weight and "sum" in program.loss
+    """Whether the loss is a sum over samples, and known to be one: no compute_loss of one's own."""
+    return is_known(program) and program.trainer == "plain" and "sum" in program.loss
 
 
 def weight_of(program: Program, targets: Tensor) -> float:
@@ -271,10 +271,20 @@ class Hand:
 
     def do_predict(self, event: Event) -> None:
         *inputs, _ = rows(self.program, event.value, seed=5)
+        self.materialize(inputs)
+        drawn = torch.get_rng_state()
         with torch.no_grad():
             self.trace.looks.append(self.twin()[0](*inputs).detach())
+        torch.set_rng_state(drawn)
 
     # ── looks ───────────────────────────────────────────────────────────────────────────────
+
+    def materialize(self, inputs: list[Tensor]) -> None:
+        """Let a lazy layer draw its weights, which whoever looks at it can't do without."""
+        if any(is_lazy(parameter) for parameter in self.model.parameters()):
+            with torch.no_grad():
+                self.model.eval()(*inputs)
+            self.model.train()
 
     def twin(self) -> tuple[nn.Module, Any]:
         """Copies of model and loss in eval mode."""
@@ -286,8 +296,9 @@ class Hand:
 
     def evaluate(self, data: tuple[Tensor, ...]) -> dict[str, float]:
         """The loss of one pass over all rows."""
-        model, loss = self.twin()
         *inputs, targets = (part.clone() for part in data)
+        self.materialize(inputs)
+        model, loss = self.twin()
         drawn = torch.get_rng_state()
         with torch.no_grad():
             output = model(*inputs)
@@ -336,10 +347,8 @@ class Hand:
             for name in self.added:  # who comes in this very moment is called too
                 if name == "clamp" and self.step % 2 == 0:
                     clamp_weights(self.model)
-            if self.stopping:
-                if self.place < len(self.batches):
-                    return
-                break
+            if self.stopping:  # at once: what belongs to an epoch's end comes with the next fit
+                return
         self.finish_epoch()
 
     def next_batches(self) -> list[list[int]]:

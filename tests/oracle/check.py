@@ -14,7 +14,7 @@ from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.by_hand import by_hand, by_hand_until
 from oracle.program import Program
 from oracle.ranks import by_two_ranks
-from oracle.rules import is_to_be_refused
+from oracle.rules import SETTING_WEIGHTS, is_to_be_refused
 from oracle.traces import Trace, difference
 
 TOLERANCES = {"float64": 1e-9, "float32": 3e-4}  # relative, of batches that are cut, and compiled
@@ -82,6 +82,9 @@ def compare(program: Program, got: Trace, expected: Trace, *, resumed: bool) -> 
         return difference(replace(got, end="done", notes=[]), _made(until, got), tolerance)
     if program.engine == "scan":
         got, expected = _without_gradients(got), _without_gradients(expected)
+    if expected.end == "not finite" and program.watch == 0 and program.model in SETTING_WEIGHTS:
+        # The clock says whether the last block ends before the bad forward pass, or behind it.
+        got, expected = _before_the_last(got), _before_the_last(expected)
     # Who explains what is not finite computes that batch's loss once more.
     if not program.is_exact or expected.end == "not finite":
         got, expected = _as_cut(program, got), _as_cut(program, expected)
@@ -91,6 +94,11 @@ def compare(program: Program, got: Trace, expected: Trace, *, resumed: bool) -> 
         expected = replace(expected, notes=kept, looks=looks)
         got, expected = _without_gradients(got), _without_gradients(expected)
     return difference(got, expected, tolerance)
+
+
+def _before_the_last(trace: Trace) -> Trace:
+    points = {step: point for step, point in trace.points.items() if step < trace.steps}
+    return replace(trace, points=points)
 
 
 def _made(until: Trace, got: Trace) -> Trace:

@@ -72,7 +72,7 @@ SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
     ),
 }  # fmt: skip
 # Schedules that go on when a group is added in mid-run.
-OPEN_SCHEDULES = {None, "exponential", "step"}
+OPEN_SCHEDULES = {None, "exponential", "step", "multistep", "linear"}
 # Schedules that compute each rate from the last one, so that it can be set beside them.
 FROM_RATE = {None, "exponential", "step", "multistep", "cosine", "linear", "plateau", "chained"}
 

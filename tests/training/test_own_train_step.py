@@ -56,6 +56,18 @@ def test_a_setting_that_it_leaves_unused_is_refused_before_any_update(options, m
     assert trainer.progress.step == 0
 
 
+def test_a_refusal_leaves_buffers_and_generators_as_they_were() -> None:
+    trainer = make(Bare, clip_grad_norm=1.0)
+    trainer.model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3), trainer.model)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    with pytest.raises(ConfigError):
+        trainer.fit(1)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_microbatches_that_it_leaves_unused_are_refused() -> None:
     class Weighed(Bare):
         def loss_weight(self, batch):

@@ -12,6 +12,7 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.samples import TensorSamples, of_rows
+from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
@@ -101,6 +102,8 @@ class EagerEngine:
             if moved:
                 block.note(torch.tensor(math.nan), 0, size)
             if not isinstance(error, NotFinite):
+                if isinstance(error, ConfigError) and not (moved or guard.deferred):
+                    guard.undo()  # a refusal leaves what forward has changed as it was
                 raise
             guard.broken_off = moved
             if not moved:

@@ -25,10 +25,10 @@ logger = logging.getLogger("gdtrain")
 
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
-    *("lr", "rng", "data", "made_by", "flags", "order", "told"),
+    *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval"),
 }
 # Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
-_SINCE = {"flags", "order", "told"}
+_SINCE = {"flags", "order", "told", "stays_in_eval"}
 COUNTERS_SINCE = {"epoch_weight"}
 
 
@@ -56,6 +56,7 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
     here, told = named(trainer.callbacks), state.get("told")
     named_ones = isinstance(told, list) and all(isinstance(name, str) for name in told)
     demand(told is None or (named_ones and bool(history)), "told is not a list of callbacks")
+    demand(type(state.get("stays_in_eval", False)) is bool, "stays_in_eval is not true or false")
     for name in state["callbacks"]:
         demand(
             name in here,

@@ -322,16 +322,27 @@ class _Optimizer(_Part):
 
 
 class _Generators(_Part):
+    """Those of torch, and others that modules and the trainer hold.
+
+    What a lazy layer has drawn its weights with stays drawn, for the weights stay.
+    """
+
     def keep(self) -> None:
+        self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
         holders: list[Any] = [self.trainer, *modules_of(self.roots())]
         held = [value for holder in holders for value in vars(holder).values()]
         self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
     def restore(self) -> None:
-        self._kept.restore(self.trainer.device)
+        if not self._lazy or self._are_lazy():
+            self._kept.restore(self.trainer.device)
         for own, state in self._own:
             _set_state(own, state)
+
+    def _are_lazy(self) -> bool:
+        held = (p for m in modules_of(self.roots()) for p in m._parameters.values())
+        return any(p is not None and is_lazy(p) for p in held)
 
 
 class _Draws(_Part):

@@ -66,7 +66,7 @@ def check(found: Any, optimizer: Optimizer, names: Names) -> None:
     complete = {"state", "groups"} <= parts <= {"state", "groups", "shared", "own"}
     demand(complete, "optimizer is not complete")
     here = [_with_names(group, names) for group in optimizer.param_groups]
-    _check_groups(found["groups"], here, set(names.values()))
+    _check_groups(found["groups"], here, set(names.values()), set(optimizer.defaults))
     held = {name for group in found["groups"] for name in group["params"]}
     of_names = {name: parameter for parameter, name in names.items()}
     demand(isinstance(found["state"], dict), "optimizer: its state is not a mapping")
@@ -136,7 +136,9 @@ def _with_names(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
 # ── checks ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _check_groups(found: Any, here: list[dict[str, Any]], known: set[str]) -> None:
+def _check_groups(
+    found: Any, here: list[dict[str, Any]], known: set[str], settings: set[str]
+) -> None:
     demand(isinstance(found, list) and len(found) >= len(here), "optimizer: other groups")
     theirs = {_members(group): group for group in found}
     for group in here:
@@ -147,7 +149,9 @@ def _check_groups(found: Any, here: list[dict[str, Any]], known: set[str]) -> No
     for members, group in theirs.items():  # added in mid-run
         demand(members <= known - held, "optimizer: its groups hold other parameters than here")
         held |= members
-        _check_settings(group, here[0])
+        # A schedule notes its own settings in the groups that it finds, and not in later ones.
+        like = {key: v for key, v in here[0].items() if key in settings or key in group}
+        _check_settings(group, like)
     demand(
         sum(len(group["params"]) for group in found) == len(held),
         "optimizer: a parameter is in its groups twice",

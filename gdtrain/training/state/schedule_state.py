@@ -23,6 +23,12 @@ from gdtrain.training.state.plain_values import (
 # Under these, torch's schedulers keep the attributes of callables that are somebody's own.
 _OF_CALLABLES = ("lr_lambdas", "_scale_fn_custom")
 _COUNTERS = ("last_epoch", "_step_count")
+# Each group's rate follows from the last one, so that a group may be added in mid-run, of which
+# they know no ``base_lrs``. torch's others can't go on with one.
+_ALONE = {
+    *(lr_scheduler.ConstantLR, lr_scheduler.LinearLR, lr_scheduler.PolynomialLR),
+    *(lr_scheduler.ExponentialLR, lr_scheduler.StepLR, lr_scheduler.MultiStepLR),
+}
 _FUNCTIONS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial),
     type,
@@ -80,10 +86,14 @@ def _check(found: Any, scheduler: LRScheduler, groups: tuple[int, int], depth: i
             counted = is_finite(theirs) and theirs >= least
             demand(counted, f"{where} is not what it has counted")
         else:
-            _check_value(key, theirs, here[key], groups)
+            sizes = groups if type(scheduler) in _ALONE else groups[1:]
+            _check_value(key, theirs, here[key], groups, sizes)
 
 
-def _check_value(key: str, theirs: Any, here: Any, groups: tuple[int, int]) -> None:
+def _check_value(
+    key: str, theirs: Any, here: Any, groups: tuple[int, int], sizes: tuple[int, ...]
+) -> None:
+    """sizes: of how many groups ``base_lrs`` may be."""
     where = f"scheduler: {key}"
     if key in _OF_CALLABLES:
         both = (theirs, here) if isinstance(here, list) else ([theirs], [here])
@@ -94,7 +104,7 @@ def _check_value(key: str, theirs: Any, here: Any, groups: tuple[int, int]) -> N
             check_plain(where, one)
         return
     if key == "base_lrs":
-        fits = isinstance(theirs, list) and len(theirs) == groups[1]
+        fits = isinstance(theirs, list) and len(theirs) in sizes
         demand(fits, f"{where} is not of as many groups as the optimizer has")
     by_group = isinstance(here, list) and isinstance(theirs, list) and len(here) == groups[0]
     if by_group and here and len(theirs) == groups[1]:

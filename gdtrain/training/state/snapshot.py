@@ -42,6 +42,7 @@ def take(trainer: Run) -> dict[str, Any]:
             if (kept := callback.state_dict())
         },
         "told": _told(trainer),
+        "stays_in_eval": trainer.is_fitting and not trainer.model.training,
         "lr": float(trainer.progress.lr),
         "rng": _everyones_rng(trainer),
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
@@ -137,6 +138,7 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
     trainer.told_of_end = (
         None if told is None else [callbacks[name] for name in told if name in callbacks]
     )
+    trainer.stays_in_eval = state.get("stays_in_eval", False)
     trainer.progress.lr = state["lr"]
     _restore_rng(trainer, state["rng"])
 

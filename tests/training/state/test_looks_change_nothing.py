@@ -422,3 +422,27 @@ def test_a_look_that_runs_out_of_memory_leaves_the_size_of_microbatches(look: st
     moments = {"on_before_update", "on_safe_point", "on_epoch_end"}
     assert all(map(torch.equal, weights(Looker(LOOKS[look], moments)), weights()))
     assert not moments
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("look", ["evaluate", "predict"])
+def test_a_look_at_a_lazy_layer_draws_its_weights_as_a_first_batch_does(look) -> None:
+    """Once: the run goes on from the same numbers, and behind them."""
+
+    def built() -> Trainer:
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.LazyLinear(4), nn.Dropout(0.5), nn.Linear(4, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(
+            model, nn.MSELoss(), optimizer, MiniBatchLoader(data(), 4, seed=0), device="cpu"
+        )
+
+    alone = built()
+    alone.fit(2)
+    expected = torch.get_rng_state()
+    looked_at = built()
+    looked_at.evaluate() if look == "evaluate" else looked_at.predict(data()[0])
+    looked_at.fit(2)
+    assert torch.equal(torch.get_rng_state(), expected)
+    for one, other in zip(looked_at.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -651,6 +651,67 @@ def test_changes_in_mid_run_are_part_of_the_state(change, at, kind, tmp_path) ->
     assert_same_weights(trainer.model, hand)
 
 
+SCHEDULES_OF_RATES = {
+    "exponential": lambda o: torchs.ExponentialLR(o, 0.8),
+    "step": lambda o: torchs.StepLR(o, 2, 0.5),
+}
+
+
+@pytest.mark.parametrize("at", [3, 5, 6])
+@pytest.mark.parametrize("schedule", SCHEDULES_OF_RATES)
+def test_a_group_added_beside_a_schedule_is_part_of_the_state(schedule, at, tmp_path) -> None:
+    """A schedule notes an ``initial_lr`` in the groups that are there when it is made."""
+
+    def build():
+        model = Parts()
+        model.body.requires_grad_(False)
+        held = [*model.norm.parameters(), *model.head.parameters()]
+        optimizer = torch.optim.SGD(held, lr=0.05, momentum=0.9)
+        return model, optimizer, SCHEDULES_OF_RATES[schedule](optimizer)
+
+    def make(*callbacks):
+        model, optimizer, scheduler = build()
+        return trainer_of(model, optimizer, *callbacks, scheduler=scheduler)
+
+    hand = by_hand(*build(), per="epoch", change=join)
+    trainer = resumed(make, tmp_path, at, lambda step, t: join(step, t.model, t.optimizer))
+    assert_same_weights(trainer.model, hand)
+
+
+@pytest.mark.parametrize("at", [4, 5, 6])
+def test_a_model_in_eval_mode_in_mid_run_stays_so_in_a_run_that_is_taken_up(at, tmp_path) -> None:
+    def evaluating(step, model, optimizer):
+        if step == 4:
+            model.eval()
+
+    def build():
+        model = Parts()
+        return model, torch.optim.SGD(model.parameters(), lr=0.05)
+
+    hand = by_hand(*build(), change=evaluating)
+    trainer = resumed(
+        lambda *callbacks: trainer_of(*build(), *callbacks),
+        tmp_path,
+        at,
+        lambda step, t: evaluating(step, t.model, t.optimizer),
+    )
+    assert_same_weights(trainer.model, hand)
+    assert not trainer.model.training
+    trainer.fit(EPOCHS + 1)  # a fit that takes up nothing trains
+    assert trainer.model.training
+
+
+def test_a_snapshot_after_a_fit_trains_whatever_the_mode_was() -> None:
+    trainer = trainer_of(model := Parts(), torch.optim.SGD(model.parameters(), lr=0.05))
+    trainer.fit(1)
+    model.eval()
+    other = trainer_of(model := Parts(), torch.optim.SGD(model.parameters(), lr=0.05))
+    other.load_state_dict(trainer.state_dict())
+    assert not other.model.training
+    other.fit(2)
+    assert other.model.training
+
+
 # ── what does not fit ───────────────────────────────────────────────────────────────────────
 
 
@@ -704,6 +765,7 @@ def wrong_states() -> dict[str, tuple[str, Callable[[dict[str, Any]], Any]]]:
         ),
         "an unknown frozen parameter": ("SGD", lambda s: s["flags"]["model"]["frozen"].append("x")),
         "flags that are none": ("SGD", lambda s: s["flags"].update(model=3)),
+        "a mode that is none": ("SGD", lambda s: s.update(stays_in_eval=1)),
     }
 
 
