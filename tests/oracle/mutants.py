@@ -244,15 +244,15 @@ COUNTERS = (
     Mutant(
         "a fit that an error ends has no on_fit_end",
         "training/trainer.py",
-        "                self._end_after(error)\n",
+        "            self._end_after(error)\n",
         "",
     ),
     Mutant(
         "after an error at an epoch's end the schedule does not move",
         "training/trainer.py",
-        "        self.schedule.after_epoch()\n        self.told = []\n"
+        "        self.schedule.after_epoch()\n        self.told_of_end = []\n"
         "        self._finish_epoch()\n",
-        "        self.told = []\n        self._finish_epoch()\n"
+        "        self.told_of_end = []\n        self._finish_epoch()\n"
         "        self.schedule.after_epoch()\n",
     ),
     Mutant(
@@ -335,8 +335,7 @@ MEANS = (
     Mutant(
         "train_loss is a mean over samples, whatever the loss is divided by",
         "training/engines/eager.py",
-        "block.note("
-        "loss, trainer.step_weights.of(batch, size) if weight is None else weight, size)",
+        "block.note(loss, weight, size)",
         "block.note(loss, size, size)",
     ),
     Mutant(
@@ -463,7 +462,7 @@ def caught(mutant: Mutant | None, most: int = 5000, seed: int = 0) -> tuple[int 
             command, env=environment, capture_output=True, text=True, check=False, cwd=folder
         )
     if done.returncode:
-        return 1, f"does not run: {done.stderr.strip().splitlines()[-1]}"
+        raise RuntimeError(f"{command} does not run: {done.stderr.strip()}")
     number, _, text = done.stdout.partition(": ")
     return (int(number), text.strip()) if number.strip() else (None, "")
 
