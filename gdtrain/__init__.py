@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from gdtrain.analysis.monitors.updates import UpdateRatio as UpdateRatio
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
-    from gdtrain.config.registry import register_loss as register_loss
-    from gdtrain.config.registry import register_model as register_model
-    from gdtrain.config.registry import register_source as register_source
-    from gdtrain.config.registry import register_trainer as register_trainer
     from gdtrain.data.batch import Batch as Batch
     from gdtrain.data.files.mapped import mapped as mapped
     from gdtrain.data.loaders.forms import BatchLoader as BatchLoader
@@ -34,6 +30,20 @@ if TYPE_CHECKING:
     from gdtrain.data.orders.weighted import Weighted as Weighted
     from gdtrain.output.plots.curves import plot_history as plot_history
     from gdtrain.output.tensorboard import TensorBoard as TensorBoard
+    from gdtrain.registry import register_callback as register_callback
+    from gdtrain.registry import register_loader as register_loader
+    from gdtrain.registry import register_loss as register_loss
+    from gdtrain.registry import register_metric as register_metric
+    from gdtrain.registry import register_model as register_model
+    from gdtrain.registry import register_monitor as register_monitor
+    from gdtrain.registry import register_optimizer as register_optimizer
+    from gdtrain.registry import register_order as register_order
+    from gdtrain.registry import register_schedule as register_schedule
+    from gdtrain.registry import register_source as register_source
+    from gdtrain.registry import register_trainer as register_trainer
+    from gdtrain.registry import register_variance_reduction as register_variance_reduction
+    from gdtrain.settings import Settings as Settings
+    from gdtrain.settings import Targets as Targets
     from gdtrain.training.callbacks.averaging import Averaging as Averaging
     from gdtrain.training.callbacks.callback import Callback as Callback
     from gdtrain.training.callbacks.callback import StepLosses as StepLosses
@@ -66,7 +76,9 @@ _HOMES = {
     "SampleGradients": "gdtrain.analysis.monitors.gradients",
     "SampleLoader": "gdtrain.data.loaders.forms",
     "SharpnessMonitor": "gdtrain.analysis.monitors.sharpness",
+    "Settings": "gdtrain.settings",
     "StepLosses": "gdtrain.training.callbacks.callback",
+    "Targets": "gdtrain.settings",
     "TensorBoard": "gdtrain.output.tensorboard",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
@@ -74,10 +86,6 @@ _HOMES = {
     "UpdateRatio": "gdtrain.analysis.monitors.updates",
     "Validation": "gdtrain.training.callbacks.validation",
     "Weighted": "gdtrain.data.orders.weighted",
-    "register_loss": "gdtrain.config.registry",
-    "register_model": "gdtrain.config.registry",
-    "register_source": "gdtrain.config.registry",
-    "register_trainer": "gdtrain.config.registry",
     "compare": "gdtrain.analysis.comparison.compare",
     "landscape": "gdtrain.analysis.landscape",
     "load_run": "gdtrain.config.load_run",
@@ -85,6 +93,18 @@ _HOMES = {
     "mapped": "gdtrain.data.files.mapped",
     "mean_over_samples": "gdtrain.training.metrics",
     "plot_history": "gdtrain.output.plots.curves",
+    "register_callback": "gdtrain.registry",
+    "register_loader": "gdtrain.registry",
+    "register_loss": "gdtrain.registry",
+    "register_metric": "gdtrain.registry",
+    "register_model": "gdtrain.registry",
+    "register_monitor": "gdtrain.registry",
+    "register_optimizer": "gdtrain.registry",
+    "register_order": "gdtrain.registry",
+    "register_schedule": "gdtrain.registry",
+    "register_source": "gdtrain.registry",
+    "register_trainer": "gdtrain.registry",
+    "register_variance_reduction": "gdtrain.registry",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,14 +1,20 @@
-"""Write what is generated from the schema: docs/configuration.md and configs/schema.json.
+"""Write what is generated: gdtrain/parts.json, configs/schema.json and docs/configuration.md.
+
+The index of parts is made of what the modules of the package register; parts that it has already
+keep their order, in which messages name them, and new ones come last.
 
 python scripts/write_reference.py
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
 
+import gdtrain
+from gdtrain import registry
 from gdtrain.config.json_schema import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +25,55 @@ END = "<!-- generated: end -->\n"
 MACHINE_INT = 2**31
 
 
+PACKAGE = Path(gdtrain.__file__).parent
+INDEX = PACKAGE / "parts.json"
+
+
 def main() -> None:
+    known, registry.index = registry.index, {kind: {} for kind in registry.KINDS}.copy
+    text = index_text()  # where a part may have moved to another module
+    registry.index = known
+    INDEX.write_text(text, "utf-8")
+    registry.index.cache_clear()
     PAGE.write_text(with_reference(PAGE.read_text("utf-8")), "utf-8")
     (ROOT / "configs" / "schema.json").write_text(schema_text(), "utf-8")
+
+
+def index_text() -> str:
+    """What is registered in the modules of the package, and of what settings it has."""
+    old = json.loads(INDEX.read_text("utf-8"))
+    for module in modules_of_parts():
+        importlib.import_module(module)
+    ordered = {}
+    for kind in registry.KINDS:
+        parts = entries(kind)
+        names = dict.fromkeys([*old.get(kind, {}), *sorted(parts)])
+        ordered[kind] = {name: parts[name] for name in names if name in parts}
+    return json.dumps(ordered, indent=1, ensure_ascii=False) + "\n"
+
+
+def modules_of_parts() -> list[str]:
+    """The modules that register parts, found by their text."""
+    files = [
+        file
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if "\nregister_" in (text := file.read_text("utf-8")) or "\n@register_" in text
+    ]
+    names = [".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts) for file in files]
+    return [name for name in names if name != registry.__name__]
+
+
+def entries(kind: str) -> dict[str, Any]:
+    """The parts of a kind that the package has."""
+    return {
+        name: {
+            "module": part.home,
+            "description": part.summary,
+            "settings": part.settings.model_json_schema(),
+        }
+        for name, part in registry.registered[kind].items()
+        if part.home.startswith("gdtrain.")
+    }
 
 
 def schema_text() -> str:

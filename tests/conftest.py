@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.processes import Program
 
-from gdtrain.config import registry
+from gdtrain import registry
 
 TESTS = Path(__file__).resolve().parent
 
@@ -41,13 +41,12 @@ def _leaves_no_program() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _forgets(tmp_path_factory) -> Iterator[None]:
     """Parts that a test registers, and modules of its own that it imports, are its own."""
-    kinds = (registry.models, registry.losses, registry.sources, registry.trainers)
-    parts = [dict(kind.parts) for kind in kinds]
+    parts = {kind: dict(there) for kind, there in registry.registered.items()}
     modules, path = set(sys.modules), list(sys.path)
     yield
-    for kind, before in zip(kinds, parts, strict=True):
-        kind.parts.clear()
-        kind.parts.update(before)
+    for kind, there in registry.registered.items():
+        for name in {*there} - {*parts[kind]} - {*registry.index()[kind]}:
+            del there[name]
     sys.path[:] = path
     written = str(tmp_path_factory.getbasetemp())
     for name in set(sys.modules) - modules:

@@ -17,6 +17,9 @@ ROOMS = [
     "checkpoint",
     "training",
     "data",
+    "parts",
+    "registry",
+    "settings",
     "errors",
     "version",
 ]

@@ -133,9 +133,10 @@ def test_the_faults_that_are_shown_are_those_that_are_printed(clone, capsys) -> 
     ]
 
 
-def test_the_configuration_reference_and_the_schema_file_are_up_to_date(capsys) -> None:
+def test_the_index_the_configuration_reference_and_the_schema_file_are_up_to_date(capsys) -> None:
     written = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
     remedy = "run: python scripts/write_reference.py"
+    assert written["index_text"]() == (ROOT / "gdtrain" / "parts.json").read_text("utf-8"), remedy
     page = PAGES["docs/configuration.md"]
     assert "| `batch_size` |" in page
     assert written["with_reference"](page) == page, remedy

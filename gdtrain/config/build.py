@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,40 +11,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from gdtrain.config import registry
-from gdtrain.config.building.data import REGRESSION, prepare_data
+from gdtrain import registry
+from gdtrain.analysis.monitors.monitor import Monitor
+from gdtrain.config.building.data import prepare_data
 from gdtrain.config.building.loss import build_loss
 from gdtrain.config.building.memory import out_of_memory
 from gdtrain.config.building.model import sized_model
-from gdtrain.config.building.monitors import build_monitors, check_monitors
-from gdtrain.config.building.stream import prepare_stream
 from gdtrain.config.schema import Config
-from gdtrain.config.sections.loaders import Form
-from gdtrain.config.sections.losses import CLASS_LABEL_LOSSES
-from gdtrain.config.sections.stream import Stream
-from gdtrain.config.sections.updates import Plateau
-from gdtrain.data.loaders.forms import BatchLoader, Loader, MiniBatchLoader, SampleLoader
+from gdtrain.data.loaders.forms import BatchLoader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phased_loader import PhasedLoader
-from gdtrain.data.loaders.phases import BatchSizes
 from gdtrain.data.orders.order import mix
 from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.settings import LoaderSettings, ScheduleSettings, Settings
 from gdtrain.training import schedules
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
-from gdtrain.training.callbacks.saga import SAGA
-from gdtrain.training.callbacks.svrg import SVRG
 from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
-from gdtrain.training.metrics import (
-    Metric,
-    accuracy,
-    best_of,
-    mean_absolute_error,
-    probability_accuracy,
-)
+from gdtrain.training.metrics import Metric, best_of
 from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything
@@ -53,18 +41,6 @@ from gdtrain.training.trainer import Trainer
 logger = logging.getLogger("gdtrain")
 
 Metrics = dict[str, Metric]
-
-LOADERS: dict[str, Callable[..., Loader]] = {
-    "batch": BatchLoader,
-    "sample": SampleLoader,
-    "minibatch": MiniBatchLoader,
-}
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-REDUCTIONS: dict[str, Callable[..., VarianceReduction]] = {"svrg": SVRG, "saga": SAGA}
 
 
 @dataclass(frozen=True)
@@ -86,8 +62,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     """
     seed_everything(config.seed)
     with stage("data"):
-        is_stream = isinstance(config.data, Stream)
-        data = prepare_stream(config) if is_stream else prepare_data(config)
+        data = prepare_data(config)
     loader = _loader(config, data.training)
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
@@ -102,13 +77,14 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("optimizer"):
         optimizer = _optimizer(config, model)
     metrics = _metrics(config)
-    trainer_type = registry.trainers.parts[config.trainer] if config.trainer else Trainer
+    trainer_type = registry.find("trainer", config.trainer).part if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader, metrics)
         watchers = _watchers(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
-        monitors = build_monitors(config.monitors)
+        monitors: list[Monitor] = _named("monitor", config.monitors)
+        own = _named("callback", config.callbacks)
         trainer: Trainer = trainer_type(
             model,
             loss,
@@ -121,7 +97,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             scheduler_metric=getattr(config.scheduler, "monitor", None),
             validation=_validation(config, validation),
             metrics=metrics,
-            callbacks=[*watchers, *monitors, *(callbacks or [])],
+            callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
             clip_grad_norm=config.clip_grad_norm,
             clip_grad_value=config.clip_grad_value,
             microbatch_size=config.microbatch_size,
@@ -136,7 +112,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             if isinstance(callback, VarianceReduction | Averaging):
                 callback.check(trainer)
     with stage("monitors"):
-        check_monitors(monitors, trainer)
+        _check_monitors(monitors, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return Run(config, trainer, loader, validation, data.preprocessing)
@@ -185,25 +161,16 @@ def _loader(config: Config, data: Any) -> Loader:
     return loader
 
 
-def _form(section: Form, data: Any, seed: int) -> Loader:
-    options = section.model_dump(exclude={"name", "until_epoch"})
-    size = options.get("batch_size")
-    if isinstance(size, list):
-        options["batch_size"] = [(phase.get("until_epoch"), phase["value"]) for phase in size]
-    elif isinstance(size, dict):
-        options["batch_size"] = BatchSizes.growing(**size)
-    loader = LOADERS[section.name](data, seed=seed, **options)
+def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
+    loader: Loader = registry.make("loader", section, data, seed=seed)
     loader.plan(0)  # raises what can't be planned
     return loader
 
 
 def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    options = config.optimizer.model_dump(exclude={"name"})
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer.name == "lbfgs":
-        options["line_search_fn"] = "strong_wolfe" if options.pop("line_search") else None
-        return torch.optim.LBFGS(parameters, **options)
-    return OPTIMIZERS[config.optimizer.name](parameters, **options)
+    optimizer: torch.optim.Optimizer = registry.make("optimizer", config.optimizer, parameters)
+    return optimizer
 
 
 def _scheduler(
@@ -212,47 +179,51 @@ def _scheduler(
     section = config.scheduler
     if section is None:
         return None
-    if isinstance(section, Plateau):
-        if section.monitor is not None:
-            _check_monitored("scheduler.monitor", section.monitor, config, metrics)
-        return schedules.plateau(**section.model_dump(exclude={"name"}))(optimizer)
-    options = section.model_dump(exclude={"name", "per", "warmup"})
-    if section.name == "cosine":
-        total = loader.updates(config.epochs) if section.per == "step" else config.epochs
-        options["total"] = max(1, total - section.warmup)
-    schedule: schedules.Schedule = getattr(schedules, section.name)(**options)
+    if (monitor := getattr(section, "monitor", None)) is not None:
+        _check_monitored("scheduler.monitor", monitor, config, metrics)
+    if not isinstance(section, ScheduleSettings):  # one that is made of the optimizer
+        scheduler: schedules.Scheduler = registry.make("schedule", section)(optimizer)
+        return scheduler
+    total = None
+    if not loader.is_stream:
+        all_of_them = loader.updates(config.epochs) if section.per == "step" else config.epochs
+        total = max(1, all_of_them - section.warmup)
+    schedule: schedules.Schedule = registry.make("schedule", section, total=total)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
 
 
 def _metrics(config: Config) -> Metrics:
-    labels = isinstance(config.loss, CLASS_LABEL_LOSSES)
-    binary = {
-        "bce": probability_accuracy,
-        "bce_with_logits": accuracy,
-    }
     chosen = config.metrics
     if chosen is None:
-        chosen = ["accuracy"] if labels or config.loss.name in binary else []
-    known: Metrics = {}
-    for name in chosen:
-        if name == "mae":
-            if config.loss.name not in REGRESSION:
-                raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(REGRESSION)}")
-            known[name] = mean_absolute_error
-        elif labels:
-            known[name] = accuracy
-        elif config.loss.name in binary:
-            known[name] = binary[config.loss.name]
-        else:
-            raise ConfigError.of("metrics", f"accuracy has no meaning under {config.loss.name}")
-    return known
+        chosen = {name: registry.find("metric", name).settings() for name in config.loss.metrics}
+    return {
+        name: registry.find("metric", name).make(options, loss=config.loss)
+        for name, options in chosen.items()
+    }
+
+
+def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:
+    """The parts that a section maps to their options."""
+    named = (section or {}).items()
+    return [registry.find(kind, name).make(options) for name, options in named]
+
+
+def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
+    """Raise ConfigError, naming the monitor, if one can't measure what it is to on the trainer."""
+    for monitor in monitors:
+        try:
+            monitor.check(trainer)
+        except GdtrainError as error:
+            said = str(error).removeprefix(f"{monitor.name}: ")
+            raise ConfigError.of(monitor.name, said) from error
 
 
 def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
     """The callbacks that sections of the configuration ask for, but for monitors."""
     watchers: list[Callback] = [*_corrections(config), *_averaging(config, loader)]
-    if isinstance(config.data, Stream):
-        watchers.append(Prequential(config.data.window, metrics))
+    if loader.is_stream:
+        window: int = config.data.window  # type: ignore[attr-defined]
+        watchers.append(Prequential(window, metrics))
     if config.early_stopping is not None:
         watchers.append(_early_stopping(config, metrics))
     return watchers
@@ -263,7 +234,7 @@ def _corrections(config: Config) -> list[Callback]:
     if section is None:
         return []
     with stage("variance_reduction"):
-        return [REDUCTIONS[section.name](**section.model_dump(exclude={"name"}))]
+        return [registry.make("variance_reduction", section)]
 
 
 def _averaging(config: Config, loader: Loader) -> list[Callback]:

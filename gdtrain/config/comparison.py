@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from gdtrain import registry
 from gdtrain.config.load import load_config
-from gdtrain.config.messages import not_among, shown
 from gdtrain.config.places import Document, KeyPath
-from gdtrain.config.registry import Strict
 from gdtrain.config.schema import Config
-from gdtrain.config.sections.loaders import Form
-from gdtrain.config.sections.stream import Stream
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.parts import not_among, shown
+from gdtrain.settings import Settings
 
 # What decides the problem, the start and the arithmetic; the rest is how it is gone about.
 COMMON = ("seed", "device", "data", "model", "loss", "precision", "strategy", "trainer")
@@ -46,7 +45,7 @@ def load_forms(
         names = _names(paths)
         forms = [FormConfig(name, *both) for name, both in zip(names, loaded, strict=True)]
     faults = [fault for form in forms[1:] for fault in _differences(forms[0], form)]
-    if isinstance(forms[0].config.data, Stream):
+    if forms[0].config.data.source == "stream":
         said = "a stream can't be evaluated as a whole; compare on a data set"
         faults.append(forms[0].document.fault(("data",), said))
     if faults:
@@ -68,8 +67,7 @@ def _under(path: str, overrides: Sequence[str], loader: str) -> FormConfig:
 
 
 def _check_loaders(loaders: Sequence[str]) -> None:
-    union = get_args(get_args(Form)[0])
-    known = [get_args(section.model_fields["name"].annotation)[0] for section in union]
+    known = registry.names("loader")
     faults = []
     for loader in loaders:
         name, colon, size = loader.partition(":")
@@ -107,10 +105,10 @@ def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
 
 
 def _pairs(path: KeyPath, first: Any, other: Any) -> Iterator[tuple[KeyPath, Any, Any]]:
-    if isinstance(first, Strict) and type(first) is type(other):
+    if isinstance(first, Settings) and type(first) is type(other):
         for key, value in first:
             yield from _pairs((*path, key), value, getattr(other, key))
-    elif isinstance(first, Strict) or isinstance(other, Strict):
+    elif isinstance(first, Settings) or isinstance(other, Settings):
         tag = "source" if path == ("data",) else "name"
         yield (*path, tag), getattr(first, tag, first), getattr(other, tag, other)
     elif first != other:

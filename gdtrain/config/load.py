@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,37 +12,52 @@ from pydantic import ValidationError
 
 from gdtrain.config.messages import faults_of
 from gdtrain.config.places import Document
-from gdtrain.config.registry import Strict
-from gdtrain.config.schema import Config, config_model
+from gdtrain.config.schema import Config
 from gdtrain.config.yaml_reader import plain_scalar
 from gdtrain.config.yaml_source import apply_overrides, read_file
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.parts import BY_INDEX
+from gdtrain.settings import Settings
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> tuple[Config, Document]:
+def load_config(
+    path: str | Path, overrides: Iterable[str] = (), *, by_index: bool = False
+) -> tuple[Config, Document]:
     """Read, override and check a configuration; the document keeps the place of each setting.
 
-    Raises ConfigError that lists every fault with file, line and column.
+    by_index: see :func:`check`. Raises ConfigError that lists every fault with file, line and
+    column.
     """
     document = read_file(path)
     apply_overrides(document, list(overrides))
-    return check(document), document
+    return check(document, by_index=by_index), document
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:
     """Check a configuration given as a dict. Raises ConfigError that lists every fault."""
     try:
-        return config_model().model_validate(dict(data))
-    except ValidationError as error:
-        faults = faults_of(Document("", dict(data)), error)
-        raise ConfigError([Fault(fault.key, fault.message) for fault in faults]) from None
+        return check(Document("", dict(data)))
+    except ConfigError as error:
+        raise ConfigError([Fault(fault.key, fault.message) for fault in error.faults]) from None
 
 
-def check(document: Document) -> Config:
-    """The configuration in a document. Raises ConfigError with every fault and its place."""
+def check(document: Document, *, by_index: bool = False) -> Config:
+    """The configuration in a document. Raises ConfigError with every fault and its place.
+
+    by_index: check keys, types and bounds alone, for which no part is imported. Without torch,
+    whose import takes a while, that is done first in any case.
+    """
+    if "torch" not in sys.modules:
+        config = _checked(document, BY_INDEX)
+        if by_index:
+            return config
+    return _checked(document, None)
+
+
+def _checked(document: Document, context: str | None) -> Config:
     faults = list(document.faults)
     try:
-        config = config_model().model_validate(document.data)
+        config = Config.model_validate(document.data, context=context)
     except ValidationError as error:
         known = {fault.key for fault in faults}
         faults += [fault for fault in faults_of(document, error) if fault.key not in known]
@@ -62,7 +78,7 @@ def dump(config: Config) -> str:
     return text
 
 
-def _settings(section: Strict) -> dict[str, Any]:
+def _settings(section: Settings) -> dict[str, Any]:
     """A section as a dict, the name of its form first, without what is null by default."""
     fields = type(section).model_fields
     given = {
@@ -74,8 +90,17 @@ def _settings(section: Strict) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Strict):
+    if isinstance(value, Settings):
         return _settings(value)
+    if (
+        value
+        and isinstance(value, dict)
+        and all(isinstance(item, Settings) for item in value.values())
+    ):
+        options = {name: _settings(item) for name, item in value.items()}
+        return options if any(options.values()) else list(options)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.checkpoint.expected_tensors import load_weights
-from gdtrain.config import registry
-from gdtrain.config.building.model import build_model
+from gdtrain.config.building.model import build_model, is_built_in
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
@@ -61,7 +60,7 @@ class TrainedRun:
         if not len(rows):
             raise DataError("inputs: there are no rows; at least one is needed")
         check_finite(rows, "inputs")
-        if self.config.model.name not in registry.models.parts and not rows.is_floating_point():
+        if is_built_in(self.config) and not rows.is_floating_point():
             rows = rows.float()
         ready = self.preprocessing.apply(rows)
         if ready.is_floating_point():

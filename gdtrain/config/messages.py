@@ -10,9 +10,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gdtrain import registry
 from gdtrain.config.places import Document, KeyPath
-from gdtrain.config.schema import config_model
+from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
+from gdtrain.parts import not_among, settings_of, shown
 
 MOST_TOLD = 50
 
@@ -69,19 +71,10 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
     kind, context = details["type"], details.get("ctx", {})
     path = _path(document.data, details["loc"])
     value = details["input"]
-    if kind == "misplaced" and path[-1:] != details["loc"][-1:]:
-        path = (*path, details["loc"][-1])  # of a section that is given by its name alone
     if kind == "extra_forbidden":
         return document.fault(path, _unknown_key(document.data, path), of_key=True)
     if kind == "missing":
         return document.fault(path, f"missing; {_purpose(path, document.data)}")
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tag = str(context["discriminator"]).strip("'")
-        if kind == "union_tag_not_found":
-            said = f"missing; it must be one of {', '.join(_forms(str(path[0]), tag))}"
-            return document.fault((*path, tag), said)
-        known = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        return document.fault((*path, tag), not_among(value[tag], known))
     return document.fault(path, _message(kind, context, value, details["msg"]))
 
 
@@ -90,9 +83,8 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
     path: list[int | str] = []
     here: Any = data
     for part in location:
-        if isinstance(here, str) and here == part:  # a section given by its name alone
-            here = {"source": here, "name": here}
-            continue
+        if isinstance(here, str) and _is_section(path) and " " not in str(part):
+            here = {"source": here, "name": here}  # it is given by its name alone
         inside = isinstance(here, dict) and part in here
         if inside or (isinstance(here, list) and part in range(len(here))):
             here = here[part]
@@ -100,6 +92,11 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
             continue
         path.append(part)
     return tuple(path)
+
+
+def _is_section(path: list[int | str]) -> bool:
+    """Whether ``path`` is that of a section that names a part, or of one in a list of them."""
+    return path[:1] != [] and path[0] in KIND_OF and all(isinstance(part, int) for part in path[1:])
 
 
 def _is_union_member(here: Any, part: int | str) -> bool:
@@ -131,7 +128,6 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         "string_type": "a word",
         "list_type": "a list, such as [1, 2]",
         "model_type": "a mapping of settings",
-        "model_attributes_type": "a name or a mapping of settings",
         "dict_type": "a mapping of settings",
     }
     if kind in types:
@@ -150,7 +146,7 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
     if kind == "value_error":
         return str(context["error"])
     if kind == "misplaced":
-        return str(context["said"])
+        return str(context["message"])
     return f"{original}, {got}"
 
 
@@ -164,17 +160,12 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
             return said
     model = _model_at(path[:-1], data)
     known = list(model.model_fields) if model else []
+    if str(path[0]) in MAPPINGS and len(path) == 2:
+        known = registry.names(MAPPINGS[str(path[0])])
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean {near[0]}?"
     return f"unknown key; the keys here are {', '.join(known)}" if known else "unknown key"
-
-
-def not_among(value: Any, known: list[str]) -> str:
-    """What is wrong with a name that is none of the known ones, and which may be meant."""
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"must be one of {', '.join(known)}; got {shown(value)}{hint}"
 
 
 def _purpose(path: KeyPath, data: Any) -> str:
@@ -188,23 +179,17 @@ def _purpose(path: KeyPath, data: Any) -> str:
 
 def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     """The pydantic model of the section at ``path``, as its name in ``data`` selects it."""
-    root = config_model()
     if not path:
-        return root
-    if str(path[0]) not in root.model_fields:
-        return None
-    section = _section_at(path, data)
-    if len(path) > 1 and section is None:
-        return _model_below(root.model_fields[str(path[0])].annotation, path[1:])
-    form = section
-    if isinstance(section, dict):
-        default = "sgd" if path[0] == "optimizer" else None
-        form = section.get("source" if path[0] == "data" else "name", default)
-    for member in _members(root.model_fields[str(path[0])].annotation):
-        tag = member.model_fields.get("source") or member.model_fields.get("name")
-        if tag is None or form in get_args(tag.annotation):
-            return member
-    return None
+        return Config
+    key, section = str(path[0]), _section_at(path, data)
+    if key in MAPPINGS:
+        return settings_of(MAPPINGS[key], str(path[1]), True) if len(path) == 2 else None
+    if key not in KIND_OF:
+        field = Config.model_fields.get(key)
+        return _model_below(field.annotation, path[1:]) if field else None
+    kind = registry.KINDS[KIND_OF[key]]
+    name = section.get(kind.tag, kind.default) if isinstance(section, dict) else section
+    return settings_of(kind.name, name, True) if name in registry.names(kind.name) else None
 
 
 def _model_below(annotation: Any, path: KeyPath) -> type[BaseModel] | None:
@@ -224,22 +209,7 @@ def _section_at(path: KeyPath, data: Any) -> Any:
     return section if len(path) == 1 else None
 
 
-def _forms(section: str, tag: str) -> list[str]:
-    """The names of the forms that a section can have."""
-    members = _members(config_model().model_fields[section].annotation)
-    names = [name for m in members for name in get_args(m.model_fields[tag].annotation)]
-    return list(dict.fromkeys(names))
-
-
 def _members(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [member for part in get_args(annotation) for member in _members(part)]
-
-
-def shown(value: Any) -> str:
-    """A setting's value as a person would write it, shortened."""
-    text = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
-    if isinstance(value, bool):
-        text = str(value).lower()
-    return text if len(text) <= 60 else text[:57] + "…"

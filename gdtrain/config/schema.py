@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import or_
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from gdtrain.config import registry
-from gdtrain.config.registry import Strict
-from gdtrain.config.sections import stream
-from gdtrain.config.sections.bounds import (
+from gdtrain import registry
+from gdtrain.data.loaders.phases import following
+from gdtrain.parts import OneOf, OneOfKinds, SomeOf, fault
+from gdtrain.settings import (
+    LoaderSettings,
+    LossSettings,
+    NamedSettings,
     NonNegative,
     Positive,
     PositiveFloat,
+    Settings,
+    SourceSettings,
     instead_of,
-    shorthand,
 )
-from gdtrain.config.sections.corrections import (
-    AveragingSection,
-    VarianceReductionSection,
-    no_reduction,
-)
-from gdtrain.config.sections.data import Data, DataSection, Source
-from gdtrain.config.sections.loaders import LoaderSection, check_phases
-from gdtrain.config.sections.losses import Loss, LossSection
-from gdtrain.config.sections.models import Model, ModelSection
-from gdtrain.config.sections.monitors import Monitors, MonitorsSection
-from gdtrain.config.sections.monitors import misfit as monitors_misfit
-from gdtrain.config.sections.updates import OptimizerSection, ScheduleSection
-from gdtrain.errors import ConfigError
+
+# The sections that name a part, and its kind.
+KIND_OF = {
+    "data": "source",
+    "model": "model",
+    "loss": "loss",
+    "loader": "loader",
+    "optimizer": "optimizer",
+    "variance_reduction": "variance_reduction",
+    "scheduler": "schedule",
+}
+# Those that map names of parts to their options.
+MAPPINGS = {"metrics": "metric", "monitors": "monitor", "callbacks": "callback"}
+
+Loader = Annotated[LoaderSettings, OneOf("loader")]
 
 
-class ValidationSection(Strict):
+class AveragingSection(Settings):
+    """Average the weights over the updates, beside training, which goes on from its own."""
+
+    start_epoch: Positive | None = None
+    """The first epoch whose weights are averaged, counted from 1; 1 if neither start is given."""
+    start_step: Annotated[Positive | None, instead_of("start_epoch")] = None
+    """The first update whose weights are averaged, counted from 1."""
+    every_n_steps: Positive = 1
+    """Average the weights after every k-th update. Under engine scan, 1 costs most of its speed."""
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """d of the exponential average d · mean + (1 - d) · θ; all count alike if left out."""
+
+
+class ValidationSection(Settings):
     """When to evaluate on the validation part."""
 
     every_n_steps: Positive | None = None
@@ -42,7 +59,7 @@ class ValidationSection(Strict):
     """After every k-th epoch; every epoch if neither is given."""
 
 
-class EarlyStoppingSection(Strict):
+class EarlyStoppingSection(Settings):
     """Stop when a metric has not improved for some epochs."""
 
     monitor: str = "val_loss"
@@ -55,7 +72,7 @@ class EarlyStoppingSection(Strict):
     """Whether lower or higher is better; by the metric if left out."""
 
 
-class LogSection(Strict):
+class LogSection(Settings):
     """What goes into metrics.jsonl besides the epochs, and what is made of it."""
 
     every_n_steps: Positive = 50
@@ -68,7 +85,7 @@ class LogSection(Strict):
     """Draw loss.png when training is over, if matplotlib is installed."""
 
 
-class CheckpointSection(Strict):
+class CheckpointSection(Settings):
     """When to save checkpoints, besides those at the start, the end and an interruption."""
 
     every_n_steps: Positive | None = None
@@ -83,29 +100,31 @@ class CheckpointSection(Strict):
     """A metric of the epochs, such as val_loss: the checkpoint of its best epoch is kept too."""
 
 
-class Config(Strict):
+class Config(Settings):
     """One training run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides initial weights, split, orders and dropout."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = "auto"
     """auto (cuda, mps, then cpu), cpu, cuda, cuda:1 or mps."""
-    data: DataSection
+    data: Annotated[SourceSettings, OneOf("source")]
     """Where the samples come from, by source."""
-    model: ModelSection
+    model: Annotated[NamedSettings, OneOf("model")]
     """The model, by name."""
-    loss: LossSection
+    loss: Annotated[LossSettings, OneOf("loss")]
     """The loss, by name."""
-    loader: LoaderSection
+    loader: Annotated[
+        Any, OneOfKinds(one=Loader, several=Annotated[list[Loader], Field(min_length=1)])
+    ]
     """Which form of gradient descent: batch, sample or minibatch. Or a list of them, each until the
     end of an epoch."""
-    optimizer: OptimizerSection
+    optimizer: Annotated[NamedSettings, OneOf("optimizer")]
     """The optimizer, by name; sgd if no name is given."""
-    variance_reduction: VarianceReductionSection | None = None
+    variance_reduction: Annotated[NamedSettings, OneOf("variance_reduction")] | None = None
     """Correct the gradients of the batches so that their noise vanishes at the minimum, by name."""
     averaging: AveragingSection | None = None
     """Average the weights over the updates; evaluated and written beside the last ones."""
-    scheduler: ScheduleSection | None = None
+    scheduler: Annotated[Any, OneOf("schedule")] | None = None
     """How the learning rate changes, by name."""
     clip_grad_norm: PositiveFloat | None = None
     """Bound on the 2-norm of the gradient."""
@@ -138,14 +157,16 @@ class Config(Strict):
     """Passes over the training part, in total."""
     validation: ValidationSection = ValidationSection()
     """When to evaluate on the validation part."""
-    metrics: list[Literal["accuracy", "mae"]] | None = None
-    """Evaluated beside the loss; accuracy for losses over classes if left out."""
+    metrics: Annotated[dict[str, Settings], SomeOf("metric", may_be_none=True)] | None = None
+    """Evaluated beside the loss, by name; accuracy for losses over classes if left out."""
     early_stopping: EarlyStoppingSection | None = None
     """Stop when a metric has not improved for some epochs."""
     log: LogSection = LogSection()
     """What goes into metrics.jsonl besides the epochs, and what is made of it."""
-    monitors: MonitorsSection = None
+    monitors: Annotated[dict[str, Settings], SomeOf("monitor")] | None = None
     """What to measure beside the loss: a list of names, or each name with its options."""
+    callbacks: Annotated[dict[str, Settings], SomeOf("callback")] | None = None
+    """Registered callbacks: a list of names, or each name with its options."""
     checkpoint: CheckpointSection = CheckpointSection()
     """When to save checkpoints."""
     trainer: str | None = None
@@ -154,71 +175,49 @@ class Config(Strict):
     @field_validator("loader", mode="before")
     @classmethod
     def _in_the_order_of_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
-        is_stream = isinstance(info.data.get("data"), stream.Stream)
-        return stream.in_its_order(value) if is_stream else value
+        """A stream has an order of its own, which a loader need not name."""
+        if getattr(info.data.get("data"), "source", None) != "stream":
+            return value
+        value = {"name": value} if isinstance(value, str) else value
+        return {"order": "sequential", **value} if isinstance(value, dict) else value
 
     @field_validator("loader")
     @classmethod
     def _phases_follow(cls, value: Any) -> Any:
-        check_phases(value)
+        if isinstance(value, list):
+            following(value)
+        elif value.until_epoch is not None:
+            said = "has no effect outside a list of loaders; remove it, or add the loader after it"
+            raise fault(said, "until_epoch")
         return value
 
-    @field_validator("loader", "scheduler", "epochs", "early_stopping")
+    @field_validator("*")
     @classmethod
-    def _fits_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
-        said = stream.misfit(info.field_name, value)
-        if said and isinstance(info.data.get("data"), stream.Stream):
-            raise ValueError(said)
-        return value
-
-    @field_validator("monitors")
-    @classmethod
-    def _can_look(cls, value: Monitors | None, info: ValidationInfo) -> Monitors | None:
-        is_stream = isinstance(info.data.get("data"), stream.Stream)
-        said = monitors_misfit(value) if value is not None and is_stream else None
-        if said:
-            raise ValueError(said)
-        return value
-
-    @field_validator("variance_reduction")
-    @classmethod
-    def _has_variance(cls, value: Any, info: ValidationInfo) -> Any:
-        is_stream = isinstance(info.data.get("data"), stream.Stream)
-        parts = (info.data.get("loader"), info.data.get("optimizer"))
-        if value is not None and (said := no_reduction(*parts, is_stream)):
-            raise ValueError(said)
-        return value
-
-    @field_validator("averaging")
-    @classmethod
-    def _has_epochs(cls, value: Any, info: ValidationInfo) -> Any:
-        is_stream = isinstance(info.data.get("data"), stream.Stream)
-        if value is not None and is_stream and (value.start_epoch or 1) > 1:
-            raise ValueError("start_epoch has no effect on a stream, which is one epoch")
+    def _suits_the_parts_before_it(cls, value: Any, info: ValidationInfo) -> Any:
+        for part in info.data.values():
+            said = part.refuses(str(info.field_name), value) if isinstance(part, Settings) else None
+            if said is not None:
+                raise ValueError(said)
         return value
 
     @field_validator("validation")
     @classmethod
     def _needs_validation_part(cls, value: Any, info: ValidationInfo) -> Any:
-        data = info.data.get("data")
-        if value != ValidationSection() and isinstance(data, Data) and not data.validation_fraction:
+        if value != ValidationSection() and _is_all_trained_on(info):
             raise ValueError("has no effect without data.validation_fraction; set it")
         return value
 
     @field_validator("metrics")
     @classmethod
     def _are_evaluated(cls, value: Any, info: ValidationInfo) -> Any:
-        data = info.data.get("data")
-        if value and isinstance(data, Data) and not data.validation_fraction:
+        if value and _is_all_trained_on(info):
             raise ValueError("have no effect without data.validation_fraction; set it")
         return value
 
     @field_validator("checkpoint")
     @classmethod
     def _can_be_kept(cls, value: CheckpointSection, info: ValidationInfo) -> CheckpointSection:
-        data = info.data.get("data")
-        of_validation = (value.keep_best or "").startswith("val_")
-        if of_validation and isinstance(data, Data) and not data.validation_fraction:
+        if (value.keep_best or "").startswith("val_") and _is_all_trained_on(info):
             said = f"keeps the best {value.keep_best} but data.validation_fraction is 0; set it"
             raise ValueError(said)
         return value
@@ -226,38 +225,21 @@ class Config(Strict):
     @field_validator("early_stopping")
     @classmethod
     def _can_be_monitored(cls, value: Any, info: ValidationInfo) -> Any:
-        data = info.data.get("data")
-        if value is None or not value.monitor.startswith("val_") or not isinstance(data, Data):
-            return value
-        if not data.validation_fraction:
-            raise ValueError(f"monitors {value.monitor} but data.validation_fraction is 0; set it")
+        monitor = "" if value is None else value.monitor
+        if monitor.startswith("val_") and _is_all_trained_on(info):
+            raise ValueError(f"monitors {monitor} but data.validation_fraction is 0; set it")
         return value
 
     @field_validator("trainer")
     @classmethod
     def _is_registered(cls, value: str | None) -> str | None:
-        if value is not None and value not in registry.trainers.parts:
-            known = ", ".join(registry.trainers.parts) or "none"
+        if value is not None and value not in registry.names("trainer"):
+            known = ", ".join(registry.names("trainer")) or "none"
             raise ValueError(f"{value!r} is not registered (registered: {known}); use --import")
         return value
 
 
-def config_model() -> type[Config]:
-    """The type of a configuration, with what a user has registered among its parts."""
-    fields: dict[str, Any] = {}
-    for key, built_in, registered, base in (
-        ("data", Source, registry.sources, Data),
-        ("model", Model, registry.models, Strict),
-        ("loss", Loss, registry.losses, Strict),
-    ):
-        if registered.parts:
-            tag = registered.tag
-            for part in get_args(built_in):
-                for name in get_args(part.model_fields[tag].annotation):
-                    if name in registered.parts:
-                        said = f"{name!r} is built in; register yours under another name"
-                        raise ConfigError.of(key, said)
-            union: Any = reduce(or_, registered.option_models(base), built_in)
-            kind = Annotated[union, Field(discriminator=tag), shorthand(tag)]
-            fields[key] = (kind, Field(description=Config.model_fields[key].description))
-    return create_model("Config", __base__=Config, **fields) if fields else Config
+def _is_all_trained_on(info: ValidationInfo) -> bool:
+    """Whether no part of the data is kept for validation."""
+    data = info.data.get("data")
+    return isinstance(data, SourceSettings) and not data.validation_fraction

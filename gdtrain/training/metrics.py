@@ -12,6 +12,8 @@ from torch import Tensor
 from gdtrain.data.rows import join
 from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ConfigError
+from gdtrain.registry import find, names, register_metric
+from gdtrain.settings import LossSettings, OptionsOnly
 from gdtrain.training.losses import of_torch
 
 Function = Callable[[Any, Any], Any]
@@ -118,6 +120,40 @@ def probability_accuracy(output: Tensor, targets: Tensor) -> Tensor:
 def mean_absolute_error(output: Tensor, targets: Tensor) -> Tensor:
     """mean |output - target|, in the units of the target."""
     return (output - targets).abs().mean()
+
+
+class Accuracy(OptionsOnly):
+    """Share of samples whose predicted class is the target."""
+
+
+@register_metric("accuracy", Accuracy)
+class AccuracyUnder:
+    """Makes the accuracy that goes with a loss. Raises ConfigError if none does."""
+
+    def __new__(cls, loss: LossSettings) -> Any:
+        if "accuracy" not in loss.metrics:
+            raise ConfigError.of("metrics", f"accuracy has no meaning under {loss.name}")
+        return probability_accuracy if "sigmoid" in loss.output_activations else accuracy
+
+
+class Mae(OptionsOnly):
+    """Mean absolute error, in the unit of the targets."""
+
+
+@register_metric("mae", Mae)
+class MeanAbsoluteErrorUnder:
+    """Makes the mean absolute error, for a loss of errors. Raises ConfigError for others."""
+
+    def __new__(cls, loss: LossSettings) -> Any:
+        if not loss.targets.unit:
+            raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(losses_of_errors())}")
+        return mean_absolute_error
+
+
+def losses_of_errors() -> list[str]:
+    """The names of the losses whose targets have a unit."""
+    settings: dict[str, Any] = {n: find("loss", n).settings for n in names("loss")}
+    return [name for name, its in settings.items() if getattr(its.targets, "unit", False)]
 
 
 def check_metrics(metrics: Any, key: str = "metrics") -> dict[str, Metric]:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
+from pydantic import Field, field_validator
 from torch import nn
 
 from gdtrain.errors import ModelError
+from gdtrain.registry import register_model
+from gdtrain.settings import Fraction, NamedSettings, Positive
+
+Activation = Literal[
+    "relu", "tanh", "sigmoid", "gelu", "silu", "elu", "leaky_relu", "softplus", "identity"
+]
+OutputActivation = Literal["none", "sigmoid", "tanh", "softplus", "softmax", "log_softmax"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,21 +31,47 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+class Linear(NamedSettings):
+    """One affine map from the flattened inputs to the outputs."""
+
+    bias: bool = True
+    """Add a bias."""
+    output_activation: OutputActivation = "none"
+    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+
+
+@register_model("linear", Linear)
 def linear(
     input_shape: Sequence[int],
-    num_outputs: int,
+    out_features: int,
     *,
     bias: bool = True,
     output_activation: str = "none",
 ) -> nn.Sequential:
-    """One affine map: [B, *input_shape] -> [B, num_outputs]."""
-    layers = [*_flatten(input_shape), nn.Linear(math.prod(input_shape), num_outputs, bias=bias)]
+    """One affine map: [B, *input_shape] -> [B, out_features]."""
+    layers = [*_flatten(input_shape), nn.Linear(math.prod(input_shape), out_features, bias=bias)]
     return nn.Sequential(*layers, *_output(output_activation))
 
 
+class Mlp(NamedSettings):
+    """A multi-layer perceptron on the flattened inputs."""
+
+    hidden: list[Positive] = Field([64])
+    """Sizes of the hidden layers."""
+    activation: Activation = "relu"
+    """What follows each hidden layer."""
+    dropout: Fraction = 0.0
+    """Probability of dropping a hidden unit."""
+    batch_norm: bool = False
+    """Batch normalisation before each activation."""
+    output_activation: OutputActivation = "none"
+    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+
+
+@register_model("mlp", Mlp)
 def mlp(
     input_shape: Sequence[int],
-    num_outputs: int,
+    out_features: int,
     *,
     hidden: Sequence[int] = (64,),
     activation: str = "relu",
@@ -44,19 +79,46 @@ def mlp(
     batch_norm: bool = False,
     output_activation: str = "none",
 ) -> nn.Sequential:
-    """A multi-layer perceptron: [B, *input_shape] -> [B, num_outputs]."""
+    """A multi-layer perceptron: [B, *input_shape] -> [B, out_features]."""
     layers = _flatten(input_shape)
     size = math.prod(input_shape)
     for width in hidden:
         layers.append(nn.Linear(size, width))
         layers += _after(nn.BatchNorm1d(width) if batch_norm else None, activation, dropout)
         size = width
-    return nn.Sequential(*layers, nn.Linear(size, num_outputs), *_output(output_activation))
+    return nn.Sequential(*layers, nn.Linear(size, out_features), *_output(output_activation))
 
 
+class Cnn(NamedSettings):
+    """A small convolutional network for inputs [channels, height, width]."""
+
+    channels: Annotated[list[Positive], Field(min_length=1)] = Field([16, 32])
+    """Channels of the convolutions; each is followed by the activation and 2x2 max pooling."""
+    kernel_size: Positive = 3
+    """Side of the kernels, odd; the picture is padded to keep its size."""
+    hidden: list[Positive] = Field([64])
+    """Sizes of the hidden layers after the convolutions."""
+    activation: Activation = "relu"
+    """What follows each convolution and hidden layer."""
+    dropout: Fraction = 0.0
+    """Probability of dropping a hidden unit."""
+    batch_norm: bool = False
+    """Batch normalisation before each activation."""
+    output_activation: OutputActivation = "none"
+    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError(f"must be odd, got {value}")
+        return value
+
+
+@register_model("cnn", Cnn)
 def cnn(
     input_shape: Sequence[int],
-    num_outputs: int,
+    out_features: int,
     *,
     channels: Sequence[int] = (16, 32),
     kernel_size: int = 3,
@@ -66,7 +128,7 @@ def cnn(
     batch_norm: bool = False,
     output_activation: str = "none",
 ) -> nn.Sequential:
-    """Convolutions with 2x2 max pooling, then an MLP: [B, C, H, W] -> [B, num_outputs].
+    """Convolutions with 2x2 max pooling, then an MLP: [B, C, H, W] -> [B, out_features].
 
     Raises ModelError for inputs that are not [C, H, W], or too small for that many poolings.
     """
@@ -89,7 +151,7 @@ def cnn(
         size, height, width = wide, height // 2, width // 2
     head = mlp(
         [size, height, width],
-        num_outputs,
+        out_features,
         hidden=hidden,
         activation=activation,
         dropout=dropout,

@@ -7,12 +7,21 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError
+from gdtrain.registry import register_schedule
+from gdtrain.settings import (
+    NamedSettings,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    ScheduleSettings,
+)
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.metrics import best_of
 from gdtrain.training.state.plain_values import is_finite
@@ -30,11 +39,25 @@ _FROM_RATE = {
 Schedule = Callable[[int], float]
 
 
+class Constant(ScheduleSettings):
+    """α_t = α_0, after the warm-up."""
+
+
+@register_schedule("constant", Constant)
 def constant() -> Schedule:
     """α_t = α_0."""
     return _constant
 
 
+class Cosine(ScheduleSettings):
+    """α_t falls from α_0 along half a cosine (Loshchilov and Hutter, 2017)."""
+
+    needs_total = True
+    min_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of α_0 at the end of training."""
+
+
+@register_schedule("cosine", Cosine)
 def cosine(total: int, min_factor: float = 0.0) -> Schedule:
     """α_t = α_0 (m + (1 - m)(1 + cos(π t / total)) / 2), then m α_0 (Loshchilov, Hutter 2017, 5).
 
@@ -44,17 +67,43 @@ def cosine(total: int, min_factor: float = 0.0) -> Schedule:
     return partial(_cosine, total, min_factor)
 
 
+class Step(ScheduleSettings):
+    """α_t = α_0 · gamma^floor(t / every)."""
+
+    every: Positive
+    """How many t between two falls."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Factor of each fall."""
+
+
+@register_schedule("step", Step)
 def step(every: int, gamma: float = 0.1) -> Schedule:
     """α_t = α_0 γ^⌊t / every⌋."""
     _check(every >= 1, "every", f"must be >= 1, got {every}")
     return partial(_step, every, gamma)
 
 
+class Exponential(ScheduleSettings):
+    """α_t = α_0 · gamma^t."""
+
+    gamma: Annotated[float, Field(gt=0, le=1)]
+    """Factor of each t."""
+
+
+@register_schedule("exponential", Exponential)
 def exponential(gamma: float) -> Schedule:
     """α_t = α_0 γ^t."""
     return partial(pow, gamma)
 
 
+class InverseTime(ScheduleSettings):
+    """α_t = a / (b + t) with a = α_0 · b (Robbins and Monro, 1951)."""
+
+    b: PositiveFloat
+    """After b steps (or epochs) the learning rate is half of α_0."""
+
+
+@register_schedule("inverse_time", InverseTime)
 def inverse_time(b: float = 1.0) -> Schedule:
     """α_t = a / (b + t) with a = α_0 b, so that it starts at α_0 (Robbins and Monro, 1951).
 
@@ -99,6 +148,25 @@ def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
     return LambdaLR(optimizer, schedule)
 
 
+class Plateau(NamedSettings):
+    """α falls by a factor where a metric of the epochs has stopped improving."""
+
+    monitor: str | None = None
+    """A metric of the epochs, looked at after those that have it; by default val_loss, or
+    train_loss without validation."""
+    mode: Literal["min", "max"] | None = None
+    """Whether lower or higher is better; by default max of an accuracy, else min."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Factor of each fall."""
+    patience: Annotated[int, Field(ge=0, lt=2**31)] = 10
+    """How many of the metric's values may pass without an improvement before a fall."""
+    min_delta: NonNegative = 0.0
+    """By how much a value must beat the best to count."""
+    min_lr: NonNegative = 0.0
+    """The learning rate falls no further."""
+
+
+@register_schedule("plateau", Plateau)
 def plateau(
     monitor: str | None = None,
     mode: Literal["min", "max"] | None = None,

@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gdtrain import SampleLoader, Trainer
+from gdtrain import SampleLoader, Trainer, registry
 from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.build import build
-from gdtrain.config.building.monitors import MONITORS
 from gdtrain.config.load import load_config
 from gdtrain.data.builtin.problems import teaching
 
@@ -79,7 +78,7 @@ def main() -> int:
 
 def _rows(run: str, repeats: int) -> list[tuple[str, bool]]:
     """The table's rows of one run, and whether each is over what is allowed."""
-    kinds: list[str | None] = [None, *MONITORS]
+    kinds: list[str | None] = [None, *registry.names("monitor")]
     found: dict[str | None, list[Measured]] = {kind: [] for kind in kinds}
     _measured(run, None)
     for repeat in range(repeats):
@@ -89,7 +88,7 @@ def _rows(run: str, repeats: int) -> list[tuple[str, bool]]:
                 found[kind].append(_measured(run, kind))
     without = min(each.busy for each in found[None])
     rows = []
-    for kind in MONITORS:
+    for kind in registry.names("monitor"):
         more = min(each.busy for each in found[kind]) / without - 1
         inside = statistics.median(each.inside / each.wall for each in found[kind])
         monitor = found[kind][-1].monitor
@@ -107,7 +106,7 @@ def _rows(run: str, repeats: int) -> list[tuple[str, bool]]:
 def _measured(run: str, kind: str | None) -> Measured:
     trainer, epochs = RUNS[run]()
     trainer.fit(2)
-    monitor = None if kind is None else MONITORS[kind]()
+    monitor = None if kind is None else registry.find("monitor", kind).part()
     inside = 0.0
 
     def timed(method: Callable[..., None]) -> Callable[..., None]:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from gdtrain import registry
 from gdtrain.cli.main import main
 from gdtrain.config.build import build
 from gdtrain.config.load import dump, parse_config
-from gdtrain.config.sections.monitors import NAMES
 from gdtrain.config.yaml_source import read_text
 from gdtrain.output.metrics_log import read_metrics
+
+NAMES = registry.names("monitor")
 
 CONFIG = """\
 data: {source: teaching, num_samples: 23}
@@ -91,12 +93,12 @@ def config(monitors: object) -> dict:
     return data | {"monitors": monitors}
 
 
-@pytest.mark.parametrize("written", [list(NAMES), {name: {} for name in NAMES}])
+@pytest.mark.parametrize("written", [NAMES, {name: {} for name in NAMES}])
 def test_names_alone_ask_for_every_monitor_at_its_default(written) -> None:
     parsed = parse_config(config(written))
     assert parse_config(read_text(dump(parsed), "").data) == parsed
     monitors = [c for c in build(parsed).trainer.callbacks if getattr(c, "name", None) in NAMES]
-    assert [monitor.name for monitor in monitors] == list(NAMES)
+    assert [monitor.name for monitor in monitors] == NAMES
 
 
 def test_options_reach_the_monitors() -> None:

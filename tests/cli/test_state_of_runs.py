@@ -14,11 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gdtrain import MiniBatchLoader, Trainer, load_run
+from gdtrain import MiniBatchLoader, Trainer, load_run, registry
 from gdtrain.checkpoint import json_values as values
 from gdtrain.checkpoint.format import read_state, read_weights, write_state, write_weights
 from gdtrain.cli.main import main
-from gdtrain.config import registry
 from gdtrain.errors import CheckpointError
 
 CONFIG = """\
@@ -67,7 +66,7 @@ class Remembers(nn.Module):
 def run(tmp_path, monkeypatch) -> Path:
     """The directory of a finished run, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(registry.models.parts, "remembers", Remembers)
+    registry.register_model("remembers")(Remembers)
     Path("a.yaml").write_text(CONFIG, "utf-8")
     assert main(["--config", "a.yaml", "--output-dir", "out"]) == 0
     return Path("out")
@@ -172,7 +171,8 @@ def test_extra_state_that_can_not_be_saved_ends_the_run_before_its_first_update(
             return {**super().get_extra_state(), "held": {1, 2}}
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(registry.models.parts, "remembers", Odd)
+    del registry.registered["model"]["remembers"]
+    registry.register_model("remembers")(Odd)
     steps = []
     monkeypatch.setattr(Trainer, "train_step", lambda *_: steps.append(1))
     Path("a.yaml").write_text(CONFIG, "utf-8")

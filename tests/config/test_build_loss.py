@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from gdtrain.config.building.loss import BCELoss, MeanKLDivLoss, build_loss
+from gdtrain.config.building.loss import build_loss
 from gdtrain.config.load import parse_config
+from gdtrain.training.losses.probabilities import BCELoss, MeanKLDivLoss
 
 
 def made(loss: object, num_outputs: int = 2) -> nn.Module:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from gdtrain import load_run
+from gdtrain import load_run, registry
 from gdtrain.cli.main import main
-from gdtrain.config import registry
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.load import check, dump, parse_config
 from gdtrain.config.yaml_source import read_text
@@ -23,7 +22,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from gdtrain import Trainer
-from gdtrain.config.registry import (
+from gdtrain.registry import (
     register_loss, register_model, register_source, register_trainer
 )
 

@@ -11,14 +11,9 @@ from helpers.paths import ROOT
 from helpers.schema_errors import SCHEMA, errors
 from torch import nn
 
-from gdtrain.config.build import LOADERS, OPTIMIZERS, REDUCTIONS
-from gdtrain.config.building.data import READERS
-from gdtrain.config.building.loss import LOSSES
-from gdtrain.config.building.model import MODELS
+from gdtrain import registry
 from gdtrain.config.schema import Config
-from gdtrain.config.sections import corrections, data, loaders, losses, models, updates
-from gdtrain.training import schedules
-from gdtrain.training.models import ACTIVATIONS
+from gdtrain.training.models import ACTIVATIONS, Activation
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -90,38 +85,29 @@ def test_the_schema_takes_and_refuses_what_the_program_does(changes, found):
     assert errors(valid | changes, SCHEMA) == found
 
 
-def tag_of(model: Any) -> str:
-    field = model.model_fields.get("name") or model.model_fields["source"]
-    return get_args(field.annotation)[0]
-
-
 @pytest.mark.parametrize(
-    ("union", "table"),
-    [
-        (losses.Loss, LOSSES),
-        (models.Model, MODELS),
-        (data.Source, [*READERS, "stream"]),
-        (get_args(loaders.Form)[0], LOADERS),
-        (get_args(corrections.VarianceReductionSection)[0], REDUCTIONS),
-        (get_args(updates.OptimizerSection)[0], [*OPTIMIZERS, "lbfgs"]),
-    ],
+    ("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 )
-def test_every_name_can_be_built(union, table):
-    assert {tag_of(model) for model in get_args(union)} == set(table)
+def test_every_name_is_registered_where_the_index_says(kind, name):
+    part = registry.find(kind, name)
+    entry = registry.index()[kind][name]
+    assert (part.name, part.home, part.summary) == (name, entry["module"], entry["description"])
+    options = set(part.settings.model_fields) - {part.kind.tag, *part.kind.base.model_fields}
+    parameters = inspect.signature(part.part).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    assert open_ended or options <= set(parameters)
 
 
-def test_every_schedule_can_be_built():
-    for section in get_args(get_args(updates.ScheduleSection)[0]):
-        options = set(section.model_fields) - {"name", "per", "warmup"}
-        parameters = set(inspect.signature(getattr(schedules, tag_of(section))).parameters)
-        assert parameters == options | ({"total"} if section is updates.Cosine else set())
+LOSSES = {name: registry.find("loss", name) for name in registry.names("loss")}
+# Not torch.nn's own: the loss is made by a class of the project's.
+OWN = {"bce": nn.BCELoss, "kl_div": nn.KLDivLoss}
 
 
-@pytest.mark.parametrize("section", get_args(losses.Loss), ids=tag_of)
-def test_losses_are_those_of_torch_with_their_arguments_and_defaults(section):
-    loss = LOSSES[tag_of(section)]
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_those_of_torch_with_their_arguments_and_defaults(name):
+    loss, section = OWN.get(name, LOSSES[name].part), LOSSES[name].settings
     assert loss is getattr(nn, loss.__name__)
-    assert loss.__name__.lower() == tag_of(section).replace("_", "") + "loss"
+    assert loss.__name__.lower() == name.replace("_", "") + "loss"
     known = inspect.signature(loss).parameters
     taken = set(section.model_fields) - {"name"}
     # `reduction` is the mean where one batch is one update; the other two are deprecated.
@@ -143,13 +129,13 @@ def test_torch_losses_that_are_left_out_take_more_than_output_and_targets():
         "TripletMarginWithDistanceLoss": "takes three outputs",
         "NLLLoss2d": "deprecated",
     }
-    offered = {loss.__name__ for loss in LOSSES.values()}
+    offered = {OWN.get(name, loss.part).__name__ for name, loss in LOSSES.items()}
     there = {name for name in vars(nn) if re.search(r"Loss(2d)?$", name)}
     assert there - offered <= set(special)
 
 
 def test_activations_are_those_of_torch():
-    assert set(get_args(models.Activation)) == set(ACTIVATIONS)
+    assert set(get_args(Activation)) == set(ACTIVATIONS)
     for name, activation in ACTIVATIONS.items():
         assert activation is getattr(nn, activation.__name__)
         assert activation.__name__.lower() == name.replace("_", "")

@@ -1298,7 +1298,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "scheduler, clip_grad_norm, "
                 "clip_grad_value, microbatch_size, memory_limit, microbatch_allow, "
                 "accumulate_in, evaluate_in, precision, strategy, process_timeout, engine, epochs, "
-                "validation, metrics, early_stopping, log, monitors, checkpoint, trainer"
+                "validation, metrics, early_stopping, log, monitors, callbacks, checkpoint, trainer"
             )
         ],
     ),
@@ -1312,7 +1312,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "scheduler, clip_grad_norm, clip_grad_value, "
                 "microbatch_size, memory_limit, microbatch_allow, accumulate_in, evaluate_in, "
                 "precision, strategy, process_timeout, engine, epochs, validation, metrics, "
-                "early_stopping, log, monitors, checkpoint, trainer"
+                "early_stopping, log, monitors, callbacks, checkpoint, trainer"
             )
         ],
     ),

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gdtrain import Batch
-from gdtrain.config.building.loss import BCELoss, MeanKLDivLoss
 from gdtrain.training.losses import mean_of, of_torch
+from gdtrain.training.losses.probabilities import BCELoss, MeanKLDivLoss
 
 N, C = 12, 3
 draw = torch.Generator().manual_seed(0)

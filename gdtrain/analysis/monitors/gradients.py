@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 
 from gdtrain.analysis.curvature.full_loss import norm, rereadable, trained
 from gdtrain.analysis.monitors.monitor import (
@@ -12,6 +13,7 @@ from gdtrain.analysis.monitors.monitor import (
     PASS_SECONDS,
     Cost,
     Monitor,
+    MonitorSettings,
     first_batch_size,
 )
 from gdtrain.analysis.noise_scale import gradient_noise
@@ -19,6 +21,8 @@ from gdtrain.analysis.sample_gradients import largest_sample_gradients
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.registry import register_monitor
+from gdtrain.settings import Positive
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.sharding import whole
@@ -26,6 +30,11 @@ from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 
 
+class GradientNormSettings(MonitorSettings):
+    """The 2-norm of the gradient of the next update's batch, before clipping."""
+
+
+@register_monitor("gradient_norm", GradientNormSettings)
 class GradientNorm(Monitor):
     """``gradient_norm``: |∂J_B/∂θ|, the 2-norm of the gradient of the next update's batch.
 
@@ -61,6 +70,25 @@ class GradientNorm(Monitor):
         return {"gradient_norm": length}
 
 
+class NoiseScaleSettings(MonitorSettings):
+    """The gradient noise scale, and the critical batch size that it suggests."""
+
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)] = 512
+    """Samples of a look, drawn anew for each; all that there are, if they are fewer."""
+    batch_size: Positive | None = None
+    """Samples of a group; 1: from per-sample gradients; in 16 groups if left out."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def _in_two_groups(cls, value: int | None, info: ValidationInfo) -> int | None:
+        samples = info.data.get("num_samples")
+        if value is not None and samples is not None and value >= samples:
+            said = f"must be < num_samples = {samples}, for two groups, got {value}"
+            raise ValueError(said)
+        return value
+
+
+@register_monitor("noise_scale", NoiseScaleSettings)
 class NoiseScale(Monitor):
     """``noise_scale``: B_simple = tr Σ / |G|², the batch size at which noise and gradient balance.
 
@@ -139,6 +167,14 @@ class NoiseScale(Monitor):
         return samples, self.batch_size or max(1, samples // 16)
 
 
+class SampleGradientsSettings(MonitorSettings):
+    """The norms of the samples' own gradients, and the samples with the largest."""
+
+    count: Positive = 10
+    """How many of the largest to keep."""
+
+
+@register_monitor("sample_gradients", SampleGradientsSettings)
 class SampleGradients(Monitor):
     """``sample_gradients``: the norms of the samples' own gradients, and who has the largest.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from gdtrain.analysis.curvature.full_loss import rereadable
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.settings import OptionsOnly, Positive, instead_of
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.state.plain_values import is_count, is_number
 from gdtrain.training.trainer import Trainer
@@ -37,6 +38,15 @@ class Cost:
 
     seconds: float
     samples: float
+
+
+class MonitorSettings(OptionsOnly):
+    """What a monitor with a cadence in steps or epochs takes."""
+
+    every_n_steps: Positive | None = None
+    """Look after every k-th update; the monitor's own default if neither is given."""
+    every_n_epochs: Annotated[Positive | None, instead_of("every_n_steps")] = None
+    """Look at the end of every k-th epoch."""
 
 
 class Monitor(Callback):

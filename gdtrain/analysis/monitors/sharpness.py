@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gdtrain.analysis.curvature.descended_function import descended
 from gdtrain.analysis.curvature.full_loss import trained
-from gdtrain.analysis.monitors.monitor import Monitor
+from gdtrain.analysis.monitors.monitor import Monitor, MonitorSettings
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.registry import register_monitor
+from gdtrain.settings import Positive
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.trainer import Trainer
 
@@ -22,6 +25,16 @@ logger = logging.getLogger("gdtrain")
 CLEARLY_BELOW, FAR_OVER = 0.9, 1.5
 
 
+class SharpnessSettings(MonitorSettings):
+    """The largest eigenvalue of the full loss's Hessian, beside the limit of stability."""
+
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Residual, relative to the eigenvalue, at which to stop."""
+    max_products: Positive = 100
+    """Products with the Hessian in a look at most, each of two gradients of the full loss."""
+
+
+@register_monitor("sharpness", SharpnessSettings)
 class SharpnessMonitor(Monitor):
     """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and what lr makes of it.
 

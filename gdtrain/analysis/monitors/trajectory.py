@@ -7,17 +7,20 @@ import logging
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gdtrain.analysis.curvature.full_loss import trained
-from gdtrain.analysis.monitors.monitor import Monitor
+from gdtrain.analysis.monitors.monitor import Monitor, MonitorSettings
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import DataError
+from gdtrain.registry import register_monitor
+from gdtrain.settings import Positive
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.state.plain_values import is_count
@@ -72,6 +75,16 @@ class WeightPath:
         return cls(steps, points, projected)
 
 
+class TrajectorySettings(MonitorSettings):
+    """Where the weights have been, for the picture of the hill: trajectory.npz."""
+
+    max_points: Annotated[int, Field(ge=4, lt=2**31)] = 200
+    """Points kept at most; at more, every second one is dropped."""
+    projections: Positive | None = None
+    """Record so many random projections, not all weights; by the model's size if left out."""
+
+
+@register_monitor("trajectory", TrajectorySettings)
 class Trajectory(Monitor):
     """Records the weights at its cadence, about a hundred times in a run by default.
 

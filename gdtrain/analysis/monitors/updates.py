@@ -13,12 +13,20 @@ from gdtrain.analysis.monitors.monitor import (
     PASS_SECONDS,
     Cost,
     Monitor,
+    MonitorSettings,
     steps_between,
 )
+from gdtrain.registry import register_monitor
+from gdtrain.settings import OptionsOnly, Positive
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
 
 
+class FullLossSettings(MonitorSettings):
+    """The loss over the whole training part at the present weights."""
+
+
+@register_monitor("full_loss", FullLossSettings)
 class FullLoss(Monitor):
     """``full_loss``: J(θ), the loss over every sample of the training set at the present weights.
 
@@ -50,6 +58,14 @@ class FullLoss(Monitor):
         return {"full_loss": trainer.evaluate(trainer.loader)["loss"]}
 
 
+class UpdateRatioSettings(OptionsOnly):
+    """The length of an update over that of the weights, ‖Δθ‖ / ‖θ‖."""
+
+    every_n_steps: Positive | None = None
+    """Look at every k-th update; the monitor's own default if left out."""
+
+
+@register_monitor("update_ratio", UpdateRatioSettings)
 class UpdateRatio(Monitor):
     """``update_ratio``: |Δθ| / |θ|, the length of one update beside that of the weights.
 

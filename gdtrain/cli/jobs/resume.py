@@ -12,11 +12,11 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.config.build import Run
 from gdtrain.config.load import check, dump, load_config
-from gdtrain.config.messages import shown
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output import run_directory
+from gdtrain.parts import shown
 
 # What must be the same for a resumed run to end with the bits of one that was left alone.
 _MUST_MATCH = (

@@ -8,8 +8,15 @@ import numpy as np
 import torch
 
 from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.registry import register_source
+from gdtrain.settings import SourceSettings
 
 
+class Digits(SourceSettings):
+    """1,797 handwritten digits, 64 pixels 0 … 16, 10 classes (Alpaydin and Kaynak, 1998)."""
+
+
+@register_source("digits", Digits)
 def digits() -> LoadedData:
     """Optical Recognition of Handwritten Digits, test part (Alpaydin and Kaynak, 1998).
 

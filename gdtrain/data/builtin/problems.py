@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gdtrain.data.checks import whole_number
 from gdtrain.data.orders.order import generator
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.errors import ConfigError
+from gdtrain.registry import register_source
+from gdtrain.settings import NonNegative, Number, Positive, SourceSettings
 
 _PROBLEM_KEY = 0xDA7A  # keeps the data's draws apart from those of orders and split
 
 
+class Teaching(SourceSettings):
+    """The teaching example: independent normal inputs and targets, nothing to learn."""
+
+    num_samples: Positive = 500
+    """Rows."""
+    num_features: Positive = 2
+    """Input columns."""
+
+
+@register_source("teaching", Teaching)
 def teaching(num_samples: int = 500, num_features: int = 2, seed: int = 0) -> LoadedData:
     """The teaching example: X ~ randn(n, d), y ~ randn(n, 1), independent of each other."""
     draw = _generator(num_samples, num_features, seed)
@@ -22,6 +36,30 @@ def teaching(num_samples: int = 500, num_features: int = 2, seed: int = 0) -> Lo
     return LoadedData(inputs, torch.randn(num_samples, 1, generator=draw))
 
 
+class LinearRegression(SourceSettings):
+    """y = Xw + b + noise, with X normal and w known."""
+
+    num_samples: Positive = 1000
+    """Rows."""
+    num_features: Positive = 10
+    """Input columns; with weights, there must be as many of these."""
+    weights: Annotated[list[Number], Field(min_length=1)] | None = None
+    """w; drawn from a normal distribution if left out."""
+    bias: Number = 0.0
+    """b."""
+    noise: NonNegative = 0.1
+    """Standard deviation of the noise."""
+
+    @field_validator("weights")
+    @classmethod
+    def _one_per_feature(cls, value: list[float] | None, info: ValidationInfo) -> Any:
+        features = info.data.get("num_features")
+        if value is not None and features is not None and len(value) != features:
+            raise ValueError(f"must hold num_features = {features} numbers, got {len(value)}")
+        return value
+
+
+@register_source("linear_regression", LinearRegression)
 def linear_regression(
     num_samples: int = 1000,
     num_features: int = 10,
@@ -43,6 +81,16 @@ def linear_regression(
     return LoadedData(inputs, inputs @ chosen[:, None] + bias + noise * error)
 
 
+class TwoMoons(SourceSettings):
+    """Two interleaved half circles, one for each of two classes."""
+
+    num_samples: Annotated[int, Field(ge=2, lt=2**31)] = 1000
+    """Rows."""
+    noise: NonNegative = 0.1
+    """Standard deviation of the noise on both coordinates."""
+
+
+@register_source("two_moons", TwoMoons)
 def two_moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> LoadedData:
     """Two interleaved half circles of radius 1, one for each class.
 
@@ -60,6 +108,26 @@ def two_moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Loa
     return LoadedData(inputs, labels, class_names=["upper", "lower"])
 
 
+class Quadratic(SourceSettings):
+    """Least squares whose mean squared error has a Hessian with the chosen eigenvalues."""
+
+    spectrum: Annotated[list[NonNegative], Field(min_length=1, max_length=2048)] = Field(
+        [1.0, 10.0]
+    )
+    """The eigenvalues; their number is the number of input columns."""
+    num_samples: Positive | None = None
+    """Rows, at least one per eigenvalue; as many if left out."""
+
+    @field_validator("num_samples")
+    @classmethod
+    def _enough(cls, value: int | None, info: ValidationInfo) -> int | None:
+        needed = len(info.data.get("spectrum", ()))
+        if value is not None and value < needed:
+            raise ValueError(f"must be >= {needed}, one per eigenvalue, got {value}")
+        return value
+
+
+@register_source("quadratic", Quadratic)
 def quadratic(spectrum: list[float], num_samples: int | None = None, seed: int = 0) -> LoadedData:
     """Least squares with J(θ) = mean (Xθ - y)² = ½ (θ - θ*)ᵀ A (θ - θ*), and A's spectrum chosen.
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from gdtrain.data.arrays import as_tensor
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.errors import DataError
+from gdtrain.registry import register_source
+from gdtrain.settings import FilePath, SourceSettings
 
 T = TypeVar("T")
 
@@ -34,6 +36,18 @@ _UNSAID = (
 )
 
 
+class Npz(SourceSettings):
+    """Two arrays of a numpy .npz archive."""
+
+    path: FilePath
+    """The file, relative to the working directory."""
+    inputs: str = "x"
+    """Name of the array of inputs, [n, …]."""
+    targets: str = "y"
+    """Name of the array of targets, [n] or [n, …]."""
+
+
+@register_source("npz", Npz)
 def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     """Two arrays of a .npz archive, by name. Raises DataError if they can't be read."""
 
@@ -49,6 +63,16 @@ def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     return reading(path, load)
 
 
+class Npy(SourceSettings):
+    """Two numpy .npy files."""
+
+    path: FilePath
+    """The file with the inputs, [n, …], relative to the working directory."""
+    targets: FilePath
+    """The file with the targets, [n] or [n, …]."""
+
+
+@register_source("npy", Npy)
 def npy(path: str, targets: str) -> LoadedData:
     """Inputs and targets from two .npy files. Raises DataError if they can't be read."""
 
@@ -70,6 +94,18 @@ def _load_numpy(path: str, file: BinaryIO) -> Any:
     return np.load(file, allow_pickle=False)
 
 
+class Pt(SourceSettings):
+    """A PyTorch .pt file with a dict of tensors, or a pair of them; never runs code."""
+
+    path: FilePath
+    """The file, relative to the working directory."""
+    inputs: str = "x"
+    """Key of the inputs, if the file holds a dict."""
+    targets: str = "y"
+    """Key of the targets, if the file holds a dict."""
+
+
+@register_source("pt", Pt)
 def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     """Tensors of a .pt file: a dict by name, or a pair (inputs, targets).
 
@@ -90,6 +126,18 @@ def pt(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     return reading(path, load)
 
 
+class Safetensors(SourceSettings):
+    """Two tensors of a safetensors file."""
+
+    path: FilePath
+    """The file, relative to the working directory."""
+    inputs: str = "x"
+    """Name of the inputs, [n, …]."""
+    targets: str = "y"
+    """Name of the targets, [n] or [n, …]."""
+
+
+@register_source("safetensors", Safetensors)
 def safetensors(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
     """Two tensors of a safetensors file, by name. Raises DataError if they can't be read."""
 

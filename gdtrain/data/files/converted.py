@@ -21,6 +21,8 @@ from gdtrain.data.tables.preparation import (
     usable_statistics,
 )
 from gdtrain.errors import DataError
+from gdtrain.registry import register_source
+from gdtrain.settings import FilePath, SourceSettings
 
 # Rows of one piece of a pass over the data.
 PASS_ROWS = 4096
@@ -28,6 +30,14 @@ PASS_ROWS = 4096
 FitTargets = Callable[[Tensor, int], Tensor]
 
 
+class Mapped(SourceSettings):
+    """A folder that `python -m gdtrain convert` wrote, read as it is needed, at any size."""
+
+    path: FilePath
+    """The folder, relative to the working directory."""
+
+
+@register_source("mapped", Mapped)
 class ConvertedFolder:
     """The arrays of a converted folder and their description.
 

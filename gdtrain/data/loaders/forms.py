@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader as Loader
-from gdtrain.data.loaders.phases import BatchSizes
+from gdtrain.data.loaders.phases import BatchSizes, following
 from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import ORDER_VERSION, CheckedOrder, Order, check_order, epoch_indices
@@ -23,6 +24,9 @@ from gdtrain.data.samples import Samples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
 from gdtrain.errors import ConfigError
+from gdtrain.parts import OneOfKinds, OrderSetting
+from gdtrain.registry import register_loader
+from gdtrain.settings import LoaderSettings, Positive, Settings
 
 logger = logging.getLogger("gdtrain")
 
@@ -58,7 +62,7 @@ class FormLoader(Loader):
         self.order: CheckedOrder = (
             self._stream_order(order)
             if self.is_stream
-            else check_order("reshuffle" if order is None else order, len(self.samples))
+            else check_order("reshuffle" if order is None else order, len(self.samples), self.seed)
         )
         self.order_version = ORDER_VERSION
         self.drop_last = drop_last
@@ -176,6 +180,81 @@ class FormLoader(Loader):
             )
 
 
+class BatchSizePhase(Settings):
+    """A batch size until the end of an epoch."""
+
+    until_epoch: Positive | None = None
+    """The last epoch with this batch size, counted from 1; left out in the last phase."""
+    value: Positive
+    """Samples of one update."""
+
+
+class GrowingBatchSize(Settings):
+    """B = min(largest, ⌊initial · factor^⌊e / every_n_epochs⌋⌋) in epoch e = 0, 1, …"""
+
+    initial: Positive
+    """Samples of one update in the first epoch."""
+    factor: Annotated[float, Field(ge=1.01, le=1e6)] = 2.0
+    """What the batch size is multiplied by each time."""
+    every_n_epochs: Positive = 1
+    """How many epochs between two times."""
+    largest: Positive
+    """Where it stops growing."""
+
+    @field_validator("largest")
+    @classmethod
+    def _over_initial(cls, value: int, info: ValidationInfo) -> int:
+        initial = info.data.get("initial", 1)
+        if value <= initial:
+            raise ValueError(f"must be > {initial}, the initial batch size, got {value}")
+        return value
+
+
+class BatchSettings(LoaderSettings):
+    """Every sample, then one update."""
+
+    order: OrderSetting = "sequential"
+    """The name of an order, or a list of sample indices."""
+
+    def refuses(self, key: str, value: Any) -> str | None:
+        if key == "variance_reduction" and value is not None and self.order != "replacement":
+            return "has no effect under batch, whose gradient has no variance; remove it"
+        return None
+
+
+class SampleSettings(LoaderSettings):
+    """One sample per update."""
+
+    order: OrderSetting = "reshuffle"
+    """The name of an order, or a list of sample indices."""
+
+
+class MiniBatchSettings(LoaderSettings):
+    """batch_size samples per update."""
+
+    batch_size: Annotated[
+        Any,
+        OneOfKinds(
+            one=Positive,
+            several=Annotated[list[BatchSizePhase], Field(min_length=1)],
+            mapping=GrowingBatchSize,
+        ),
+    ]
+    """Samples of one update; the last batch of an epoch has what is left over. One number, or one
+    for each epoch: a list of {until_epoch, value}, or {initial, factor, every_n_epochs, largest}
+    (Smith et al., 2018)."""
+    order: OrderSetting = "reshuffle"
+    """The name of an order, or a list of sample indices."""
+    drop_last: bool = False
+    """Leave out a last batch that is not full."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def _phases_follow(cls, value: Any) -> Any:
+        return following(value) if isinstance(value, list) else value
+
+
+@register_loader("batch", BatchSettings)
 class BatchLoader(FormLoader):
     """Batch gradient descent: every sample, then one update.
 
@@ -218,6 +297,7 @@ class BatchLoader(FormLoader):
         )
 
 
+@register_loader("sample", SampleSettings)
 class SampleLoader(FormLoader):
     """Stochastic gradient descent in its classic form: one sample per update.
 
@@ -309,6 +389,16 @@ class MiniBatchLoader(FormLoader):
                 counted(self._draws, "sample"),
                 f"{self._draws:,}",
             )
+
+
+@register_loader("minibatch", MiniBatchSettings)
+def minibatch(data: Any, batch_size: Any, order: Any, drop_last: bool, seed: int) -> Loader:
+    """:class:`MiniBatchLoader`, with a batch size as a configuration says it."""
+    if isinstance(batch_size, list):
+        batch_size = [(phase["until_epoch"], phase["value"]) for phase in batch_size]
+    elif isinstance(batch_size, dict):
+        batch_size = BatchSizes.growing(**batch_size)
+    return MiniBatchLoader(data, batch_size, order=order, drop_last=drop_last, seed=seed)
 
 
 def _with_rows(value: Any) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError
+from gdtrain.parts import fault
 
 T = TypeVar("T")
 
@@ -30,6 +31,13 @@ def misplaced_end(ends: Sequence[int | None]) -> tuple[int, str] | None:
             return number, f"must be > {bound}; got {end}"
         before = end or 0
     return None
+
+
+def following(phases: list[Any]) -> list[Any]:
+    """Settings of phases of which each ends after the one before; else an error, at its place."""
+    if misplaced := misplaced_end([phase.until_epoch for phase in phases]):
+        raise fault(misplaced[1], misplaced[0], "until_epoch")
+    return phases
 
 
 def pairs_of(phases: Any, key: str) -> tuple[tuple[Any, Any], ...]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain import registry
 from gdtrain.data.names import OrderName
 from gdtrain.data.orders.asked_order import AskedOrder, gives_indices
 from gdtrain.data.orders.explicit_order import check_indices
-from gdtrain.data.orders.permutation import Draws, Permutation, Replacement
+from gdtrain.data.orders.permutation import Draws, Permutation
+from gdtrain.data.orders.permutation import Replacement as UniformDraws
 from gdtrain.data.orders.weighted import Weighted
 from gdtrain.errors import ConfigError
+from gdtrain.registry import register_order
+from gdtrain.settings import NamedSettings
 
 Order = (
     OrderName
@@ -65,20 +70,16 @@ def generator(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, *keys))
 
 
-def check_order(order: Order, num_samples: int) -> CheckedOrder:
+def check_order(order: Order, num_samples: int, seed: int = 0) -> CheckedOrder:
     """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
 
+    seed: the loader's, for registered orders.
     Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
     of another number of samples, or a sampler of batches.
     """
+    if isinstance(order, str | NamedSettings):
+        order = _by_name(order, num_samples, seed)
     if isinstance(order, str):
-        if order not in get_args(OrderName):
-            names = ", ".join(get_args(OrderName))
-            raise ConfigError.of(
-                "order",
-                f"must be one of {names}, a sequence of indices, Weighted, a sampler or a "
-                f"callable; got {order!r}",
-            )
         return order
     if isinstance(order, Weighted):
         return order.checked(num_samples)
@@ -101,10 +102,7 @@ def epoch_indices(
     (2^20), and :class:`~gdtrain.data.orders.permutation.Draws` beyond, which keep no index in
     memory.
 
-    * ``reshuffle``: a uniformly random permutation, a new one each epoch;
-    * ``shuffle_once``: the permutation of epoch 0, every epoch;
-    * ``replacement``: num_samples independent uniform draws (classical SGD; Robbins and
-      Monro, 1951);
+    * a name is that of a registered order, of which the package has the four below;
     * :class:`~gdtrain.data.orders.weighted.Weighted`: draws by weights;
     * a sequence is taken as it is; a callable or a sampler is asked for its indices of this epoch.
     """
@@ -116,13 +114,66 @@ def epoch_indices(
         return order.draw(generator(seed, epoch))
     if isinstance(order, Tensor | Draws):
         return order
-    if order == "sequential":
-        return None
-    if order == "replacement":
-        if num_samples > MAX_KEPT:
-            return Replacement(num_samples, mix(seed, epoch))
-        return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
-    key = 0 if order == "shuffle_once" else epoch
+    named: Any = registry.find("order", order).part
+    indices: Tensor | Draws | None = named(num_samples, seed, epoch, version)
+    return indices
+
+
+def _by_name(order: str | NamedSettings, num_samples: int, seed: int) -> Any:
+    """A registered order: one of the package's pure ones by its name, others as a callable."""
+    name = order if isinstance(order, str) else order.name
+    if name not in registry.names("order"):
+        names = ", ".join(registry.names("order"))
+        raise ConfigError.of(
+            "order",
+            f"must be one of {names}, a sequence of indices, Weighted, a sampler or a "
+            f"callable; got {name!r}",
+        )
+    if name in get_args(OrderName):
+        return name
+    part = registry.find("order", name)
+    settings = part.settings(name=name) if isinstance(order, str) else order  # type: ignore[call-arg]
+    return partial(part.make(settings), num_samples, seed)
+
+
+# ── the orders that have names ──────────────────────────────────────────────────────────────
+
+
+class Reshuffle(NamedSettings):
+    """A uniformly random permutation, a new one each epoch."""
+
+
+@register_order("reshuffle", Reshuffle)
+def reshuffle(num_samples: int, seed: int, epoch: int, version: int) -> Tensor | Draws:
     if num_samples > MAX_KEPT:
-        return Permutation(num_samples, mix(seed, key), version)
-    return torch.randperm(num_samples, generator=generator(seed, key))
+        return Permutation(num_samples, mix(seed, epoch), version)
+    return torch.randperm(num_samples, generator=generator(seed, epoch))
+
+
+class ShuffleOnce(NamedSettings):
+    """The permutation of epoch 0, every epoch."""
+
+
+@register_order("shuffle_once", ShuffleOnce)
+def shuffle_once(num_samples: int, seed: int, _epoch: int, version: int) -> Tensor | Draws:
+    return reshuffle(num_samples, seed, 0, version)
+
+
+class Sequential(NamedSettings):
+    """The samples as they stand in the data."""
+
+
+@register_order("sequential", Sequential)
+def sequential(*_: int) -> None:
+    return None
+
+
+class Replacement(NamedSettings):
+    """num_samples independent uniform draws (classical SGD; Robbins and Monro, 1951)."""
+
+
+@register_order("replacement", Replacement)
+def replacement(num_samples: int, seed: int, epoch: int, _version: int) -> Tensor | Draws:
+    if num_samples > MAX_KEPT:
+        return UniformDraws(num_samples, mix(seed, epoch))
+    return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from gdtrain.data.tables.csv_cells import ColumnScan, read_rows
 from gdtrain.data.tables.csv_cells import check_header as check_header
 from gdtrain.data.tables.preparation import Column, LoadedData
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.registry import register_source
+from gdtrain.settings import FilePath, SourceSettings
 
 
+class Csv(SourceSettings):
+    """A CSV file with a header; numeric columns as they are, others one-hot by category."""
+
+    path: FilePath
+    """The file, relative to the working directory."""
+    target: str | Annotated[list[str], Field(min_length=1)]
+    """Name of the target column, or of several."""
+    features: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the input columns; all but the targets if left out."""
+    categorical: list[str] = Field([])
+    """Columns of numbers that stand for categories."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """The character between fields."""
+
+
+@register_source("csv", Csv)
 def read_csv(
     path: str,
     target: str | list[str],

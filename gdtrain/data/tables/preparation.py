@@ -64,6 +64,15 @@ class Column:
 
 
 @dataclass(frozen=True)
+class PreparedData:
+    """Samples as loaders take them, (inputs, targets) or a Dataset, and what was done to them."""
+
+    training: Any
+    validation: Any | None
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What was done to the data before training, so that predictions can repeat it.
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import CheckpointError, ConfigError
+from gdtrain.registry import register_variance_reduction
+from gdtrain.settings import NamedSettings, Positive
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.microbatches import parse_bytes
@@ -19,6 +21,15 @@ from gdtrain.training.run import Run
 _ALIKE = "needs a loss that weighs every sample alike; use svrg"
 
 
+class Saga(NamedSettings):
+    """A table of every sample's last gradient corrects those of the batches (Defazio et al., 2014).
+    For small data sets and models."""
+
+    memory_limit: Positive | str = "1GiB"
+    """What the table, a number for each sample and parameter, may take: bytes, or 512MB, 2GiB."""
+
+
+@register_variance_reduction("saga", Saga)
 class SAGA(VarianceReduction):
     """SAGA (Defazio, Bach and Lacoste-Julien, 2014, equation 1), for small data sets.
 

@@ -9,12 +9,22 @@ from torch import Tensor
 from gdtrain.data.batch import Batch
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import CheckpointError
+from gdtrain.registry import register_variance_reduction
+from gdtrain.settings import NamedSettings, Positive
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.gradients.parameter_vector import ParameterVector
 from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count
 
 
+class Svrg(NamedSettings):
+    """A full gradient now and then corrects those of the batches (Johnson and Zhang, 2013)."""
+
+    every_n_steps: Positive | None = None
+    """Updates between two full gradients; those of two passes over the data if left out."""
+
+
+@register_variance_reduction("svrg", Svrg)
 class SVRG(VarianceReduction):
     """Stochastic variance-reduced gradient (Johnson and Zhang, 2013, figure 1).
 

@@ -1,1 +1,0 @@
-"""The sections of a configuration, one file for each subject."""

@@ -1,0 +1,245 @@
+"""Settings that name a part, and the settings of built-in parts as their index describes them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, reduce
+from operator import or_
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, create_model
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from gdtrain import registry
+from gdtrain.registry import KINDS
+from gdtrain.settings import LARGEST, PositiveFloat, Settings
+
+BY_INDEX = "by the index"
+"""The context of a validation that imports no module: what validators of parts see stays unseen."""
+
+
+# ── what is said of values ──────────────────────────────────────────────────────────────────
+
+
+def shown(value: Any) -> str:
+    """A setting's value as a person would write it, shortened."""
+    text = "nothing" if value is None else repr(value) if isinstance(value, str) else str(value)
+    if isinstance(value, bool):
+        text = str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def not_among(value: Any, known: Iterable[str]) -> str:
+    """What is wrong with a name that is none of the known ones, and which may be meant."""
+    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"must be one of {', '.join(known)}; got {shown(value)}{hint}"
+
+
+def fault(message: str, *place: int | str) -> ValidationError:
+    """An error of the setting at ``place`` below the one that is looked at."""
+    of = PydanticCustomError("misplaced", "{message}", {"message": message})
+    details = InitErrorDetails(type=of, loc=place, input=None)
+    return ValidationError.from_exception_data("settings", [details])
+
+
+# ── settings that name parts ────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A part by its name alone, or a mapping with the name and options; becomes its settings."""
+
+    kind: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self.validate)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"part": self.kind}
+
+    def validate(self, value: Any, info: ValidationInfo) -> Any:
+        """The settings of the part. Raises ValidationError."""
+        kind, known = KINDS[self.kind], registry.names(self.kind)
+        if isinstance(value, Settings):
+            return value
+        alone = isinstance(value, str)
+        if alone:
+            value = {kind.tag: value}
+        if not isinstance(value, dict):
+            if kind.name_is_enough:
+                raise fault(not_among(value, known))
+            raise fault(f"must be a name or a mapping of settings, got {shown(value)}")
+        if kind.default is not None:
+            value = {kind.tag: kind.default, **value}
+        if kind.tag not in value:
+            raise fault(f"missing; it must be one of {', '.join(known)}", kind.tag)
+        if value[kind.tag] not in known:
+            raise fault(not_among(value[kind.tag], known), kind.tag)
+        model = settings_of(self.kind, value[kind.tag], info.context == BY_INDEX)
+        checked = model.model_validate(value, context=info.context)
+        return value[kind.tag] if alone and kind.name_is_enough else checked
+
+
+@dataclass(frozen=True)
+class SomeOf:
+    """Parts by name, each with options or alone; becomes a mapping of names to settings.
+
+    may_be_none: whether an empty list is a choice.
+    """
+
+    kind: str
+    may_be_none: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(self.validate)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"parts": self.kind}
+
+    def validate(self, value: Any, info: ValidationInfo) -> dict[str, Settings]:
+        """The settings of each part that is named. Raises ValidationError or ValueError."""
+        known = registry.names(self.kind)
+        options = value if isinstance(value, dict) else self._alone(value, known)
+        models: dict[str, Any] = {
+            name: (settings_of(self.kind, name, info.context == BY_INDEX) | None, None)
+            for name in known
+            if name in options
+        }
+        checked = create_model(self.kind, __base__=Settings, **models).model_validate(
+            options, context=info.context
+        )
+        named = {name: given for name, given in checked if given is not None}
+        if not named and not self.may_be_none:
+            raise self._none(known)
+        return named
+
+    def _alone(self, value: Any, known: list[str]) -> dict[str, Any]:
+        """A name, or a list of names, as a mapping of names to no options."""
+        given = value if isinstance(value, list) else [value]
+        if not given and not self.may_be_none:
+            raise self._none(known)
+        for number, name in enumerate(given):
+            if name not in known and self.may_be_none:
+                raise fault(not_among(name, known), *([number] if given is value else []))
+            if name not in known:
+                among = ", ".join(known)
+                raise ValueError(f"must be among {among}, each with options or alone; got {name!r}")
+        if len(set(given)) < len(given):
+            raise ValueError("must be different names; one of them stands there twice")
+        return {name: {} for name in given}
+
+    def _none(self, known: list[str]) -> ValueError:
+        among = ", ".join(known) or f"those registered with register_{self.kind}"
+        return ValueError(f"names no {self.kind}; name some of {among}, or remove it")
+
+
+def settings_of(kind: str, name: str, by_index: bool = False) -> type[Settings]:
+    """The class of a part's settings.
+
+    by_index: of a built-in part one that is made of what the index says, and knows keys, types and
+    bounds; else the part's own, whose module is imported.
+    """
+    if by_index and name in registry.index()[kind]:
+        return _of_index(kind, name)
+    return registry.find(kind, name).settings
+
+
+class OneOfKinds:
+    """A setting of several kinds of value: ``one``, ``several`` (a list) or a ``mapping``.
+
+    one: the type of whatever is neither a list nor a mapping that has a type here.
+    """
+
+    def __init__(self, **kinds: Any) -> None:
+        self.kinds = kinds
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        kinds = self.kinds.items()
+        members: list[Any] = [Annotated[type_, Tag(_TAGS[kind])] for kind, type_ in kinds]
+        union: Any = Annotated[reduce(or_, members), Discriminator(self._kind_of)]
+        schema: core_schema.CoreSchema = handler.generate_schema(union)
+        return schema
+
+    def _kind_of(self, value: Any) -> str:
+        kind = "one"
+        if isinstance(value, list | tuple):
+            kind = "several"
+        elif isinstance(value, dict | Settings):
+            kind = "mapping"
+        return _TAGS[kind if kind in self.kinds else "one"]
+
+
+# What messages leave out of a place; no key of YAML has a space in it.
+_TAGS = {"one": "one value", "several": "a list of values", "mapping": "a mapping of settings"}
+
+Indices = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+OrderSetting = Annotated[Any, OneOfKinds(one=Annotated[Any, OneOf("order")], several=Indices)]
+
+
+# ── the index ───────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def _of_index(kind: str, name: str) -> type[Settings]:
+    schema = registry.index()[kind][name]["settings"]
+    return _Reader(schema.get("$defs", {})).model(schema, KINDS[kind].base)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes pydantic models of JSON schemas, as far as those of settings go."""
+
+    definitions: Mapping[str, Any]
+
+    def model(self, schema: Mapping[str, Any], base: type[Settings] = Settings) -> type[Settings]:
+        fields: dict[str, Any] = {}
+        for key, setting in schema.get("properties", {}).items():
+            if key in base.model_fields and "const" not in setting:
+                continue
+            default = ... if key in schema.get("required", ()) else setting.get("default")
+            described = Field(default, description=setting.get("description"))
+            fields[key] = (self.annotation(setting), described)
+        doc = schema.get("description")
+        return create_model(schema["title"], __base__=base, __doc__=doc, **fields)
+
+    def annotation(self, schema: Mapping[str, Any]) -> Any:
+        """The type whose values a schema describes."""
+        if "$ref" in schema:
+            return self.model(self.definitions[schema["$ref"].rpartition("/")[2]])
+        if "part" in schema:
+            return Annotated[Any, OneOf(schema["part"])]
+        if "const" in schema or "enum" in schema:
+            return Literal[tuple(schema.get("enum", [schema.get("const")]))]
+        if "anyOf" in schema:
+            return Union[tuple(map(self.annotation, schema["anyOf"]))]  # noqa: UP007
+        if "oneOf" in schema:
+            found = {_KINDS.get(s.get("type"), "one"): self.annotation(s) for s in schema["oneOf"]}
+            return Annotated[Any, OneOfKinds(**found)]
+        return self._plain(schema)
+
+    def _plain(self, schema: Mapping[str, Any]) -> Any:
+        kind: Any = {
+            "boolean": bool,
+            "integer": int,
+            "null": None,
+            "number": float,
+            "object": dict[str, Any],
+            "string": str,
+        }.get(schema.get("type", ""), Any)
+        if schema.get("type") == "array":
+            kind = list[self.annotation(schema.get("items", {}))]  # type: ignore[misc]
+        bounds = {word: schema[key] for key, word in _BOUNDS.items() if key in schema}
+        if bounds == {"gt": 0, "le": LARGEST}:
+            return PositiveFloat
+        return Annotated[kind, Field(**bounds)] if bounds else kind
+
+
+_KINDS = {"array": "several", "object": "mapping"}
+_BOUNDS = {
+    **{"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"},
+    **{"minItems": "min_length", "maxItems": "max_length"},
+    **{"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"},
+}

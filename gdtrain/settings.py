@@ -1,0 +1,159 @@
+"""What the settings of every part are made of: the base classes, bounds and shorthands of YAML.
+
+Imports no torch, so that settings can be checked without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+# What float32 holds, in which most is computed: torch raises an error for more, and takes less
+# for 0.
+LARGEST, SMALLEST = 1e38, 1e-38
+
+
+# ── bounds ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _not_too_small(value: float) -> float:
+    if value < SMALLEST:
+        raise ValueError(f"must be >= {SMALLEST:g}, got {value:g}")
+    return value
+
+
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST), AfterValidator(_not_too_small)]
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Weights = Annotated[list[NonNegative], Field(min_length=1)]
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character; give a path")
+    return text
+
+
+FilePath = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+
+
+def instead_of(other: str) -> Any:
+    """Refuse a setting beside ``other``, which is declared before it."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get(other) is not None:
+            raise ValueError(f"can't be set together with {other}; remove one of the two")
+        return value
+
+    return AfterValidator(check)
+
+
+def shorthand(tag: str) -> Any:
+    """Take ``loss: mse`` for ``loss: {name: mse}``."""
+    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
+
+
+# ── base classes ────────────────────────────────────────────────────────────────────────────
+
+
+class Settings(BaseModel):
+    """Settings that a configuration checks: strict types, known keys only, immutable.
+
+    The docstring of a class, and the string below a setting, are their descriptions.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    def refuses(self, key: str, value: Any) -> str | None:
+        """Why the configuration's section ``key`` can't be ``value`` beside this part, if so.
+
+        Asked about the sections that come after the part's own.
+        """
+        return None
+
+
+class NamedSettings(Settings):
+    """What the parts of sections such as ``model`` take."""
+
+    name: str
+
+
+class SourceSettings(Settings):
+    """What every data source takes."""
+
+    validation_fraction: Fraction = 0.0
+    """Share of the samples, drawn by the seed, that is kept for validation."""
+    standardize: bool = False
+    """Subtract the mean of each input column and divide by its standard deviation, both of the
+    training part; a constant column is only centred."""
+    standardize_targets: bool = False
+    """The same for targets that are numbers; losses are then in standard deviations."""
+    shape: list[Positive] | None = None
+    """Reshape each sample's inputs, for instance [1, 8, 8] for the images that a cnn takes."""
+    source: str
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a loss takes as targets.
+
+    classes: whether they are labels of classes 0, 1, …, or else numbers.
+    must_be, holds: what numbers must be, in words, and a test of a tensor or array of them.
+    whole: whether they are given as int64. unit: whether they have one that may be rescaled, so
+    that ``standardize_targets`` and errors in it have a meaning.
+    """
+
+    classes: bool = False
+    must_be: str = ""
+    holds: Callable[[Any], Any] | None = None
+    whole: bool = False
+    unit: bool = False
+
+
+class LossSettings(NamedSettings):
+    """What every loss says of itself."""
+
+    targets: ClassVar[Any] = Targets()
+    """Its :class:`Targets`."""
+    output_activations: ClassVar[tuple[str, ...]] = ()
+    """What the outputs of a built-in model must have gone through; anything if empty."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """The metrics that are evaluated beside it by default."""
+    per_output: ClassVar[tuple[str, ...]] = ()
+    """Its settings that hold one number for each output, which it takes as tensors."""
+
+
+class LoaderSettings(Settings):
+    """What every loader takes in a list of phases."""
+
+    until_epoch: Positive | None = None
+    """In a list of loaders, the last epoch of this one, counted from 1; left out in the last."""
+    name: str
+
+
+class ScheduleSettings(Settings):
+    """What every schedule takes; t counts steps or epochs, α_0 is the optimizer's lr."""
+
+    per: Literal["step", "epoch"] = "step"
+    """What t counts: updates, or epochs."""
+    warmup: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Rise in a line to α_0 over this many t first; the schedule starts after it."""
+    name: str
+    needs_total: ClassVar[bool] = False
+    """Whether it depends on how many t there will be."""
+
+
+class OptionsOnly(Settings):
+    """Options of a part whose name stands before them, as in ``monitors: {sharpness: {}}``."""
