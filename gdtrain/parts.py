@@ -185,7 +185,9 @@ OrderSetting = Annotated[Any, OneOfKinds(one=Annotated[Any, OneOf("order")], sev
 @cache
 def _of_index(kind: str, name: str) -> type[Settings]:
     schema = registry.index()[kind][name]["settings"]
-    return _Reader(schema.get("$defs", {})).model(schema, KINDS[kind].base)
+    base = KINDS[kind].base
+    has_all = set(base.model_fields) <= set(schema["properties"])
+    return _Reader(schema.get("$defs", {})).model(schema, base if has_all else Settings)
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class _Reader:
         if "anyOf" in schema:
             return Union[tuple(map(self.annotation, schema["anyOf"]))]  # noqa: UP007
         if "oneOf" in schema:
-            found = {_KINDS.get(s.get("type"), "one"): self.annotation(s) for s in schema["oneOf"]}
+            found = {_kind_of(option): self.annotation(option) for option in schema["oneOf"]}
             return Annotated[Any, OneOfKinds(**found)]
         return self._plain(schema)
 
@@ -237,9 +239,15 @@ class _Reader:
         return Annotated[kind, Field(**bounds)] if bounds else kind
 
 
-_KINDS = {"array": "several", "object": "mapping"}
 _BOUNDS = {
     **{"minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt"},
     **{"minItems": "min_length", "maxItems": "max_length"},
     **{"minLength": "min_length", "maxLength": "max_length", "pattern": "pattern"},
 }
+
+
+def _kind_of(schema: Mapping[str, Any]) -> str:
+    """The kind of value, of those of :class:`OneOfKinds`, that a schema is of."""
+    if schema.get("type") == "array":
+        return "several"
+    return "mapping" if "$ref" in schema or schema.get("type") == "object" else "one"

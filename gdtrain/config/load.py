@@ -92,11 +92,7 @@ def _settings(section: Settings) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return _settings(value)
-    if (
-        value
-        and isinstance(value, dict)
-        and all(isinstance(item, Settings) for item in value.values())
-    ):
+    if isinstance(value, dict) and any(isinstance(item, Settings) for item in value.values()):
         options = {name: _settings(item) for name, item in value.items()}
         return options if any(options.values()) else list(options)
     if isinstance(value, dict):
