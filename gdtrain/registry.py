@@ -152,6 +152,10 @@ class Part:
         """The first line of its description."""
         return (inspect.cleandoc(self.settings.__doc__ or "").splitlines() or [""])[0]
 
+    def takes(self, argument: str) -> bool:
+        """Whether it has this argument."""
+        return argument in inspect.signature(self.part).parameters
+
     def make(self, settings: Settings, *given: Any, **supplied: Any) -> Any:
         """The part with its settings: a function with them bound, else what calling it gives.
 
@@ -159,15 +163,14 @@ class Part:
         the settings do not set them.
         """
         left_out = {self.kind.tag, *self.kind.base.model_fields}
-        options = settings.model_dump(exclude=left_out)
+        options = {key: value for key, value in settings if key not in left_out}
         return self.call(options, *given, **supplied)
 
     def call(self, options: dict[str, Any], *given: Any, **supplied: Any) -> Any:
         """As :meth:`make`, with the settings as they are to be given."""
         if self.kind.called_with and not isinstance(self.part, type):
             return partial(self.part, **options) if options else self.part
-        arguments = inspect.signature(self.part).parameters if supplied else {}
-        more = {n: v for n, v in supplied.items() if n in arguments and options.get(n) is None}
+        more = {n: v for n, v in supplied.items() if options.get(n) is None and self.takes(n)}
         return self.part(*given, **options | more)
 
 

@@ -151,8 +151,6 @@ class ScheduleSettings(Settings):
     warmup: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Rise in a line to α_0 over this many t first; the schedule starts after it."""
     name: str
-    needs_total: ClassVar[bool] = False
-    """Whether it depends on how many t there will be."""
 
 
 class OptionsOnly(Settings):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from gdtrain.cli.compare import compare
 from gdtrain.cli.convert import convert
 from gdtrain.cli.landscape import landscape
+from gdtrain.cli.list import list_parts
 from gdtrain.cli.lr_range import lr_range
 from gdtrain.cli.plot import plot
 from gdtrain.cli.replay import replay
@@ -37,6 +38,7 @@ COMMANDS = {
     "compare": compare,
     "convert": convert,
     "landscape": landscape,
+    "list": list_parts,
     "lr-range": lr_range,
     "plot": plot,
     "replay": replay,

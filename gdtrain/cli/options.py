@@ -61,7 +61,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module that registers models, losses, sources or trainers",
+        help="import a module that registers parts of your own: models, losses, metrics, …",
     )
 
 

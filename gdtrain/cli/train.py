@@ -21,6 +21,7 @@ other commands:
   python -m gdtrain compare     train several forms side by side, with a report to look at
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
   python -m gdtrain landscape   draw the loss around the way that the weights have taken
+  python -m gdtrain list        print the parts that a configuration can name
   python -m gdtrain lr-range    raise the learning rate until the loss diverges; suggest one
   python -m gdtrain plot        draw loss and learning rate of one or several runs
   python -m gdtrain replay      rebuild the state before any update of a run, and look at it

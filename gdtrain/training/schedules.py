@@ -52,7 +52,6 @@ def constant() -> Schedule:
 class Cosine(ScheduleSettings):
     """α_t falls from α_0 along half a cosine (Loshchilov and Hutter, 2017)."""
 
-    needs_total = True
     min_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of α_0 at the end of training."""
 

@@ -162,7 +162,7 @@ def test_schema_prints_the_json_schema(capsys):
         (
             "train",
             "to train, start with --config FILE; the commands are compare, convert, landscape, "
-            "lr-range, plot, replay, schema, verify",
+            "list, lr-range, plot, replay, schema, verify",
         ),
     ],
 )
@@ -389,6 +389,7 @@ def test_light_commands_answer_without_torch():
     arguments = [
         ["--help"],
         ["schema"],
+        ["list", "order"],
         ["--config", "moons.yaml", "--print-config"],
         ["--config", "moons.yaml", "epochs=x"],
         ["--config", "missing.yaml"],
@@ -397,6 +398,7 @@ def test_light_commands_answer_without_torch():
     done = process("-c", LOOK.replace("ARGUMENTS", repr(arguments)), text=True)
     assert os.times().children_user - before < 5  # whatever else the machine does
     assert done.stderr.splitlines() == [
+        "code 0",
         "code 0",
         "code 0",
         "code 0",

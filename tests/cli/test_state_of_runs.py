@@ -171,7 +171,6 @@ def test_extra_state_that_can_not_be_saved_ends_the_run_before_its_first_update(
             return {**super().get_extra_state(), "held": {1, 2}}
 
     monkeypatch.chdir(tmp_path)
-    del registry.registered["model"]["remembers"]
     registry.register_model("remembers")(Odd)
     steps = []
     monkeypatch.setattr(Trainer, "train_step", lambda *_: steps.append(1))

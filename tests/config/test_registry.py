@@ -1,6 +1,7 @@
 """A user's own models, losses, sources and trainers: registered in Python, named in YAML."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -363,3 +364,180 @@ def test_an_option_that_is_null_is_told_from_one_that_is_left_out(tmp_path, monk
     assert main(["--config", "a.yaml", "--output-dir", "run", "--resume", "model.notes={}"]) == 2
     said = "model.notes: the run has {'x': None}, this configuration {}; "
     assert said in capsys.readouterr().err
+
+
+EVERY_KIND = '''
+import torch
+from torch import nn
+
+from gdtrain import (
+    BatchLoader, Callback, GradientNorm, MiniBatchLoader, register_callback, register_loader,
+    register_metric, register_monitor, register_optimizer, register_order, register_schedule,
+    register_variance_reduction,
+)
+from gdtrain.settings import NamedSettings, Positive
+from gdtrain.training.callbacks.svrg import SVRG
+
+
+class Halves(NamedSettings):
+    """SGD whose rate is divided."""
+
+    parts: Positive = 2
+    """By how much."""
+
+
+@register_optimizer("halves", Halves)
+def halves(parameters, parts):
+    return torch.optim.SGD(parameters, lr=0.1 / parts)
+
+
+@register_schedule("fall")
+def fall(total: int, last: float = 0.0):
+    return lambda t: 1 - (1 - last) * t / total
+
+
+@register_metric("worst")
+def worst(outputs, targets, power: int = 1):
+    return (outputs - targets).abs().max() ** power
+
+
+@register_monitor("twice")
+class Twice(GradientNorm):
+    name = "twice"
+
+    def __init__(self, every: int):
+        super().__init__(every_n_steps=every)
+
+    def measure(self, trainer):
+        return {"twice": 2 * super().measure(trainer)["gradient_norm"]}
+
+
+@register_order("spaced")
+def spaced(num_samples, seed, epoch, gap: int):
+    """Every so manieth sample."""
+    return torch.arange(epoch % gap, num_samples, gap)
+
+
+@register_loader("pairs")
+class Pairs(MiniBatchLoader):
+    """Two samples per update."""
+
+    def __init__(self, data, seed: int, order: str = "spaced"):
+        super().__init__(data, 2, order=order, seed=seed)
+
+
+@register_callback("noted")
+class Noted(Callback):
+    """Writes what it is told."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+
+    def on_fit_start(self, trainer):
+        print("noted", self.text, trainer.loader.seed)
+
+
+@register_variance_reduction("own_svrg")
+class OwnSvrg(SVRG):
+    def __init__(self, often: int = 3):
+        super().__init__(every_n_steps=often)
+'''
+ALL_KINDS = """\
+seed: 5
+data: {source: linear_regression, num_samples: 12, num_features: 1, validation_fraction: 0.25}
+model: linear
+loss: mse
+loader: {name: minibatch, batch_size: 2, order: {name: spaced, gap: 2}}
+optimizer: {name: halves, parts: 4}
+scheduler: {name: fall, last: 0.5}
+variance_reduction: own_svrg
+metrics: {worst: {power: 2}, mae: {}}
+monitors: {twice: {every: 2}}
+callbacks: {noted: {text: hello}}
+epochs: 2
+log: {picture: false}
+"""
+
+
+@pytest.fixture
+def all_kinds(tmp_path, monkeypatch):
+    """A working directory with all_kinds.py and all.yaml."""
+    (tmp_path / "all_kinds.py").write_text(EVERY_KIND, "utf-8")
+    (tmp_path / "all.yaml").write_text(ALL_KINDS, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+
+
+def run_all(*arguments: str) -> int:
+    return main(["--config", "all.yaml", "--import", "all_kinds", *arguments])
+
+
+def test_parts_of_all_kinds_train_are_evaluated_and_resume_to_the_same_bits(all_kinds, capsys):
+    assert run_all("--output-dir", "all") == 0
+    assert "noted hello 5" in capsys.readouterr().out
+    # A schedule that falls to the end of training is another one for another number of epochs.
+    assert run_all("--output-dir", "whole", "epochs=4", "scheduler=null") == 0
+    assert run_all("--output-dir", "parts", "epochs=2", "scheduler=null") == 0
+    assert run_all("--output-dir", "parts", "--resume", "epochs=4", "scheduler=null") == 0
+    whole, parts = (load_run(name).model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    lines = Path("parts/metrics.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert records[-1]["val_worst"] >= records[-1]["val_mae"] ** 2
+    assert any("twice" in record for record in records)
+    changed = ["epochs=5", "scheduler=null", "loader.order.gap=3"]
+    assert run_all("--output-dir", "parts", "--resume", *changed) == 2
+    assert "loader.order.gap: the run has 2, this configuration 3" in capsys.readouterr().err
+
+
+def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, capsys):
+    assert (
+        run_all(
+            *(
+                "loader.order.gap=x",
+                "optimizer.parts=0",
+                "scheduler.lst=1",
+                "metrics.worst.power=a",
+            ),
+            *("monitors.twice={}", "callbacks.noted.text=3", "variance_reduction.often=1.5"),
+        )
+        == 2
+    )
+    assert capsys.readouterr().err.splitlines() == [
+        "command line:1:18: loader.order.gap: must be a whole number, got 'x'",
+        "command line:2:17: optimizer.parts: must be >= 1, got 0",
+        "command line:3:1: scheduler.lst: unknown key; did you mean last?",
+        "command line:4:21: metrics.worst.power: must be a whole number, got 'a'",
+        "command line:5:16: monitors.twice.every: missing; it is required",
+        "command line:6:22: callbacks.noted.text: must be a word, got 3",
+        "command line:7:26: variance_reduction.often: must be a whole number, got 1.5",
+    ]
+    assert run_all("callbacks=[other]") == 2
+    assert run_all("callbacks={noted: {}}", "loader.order=gaps") == 2
+    assert run_all("callbacks=[]") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "command line:1:11: callbacks: must be among noted, each with options or alone; "
+        "got 'other'",
+        "command line:1:19: callbacks.noted.text: missing; it is required",
+        "command line:2:14: loader.order: must be one of reshuffle, shuffle_once, sequential, "
+        "replacement, spaced; got 'gaps'",
+        "command line:1:11: callbacks: names no callback; name some of noted, or remove it",
+    ]
+
+
+def test_parts_of_all_kinds_are_listed_and_stand_in_the_schema(all_kinds, capsys):
+    assert main(["list", "loader", "--import", "all_kinds"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "pairs      Two samples per update."
+    properties = json_schema()["$defs"]["halves_optimizer"]["properties"]
+    assert properties["parts"]["description"] == "By how much."
+    orders = json_schema()["$defs"]["minibatch_loader"]["properties"]["order"]["anyOf"]
+    assert {"$ref": "#/$defs/spaced_order"} in orders
+    assert run_all("loader={name: pairs, order: shuffle_once}", "--dry-run") == 0
+
+
+def test_a_name_that_is_no_kind_is_refused_by_list(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["list", "engine"])
+    assert caught.value.code == 2
+    assert "argument KIND: invalid choice: 'engine'" in capsys.readouterr().err

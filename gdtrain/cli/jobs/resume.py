@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.config.build import Run
@@ -93,8 +94,8 @@ def _compare(name: str, there: Config, here: Config) -> None:
     for settings in (theirs, ours):
         for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
             del settings["data"][key]
-    # Only a cosine schedule depends on how many epochs there are in all.
-    by_length = here.scheduler is not None and here.scheduler.name == "cosine"
+    # Such as a cosine schedule, which depends on how many epochs there are in all.
+    by_length = here.scheduler and registry.find("schedule", here.scheduler.name).takes("total")
     differing = [
         f"{path}: the run has {shown(a)}, this configuration {shown(b)}"
         for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)

@@ -395,9 +395,9 @@ class MiniBatchLoader(FormLoader):
 def minibatch(data: Any, batch_size: Any, order: Any, drop_last: bool, seed: int) -> Loader:
     """:class:`MiniBatchLoader`, with a batch size as a configuration says it."""
     if isinstance(batch_size, list):
-        batch_size = [(phase["until_epoch"], phase["value"]) for phase in batch_size]
-    elif isinstance(batch_size, dict):
-        batch_size = BatchSizes.growing(**batch_size)
+        batch_size = [(phase.until_epoch, phase.value) for phase in batch_size]
+    elif isinstance(batch_size, GrowingBatchSize):
+        batch_size = BatchSizes.growing(**dict(batch_size))
     return MiniBatchLoader(data, batch_size, order=order, drop_last=drop_last, seed=seed)
 
 

@@ -14,7 +14,7 @@ from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.data.tables.csv_records import CsvRecords
 from gdtrain.data.tables.preparation import Column, PreparedData, Preprocessing
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.registry import register_source
+from gdtrain.registry import find, register_source
 from gdtrain.settings import FilePath, LossSettings, Positive, SourceSettings
 
 _OF_THE_WHOLE = {
@@ -79,7 +79,7 @@ class Stream(SourceSettings):
     def refuses(self, key: str, value: Any) -> str | None:
         if key == "loader":
             return _unfit_loader(value)
-        if key == "scheduler" and getattr(value, "needs_total", False):
+        if key == "scheduler" and value and find("schedule", value.name).takes("total"):
             return (
                 f"{value.name} needs the number of updates, which a stream does not have; "
                 "use another"

@@ -29,7 +29,8 @@ from gdtrain.config.build import build
 from gdtrain.config.load import parse_config
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import CheckpointError, ConfigError
-from gdtrain.training.engines.selection import MIN_UPDATES, is_installed
+from gdtrain.training.engines.obstacles import is_installed
+from gdtrain.training.engines.selection import MIN_UPDATES
 
 draw = torch.Generator().manual_seed(0)
 X = torch.randn(7, 2, generator=draw, dtype=torch.float64)

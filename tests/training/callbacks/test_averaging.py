@@ -30,7 +30,7 @@ from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.data.orders.order import generator
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
-from gdtrain.training.engines.selection import is_installed
+from gdtrain.training.engines.obstacles import is_installed
 from gdtrain.training.state.random_generators import RngState
 
 draw = torch.Generator().manual_seed(0)
