@@ -46,9 +46,24 @@ def backward(loss: Tensor) -> None:
     _run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
-def descend(optimizer: Optimizer, made: Callable[[], None]) -> None:
-    """``optimizer.step()``; ``made`` is called as soon as the weights have moved."""
-    if _is_plain(optimizer) and (work := _gathered(optimizer)) is not None:
+Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
+
+
+def gathered(optimizer: Optimizer) -> Work | None:
+    """Each group with its parameters that have a gradient, and these.
+
+    None unless ``optimizer.step()`` is torch.optim.SGD's, unobserved, and all are plain tensors of
+    float32 or float64 on a CPU.
+    """
+    return _of_groups(optimizer) if _is_plain(optimizer) else None
+
+
+def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -> None:
+    """``optimizer.step()``; ``made`` is called as soon as the weights have moved.
+
+    work: what :func:`gathered` has just given.
+    """
+    if work is not None:
         # torch.no_grad() would take longer than the update of a small model.
         torch._C._set_grad_enabled(False)
         try:
@@ -103,11 +118,7 @@ def _is_plain(optimizer: Optimizer) -> bool:
     return True
 
 
-Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
-
-
-def _gathered(optimizer: Optimizer) -> Work | None:
-    """Each group with its parameters that have a gradient; None if one is of another kind."""
+def _of_groups(optimizer: Optimizer) -> Work | None:
     work: Work = []
     for group in optimizer.param_groups:
         parameters, gradients = [], []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import Samples
-from gdtrain.training.losses import MeanOfTargets, mean_of, of_torch
+from gdtrain.training.losses import OVER_SAMPLES, MeanOfTargets, mean_of, of_torch
 from gdtrain.training.run import Run
 
 
@@ -35,6 +35,8 @@ class StepWeights:
         trainer = self.trainer
         if trainer.has_own_weight:
             return trainer.loss_weight(batch)
+        if type(trainer.loss) in OVER_SAMPLES:
+            return size
         mean = mean_of(trainer.loss, batch)
         if not isinstance(mean, MeanOfTargets):
             return size
@@ -89,6 +91,8 @@ def weight_of(trainer: Run, batch: Batch) -> float:
 
 def adds_up(trainer: Run) -> bool:
     """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
+    if getattr(trainer.loss, "reduction", None) == "mean":  # as mostly
+        return False
     if trainer.has_own_weight or has_own_loss(trainer):  # which is a mean, as far as is known
         return False
     known = of_torch(trainer.loss)

@@ -87,13 +87,14 @@ class Progress:
         started: ``time.perf_counter()`` before the block. adds: the losses are sums, and so is that
         of the epoch.
         """
-        if len(losses) == 1:  # as often as there are epochs, where a batch is everything
+        steps = losses.shape[0]
+        if steps == 1:  # as often as there are epochs, where a batch is everything
             weight = 1.0 if adds else float(block.weights[0] if block.weights else block.sizes[0])
             self.epoch_loss_sum += losses.item() * weight if weight else 0.0
             self.epoch_weight += weight
         else:
             weights = _numbers(block.weights) if block.weights else block.sizes
-            weights = np.ones(len(losses)) if adds else weights
+            weights = np.ones(steps) if adds else weights
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
             self.epoch_loss_sum = _added(self.epoch_loss_sum, values, weights)

@@ -12,6 +12,7 @@ from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback, Listeners
+from gdtrain.training.descent import Work
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.metrics import Metric
@@ -45,7 +46,7 @@ class UpdateGuard(Protocol):
     def before_step(self, own_step: bool) -> None:
         """Keep what a forward pass changes."""
 
-    def check(self, loss: Tensor | None = None) -> None:
+    def check(self, loss: Tensor | None = None, work: Work | None = None) -> None:
         """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
 
     def check_rungs(self) -> None:

@@ -46,7 +46,7 @@ from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
 from gdtrain.training.callbacks.validation import Validation
-from gdtrain.training.descent import descend
+from gdtrain.training.descent import descend, gathered
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
@@ -278,15 +278,15 @@ class Trainer:
             error.add_note(f"then, at the end of the fit: {type(later).__name__}: {later}")
 
     def _run_epoch(self) -> None:
-        if self.loader is not None and self.loader.calls_order:
+        assert self.loader is not None
+        if self.loader.calls_order:
             self.engine.publish()  # an order may look at the model
         self.plan = present_plan(self)
-        if self.progress.step_in_epoch == 0:  # not again after a resume in mid-epoch
+        if self.callbacks and self.progress.step_in_epoch == 0:  # not again after a resume
             self.emit("on_epoch_start")
         for block in blocks(self, self.plan, self.progress.step_in_epoch, self.block_length):
-            losses = self._run_block(block)
-            made = losses.shape[0]
-            if made:
+            made = self._run_block(block).shape[0]
+            if made and self.callbacks:
                 self.emit("on_safe_point")
             if made < len(block) or self.guard.broken_off:  # the guard kept it from doing harm
                 raise diagnosis.non_finite(self, block, made - self.guard.broken_off)
@@ -294,13 +294,16 @@ class Trainer:
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
             return  # stopped while a stream was idle
-        record = self.progress.close_epoch() | {"lr": float(self.progress.lr)}
+        record = self.progress.close_epoch()
+        record["lr"] = float(self.progress.lr)
         self.history.epochs.append(record)
-        if self.schedule.own_code:
-            self.engine.publish()
-        self.schedule.after_epoch()
-        self.told_of_end = []
-        self._finish_epoch()
+        if self.schedule.scheduler is not None:
+            if self.schedule.own_code:
+                self.engine.publish()
+            self.schedule.after_epoch()
+        if self.callbacks or self.schedule.scheduler is not None:
+            self.told_of_end = []
+            self._finish_epoch()
 
     def _finish_epoch(self) -> None:
         """Tell of the end of the last epoch whoever has not been told.
@@ -344,10 +347,12 @@ class Trainer:
         if self.needs_closure:
             return closure_step(self, batch)
         loss = self.batch_gradient(batch)
-        self.emit("on_gradient", batch, loss)
+        if self.callbacks:  # here and below: nobody's is no call, which a small model would feel
+            self.emit("on_gradient", batch, loss)
         self.finish_gradient()
-        self.guard.check(loss)
-        descend(self.optimizer, self.progress.made)
+        work = gathered(self.optimizer)
+        self.guard.check(loss, work)
+        descend(self.optimizer, self.progress.made, work)
         return loss
 
     def batch_gradient(self, batch: Batch) -> Tensor:
@@ -482,7 +487,7 @@ class Trainer:
         """What an engine calls after each update: the schedule, where it goes by steps."""
         rate = self.optimizer.param_groups[0]["lr"]  # which a schedule may change in place
         self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate
-        if self.schedule.by_step:
+        if self.schedule.scheduler is not None and self.schedule.by_step:
             self.schedule.after_step()
 
     def finish_gradient(self) -> None:
@@ -491,7 +496,8 @@ class Trainer:
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
             self.guard.check()  # clipping would make what is infinite finite
             gradient.clip(self._clipped(), self.clip_grad_norm, self.clip_grad_value)
-        self.emit("on_before_update")
+        if self.callbacks:
+            self.emit("on_before_update")
 
     def _clipped(self) -> list[Tensor]:
         """Parameters in the order in which a norm is added up: model, loss, then any others.

@@ -99,9 +99,8 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "a backward pass in compute_loss is lost",
         "training/gradients/accumulation.py",
-        "    value = scalar(trainer.batch_loss(batch))\n    backward(value)",
-        "    value = scalar(trainer.batch_loss(batch))\n"
-        "    trainer.optimizer.zero_grad()\n    backward(value)",
+        "        scalar(loss)\n    backward(loss)",
+        "        scalar(loss)\n    trainer.optimizer.zero_grad()\n    backward(loss)",
         EXACT,
     ),
     Mutant(
@@ -222,8 +221,8 @@ KEEPERS = (
     Mutant(
         "a model that works in place rewrites the data set",
         "training/engines/eager.py",
-        "rows = [tensor.clone() for tensor in placed.tensors]",
-        "rows = list(placed.tensors)",
+        "copies = [tensor[:size].clone() for tensor in placed.tensors]",
+        "copies = [tensor[:size] for tensor in placed.tensors]",
         EXACT,
     ),
 )
@@ -250,10 +249,15 @@ COUNTERS = (
     Mutant(
         "after an error at an epoch's end the schedule does not move",
         "training/trainer.py",
-        "        self.schedule.after_epoch()\n        self.told_of_end = []\n"
-        "        self._finish_epoch()\n",
-        "        self.told_of_end = []\n        self._finish_epoch()\n"
-        "        self.schedule.after_epoch()\n",
+        "            self.schedule.after_epoch()\n        if self.callbacks",
+        "            pass\n        if self.callbacks",
+        also=(
+            (
+                "            self.told_of_end = []\n            self._finish_epoch()\n",
+                "            self.told_of_end = []\n            self._finish_epoch()\n"
+                "            self.schedule.after_epoch()\n",
+            ),
+        ),
     ),
     Mutant(
         "a callable order is asked again after a stop",

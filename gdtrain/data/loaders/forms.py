@@ -78,6 +78,8 @@ class FormLoader(Loader):
             stream, drop_last = self.samples, self.drop_last
             return StreamPlan(epoch, 0, self.batch_size, None, samples=stream, drop_last=drop_last)
         num_samples = len(self.samples)
+        if self.batch_size is None and isinstance(self.order, str) and self.order == "sequential":
+            return Plan(epoch, num_samples, num_samples, None)
         indices = epoch_indices(self.order, num_samples, self.seed, epoch, self.order_version)
         return self._cut(epoch, num_samples if indices is None else len(indices), indices)
 

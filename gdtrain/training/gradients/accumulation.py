@@ -19,9 +19,11 @@ from gdtrain.training.run import Run
 
 def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
     """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
-    value = scalar(trainer.batch_loss(batch))
-    backward(value)
-    return value.detach()
+    loss = trainer.batch_loss(batch)
+    if loss.ndim:
+        scalar(loss)
+    backward(loss)
+    return loss.detach()
 
 
 class Added(NamedTuple):

@@ -57,7 +57,6 @@ class ExactGradient:
         self.in_float64 = in_float64
         self._told = False
         self._buffers_checked = False
-        # What the loss of the last batch was divided by, on all processes; None if not known.
 
     @property
     def cut_by(self) -> str | None:
@@ -106,8 +105,9 @@ class ExactGradient:
         zero_gradients(trainer.optimizer)
         if trainer.outputs:
             trainer.outputs.clear()
-        self.trainer.step_weights.computed = None
-        if trainer.world.size == 1 and not trainer.microbatches:
+        trainer.step_weights.computed = None
+        size = trainer.microbatches
+        if trainer.world.size == 1 and size.size is None and not size.is_auto:
             return whole_gradient(trainer, batch)
         cut_by = self.cut_by or ""
         self._check(cut_by)

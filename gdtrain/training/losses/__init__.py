@@ -195,7 +195,7 @@ class MeanOfTargets(Mean):
 
 _MEAN, _SUM = Mean(), Sum()
 # Modules that are asked in every update, and have no setting that is a tensor.
-_PLAIN = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+OVER_SAMPLES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 def mean_of(loss: Any, batch: Batch | Samples) -> Mean | None:
@@ -204,7 +204,7 @@ def mean_of(loss: Any, batch: Batch | Samples) -> Mean | None:
     None if it is not known: of a loss of one's own, one that is not reduced, or one with settings
     for each sample.
     """
-    if type(loss) in _PLAIN and loss.reduction == "mean" and not _is_changed(loss):
+    if type(loss) in OVER_SAMPLES and loss.reduction == "mean" and not _is_changed(loss):
         return _MEAN
     known = of_torch(loss)
     if known is None or not all(_is_shared(known, *named, batch) for named in known.tensors()):

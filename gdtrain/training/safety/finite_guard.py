@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import map_tensors
 from gdtrain.errors import ConfigError
+from gdtrain.training.descent import Work
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper
 
@@ -73,14 +74,22 @@ class Guard:
         else:
             self._before.keep()
 
-    def check(self, loss: Tensor | None = None) -> None:
-        """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
-        seen = [
-            gradient
-            for group in self.trainer.optimizer.param_groups
-            for parameter in group["params"]
-            if (gradient := parameter.grad) is not None
-        ]
+    def check(self, loss: Tensor | None = None, work: Work | None = None) -> None:
+        """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag.
+
+        work: the gradients, where they have been gathered.
+        """
+        if work is None:
+            seen = [
+                gradient
+                for group in self.trainer.optimizer.param_groups
+                for parameter in group["params"]
+                if (gradient := parameter.grad) is not None
+            ]
+        elif len(work) == 1:
+            seen = list(work[0][2])
+        else:
+            seen = [gradient for _, _, gradients in work for gradient in gradients]
         if self._may_defer and self.deferred:
             flag = torch.zeros_like(self._flag)
             look(seen, flag, self._one)
@@ -89,7 +98,10 @@ class Guard:
         if loss is not None:
             seen.append(loss)
         self._flag.zero_()
-        look(seen, self._flag, self._one)
+        if work is not None and loss is not None and loss.dtype in _ONE_KERNEL:
+            torch._amp_foreach_non_finite_check_and_unscale_(seen, self._flag, self._one)
+        else:
+            look(seen, self._flag, self._one)
         bad = bool(self._flag.item())
         if self.trainer.world.size > 1 and self._must_agree():
             bad = self.trainer.world.any(bad)

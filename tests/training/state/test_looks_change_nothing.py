@@ -291,7 +291,7 @@ def everything(trainer: Trainer) -> dict:
             twister[1].tolist(),
             twister[2:],
             [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizer.param_groups],
-            sorted(trainer.used),
+            sorted(trainer.called_rungs),
             trainer.should_stop,
             len(trainer.history.epochs),
             len(trainer.callbacks),
