@@ -1,6 +1,7 @@
 """What all tests share: one thread, and a program that forgets what a test has given it."""
 
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,18 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
 def pytest_addoption(parser: pytest.Parser) -> None:
     share = "how much of what the tests marked long do; 1 (default) is all of it"
     parser.addoption("--scale", type=float, default=1.0, help=share)
+    seed = "of random programs in tests marked long; other ones each time by default"
+    parser.addoption("--seed", type=int, default=secrets.randbelow(10**6), help=seed)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')}"
+
+
+@pytest.fixture(scope="session")
+def first_seed(request: pytest.FixtureRequest) -> int:
+    """Of random programs."""
+    return int(request.config.getoption("--seed"))
 
 
 @pytest.fixture(scope="session")

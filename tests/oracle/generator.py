@@ -72,7 +72,18 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
         "microbatch": [None, None, None, 2, "auto"],
         "in_float64": [False, True],
     },
-    "scan": {"engine": ["scan"], "optimizer": sorted(SGD_KINDS), "data": ["tensors"]},
+    "scan": {
+        "engine": ["scan"],
+        "optimizer": sorted(SGD_KINDS),
+        "data": ["tensors"],
+        # Each size of batches is captured and compiled, which takes most of the time.
+        "form": ["minibatch"] * 5 + ["batch", "sample"] * 2 + ["growing", "phased"],
+    },
+}
+# Models with which scan refuses to begin.
+NO_SCAN_MODELS = {
+    *("groupnorm", "parametrized", "spectral", "growing", "remembering", "embedding"),
+    *("sometimes_sparse", "lazy", "recurrent"),
 }
 REFUSED = 0.2  # of the programs that have to be refused, how many are drawn
 HOOKS = ("hook", "add_callback")  # which no compiled step can follow
@@ -130,7 +141,10 @@ def generate(random: Random, kind: str) -> Program:
                 candidate = replace(program, **{name: value})
             if not is_sound(candidate):
                 continue
-            if not is_to_be_refused(candidate) or random.random() < REFUSED:
+            refused = is_to_be_refused(candidate) or (
+                kind == "scan" and candidate.model in NO_SCAN_MODELS
+            )
+            if not refused or random.random() < REFUSED:
                 program = candidate
                 break
     for _ in range(random.randint(0, 6)):

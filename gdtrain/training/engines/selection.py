@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
+import torch
 from torch import nn
 
+from gdtrain.data.batch import Plan
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign_code import calls_known_code
 from gdtrain.training.engines.obstacles import INSTALL, obstacles
-from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_arguments
 
@@ -105,7 +108,7 @@ def _made(trainer: Run, name: str) -> Engine:
         return EagerEngine(trainer)
     for reason in obstacles(trainer, name):
         raise ModelError(reason)
-    plan = present_plan(trainer)
+    plan = _expected_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":
         from gdtrain.training.engines.xla.scan import ScanEngine
@@ -118,6 +121,19 @@ def _made(trainer: Run, name: str) -> Engine:
     graph = CudaGraphEngine(trainer)
     graph.prepare(plan)
     return graph
+
+
+def _expected_plan(trainer: Run) -> Plan:
+    """The plan of the epoch that runs, or one of its sizes: its order is not asked yet.
+
+    It is asked in the epoch, behind whatever callbacks do when a fit starts.
+    """
+    loader = trainer.loader
+    assert loader is not None
+    plan = known_plan(trainer, loader, trainer.progress.epoch)
+    if plan.indices is None and loader.asked_order(trainer.progress.epoch) is not None:
+        return replace(plan, indices=torch.arange(plan.num_samples))
+    return plan
 
 
 # ── auto ────────────────────────────────────────────────────────────────────────────────────

@@ -414,6 +414,23 @@ def test_changes_by_an_order_that_is_asked_and_between_two_fits():
     assert_close(model, by_hand(*make(Net), at_epoch_end=change))
 
 
+def test_an_order_is_asked_behind_the_start_of_the_fit():
+    """As by the eager engine: a callback may set up there what the order draws from."""
+    calls = []
+
+    class Starts(Callback):
+        def on_fit_start(self, trainer):
+            calls.append("fit")
+
+    def order(epoch):
+        calls.append(epoch)
+        return torch.arange(ROWS).flip(0)
+
+    model, optimizer = make(Net)
+    scanning(model, optimizer, order=order, callbacks=[Starts()]).fit(2)
+    assert calls == ["fit", 0, 1]
+
+
 def test_a_model_that_validation_changes():
     class Adapting(Net):
         def forward(self, x):
