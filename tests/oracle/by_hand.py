@@ -363,8 +363,9 @@ class Hand:
     def finish_epoch(self) -> None:
         # A sum has no mean: the epoch's is that over all samples.
         weights = 1.0 if is_sum(self.program) else sum(weight for _, weight in self.sums)
+        total = sum(loss * weight for loss, weight in self.sums)
         record = {
-            "train_loss": sum(loss * weight for loss, weight in self.sums) / weights,
+            "train_loss": total / weights if weights else math.nan,
             "lr": self.lr,
             "epoch": self.epoch + 1,
             "step": self.step,

@@ -14,7 +14,7 @@ from oracle.by_gdtrain import by_gdtrain, default_dtype
 from oracle.by_hand import by_hand, by_hand_until
 from oracle.program import Program
 from oracle.ranks import by_two_ranks
-from oracle.rules import SETTING_WEIGHTS, is_to_be_refused
+from oracle.rules import SETTING_WEIGHTS, is_to_be_refused, is_to_be_refused_late
 from oracle.traces import Trace, difference
 
 TOLERANCES = {"float64": 1e-9, "float32": 3e-4}  # relative, of batches that are cut, and compiled
@@ -70,7 +70,8 @@ def check(program: Program) -> str:
 
 def compare(program: Program, got: Trace, expected: Trace, *, resumed: bool) -> str | None:
     if is_to_be_refused(program):
-        refused = got.end.startswith("refused: ")
+        late = is_to_be_refused_late(program)
+        refused = got.end.startswith(("refused: ", "refused after ") if late else "refused: ")
         return None if refused else f"end: {got.end!r}, but no numbers can be right"
     tolerance = None if program.is_exact else TOLERANCES[program.dtype]
     if program.engine == "scan" and got.end.startswith("refused: "):

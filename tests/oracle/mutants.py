@@ -25,6 +25,7 @@ TESTS = Path(__file__).resolve().parent.parent
 PACKAGE = TESTS.parent / "gdtrain"
 
 # Of twenty programs in a row; five times that are the shares of the suite.
+SHOWN = 1000  # characters of a difference: PyTorch's errors may have pages
 TURNS = {"exact": 10, "cut": 5, "scan": 3, "ranks": 2}
 
 
@@ -468,7 +469,7 @@ def caught(mutant: Mutant | None, most: int = 5000, seed: int = 0) -> tuple[int 
     if done.returncode:
         raise RuntimeError(f"{command} does not run: {done.stderr.strip()}")
     number, _, text = done.stdout.partition(": ")
-    return (int(number), text.strip()) if number.strip() else (None, "")
+    return (int(number), text.strip()[:SHOWN]) if number.strip() else (None, "")
 
 
 def main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from oracle import zoo
-from oracle.by_hand import smallest_batch, updates_of
+from oracle.by_hand import sizes_of, smallest_batch, updates_of
 from oracle.changes import BREAKS
 from oracle.parts import FROM_RATE, OPEN_SCHEDULES, SGD_KINDS, SPARSE_OPTIMIZERS
 from oracle.program import DATASETS, Event, Program
@@ -45,10 +45,23 @@ def is_to_be_refused(p: Program) -> bool:
         return False
     return (
         p.model in zoo.MIXING_MODELS
-        or (p.model == "running" and smallest_batch(p) >= 2 * p.ranks)
+        or (p.model == "running" and _has_parts(p))
         or (p.trainer == "unweighted")
         or (p.ranks > 1 and p.loss in zoo.RANDOM_LOSSES)
     )
+
+
+def is_to_be_refused_late(p: Program) -> bool:
+    """Whether its first batches are too small for parts, so that it does not show in these."""
+    small = p.data == "gaps" or smallest_batch(p) == 1
+    return p.is_cut and p.model == "running" and small
+
+
+def _has_parts(p: Program) -> bool:
+    """Whether a process has two samples of a batch: in each batch, for else ranks come apart."""
+    if p.ranks > 1:
+        return smallest_batch(p) >= 2 * p.ranks
+    return max(sizes_of(p)) >= 2
 
 
 def is_sound(program: Program) -> bool:

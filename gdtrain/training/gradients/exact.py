@@ -112,8 +112,7 @@ class ExactGradient:
         cut_by = self.cut_by or ""
         self._check(cut_by)
         if not self._buffers_checked:
-            check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
-            self._buffers_checked = True
+            self._buffers_checked = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
         trainer.microbatches.settle(self._measured, batch)
         if not trainer.microbatches.is_auto:
             return self._of_parts(batch)

@@ -47,12 +47,13 @@ def check_buffers(
     allowed: Collection[str],
     cut_by: str,
     run: Callable[[Batch], object],
-) -> None:
+) -> bool:
     """Raise ModelError if a pass over parts of a batch leaves a buffer otherwise than one over all.
 
     On a few samples of this process's share of a batch, if there is memory for them, and if layers
     that are not PyTorch's have buffers: of PyTorch's it is known. ``run``: a pass over samples.
-    Nothing is changed by it. All processes raise the error that one has found.
+    Nothing is changed by it. All processes raise the error that one has found. Returns whether
+    that is settled: a single sample, as the first batches may have, has no parts.
     """
     found = ""
     unknown = (m for m in trainer.model.modules() if m._buffers and not is_stock(m))
@@ -65,6 +66,7 @@ def check_buffers(
                 raise
     if said := next(filter(None, trainer.world.gather_text(found)), None):
         raise ModelError(f"{cut_by}: layer {said}")
+    return trainer.world.any(len(batch) > 1)
 
 
 def _other_buffer(

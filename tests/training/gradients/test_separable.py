@@ -6,7 +6,7 @@ from helpers.thread_ranks import on_threads
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from gdtrain import BatchLoader, Trainer
+from gdtrain import BatchLoader, PhasedLoader, SampleLoader, Trainer
 from gdtrain.errors import ModelError
 from gdtrain.training.placement.distributed import World
 
@@ -122,6 +122,18 @@ def test_they_are_refused_in_training_mode_under_microbatches(name: str) -> None
     trainer.model[1].eval()
     assert len(trainer.fit(1)) == 1
     assert make(make_layer(), None).fit(1).train_loss
+
+
+def test_a_layer_is_looked_at_in_the_first_batch_that_has_parts() -> None:
+    """Single samples show nothing of it, and it is refused before the first batch that is cut."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Average(), nn.Linear(4, 3))
+    loader = PhasedLoader([(1, SampleLoader((X, Y))), (None, BatchLoader((X, Y)))])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", microbatch_size=5)
+    with pytest.raises(ModelError, match=r"^microbatch_size: layer '1' \(Average\) moves its"):
+        trainer.fit(2)
+    assert trainer.progress.step == len(X)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
