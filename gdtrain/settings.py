@@ -65,6 +65,15 @@ class Settings(BaseModel):
     """Settings that a configuration checks: strict types, known keys only, immutable.
 
     The docstring of a class, and the string below a setting, are their descriptions.
+
+    >>> from gdtrain import Settings
+    >>> class Scaled(Settings):
+    ...     '''A loss that is multiplied.'''
+    ...
+    ...     factor: float = 2.0
+    ...     '''By what.'''
+    >>> Scaled(factor=3.0)
+    Scaled(factor=3.0)
     """
 
     model_config = ConfigDict(
@@ -113,6 +122,11 @@ class Targets:
     must_be, holds: what numbers must be, in words, and a test of a tensor or array of them.
     whole: whether they are given as int64. unit: whether they have one that may be rescaled, so
     that ``standardize_targets`` and errors in it have a meaning.
+
+    >>> from gdtrain import Targets
+    >>> counts = Targets(must_be="counts 0, 1, …", holds=lambda y: (y >= 0).all(), whole=True)
+    >>> counts.classes
+    False
     """
 
     classes: bool = False

@@ -95,6 +95,50 @@ def test_the_loop_does_not_know_which_form_it_runs() -> None:
     assert knowing <= {"data/loaders/forms.py", "config/build.py", "__init__.py"}
 
 
+PUBLIC = [
+    "Averaging",
+    "Batch",
+    "BatchLoader",
+    "BatchSizes",
+    "Callback",
+    "EarlyStopping",
+    "FullLoss",
+    "GradientNorm",
+    "MiniBatchLoader",
+    "NoiseScale",
+    "PhasedLoader",
+    "Prequential",
+    "SAGA",
+    "SVRG",
+    "SampleGradients",
+    "SampleLoader",
+    "Settings",
+    "SharpnessMonitor",
+    "StepLosses",
+    "Targets",
+    "TensorBoard",
+    "TrainedRun",
+    "Trainer",
+    "Trajectory",
+    "UpdateRatio",
+    "Validation",
+    "Weighted",
+    "compare",
+    "landscape",
+    "load_run",
+    "lr_range",
+    "mapped",
+    "mean_over_samples",
+    "plot_history",
+]
+
+
+def test_public_names_do_not_go() -> None:
+    """Nor come unseen: one that is new is put into this list, and stays."""
+    kinds = [name for name in gdtrain.__all__ if name.startswith("register_")]
+    assert sorted(gdtrain.__all__) == sorted([*PUBLIC, *kinds])
+
+
 def test_every_public_name_can_be_imported() -> None:
     assert sorted(gdtrain.__all__) == gdtrain.__all__
     assert set(gdtrain.__all__) <= set(dir(gdtrain))  # in a fresh notebook too
