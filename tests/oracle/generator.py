@@ -147,7 +147,7 @@ def generate(random: Random, kind: str) -> Program:
             if not refused or random.random() < REFUSED:
                 program = candidate
                 break
-    for _ in range(random.randint(0, 6)):
+    for _ in range(random.randint(0, 4 if kind == "scan" else 6)):  # most make scan capture anew
         for _ in range(10):
             candidate = replace(program, events=(*program.events, _event(random, program)))
             hooked = candidate.events[-1].what.startswith(HOOKS) and kind == "scan"

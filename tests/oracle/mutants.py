@@ -24,8 +24,8 @@ from random import Random
 TESTS = Path(__file__).resolve().parent.parent
 PACKAGE = TESTS.parent / "gdtrain"
 
-# Of twenty programs in a row; five times that are the shares of the suite.
 SHOWN = 1000  # characters of a difference: PyTorch's errors may have pages
+# Of twenty programs in a row; five times that are the shares of the suite.
 TURNS = {"exact": 10, "cut": 5, "scan": 3, "ranks": 2}
 
 
@@ -289,7 +289,7 @@ COUNTERS = (
 MEANS = (
     Mutant(
         "any loss is taken for a mean over samples",
-        "training/losses.py",
+        "training/losses/__init__.py",
         "    if known is None or not all("
         "_is_shared(known, *named, batch) for named in known.tensors()):\n"
         "        return None\n",
@@ -300,19 +300,19 @@ MEANS = (
     ),
     Mutant(
         "weights of classes are left out of the mean",
-        "training/losses.py",
+        "training/losses/__init__.py",
         "        if self.weights is None:\n            each",
         "        if True:\n            each",
     ),
     Mutant(
         "ignored targets count",
-        "training/losses.py",
+        "training/losses/__init__.py",
         "counted = targets != self.ignore_index",
         "counted = targets == targets",
     ),
     Mutant(
         "a sum is averaged",
-        "training/losses.py",
+        "training/losses/__init__.py",
         '    if reduction == "sum":\n        return _SUM\n',
         '    if reduction == "sum":\n        return _MEAN\n',
     ),

@@ -76,6 +76,12 @@ def test_thousands_of_programs(
     ends_of(kind, first_seed + share, scaled(SHARES[kind]))
 
 
+def test_every_fault_can_be_put_back() -> None:
+    """Its line stands where :mod:`oracle.mutants` looks for it."""
+    for mutant in MUTANTS:
+        mutant.source()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_programs_find_a_fault_that_is_put_back(
