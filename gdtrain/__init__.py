@@ -117,4 +117,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})  # so that a notebook's Tab finds what is not loaded yet
+    """What Tab offers in a notebook: names that are not loaded yet too, and no imports of this."""
+    here = globals().items()
+    own = {name for name, value in here if getattr(value, "__name__", "") == f"gdtrain.{name}"}
+    return sorted({*__all__, *own, *(name for name, _ in here if name.startswith("__"))})

@@ -62,6 +62,11 @@ class LrRange:
         """All of it in plain values."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        suggestion = _said(self.suggestion, "none")
+        limit = _said(self.stability_limit, "none")
+        return f"LrRange(suggestion {suggestion}, stability limit {limit}, {self.updates} updates)"
+
     def __str__(self) -> str:
         """A short table."""
         ended = "loss diverged" if self.diverged else "loss did not diverge"

@@ -186,10 +186,11 @@ def _summed(total: float, numbers: Numbers) -> float:
 class History:
     """One record per finished epoch, readable by row (``epochs``) or by column.
 
-    ``history.train_loss``, ``history.val_loss``, … are lists with one value per epoch; None
-    stands where an epoch has no such value. ``history.columns()`` gives them all, as
-    ``pandas.DataFrame`` takes them; ``history.table()`` is a table to print, ``history.plot()`` a
-    picture. In a notebook, the history shows itself as a table.
+    ``history.train_loss``, ``history["val_loss"]``, … are lists with one value per epoch; None
+    stands where an epoch has no such value. ``history[-1]`` is the record of the last epoch.
+    ``history.columns()`` gives them all, as ``pandas.DataFrame`` takes them; ``history.table()`` is
+    a table to print, ``history.plot()`` a picture. In a notebook, the history shows itself as a
+    table.
     """
 
     def __init__(self) -> None:
@@ -202,6 +203,10 @@ class History:
             known = ", ".join(self.columns()) or "none, no epoch has finished"
             raise AttributeError(f"history has no column {name!r}; it has: {known}")
         return [record.get(name) for record in self.epochs]
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A column by its name, as a list, or the records of epochs by their place, from 0."""
+        return getattr(self, key) if isinstance(key, str) else self.epochs[key]
 
     def __len__(self) -> int:
         return len(self.epochs)

@@ -470,6 +470,16 @@ class Trainer:
         """
         state.restore(self, snapshot)
 
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        progress = self.progress
+        return (
+            f"{type(self).__name__}({type(self.model).__name__} of {parameters:,} parameters, "
+            f"{loss}, {type(self.optimizer).__name__}, {self.loader!r}, on {self.device}; "
+            f"{progress.epoch:,} epochs, {progress.step:,} updates)"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         return copying.contents(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ class Comparison:
     def interrupted(self) -> bool:
         """Whether it was stopped before every form had spent its budget."""
         return bool(self.result["status"] == "interrupted")
+
+    def __repr__(self) -> str:
+        names = ", ".join(form["name"] for form in self.result["forms"])
+        said = textwrap.shorten(names, 200, placeholder=" …")
+        return f"Comparison({self.result['status']}: {said}; print it for the table)"
 
     def __str__(self) -> str:
         return f"{comparison_table.text(self.result)}\n\n{self.result['when_to_use']}"

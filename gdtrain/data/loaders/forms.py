@@ -67,6 +67,13 @@ class FormLoader(Loader):
         self.order_version = ORDER_VERSION
         self.drop_last = drop_last
 
+    def __repr__(self) -> str:
+        kind, size = type(self).__name__, self.batch_size
+        order = self.order if isinstance(self.order, str) else type(self.order).__name__
+        options = [] if size is None or kind == "SampleLoader" else [f"batch_size={size}"]
+        options += [f"order={order}", f"seed={self.seed}"]
+        return f"{kind}({', '.join([self.extent, *options])})"
+
     def plan(self, epoch: int) -> Plan:
         """Which samples form which batch in ``epoch`` (from 0); reads none of them.
 

@@ -60,6 +60,13 @@ class PhasedLoader(Loader):
                 raise ConfigError.of(f"phases[{number}]", said)
         self.samples = first.samples
 
+    def __repr__(self) -> str:
+        names = [
+            f"{type(loader).__name__} until epoch {end}" if end else f"then {type(loader).__name__}"
+            for end, loader in self.phases.pairs
+        ]
+        return f"PhasedLoader({', '.join(names)}; {self.extent})"
+
     def plan(self, epoch: int) -> Plan:
         return self.phases.at(whole_number("epoch", epoch, minimum=0)).plan(epoch)
 
