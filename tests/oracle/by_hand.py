@@ -190,7 +190,8 @@ def weight_of(program: Program, targets: Tensor) -> float:
     if is_sum(program):
         return 1.0
     counted = targets[targets != IGNORED] if not targets.is_floating_point() else targets
-    match program.loss if is_known(program) else "":
+    own_weight = program.trainer not in ("plain", "unweighted", "annealed")
+    match program.loss if is_known(program) or own_weight else "":
         case "entropy_ignored" | "entropy_ignored_function":
             return float(len(counted))
         case "entropy_weighted" | "entropy_weighted_partial" | "smoothed":
@@ -407,6 +408,8 @@ class Hand:
                 raise
             if self.again:  # the first of two steps has been made, and stays
                 self.step += 1
+                if self.program.watch is not None:
+                    self.trace.points[self.step] = state_of(self.parts)
             else:
                 before.put_back()
             raise

@@ -23,6 +23,8 @@ BETWEEN_PARTS = {
     "raise", "lr", "lr_of_trainer", "momentum", "weight_decay", "hook_before_step",
     "hook_after_step", "add_callback",
 }  # fmt: skip
+# Losses of which another computation leaves other random numbers, or another state.
+MOVING_LOSSES = zoo.RANDOM_LOSSES | {"running", "running_anew"}
 # Models whose forward pass sets weights, so that all ranks have to make it.
 SETTING_WEIGHTS = {"max_norm", "clamped"}
 # What ends a fit, or keeps what there is: it comes last in its moment.
@@ -114,7 +116,7 @@ def _parts_fit(p: Program) -> bool:
 
 
 def _data_fit(p: Program) -> bool:
-    if p.drop_last and p.form != "minibatch":
+    if p.drop_last and (p.form != "minibatch" or not updates_of(p)):
         return False
     if p.batch_size > p.samples or (p.data == "dicts") != (p.trainer == "of_dicts"):
         return False
@@ -212,8 +214,8 @@ def _change_fits(p: Program, e: Event) -> bool:
     in_parts = p.is_cut and e.when in ("forward", "loss")
     if e.what in BREAKS and e.value > 0 and not in_parts:
         return False  # there is one pass
-    if e.when == "loss" and e.what in BREAKS and e.value > 0 and p.loss in zoo.RANDOM_LOSSES:
-        return False  # another try draws anew, and whether there is a second pass to fail is free
+    if e.when == "loss" and e.what in BREAKS and e.value > 0 and p.loss in MOVING_LOSSES:
+        return False  # another try shows, and nobody says whether there is a second pass to fail
     match e.what:
         case "add_group":
             return p.late
@@ -257,6 +259,10 @@ def _events_fit(p: Program) -> bool:
     # Where such a stop ends the fit, and the next one finds the model in eval mode, is the clock's.
     stops = any((e.when, e.what) == ("epoch_start", "stop") for e in p.events)
     if stops and p.watch != 1 and any((e.what, e.value) == ("to_eval", "model") for e in p.events):
+        return False
+    # Who takes a snapshot up hooks its own parameters, not those that were replaced.
+    on_parameters = {"hook_gradient", "hook_accumulated"} & set(whats)
+    if on_parameters and "replace_parameters" in whats and "snapshot" in whats:
         return False
     # A callback that comes after the one which takes the snapshot is not called again.
     clamps = any(e.what == "add_callback" and e.value == "clamp" for e in p.events)
