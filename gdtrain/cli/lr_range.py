@@ -11,6 +11,7 @@ from gdtrain.cli.options import (
     add_import,
     faults_of_options,
     import_modules,
+    name_of,
 )
 
 
@@ -27,7 +28,7 @@ def lr_range(given: list[str]) -> int:
         return LrRangeJob(
             config,
             document,
-            Path(options.config).stem,
+            name_of(options.config),
             start=getattr(options, "from"),
             stop=options.to,
             updates=options.updates,

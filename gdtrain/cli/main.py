@@ -43,6 +43,7 @@ COMMANDS = {
     "plot": plot,
     "replay": replay,
     "schema": schema,
+    "train": train,
     "verify": verify,
 }
 
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             _check_no_command(given)
             code = train(given)
+        elif command is train:
+            code = train(given[1:])
         else:
             release()
             code = command(given[1:])

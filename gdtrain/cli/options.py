@@ -32,13 +32,25 @@ class Parser(argparse.ArgumentParser):
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The options of every command that reads a configuration."""
-    parser.add_argument("--config", metavar="FILE", required=True, help="the configuration (YAML)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        required=True,
+        help="the configuration (YAML), - for standard input; of several, which are merged, the "
+        "later ones win",
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
         help="set a setting, in YAML; section=name swaps a whole section, null takes a key out",
     )
+
+
+def name_of(configs: list[str]) -> str:
+    """What a run of these configuration files is called: by the first of them."""
+    return "stdin" if configs[0] == "-" else Path(configs[0]).stem
 
 
 def add_runs(parser: argparse.ArgumentParser, default: str) -> None:

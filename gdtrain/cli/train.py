@@ -6,7 +6,7 @@ import argparse
 from contextlib import closing
 from pathlib import Path
 
-from gdtrain.cli.options import Parser, add_config, add_import, import_modules
+from gdtrain.cli.options import Parser, add_config, add_import, import_modules, name_of
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.version import __version__
 
@@ -16,6 +16,7 @@ examples:
   python -m gdtrain --config configs/minibatch.yaml optimizer.lr=0.05 epochs=40
   python -m gdtrain --config configs/minibatch.yaml --output-dir runs/mine --resume
   python -m gdtrain --config mine.yaml --import my_models
+  python -m gdtrain --config base.yaml --config tuned.yaml
 
 other commands:
   python -m gdtrain compare     train several forms side by side, with a report to look at
@@ -26,6 +27,7 @@ other commands:
   python -m gdtrain plot        draw loss and learning rate of one or several runs
   python -m gdtrain replay      rebuild the state before any update of a run, and look at it
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
+  python -m gdtrain train       the same as without a command
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
 Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved), 1 else.
@@ -55,7 +57,7 @@ def train(given: list[str]) -> int:
         job = TrainJob(
             config=config,
             document=document,
-            name=Path(options.config).stem,
+            name=name_of(options.config),
             output_dir=options.output_dir,
             resume=options.resume,
             signals=signals,

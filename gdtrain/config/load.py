@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,21 +14,25 @@ from gdtrain.config.messages import faults_of
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_reader import plain_scalar
-from gdtrain.config.yaml_source import apply_overrides, read_file
+from gdtrain.config.yaml_source import apply_overrides, read_files
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.parts import BY_INDEX
 from gdtrain.settings import Settings
 
 
 def load_config(
-    path: str | Path, overrides: Iterable[str] = (), *, by_index: bool = False
+    path: str | Path | Sequence[str | Path],
+    overrides: Iterable[str] = (),
+    *,
+    by_index: bool = False,
 ) -> tuple[Config, Document]:
     """Read, override and check a configuration; the document keeps the place of each setting.
 
+    path: of a file, or of several, which are merged: the later ones win. ``-``: standard input.
     by_index: see :func:`check`. Raises ConfigError that lists every fault with file, line and
     column.
     """
-    document = read_file(path)
+    document = read_files([path] if isinstance(path, str | Path) else path)
     apply_overrides(document, list(overrides))
     return check(document, by_index=by_index), document
 

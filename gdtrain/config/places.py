@@ -41,6 +41,18 @@ class Document:
             path = path[:-1]
         return self.values.get(path, Place(self.path, 1, 1))
 
+    def at(self, path: KeyPath) -> Any:
+        """What stands at ``path``."""
+        found: Any = self.data
+        for part in path:
+            found = found[part]
+        return found
+
+    def forget(self, path: KeyPath) -> None:
+        """Forget the places of what stands at ``path`` and below."""
+        for known in [place for place in self.values if place[: len(path)] == path]:
+            del self.values[known]
+
     def fault(self, path: KeyPath, message: str, *, of_key: bool = False) -> Fault:
         """A fault of the setting at ``path``, with its place."""
         place = self.place(path, of_key=of_key)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gdtrain.config.places import Document, Place, dotted
+from gdtrain.config.places import Document, KeyPath, Place, dotted
 from gdtrain.config.yaml_reader import Reader
 from gdtrain.errors import ConfigError, Fault
 
@@ -18,18 +20,58 @@ MAX_BYTES = 1 << 16
 _OVERRIDE_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
+def read_files(paths: Sequence[str | Path]) -> Document:
+    """Read configuration files, of which later ones win; ``-`` is standard input.
+
+    Sections are merged key by key, unless a later file names another form: then that takes the
+    section's place. Lists are replaced. Raises ConfigError if one is not a readable mapping.
+    """
+    first, *others = [read_file(path) for path in paths]
+    for other in others:
+        _merge(first, other, ())
+        first.faults += other.faults
+    return first
+
+
+def _merge(document: Document, other: Document, path: KeyPath) -> None:
+    """Put the settings that stand below ``path`` in the other document into the document."""
+    target, given = document.at(path), other.at(path)
+    for key, value in given.items():
+        below = (*path, key)
+        merges = isinstance(value, dict) and isinstance(_as_section(path, key, target), dict)
+        if merges and not _is_another_form(_as_section(path, key, target), value):
+            target[key] = _as_section(path, key, target)
+            _merge(document, other, below)
+            continue
+        document.forget(below)
+        target[key] = value
+        for places, there in ((document.values, other.values), (document.keys, other.keys)):
+            places |= {
+                place: found for place, found in there.items() if place[: len(below)] == below
+            }
+
+
+def _as_section(path: KeyPath, key: str, settings: dict[str, Any]) -> Any:
+    """``loss: mse`` as the section that it stands for."""
+    value = settings.get(key)
+    is_name = isinstance(value, str) and not path
+    return {"source" if key == "data" else "name": value} if is_name else value
+
+
+def _is_another_form(section: dict[str, Any], later: dict[str, Any]) -> bool:
+    return any(tag in later and later[tag] != section.get(tag) for tag in ("source", "name"))
+
+
 def read_file(path: str | Path) -> Document:
     """Read a configuration file. Raises ConfigError if it is not a readable mapping."""
-    name = str(path)
+    name = "standard input" if str(path) == "-" else str(path)
 
     def broken(message: str, line: int = 1, column: int = 1) -> ConfigError:
         return ConfigError([Fault("", message, name, line, column)])
 
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise broken("is a pipe or a device; save the configuration in a file")
-            raw = file.read(MAX_BYTES + 1)
+        is_stdin = str(path) == "-"
+        raw = sys.stdin.buffer.read(MAX_BYTES + 1) if is_stdin else _bytes_of(path, broken)
     except FileNotFoundError:
         raise broken("file not found; check the path") from None
     except ConfigError:
@@ -47,6 +89,13 @@ def read_file(path: str | Path) -> Document:
         column = error.start - (before.rfind(b"\n") + 1) + 1
         raise broken("is not UTF-8 text; save it as UTF-8", line, column) from None
     return read_text(text, name)
+
+
+def _bytes_of(path: str | Path, broken: Callable[[str], ConfigError]) -> bytes:
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise broken("is a pipe or a device; save the configuration in a file")
+        return file.read(MAX_BYTES + 1)
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -112,8 +161,7 @@ def _set(document: Document, reader: Reader, value: Any, place: Place) -> None:
             document.values[path[:depth]] = document.keys[path[:depth]] = place
         target[str(part)] = below
         target = below
-    for known in [p for p in document.values if p[: len(path)] == path]:
-        del document.values[known]
+    document.forget(path)
     if value is None:
         target.pop(str(path[-1]), None)
         return

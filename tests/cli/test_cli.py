@@ -153,6 +153,22 @@ def test_schema_prints_the_json_schema(capsys):
     assert json.loads(capsys.readouterr().out) == json_schema()
 
 
+def test_train_is_a_name_for_training():
+    assert main(["train", "--config", "moons.yaml", "epochs=1", "--output-dir", "named"]) == 0
+    assert main(["--config", "moons.yaml", "epochs=1", "--output-dir", "plain"]) == 0
+    named, plain = (Path(folder, "model.safetensors") for folder in ("named", "plain"))
+    assert named.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize(("lr", "loss"), [("0.1", 0), ("1e30", 3)])
+def test_a_dry_run_whose_validation_loss_is_not_finite_ends_with_3(capsys, lr, loss):
+    """A tanh keeps it finite however large the weights are, a linear model does not."""
+    data = "data={source: linear_regression, num_samples: 40, validation_fraction: 0.25}"
+    arguments = ["--config", "moons.yaml", data, "model=linear", "loss=mse", "metrics=null"]
+    assert main([*arguments, f"optimizer.lr={lr}", "--dry-run"]) == loss
+    assert ("loss inf" in capsys.readouterr().out) == (loss == 3)
+
+
 @pytest.mark.parametrize(
     ("word", "hint"),
     [
@@ -160,9 +176,9 @@ def test_schema_prints_the_json_schema(capsys):
         ("lr_range", "did you mean lr-range?"),
         ("moons.yaml", "to train with it: --config moons.yaml"),
         (
-            "train",
+            "minimise",
             "to train, start with --config FILE; the commands are compare, convert, landscape, "
-            "list, lr-range, plot, replay, schema, verify",
+            "list, lr-range, plot, replay, schema, train, verify",
         ),
     ],
 )

@@ -35,6 +35,7 @@ from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
 from gdtrain.training.placement import distributed
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety import diagnosis
+from gdtrain.training.safety.finite_guard import all_finite
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import unchanged
@@ -139,14 +140,16 @@ class TrainJob:
             print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
             return EXIT_NON_FINITE
         said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
+        seen = [losses]
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), unchanged(trainer, training=False):
                 loss = trainer.batch_loss(batch)
+            seen.append(loss)
             said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
         print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")
-        return 0
+        return 0 if all_finite(seen) else EXIT_NON_FINITE
 
     def _check_first_batch(self, run: Run) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
