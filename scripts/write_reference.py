@@ -1,4 +1,4 @@
-"""Write what is generated: gdtrain/parts.json, configs/schema.json and docs/configuration.md.
+"""Write what is generated: the index of parts, the JSON Schema, the reference, and examples.
 
 The index of parts is made of what the modules of the package register; parts that it has already
 keep their order, in which messages name them, and new ones come last.
@@ -15,6 +15,7 @@ from typing import Any
 
 import gdtrain
 from gdtrain import registry
+from gdtrain.cli.init import EXAMPLES
 from gdtrain.config.json_schema import json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +38,14 @@ def main() -> None:
     registry.index.cache_clear()
     PAGE.write_text(with_reference(PAGE.read_text("utf-8")), "utf-8")
     (ROOT / "configs" / "schema.json").write_text(schema_text(), "utf-8")
+    for name in EXAMPLES:
+        (PACKAGE / "cli" / "examples" / f"{name}.yaml").write_text(example_text(name), "utf-8")
+
+
+def example_text(name: str) -> str:
+    """A configuration of the repository, without the way to its schema."""
+    text = (ROOT / "configs" / f"{name}.yaml").read_text("utf-8")
+    return text[text.index("\n") + 1 :]
 
 
 def index_text() -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from gdtrain.cli.compare import compare
 from gdtrain.cli.convert import convert
+from gdtrain.cli.init import init
 from gdtrain.cli.landscape import landscape
 from gdtrain.cli.list import list_parts
 from gdtrain.cli.lr_range import lr_range
@@ -37,6 +38,7 @@ EXIT_BAD_INPUT = 2
 COMMANDS = {
     "compare": compare,
     "convert": convert,
+    "init": init,
     "landscape": landscape,
     "list": list_parts,
     "lr-range": lr_range,

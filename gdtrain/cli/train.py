@@ -21,6 +21,7 @@ examples:
 other commands:
   python -m gdtrain compare     train several forms side by side, with a report to look at
   python -m gdtrain convert     make a CSV file of any size a folder for source: mapped
+  python -m gdtrain init        write a configuration to start from
   python -m gdtrain landscape   draw the loss around the way that the weights have taken
   python -m gdtrain list        print the parts that a configuration can name
   python -m gdtrain lr-range    raise the learning rate until the loss diverges; suggest one

@@ -177,8 +177,8 @@ def test_a_dry_run_whose_validation_loss_is_not_finite_ends_with_3(capsys, lr, l
         ("moons.yaml", "to train with it: --config moons.yaml"),
         (
             "minimise",
-            "to train, start with --config FILE; the commands are compare, convert, landscape, "
-            "list, lr-range, plot, replay, schema, train, verify",
+            "to train, start with --config FILE; the commands are compare, convert, init, "
+            "landscape, list, lr-range, plot, replay, schema, train, verify",
         ),
     ],
 )

@@ -1,0 +1,88 @@
+"""The command ``init``: what it writes runs as it is, and what is there stays."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from helpers.paths import ROOT
+
+from gdtrain.cli.init import EXAMPLES
+from gdtrain.cli.main import main
+from gdtrain.config.load import load_config
+
+NUMBERS = "a,b,price\n" + "".join(f"{n},{n * n % 7},{2 * n + 0.5}\n" for n in range(40))
+NAMES = "a;b;kind\n" + "".join(f"{n};{n % 3};{'even' if n % 2 else 'odd'}\n" for n in range(40))
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, *EXAMPLES])
+def test_an_example_runs(name: str | None, capsys) -> None:
+    assert main(["init", *(["--example", name] if name else [])]) == 0
+    written = f"{name or 'minibatch'}.yaml"
+    assert capsys.readouterr().err == (
+        f"written: {written}; train with: python -m gdtrain --config {written}\n"
+    )
+    assert main(["--config", written, "--dry-run"]) == 0
+
+
+def test_examples_are_those_of_the_repository() -> None:
+    text = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))["example_text"]
+    for name in EXAMPLES:
+        packaged = ROOT / "gdtrain" / "cli" / "examples" / f"{name}.yaml"
+        assert packaged.read_text("utf-8") == text(name)
+
+
+def test_a_file_with_numbers(capsys) -> None:
+    Path("houses 2.csv").write_text(NUMBERS)
+    assert main(["init", "--data", "houses 2.csv", "--target", "price"]) == 0
+    config, _ = load_config("houses 2.yaml")
+    assert (config.loss.name, config.data.standardize_targets) == ("mse", True)
+    assert main(["--config", "houses 2.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_a_file_with_classes_and_semicolons() -> None:
+    Path("kinds.csv").write_text(NAMES)
+    assert main(["init", "--data", "kinds.csv", "--target", "kind"]) == 0
+    config, _ = load_config("kinds.yaml")
+    assert (config.loss.name, config.data.delimiter) == ("cross_entropy", ";")
+    assert main(["--config", "kinds.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_what_is_there_stays(capsys) -> None:
+    Path("minibatch.yaml").write_text("mine: true\n")
+    assert main(["init"]) == 2
+    assert capsys.readouterr().err == (
+        "command line:1:1: minibatch.yaml is there already and stays as it is; move it first\n"
+    )
+    assert Path("minibatch.yaml").read_text() == "mine: true\n"
+
+
+WRONG = {
+    "data alone": (["--data", "a.csv"], "--target: missing; --data and --target go together"),
+    "target alone": (["--target", "y"], "--data: missing; --data and --target go together"),
+    "both": (
+        ["--data", "a.csv", "--target", "y", "--example", "batch"],
+        "--example: has no effect beside --data; remove one of the two",
+    ),
+    "no file": (
+        ["--data", "none.csv", "--target", "y"],
+        "--data: none.csv can't be read: No such file or directory; give a CSV file",
+    ),
+    "no column": (
+        ["--data", "a.csv", "--target", "z"],
+        "--target: 'z' is not among the columns: x, y",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_it_refuses(case: str, capsys) -> None:
+    Path("a.csv").write_text("x,y\n1,2\n")
+    arguments, message = WRONG[case]
+    assert main(["init", *arguments]) == 2
+    assert capsys.readouterr().err == f"command line:1:1: {message}\n"
+    assert [path.name for path in Path().iterdir()] == ["a.csv"]
