@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.data.batch import Batch as Batch
+    from gdtrain.data.batch import Plan as Plan
     from gdtrain.data.files.mapped import mapped as mapped
     from gdtrain.data.loaders.forms import BatchLoader as BatchLoader
     from gdtrain.data.loaders.forms import MiniBatchLoader as MiniBatchLoader
     from gdtrain.data.loaders.forms import SampleLoader as SampleLoader
+    from gdtrain.data.loaders.loader import Loader as Loader
     from gdtrain.data.loaders.phased_loader import PhasedLoader as PhasedLoader
     from gdtrain.data.loaders.phases import BatchSizes as BatchSizes
     from gdtrain.data.orders.weighted import Weighted as Weighted
@@ -67,9 +69,11 @@ _HOMES = {
     "EarlyStopping": "gdtrain.training.callbacks.validation",
     "FullLoss": "gdtrain.analysis.monitors.updates",
     "GradientNorm": "gdtrain.analysis.monitors.gradients",
+    "Loader": "gdtrain.data.loaders.loader",
     "MiniBatchLoader": "gdtrain.data.loaders.forms",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
+    "Plan": "gdtrain.data.batch",
     "Prequential": "gdtrain.training.callbacks.prequential",
     "SAGA": "gdtrain.training.callbacks.saga",
     "SVRG": "gdtrain.training.callbacks.svrg",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.tree import Cutter, Rows, copied
 from gdtrain.data.tree import map_tensors as map_tensors
+from gdtrain.errors import ConfigError
 
 
 class Batch:
@@ -118,6 +122,8 @@ class Plan:
     rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
         contiguous share of every batch; shares differ by one sample at most, and may be empty.
     asked: the order that was asked for the indices, where they can't be computed anew.
+    sizes: the samples of each batch, where they are not alike; then batch_size is the largest.
+        See :meth:`of_batches`.
 
     ``len(plan)`` is the number of batches, and so of updates.
     """
@@ -129,8 +135,48 @@ class Plan:
     rank: int = 0
     world_size: int = 1
     asked: AskedOrder | None = field(default=None, repr=False, compare=False)
+    sizes: tuple[int, ...] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of_batches(cls, epoch: int, batches: Iterable[Any]) -> Plan:
+        """The plan of batches that are given one by one, each as the indices of its samples.
+
+        batches: rows of whole numbers, as tensors, arrays or lists, of any lengths >= 1. Raises
+        ConfigError for others: a batch is an update, and one of no samples has no loss.
+
+        >>> plan = Plan.of_batches(0, [[3, 1], [0, 2, 4]])
+        >>> plan.batch_sizes(0, len(plan)), plan.batch_indices(1).tolist()
+        ([2, 3], [0, 2, 4])
+        """
+        rows = [torch.as_tensor(batch) for batch in batches]
+        if not rows:
+            raise ConfigError.of("loader", f"gave no batch in epoch {epoch}; give at least one")
+        for number, row in enumerate(rows):
+            if row.ndim != 1 or not len(row) or row.is_floating_point():
+                said = f"gave as batch {number} of epoch {epoch} no row of indices, but "
+                said += f"{row.dtype} of shape {list(row.shape)}; leave out batches without samples"
+                raise ConfigError.of("loader", said)
+        sizes = tuple(len(row) for row in rows)
+        return cls(epoch, sum(sizes), max(sizes), torch.cat(rows).long(), sizes=sizes)
+
+    @cached_property
+    def _first_draws(self) -> list[int]:
+        """The first draw of each batch, and one after the last, of batches of several sizes."""
+        return [0, *accumulate(self.sizes or ())]
+
+    def first_draw(self, number: int) -> int:
+        """Where batch ``number`` starts among the epoch's draws."""
+        return number * self.batch_size if self.sizes is None else self._first_draws[number]
+
+    def batches_with(self, draws: int) -> int:
+        """How many batches the first ``draws`` draws are in."""
+        if self.sizes is not None:
+            return bisect_left(self._first_draws, draws)
+        return -(-draws // self.batch_size)
 
     def __len__(self) -> int:
+        if self.sizes is not None:
+            return len(self.sizes)
         return -(-self.num_samples // self.batch_size)
 
     def __bool__(self) -> bool:
@@ -139,7 +185,7 @@ class Plan:
     @property
     def num_batches(self) -> int | None:
         """How many batches there will be; None for a stream, where nobody knows."""
-        return -(-self.num_samples // self.batch_size)
+        return len(self)
 
     def remaining(self, start: int) -> int:
         """How many batches are there to be read from number ``start`` on.
@@ -150,7 +196,7 @@ class Plan:
 
     def is_over(self, start: int) -> bool:
         """Whether there are no batches from number ``start`` on, and will be none."""
-        return start * self.batch_size >= self.num_samples
+        return start >= len(self)
 
     def seek(self, start: int, position: list[int] | None) -> None:
         """Go on from batch ``start``, before which :meth:`release` gave ``position``."""
@@ -169,7 +215,7 @@ class Plan:
     @property
     def smallest_batch(self) -> int:
         """Samples of the shortest batch that may come."""
-        return self.num_samples - (len(self) - 1) * self.batch_size
+        return min(self.sizes or self.batch_sizes(len(self) - 1, len(self)))
 
     def share(self, rank: int, world_size: int) -> Plan:
         """The plan by which one of ``world_size`` processes reads."""
@@ -179,8 +225,8 @@ class Plan:
 
     def bounds(self, number: int) -> tuple[int, int]:
         """Where this rank's share of batch ``number`` starts and stops among the epoch's draws."""
-        start = number * self.batch_size
-        size = min(self.batch_size, self.num_samples - start)
+        start = self.first_draw(number)
+        (size,) = self.batch_sizes(number, number + 1)
         low, high = self.rank * size, (self.rank + 1) * size
         return start + low // self.world_size, start + high // self.world_size
 
@@ -197,7 +243,7 @@ class Plan:
         samples; the first sample; and the size of each share.
         """
         if self.world_size == 1:
-            start = first * self.batch_size
+            start = self.first_draw(first)
             sizes = self.batch_sizes(first, last)
             chosen = None if self.indices is None else self.take(start, start + sum(sizes))
             return chosen, start, sizes
@@ -214,6 +260,8 @@ class Plan:
 
     def batch_sizes(self, start: int, stop: int) -> list[int]:
         """The samples, on all ranks, of each of the batches ``start`` … ``stop - 1``."""
+        if self.sizes is not None:
+            return list(self.sizes[start:stop])
         sizes = [self.batch_size] * (stop - start)
         if sizes and stop * self.batch_size > self.num_samples:
             sizes[-1] = self.num_samples - (stop - 1) * self.batch_size
@@ -257,6 +305,8 @@ class Block:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
         if self.made:
             return np.array(self.made, np.int64)
+        if self.plan.sizes is not None:
+            return np.array(self.plan.batch_sizes(self.start, self.stop), np.int64)
         sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
         sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
         return sizes

@@ -160,7 +160,7 @@ def _next(collated: Iterator[Any]) -> Any:
 
 def _stand_in(plan: Plan, number: int) -> Tensor:
     """A sample to see what batches are made of, where a rank has none of this one."""
-    start = number * plan.batch_size
+    start = plan.first_draw(number)
     return plan.take(start, start + 1)
 
 

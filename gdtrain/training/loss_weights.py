@@ -55,7 +55,7 @@ class StepWeights:
             return []
         if targets.is_floating_point():
             return []
-        sizes, first = plan.batch_sizes(block.start, block.stop), block.start * plan.batch_size
+        sizes, first = plan.batch_sizes(block.start, block.stop), plan.first_draw(block.start)
         places = plan.take(first, first + sum(sizes))
         counts = mean.each(targets)[places.to(targets.device)]
         return [part.sum() for part in torch.split(counts, sizes)]

@@ -44,7 +44,7 @@ class Budget:
         while left > 0:
             plan = loader.outline(epoch)
             if left <= plan.num_samples:
-                return updates + -(-left // plan.batch_size)
+                return updates + plan.batches_with(left)
             updates, left, epoch = updates + len(plan), left - plan.num_samples, epoch + 1
         return updates
 

@@ -122,6 +122,10 @@ class FormLoader(Loader):
         return [start for start, _, _ in self.batch_size.spans(num_epochs)]
 
     @property
+    def is_even(self) -> bool:
+        return not isinstance(self.batch_size, BatchSizes) or len(self.batch_size.pairs) == 1
+
+    @property
     def calls_order(self) -> bool:
         return isinstance(self.order, AskedOrder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,10 +13,12 @@ from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder
+from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples
-from gdtrain.data.streams.stream import StreamPlan
-from gdtrain.errors import DataError
+from gdtrain.data.sources import as_samples
+from gdtrain.data.streams.stream import StreamPlan, StreamSamples
+from gdtrain.errors import ConfigError, DataError
 
 
 class Loader(ABC):
@@ -25,61 +27,87 @@ class Loader(ABC):
     A loader is a pure function of its arguments: ``plan(epoch)`` says which samples form which
     batch. It is also an iterable for hand-written loops; see ``__iter__``.
 
+    A form of one's own needs :meth:`plan` alone; what else depends on it, epoch by epoch, follows.
+    data, seed: as of :class:`BatchLoader`; a stream's batches are those of MiniBatchLoader.
+
     samples: what the batches are read from. is_stream: whether they are read as they arrive.
     """
 
     samples: Samples
+    seed: int = 0
     is_stream: bool = False
     _next_epoch: int = 0
     _pinned_epoch: int | None = None
 
+    def __init__(self, data: Any, *, seed: int = 0) -> None:
+        self.seed = whole_number("seed", seed, minimum=0)
+        self.samples = as_samples(data, seed=self.seed)
+        if isinstance(self.samples, StreamSamples):
+            said = f"{type(self).__name__} can't cut a stream; use MiniBatchLoader or SampleLoader"
+            raise ConfigError.of("loader", said)
+
     @abstractmethod
     def plan(self, epoch: int) -> Plan:
-        """Which samples form which batch in ``epoch`` (from 0); reads none of them."""
+        """Which samples form which batch in ``epoch`` (from 0); reads none of them.
 
-    @abstractmethod
+        Always the same for the same epoch: what is drawn is drawn from :attr:`seed` and the epoch.
+        """
+
     def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
-        """The plan of ``epoch`` in which the samples come as in ``indices``, given before."""
+        """The plan of ``epoch`` in which the samples come as in ``indices``, given before.
 
-    @abstractmethod
+        Only of loaders with an :meth:`asked_order`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no order that is asked")
+
     def outline(self, epoch: int) -> Plan:
         """:meth:`plan` for its sizes alone, whose indices need not be right.
 
         Never asks a callable order: of one, the sizes are those that are :meth:`expected
         <gdtrain.data.orders.asked_order.AskedOrder.expected>`.
         """
+        return self.plan(epoch)
 
-    @abstractmethod
     def asked_order(self, epoch: int) -> AskedOrder | None:
         """The order of ``epoch``, where it is a callable or a sampler."""
+        return None
 
-    @abstractmethod
     def num_batches(self, epoch: int) -> int:
         """Batches of ``epoch``, which a callable order is asked for, if it has to be."""
+        return len(self.outline(epoch))
 
-    @abstractmethod
-    def use_orders(self, version: int) -> None:
+    def use_orders(self, version: int) -> None:  # noqa: B027
         """Go on with the orders of this :data:`~gdtrain.data.orders.order.ORDER_VERSION`."""
 
-    @abstractmethod
-    def turns(self, num_epochs: int) -> list[int]:
+    def turns(self, num_epochs: int) -> Sequence[int]:
         """The epochs, of 0 … num_epochs - 1, from which on batches are of another size; 0 first.
 
-        A callable order may change them unannounced.
+        All of them, unless more is known. A callable order may change them unannounced.
         """
+        return range(num_epochs)
 
     @property
-    @abstractmethod
+    def is_even(self) -> bool:
+        """Whether all epochs have batches of the same sizes, as far as is known."""
+        return False
+
+    @property
     def calls_order(self) -> bool:
         """Whether an order is a callable, which may look at the model."""
+        return False
 
-    @abstractmethod
     def fingerprint(self, version: int | None = None) -> dict[str, Any]:
         """What decides which samples come when, in numbers and words; alike for like loaders.
 
-        version: that of the orders, if they were others than the loader's, as ``orders`` says.
-        What was made by version 1 lacks that key.
+        Of a form of one's own its public attributes that are numbers and words, unless it says so
+        itself. version: that of the orders, if they were others than the loader's, as ``orders``
+        says. What was made by version 1 lacks that key.
         """
+        plain = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        marks = {"loader": type(self).__name__, "samples": self.num_samples}
+        marks |= {n: v for n, v in plain.items() if isinstance(v, bool | int | float | str)}
+        marks |= {"data": self.samples.fingerprint(version or ORDER_VERSION)}
+        return marks if version == 1 else marks | {"orders": version or ORDER_VERSION}
 
     @property
     def num_samples(self) -> int:
@@ -107,7 +135,7 @@ class Loader(ABC):
         if self.is_stream:
             return "a stream"
         updates = counted(len(self.outline(0)), "update")
-        which = "an epoch" if len(self.turns(2**31)) == 1 else "in the first epoch"
+        which = "an epoch" if self.is_even else "in the first epoch"
         return f"{counted(self.num_samples, 'sample')}, {updates} {which}"
 
     def __len__(self) -> int:

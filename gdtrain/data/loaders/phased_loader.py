@@ -93,6 +93,10 @@ class PhasedLoader(Loader):
         return sorted(found)
 
     @property
+    def is_even(self) -> bool:
+        return len(self.phases.values) == 1 and self.phases.values[0].is_even
+
+    @property
     def calls_order(self) -> bool:
         return any(loader.calls_order for loader in self.phases.values)
 

@@ -15,7 +15,7 @@ from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.eager import stacked
 from gdtrain.training.engines.foreign_code import Structure, calls_known_code, only_reads
-from gdtrain.training.engines.obstacles import obstacles_in_step
+from gdtrain.training.engines.obstacles import UNEVEN, obstacles_in_step
 from gdtrain.training.run import Run
 
 
@@ -38,6 +38,8 @@ class CompiledEngine(ABC):
         """Make the block's updates; return the losses of those made, [len(block)] or fewer."""
         parts: list[Tensor] = []
         try:
+            if block.plan.sizes is not None:
+                raise ModelError(UNEVEN)
             self._run_parts(block, parts)
         except ModelError as error:
             return self._go_on(block, parts, error)

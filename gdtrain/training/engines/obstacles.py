@@ -18,6 +18,7 @@ from gdtrain.training.engines.python_state import PythonState
 from gdtrain.training.run import Run
 
 INSTALL = "pip install 'gdtrain[xla]'"
+UNEVEN = "the batches of an epoch are of several sizes"
 # Methods of the trainer that a compiled engine does not call, or between which it has not made
 # its updates visible.
 _OVERRIDES = ("_run_epoch", "train_step", "batch_gradient", "finish_gradient", "after_update")
@@ -32,6 +33,8 @@ def obstacles(trainer: Run, name: str) -> Iterator[str]:
         yield f"it runs on {device}, and the device is {trainer.device}"
     if name == "scan" and not is_installed():
         yield f"jax is not installed; {INSTALL}"
+    if trainer.loader is not None and trainer.loader.outline(0).sizes is not None:
+        yield UNEVEN
     yield from obstacles_in_step(trainer, name)
 
 

@@ -164,7 +164,7 @@ def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | No
         plan = loader.plan(found["epoch"])
     if plan is not None and steps:
         demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
-        most = min(steps * plan.batch_size, plan.num_samples)
+        most = min(plan.first_draw(steps), plan.num_samples)
         demand(samples <= most, f"progress: epoch_samples is {samples}, at most {most} can be")
 
 
