@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
+from torch.optim import Optimizer
 
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
@@ -17,7 +16,7 @@ from gdtrain.config.building.data import prepare_data
 from gdtrain.config.building.loss import build_loss
 from gdtrain.config.building.memory import out_of_memory
 from gdtrain.config.building.model import sized_model
-from gdtrain.config.schema import Config
+from gdtrain.config.schema import AveragingSection, Config
 from gdtrain.data.loaders.forms import BatchLoader
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phased_loader import PhasedLoader
@@ -67,7 +66,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)
     with stage("model"):
-        model = sized_model(config, data, smallest_batch=loader.smallest_batch(config.epochs))
+        model = sized_model(config, data, loader)
     with stage("loss"):
         loss = build_loss(config, data.preprocessing.num_outputs)
     with stage(""):
@@ -75,7 +74,8 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             device = resolve_device(config.device)
             model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
     with stage("optimizer"):
-        optimizer = _optimizer(config, model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer: Optimizer = registry.make("optimizer", config.optimizer, trained)
     metrics = _metrics(config)
     trainer_type = registry.find("trainer", config.trainer).part if config.trainer else Trainer
     with stage(""):
@@ -167,14 +167,8 @@ def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
     return loader
 
 
-def _optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = registry.make("optimizer", config.optimizer, parameters)
-    return optimizer
-
-
 def _scheduler(
-    config: Config, optimizer: torch.optim.Optimizer, loader: Loader, metrics: Metrics
+    config: Config, optimizer: Optimizer, loader: Loader, metrics: Metrics
 ) -> schedules.Scheduler | None:
     section = config.scheduler
     if section is None:
@@ -204,8 +198,11 @@ def _metrics(config: Config) -> Metrics:
 
 def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:
     """The parts that a section maps to their options."""
-    named = (section or {}).items()
-    return [registry.find(kind, name).make(options) for name, options in named]
+    made = []
+    for name, options in (section or {}).items():
+        with stage(f"{kind}s.{name}"):
+            made.append(registry.find(kind, name).make(options))
+    return made
 
 
 def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
@@ -220,7 +217,12 @@ def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
 
 def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
     """The callbacks that sections of the configuration ask for, but for monitors."""
-    watchers: list[Callback] = [*_corrections(config), *_averaging(config, loader)]
+    watchers: list[Callback] = []
+    if config.variance_reduction is not None:
+        with stage("variance_reduction"):
+            watchers.append(registry.make("variance_reduction", config.variance_reduction))
+    if config.averaging is not None:
+        watchers.append(_averaging(config.averaging, config, loader))
     if loader.is_stream:
         window: int = config.data.window  # type: ignore[attr-defined]
         watchers.append(Prequential(window, metrics))
@@ -229,24 +231,13 @@ def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback
     return watchers
 
 
-def _corrections(config: Config) -> list[Callback]:
-    section = config.variance_reduction
-    if section is None:
-        return []
-    with stage("variance_reduction"):
-        return [registry.make("variance_reduction", section)]
-
-
-def _averaging(config: Config, loader: Loader) -> list[Callback]:
-    section = config.averaging
-    if section is None:
-        return []
+def _averaging(section: AveragingSection, config: Config, loader: Loader) -> Averaging:
     if not loader.is_stream:
         start = section.start_step or loader.updates((section.start_epoch or 1) - 1) + 1
         first, last = -(-start // section.every_n_steps), loader.updates(config.epochs)
         if first * section.every_n_steps > last:
             logger.warning("averaging never begins: training ends with update %d", last)
-    return [Averaging(**section.model_dump())]
+    return Averaging(**section.model_dump())
 
 
 def _early_stopping(config: Config, metrics: Mapping[str, Any]) -> EarlyStopping:

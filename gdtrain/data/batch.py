@@ -185,7 +185,9 @@ class Plan:
     @property
     def num_batches(self) -> int | None:
         """How many batches there will be; None for a stream, where nobody knows."""
-        return len(self)
+        if self.sizes is not None:
+            return len(self.sizes)
+        return -(-self.num_samples // self.batch_size)
 
     def remaining(self, start: int) -> int:
         """How many batches are there to be read from number ``start`` on.
@@ -196,7 +198,9 @@ class Plan:
 
     def is_over(self, start: int) -> bool:
         """Whether there are no batches from number ``start`` on, and will be none."""
-        return start >= len(self)
+        if self.sizes is not None:
+            return start >= len(self.sizes)
+        return start * self.batch_size >= self.num_samples
 
     def seek(self, start: int, position: list[int] | None) -> None:
         """Go on from batch ``start``, before which :meth:`release` gave ``position``."""
@@ -243,7 +247,7 @@ class Plan:
         samples; the first sample; and the size of each share.
         """
         if self.world_size == 1:
-            start = self.first_draw(first)
+            start = first * self.batch_size if self.sizes is None else self.first_draw(first)
             sizes = self.batch_sizes(first, last)
             chosen = None if self.indices is None else self.take(start, start + sum(sizes))
             return chosen, start, sizes

@@ -13,16 +13,18 @@ from torch.utils.data import Dataset
 from gdtrain import registry
 from gdtrain.config.building.memory import built_if_it_fits
 from gdtrain.config.schema import Config
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.tables.preparation import PreparedData
 from gdtrain.errors import ConfigError, ModelError
 
 
-def sized_model(config: Config, data: PreparedData, smallest_batch: int) -> nn.Module:
-    """The model for this data and this loss; smallest_batch: samples of the shortest batch."""
+def sized_model(config: Config, data: PreparedData, loader: Loader) -> nn.Module:
+    """The model for this data and this loss, trained on the loader's batches."""
     _check_output_activation(config)
     shape, outputs = data.preprocessing.input_shape, data.preprocessing.num_outputs
     options = config.model
-    if getattr(options, "batch_norm", False) and options.name == "mlp" and smallest_batch == 1:
+    normalised = options.name == "mlp" and getattr(options, "batch_norm", False)
+    if normalised and loader.smallest_batch(config.epochs) == 1:
         raise ConfigError.of(
             "batch_norm",
             "needs batches of at least 2 samples, and this loader gives one of 1; "
