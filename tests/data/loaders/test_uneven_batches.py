@@ -60,13 +60,10 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 
 
-def trainer(loader: Loader, world=None, **settings) -> Trainer:
+def trainer(loader: Loader, **settings) -> Trainer:
     net = model()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    made = Trainer(net, nn.MSELoss(), sgd, loader, precision="fp64", device="cpu", **settings)
-    if world is not None:
-        made.world = world
-    return made
+    return Trainer(net, nn.MSELoss(), sgd, loader, precision="fp64", device="cpu", **settings)
 
 
 def by_hand(loader: Poisson, epochs: int) -> tuple[nn.Module, list[float]]:
@@ -149,8 +146,11 @@ def test_ranks_share_each_batch_and_end_with_the_weights_of_one(ranks):
         assert torch.equal(torch.cat(shares), rows)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
+    trainers = [trainer(Poisson((X, Y))) for _ in range(ranks)]  # draws, which threads must not
+
     def job(world):
-        ours = trainer(Poisson((X, Y)), world)
+        ours = trainers[world.rank]
+        ours.world = ours.microbatches.world = world
         ours.fit(3)
         return [p.detach() for p in ours.model.parameters()]
 
