@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from contextlib import closing
 from pathlib import Path
 
 from gdtrain.cli.options import Parser, add_import, import_modules
 from gdtrain.errors import ConfigError, Fault
-from gdtrain.training.safety.signals import SignalDesk
+from gdtrain.training.safety.signals import current_desk
 
 UNITS = ("epochs", "samples", "updates", "seconds")
 # Half decades, from what suits single samples under momentum to what suits all of them together.
@@ -25,37 +24,36 @@ examples:
 Data, model, loss, seed, device and precision must be the same in all configurations. Early
 stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
 
-Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted (what was
-done is written), 1 else.
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 129/130/131/143 interrupted
+(what was done is written), 1 else.
 """
 
 
 def compare(given: list[str]) -> int:
     """Train several forms from the same start under the same budget, and compare them."""
-    with closing(SignalDesk()) as signals:
-        options = _parser().parse_intermixed_args(given)
-        faults = _faults(options)
-        if faults:
-            raise ConfigError([Fault(f"--{key}", said, "command line") for key, said in faults])
-        import_modules(options.imports)
-        from gdtrain.config.comparison import load_forms
+    options = _parser().parse_intermixed_args(given)
+    faults = _faults(options)
+    if faults:
+        raise ConfigError([Fault(f"--{key}", said, "command line") for key, said in faults])
+    import_modules(options.imports)
+    from gdtrain.config.comparison import load_forms
 
-        paths, overrides = _split(options.configs)
-        forms = load_forms(paths, overrides, _names(options.loaders))
-        from gdtrain.cli.jobs.compare import CompareJob
-        from gdtrain.training.placement.compiler_import import leave_compiler_out
+    paths, overrides = _split(options.configs)
+    forms = load_forms(paths, overrides, _names(options.loaders))
+    from gdtrain.cli.jobs.compare import CompareJob
+    from gdtrain.training.placement.compiler_import import leave_compiler_out
 
-        leave_compiler_out()
-        job = CompareJob(
-            forms=forms,
-            budget={unit: getattr(options, unit) for unit in UNITS},
-            target_loss=options.target_loss,
-            lr_grid=options.lr_grid or (GRID if options.tune else ()),
-            looks=options.looks,
-            output_dir=options.output_dir,
-            signals=signals,
-        )
-        return job.run()
+    leave_compiler_out()
+    job = CompareJob(
+        forms=forms,
+        budget={unit: getattr(options, unit) for unit in UNITS},
+        target_loss=options.target_loss,
+        lr_grid=options.lr_grid or (GRID if options.tune else ()),
+        looks=options.looks,
+        output_dir=options.output_dir,
+        signals=current_desk(),
+    )
+    return job.run()
 
 
 def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from gdtrain.cli.options import Parser
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
+from gdtrain.output.terminal import say
 
 
 def convert(given: list[str]) -> int:
@@ -39,10 +39,7 @@ def convert(given: list[str]) -> int:
         raise ConfigError([Fault("CSV", str(error), "command line")]) from error
     except OutputError as error:
         raise ConfigError([Fault("OUT", str(error), "command line")]) from error
-    print(
-        f"converted {done.num_samples:,} rows; train with data: {{source: mapped, path: {out}}}",
-        file=sys.stderr,
-    )
+    say(f"converted {done.num_samples:,} rows; train with data: {{source: mapped, path: {out}}}")
     return 0
 
 

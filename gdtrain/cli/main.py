@@ -1,16 +1,17 @@
 """The command line: what was asked for, and the exit code that says how it went.
 
 Exit codes: 0 done; 1 anything not foreseen; 2 bad input; 3 a loss or gradient that is not
-finite; 130 and 143 interrupted by SIGINT and SIGTERM, with a checkpoint saved.
+finite; 129, 130, 131 and 143 interrupted by SIGHUP, SIGINT, SIGQUIT and SIGTERM, with a checkpoint
+saved.
 """
 
 from __future__ import annotations
 
 import difflib
-import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from gdtrain.cli.compare import compare
 from gdtrain.cli.convert import convert
@@ -32,7 +33,8 @@ from gdtrain.errors import (
     ProcessError,
     StorageError,
 )
-from gdtrain.training.safety.signals import release
+from gdtrain.output.terminal import prepare_streams, say
+from gdtrain.training.safety.signals import EndedBySignal, SignalDesk, name_of
 
 EXIT_BAD_INPUT = 2
 COMMANDS = {
@@ -53,17 +55,18 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    _prepare_streams()
+    prepare_streams()
     try:
-        command = COMMANDS.get(given[0]) if given else None
-        if command is None:
-            _check_no_command(given)
-            code = train(given)
-        elif command is train:
-            code = train(given[1:])
-        else:
-            release()
-            code = command(given[1:])
+        with closing(SignalDesk()) as signals:  # before anything that takes a while
+            command = COMMANDS.get(given[0]) if given else None
+            if command is None:
+                _check_no_command(given)
+                code = train(given)
+            elif command is train:
+                code = train(given[1:])
+            else:
+                code = command(given[1:])
+            signals.act()
         sys.stdout.flush()  # here, where a reader that has gone can be told from a fault
         return code
     except ConfigError as error:
@@ -78,9 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"gdtrain: {error}")
         return 1 if isinstance(error, StorageError | ProcessError) else EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         return 1
+    except EndedBySignal as ended:
+        _say(f"gdtrain: ended by {name_of(ended.signum)}")
+        return 128 + ended.signum
     except KeyboardInterrupt:
+        _say("gdtrain: ended by SIGINT")
         return 130
 
 
@@ -99,20 +105,10 @@ def _check_no_command(given: list[str]) -> None:
     raise ConfigError([Fault("", f"{word!r} is not a command; {hint}", "command line")])
 
 
-def _prepare_streams() -> None:
-    """Make sure that printing can't fail: on a closed stream, or for want of a character."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started this process
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _say(message: str) -> None:
     """One line on standard error, with its rank where torchrun has started several processes."""
     rank = os.environ.get("RANK", "0")
-    print(("" if rank == "0" else f"rank {rank}: ") + _one_line(message), file=sys.stderr)
+    say(("" if rank == "0" else f"rank {rank}: ") + _one_line(message))
 
 
 def _one_line(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.training.safety import signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +88,7 @@ def import_modules(names: list[str]) -> None:
             if not all(part.isidentifier() for part in name.split(".")):
                 raise ModuleNotFoundError(name=name)
             importlib.import_module(name)
+            signals.act()
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and what it imports is not

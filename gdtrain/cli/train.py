@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
 from pathlib import Path
 
 from gdtrain.cli.options import Parser, add_config, add_import, import_modules, name_of
-from gdtrain.training.safety.signals import SignalDesk
+from gdtrain.training.safety.signals import current_desk
 from gdtrain.version import __version__
 
 _HELP = """\
@@ -31,39 +30,40 @@ other commands:
   python -m gdtrain train       the same as without a command
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
-Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted (checkpoint saved), 1 else.
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 interrupted (checkpoint saved),
+1 else.
 """
 
 
 def train(given: list[str]) -> int:
     """Train, or with an option say what would be trained."""
-    with closing(SignalDesk()) as signals:  # before anything that takes a while
-        parser = _parser()
-        if not given:
-            parser.exit(2, parser.format_help())
-        options = parser.parse_intermixed_args(given)
-        import_modules(options.imports)
-        from gdtrain.config.load import dump, load_config
+    parser = _parser()
+    if not given:
+        parser.exit(2, parser.format_help())
+    options = parser.parse_intermixed_args(given)
+    import_modules(options.imports)
+    from gdtrain.config.load import dump, load_config
 
-        config, document = load_config(
-            options.config, options.overrides, by_index=options.print_config
-        )
-        if options.print_config:
-            print(dump(config), end="")
-            return 0
-        from gdtrain.cli.jobs.train import TrainJob
-        from gdtrain.training.placement.compiler_import import leave_compiler_out
+    config, document = load_config(
+        options.config, options.overrides, by_index=options.print_config
+    )
+    if options.print_config:
+        print(dump(config), end="")
+        return 0
+    from gdtrain.cli.jobs.train import TrainJob
+    from gdtrain.training.placement.compiler_import import leave_compiler_out
 
-        leave_compiler_out()
-        job = TrainJob(
-            config=config,
-            document=document,
-            name=name_of(options.config),
-            output_dir=options.output_dir,
-            resume=options.resume,
-            signals=signals,
-        )
-        return job.dry_run() if options.dry_run else job.run()
+    leave_compiler_out()
+    job = TrainJob(
+        config=config,
+        document=document,
+        name=name_of(options.config),
+        output_dir=options.output_dir,
+        resume=options.resume,
+        verify_data=options.verify_data,
+        signals=current_desk(),
+    )
+    return job.dry_run() if options.dry_run else job.run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         "--resume",
         action="store_true",
         help="go on with the run in --output-dir, or the newest one of this config",
+    )
+    parser.add_argument(
+        "--verify-data",
+        action="store_true",
+        help="with --resume: read mapped data whole, though size and time say it is unchanged",
     )
     parser.add_argument(
         "--dry-run",

@@ -23,6 +23,7 @@ MAX_BATCHES_PER_GATHER = 1024
 # Batches that are cut out of it at once: more tensors would not stay in a core's cache.
 CUT_AT_ONCE = 128
 DIGEST_SAMPLES = 4096
+DIGEST_BYTES = 64 << 20  # of a tensor, hashed at once
 # By their bytes, types whose values are copied as they are.
 _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
@@ -51,31 +52,51 @@ class Samples(ABC):
     def fingerprint(self, version: int = 2) -> int | None:
         """The :meth:`digest`, computed once for the same values; None for a stream.
 
-        version: of the orders with which it is compared; a data set may have been told by another
-        digest then.
+        version: of the orders with which it is compared. States of version 1, those of 0.1.0, tell
+        a data set by its :meth:`sampled_digest`.
         """
+        if version == 1:
+            return self.sampled_digest()
         state = self.state()
         if self._fingerprint is None or self._fingerprint[0] != state:
             self._fingerprint = state, self.digest()
         return self._fingerprint[1]
+
+    def marks(self) -> list[list[Any]] | None:
+        """Name, size and time of change of each file that is read in training; None in memory.
+
+        While they are what they were, the files are taken to hold what they held.
+        """
+        return None
+
+    def trust(self, digest: int) -> None:
+        """Take ``digest`` for that of the values as they are: the files bear the same marks."""
+        self._fingerprint = self.state(), digest
 
     def state(self) -> Any:
         """What is other where values have changed since, as far as that can be seen."""
         return None
 
     def digest(self) -> int:
-        """A number that tells this data set from another: of up to 4,096 samples spread over it."""
+        """A number that tells this data set from another: of all that its samples hold."""
+        size = min(len(self), DIGEST_SAMPLES)
+        return self._digest_of(Plan(0, len(self), size, None))
+
+    def sampled_digest(self) -> int:
+        """The same of up to 4,096 samples spread over it: what 0.1.0 has told data sets by."""
         step = max(1, len(self) // DIGEST_SAMPLES)
         rows = torch.arange(0, len(self), step)[:DIGEST_SAMPLES]
+        return self._digest_of(Plan(0, len(rows), len(rows), rows))
+
+    def _digest_of(self, plan: Plan) -> int:
         digest = 0
 
         def add(tensor: Tensor) -> Tensor:
             nonlocal digest
-            plain = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest = zlib.crc32(plain.numpy().tobytes(), digest)
+            digest = crc32(tensor, digest)
             return tensor
 
-        for batch in self.read(Plan(0, len(rows), len(rows), rows)):
+        for batch in self.read(plan):
             map_tensors((batch.inputs, batch.targets), add)
         return digest
 
@@ -107,6 +128,12 @@ class TensorSamples(Samples):
 
     def state(self) -> Any:
         return [(id(tensor), version_of(tensor)) for tensor in self.tensors]
+
+    def digest(self) -> int:
+        digest = 0
+        for tensor in self.tensors:
+            digest = crc32(tensor, digest)
+        return digest
 
     def __len__(self) -> int:
         return self.tensors[0].shape[0]
@@ -173,11 +200,23 @@ def _as_elements(tensor: Tensor) -> Tensor | None:
     fetched from memory.
     """
     width = tensor[:1].nbytes
+    if tensor.is_conj() or tensor.is_neg():  # no bytes of their own
+        return None
     if tensor.device.type != "cpu" or not tensor.is_contiguous() or width not in _ELEMENTS:
         return None
     if tensor.storage_offset() * tensor.itemsize % width:
         return None
     return tensor.view(-1).view(_ELEMENTS[width])
+
+
+def crc32(tensor: Tensor, digest: int = 0) -> int:
+    """The CRC-32 of a tensor's bytes, added to ``digest``; on a device, without a copy of all."""
+    rows = max(1, DIGEST_BYTES * len(tensor) // max(1, tensor.nbytes)) if tensor.ndim else 1
+    for part in torch.split(tensor, rows) if tensor.ndim else (tensor,):
+        plain = part.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if plain.numel():
+            digest = zlib.crc32(plain.reshape(-1).view(torch.uint8).numpy().data, digest)
+    return digest
 
 
 def version_of(tensor: Tensor) -> int | None:
@@ -200,6 +239,13 @@ class TransformedSamples(Samples):
 
     def state(self) -> Any:
         return self.samples.state()
+
+    def marks(self) -> list[list[Any]] | None:
+        return self.samples.marks()
+
+    def digest(self) -> int:
+        """Of all that is read, and of some of what is made of it."""
+        return zlib.crc32(f"{self.samples.fingerprint()}".encode(), self.sampled_digest())
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         return through(partial(map, self.function), self.samples.read(plan, start))

@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from gdtrain.output.terminal import DroppingStream, printable
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
 
@@ -16,11 +17,12 @@ class Console(Callback):
 
     On a terminal, a bar over the steps of the whole run, with a line for each epoch above it;
     elsewhere only the lines, at most ``max_lines`` of them in equal distances and the last.
+    What can't be printed is dropped.
     """
 
     def __init__(self, stream: TextIO | None = None, max_lines: int = 50) -> None:
         super().__init__(every_seconds=0.2)
-        self.stream = stream or sys.stderr
+        self.stream = DroppingStream(stream or sys.stderr)
         self.max_lines = max_lines
         self._bar: tqdm[Any] | None = None
         self._start = (0, 0.0)
@@ -38,7 +40,7 @@ class Console(Callback):
             self._advance(trainer)
             shown = [f"loss {trainer.progress.losses[-1]:.4g}", *_reported(trainer)]
             shown += [f"lr {float(trainer.progress.lr):.3g}", self._speed(trainer)]
-            self._bar.set_postfix_str(", ".join(shown), refresh=True)
+            self._bar.set_postfix_str(printable(", ".join(shown)), refresh=True)
         elif trainer.plan is not None and trainer.plan.num_batches is None:
             self._tell(trainer)
 
@@ -54,7 +56,7 @@ class Console(Callback):
         of_epoch = {k: v for k, v in record.items() if k.startswith(("val_", "prequ"))}
         shown += _readings(of_epoch | _numbers(trainer))
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
-        line = "  ".join(shown)
+        line = printable("  ".join(shown))
         if self._bar is None:
             print(line, file=self.stream, flush=True)
         else:
@@ -77,7 +79,7 @@ class Console(Callback):
             self._next_line = 2 * max(samples, 512)
             shown = [f"{samples:,} samples", f"loss {trainer.progress.losses[-1]:.4g}"]
             line = "  ".join([*shown, *_reported(trainer), self._speed(trainer)])
-            print(line, file=self.stream, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
     def _open(self, trainer: Trainer) -> None:
         if self._bar is not None or not self.stream.isatty() or trainer.plan is None:

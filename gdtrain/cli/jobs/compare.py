@@ -24,6 +24,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
+from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.trainer import Trainer
@@ -63,10 +64,10 @@ class CompareJob:
         self._progress.close()
         comparison.result |= self._origin()
         comparison.save(directory)
-        print(comparison)
-        print(f"look at {directory / REPORT}", file=sys.stderr)
+        print(printable(str(comparison)))
+        say(f"look at {directory / REPORT}")
         if comparison.interrupted:
-            print("interrupted; what was done is written", file=sys.stderr)
+            say("interrupted; what was done is written")
             return 128 + self.signals.stopped_by
         return 0
 
@@ -137,16 +138,12 @@ class CompareJob:
     def _open(self, run: Run, budget: Budget, directory: Path) -> None:
         names = ", ".join(form.name for form in self.forms)
         rates = f" at {len(self.lr_grid)} learning rates" if self.lr_grid else ""
-        print(
+        say(
             f"comparing {names} for {budget} each{rates}, on {run.loader.num_samples:,} samples "
-            f"and {run.trainer.device}; results go to {directory}",
-            file=sys.stderr,
+            f"and {run.trainer.device}; results go to {directory}"
         )
         if budget.unit == "seconds" and any(form.config.scheduler for form in self.forms):
-            print(
-                "note: schedules are those of the configured epochs, whatever the seconds allow",
-                file=sys.stderr,
-            )
+            say("note: schedules are those of the configured epochs, whatever the seconds allow")
 
     def _origin(self) -> dict[str, Any]:
         """What to run to get this again."""
@@ -177,7 +174,7 @@ class _Progress:
     def tell(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         self.close()
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     def close(self) -> None:
         """Take the bar off the screen."""

@@ -19,6 +19,7 @@ from gdtrain.output.metrics_file import finite
 from gdtrain.output.plots import picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import loss_label
+from gdtrain.output.terminal import printable
 from gdtrain.training.placement import distributed
 from gdtrain.training.placement.distributed import World
 
@@ -49,7 +50,7 @@ class LrRangeJob:
         world = distributed.join(self.config.device, self.config.process_timeout)
         found = self._test(world)
         if world.rank == 0:
-            print(json.dumps(finite(found.as_dict())) if self.as_json else found)
+            print(json.dumps(finite(found.as_dict())) if self.as_json else printable(str(found)))
             if out is not None:
                 label = f"full loss: {loss_label(self.config.loss.name)}"
                 write(found.draw(label, self.name), out)

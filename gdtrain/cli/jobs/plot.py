@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.plots import curves, picture_files
 from gdtrain.output.plots import style as plots
 from gdtrain.output.plots.curves import RunLog
+from gdtrain.output.terminal import say
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture
@@ -66,7 +66,7 @@ def write(figure: Picture, out: Path) -> None:
     except OSError as error:
         said = f"{out} can't be written: {error.strerror}; choose another file"
         raise ConfigError.of("out", said) from error
-    print(f"drawn: {out}", file=sys.stderr)
+    say(f"drawn: {out}")
 
 
 def read_runs(directories: Sequence[Path]) -> list[RunLog]:

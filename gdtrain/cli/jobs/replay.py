@@ -17,6 +17,7 @@ from gdtrain.config.load import load_config
 from gdtrain.data.batch import Block, Plan
 from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
 from gdtrain.output import run_directory
+from gdtrain.output.terminal import printable
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.safety import diagnosis
@@ -60,7 +61,7 @@ class ReplayJob:
     def run(self) -> int:
         """Rebuild, compute the update's gradient, print it; return the exit code."""
         update = self.update()
-        print(json.dumps(asdict(update)) if self.as_json else _described(update))
+        print(json.dumps(asdict(update)) if self.as_json else printable(_described(update)))
         return 0
 
     def update(self) -> Update:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output import run_directory
+from gdtrain.output.terminal import say
 from gdtrain.parts import shown
 
 # What must be the same for a resumed run to end with the bits of one that was left alone.
@@ -35,15 +35,18 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> None:
     """Put the trainer into the state of the newest checkpoint that can be used.
 
+    verify_data: compare mapped data by their bytes, though the files seem to be unchanged.
     Says on rank 0 which that is, and which were passed over and why. Raises CheckpointError if
     there is none, or if it is of another configuration, model or data, naming both sides.
     """
     _check_same_settings(directory, run.config)
     trainer, store = run.trainer, checkpoints.store
     path, state, skipped = store.load_newest(tensor_check(trainer))
+    if verify_data and isinstance(state["data"], dict):
+        state["data"].pop("files", None)
     try:
         checkpoints.best = _check_settings(path, state.pop("settings", None), run.config)
         trainer.load_state_dict(state)
@@ -59,8 +62,8 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints) -> None:
     if trainer.world.rank == 0:
         store.remove_remains()
         for reason in skipped:
-            print(f"skipped a checkpoint: {reason}", file=sys.stderr)
-        print(f"going on from {path}", file=sys.stderr)
+            say(f"skipped a checkpoint: {reason}")
+        say(f"going on from {path}")
 
 
 def settings_of(config: Config) -> dict[str, Any]:

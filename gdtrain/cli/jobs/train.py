@@ -28,6 +28,7 @@ from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import Console
+from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.validation import EarlyStopping
@@ -58,6 +59,7 @@ class TrainJob:
     signals: SignalDesk
     output_dir: Path | None = None
     resume: bool = False
+    verify_data: bool = False
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
@@ -94,8 +96,8 @@ class TrainJob:
             except NonFiniteError as error:
                 status = "non_finite"
                 if leads:
-                    print(f"gdtrain: {error}", file=sys.stderr)
-                    print(_replay_hint(directory, trainer.progress.step + 1), file=sys.stderr)
+                    say(f"gdtrain: {error}")
+                    say(_replay_hint(directory, trainer.progress.step + 1))
             finally:
                 console.close()
                 if leads:
@@ -107,14 +109,14 @@ class TrainJob:
             if interrupted:
                 if leads:
                     said = f"interrupted; go on with --output-dir {directory} --resume"
-                    print(said, file=sys.stderr)
+                    say(said)
                 return 128 + interrupted
             files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
             if leads:
                 for name, weights in files.items():
                     run_directory.write_weights(directory, weights, name)
                 records.draw_loss(self.config, directory)
-                print(_closing_line(summary, directory), file=sys.stderr)
+                say(_closing_line(summary, directory))
             return 0
 
     def _ending(self, trainer: Trainer) -> tuple[str, int]:
@@ -137,7 +139,7 @@ class TrainJob:
         with faults_placed(self.document), stage(""):
             losses = trainer.engine.run(block)
         if not len(losses):
-            print(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}", file=sys.stderr)
+            say(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}")
             return EXIT_NON_FINITE
         said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
         seen = [losses]
@@ -208,7 +210,7 @@ class TrainJob:
         """
         leads = run.trainer.world.rank == 0
         if self.resume:
-            take_up(run, directory, checkpoints)
+            take_up(run, directory, checkpoints, self.verify_data)
             run.trainer.choice.settle(self.config.epochs)  # that of the run
         else:
             checkpoints.save_now(run.trainer)
@@ -218,12 +220,11 @@ class TrainJob:
         run_directory.write_text(preprocessing, run.preprocessing.text())
         run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
         processes = run.trainer.world.size
-        print(
+        say(
             f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
             + (f" in {processes} processes" if processes > 1 else "")
             + f", {run.loader.extent}; "
-            f"results go to {directory}",
-            file=sys.stderr,
+            f"results go to {directory}"
         )
 
 
@@ -283,13 +284,20 @@ def notices() -> Iterator[None]:
     """Show what the library has to say about the settings, once and in one line each."""
     leads = os.environ.get("RANK", "0") == "0"  # of processes started by torchrun
     handler = logging.StreamHandler(sys.stderr) if leads else logging.NullHandler()
-    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    handler.setFormatter(_Printable("note: %(message)s"))
     logger = logging.getLogger("gdtrain")
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+class _Printable(logging.Formatter):
+    """Writes control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _closing_line(summary: dict[str, Any], directory: Path) -> str:

@@ -13,6 +13,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.streams.stream import StreamPlan
+from gdtrain.output.terminal import printable
 
 EXIT_BROKEN = 1
 
@@ -36,7 +37,7 @@ class VerifyJob:
             run = build(self.config)
             with stage(""):
                 report = verify(run.trainer, first_samples(run.loader, self.num_samples))
-        print(report)
+        print(printable(str(report)))
         if not self.num_updates:
             return 0 if report.holds else EXIT_BROKEN
         del run
@@ -44,7 +45,7 @@ class VerifyJob:
             compared = side_by_side(
                 lambda: build(self.config).trainer, self.num_updates, self.config.epochs
             )
-        print(f"\n{compared}")
+        print(printable(f"\n{compared}"))
         return 0 if report.holds and compared.holds else EXIT_BROKEN
 
 

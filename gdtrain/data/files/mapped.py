@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.orders.order import generator
 from gdtrain.data.read_ahead import read_ahead
-from gdtrain.data.samples import Samples, cut
+from gdtrain.data.samples import Samples, crc32, cut
 from gdtrain.data.tables.preparation import SPLIT_KEY
 from gdtrain.errors import DataError
 
@@ -96,6 +97,21 @@ class MappedSamples(Samples):
 
     def __len__(self) -> int:
         return self._length
+
+    def state(self) -> Any:
+        return self.marks()
+
+    def marks(self) -> list[list[Any]]:
+        return [mark for array in self.arrays for mark in array.marks]
+
+    def digest(self) -> int:
+        """Of all bytes of the arrays, and of which rows count."""
+        digest = 0
+        for rows in (self._only, self._staying):
+            digest = digest if rows is None else crc32(rows, digest)
+        for array in self.arrays:
+            digest = array.digest(digest)
+        return digest
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         for array in self.arrays:

@@ -133,6 +133,7 @@ class FormLoader(Loader):
         """What decides which samples come when, in numbers and words; alike for like loaders.
 
         ``data`` is a digest of the samples, None for a stream; see :meth:`Samples.fingerprint`.
+        ``files``, where there are some, see :meth:`Samples.marks`, need not be alike.
         """
         version = version or self.order_version
         order: Any = self.order if isinstance(self.order, str) else repr(self.order)
@@ -147,7 +148,9 @@ class FormLoader(Loader):
             "drop_last": self.drop_last,
             "data": self.samples.fingerprint(version),
         }
-        return marks if version == 1 else marks | {"orders": version}
+        files = self.samples.marks()
+        named = {} if files is None else {"files": files}
+        return marks if version == 1 else marks | {"orders": version} | named
 
     def _cut(self, epoch: int, draws: int, indices: Tensor | Draws | None) -> Plan:
         """The plan of an epoch of so many draws."""

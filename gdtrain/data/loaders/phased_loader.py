@@ -101,12 +101,12 @@ class PhasedLoader(Loader):
         return any(loader.calls_order for loader in self.phases.values)
 
     def fingerprint(self, version: int | None = None) -> dict[str, Any]:
-        """``samples``, ``data`` and ``orders`` of all phases, and one text for each of them."""
+        """``samples``, ``data``, ``orders``, ``files`` of all phases, and a text for each one."""
         marks: dict[str, Any] = {}
         for number, (end, loader) in enumerate(self.phases.pairs, start=1):
             own = loader.fingerprint(version)
             common: dict[str, Any] = {
-                key: own.pop(key) for key in ("samples", "data", "orders") if key in own
+                key: own.pop(key) for key in ("samples", "data", "orders", "files") if key in own
             }
             if number == 1:
                 marks |= common

@@ -212,7 +212,8 @@ def check_same_data(world: World, loader: Loader) -> None:
     """Raise DataError on every rank if one of them was given other data than rank 0."""
     if world.size == 1:
         return
-    seen = world.gather([loader.num_samples, loader.outline(0).batch_size, loader.samples.digest()])
+    digest = loader.samples.fingerprint() or 0
+    seen = world.gather([loader.num_samples, loader.outline(0).batch_size, digest])
     other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]
     if other:
         names = ("samples", "batch_size", "data digest")

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 
+import pytest
 from helpers.processes import Program, run
 
 from gdtrain.training.safety.signals import SAVING, STOPPING, SignalDesk
@@ -137,3 +138,94 @@ def test_a_signal_before_the_desk_is_there_waits_for_it():
         """
     )
     assert (done.returncode, done.out, done.err) == (0, "['save']\n", "")
+
+
+EARLY = """
+    import gc, os, signal, sys, time
+    from gdtrain.training.safety.signals import SignalDesk, act
+    desk = SignalDesk()
+
+    def send(*_):
+        if not sent:
+            sent.append(1)
+            os.kill(os.getpid(), signal.{name})
+            for _ in range(1000):
+                pass
+
+    class Last:
+        def __del__(self):
+            send()
+
+    sent = []
+    {swallow}
+    try:
+        {after}
+        print("went on")
+    finally:
+        desk.close()
+"""
+COLLECTED = "gc.callbacks.append(send); gc.collect()"
+DELETED = "last = Last(); del last"
+CAUGHT = """
+    try:
+        send()
+    except BaseException:
+        pass
+"""
+SLEEP = "time.sleep(60)"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
+@pytest.mark.parametrize(
+    ("swallow", "after"),
+    [(COLLECTED, SLEEP), (DELETED, SLEEP), (CAUGHT, "act()"), (DELETED, "act()")],
+    ids=["collected", "deleted", "caught", "deleted, asked"],
+)
+def test_an_early_signal_ends_the_program_whoever_swallows_it(name, swallow, after):
+    """By itself where Python ignores exceptions, at the next look where somebody catches all."""
+    code = textwrap.dedent(EARLY).format(name=name, swallow=textwrap.dedent(swallow), after=after)
+    done = run("-c", code)
+    assert (done.returncode, done.out) == (128 + getattr(signal, name), ""), done.err
+    assert "Exception ignored" not in done.err
+
+
+def test_a_swallowed_signal_ends_the_program_before_training_begins():
+    code = textwrap.dedent(EARLY).format(
+        name="SIGTERM", swallow=textwrap.dedent(CAUGHT), after="desk.watch(print, print)"
+    )
+    assert run("-c", code).returncode == 143
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGQUIT"])
+def test_a_signal_that_is_ignored_from_the_start_stays_so(name):
+    """As under nohup: the run goes on when the connection drops."""
+    done = run_script(
+        f"""
+        import os, signal
+        signal.signal(signal.{name}, signal.SIG_IGN)
+        from gdtrain.training.safety.signals import SignalDesk
+        desk, told = SignalDesk(), []
+        desk.watch(told.append, print)
+        os.kill(os.getpid(), signal.{name})
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not told:
+            pass
+        desk.close()
+        print(told == [signal.SIGTERM], signal.getsignal(signal.{name}) is signal.SIG_IGN)
+        """
+    )
+    assert done.out == "True True\n", done.err
+
+
+def test_twenty_signals_at_once_end_the_program_with_the_code_of_one():
+    done = run_script(
+        """
+        import os, signal, time
+        from gdtrain.training.safety.signals import SignalDesk
+        desk = SignalDesk()
+        for _ in range(20):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        """
+    )
+    assert done.returncode == 143
