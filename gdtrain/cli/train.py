@@ -30,8 +30,8 @@ other commands:
   python -m gdtrain train       the same as without a command
   python -m gdtrain verify      check on your model, loss and data that the gradient is exact
 
-Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 interrupted (checkpoint saved),
-1 else.
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted, 129/131 hung up or quit
+(checkpoint saved), 1 else.
 """
 
 
