@@ -35,11 +35,15 @@ class Background:
                 self._thread = True
                 threading.Thread(target=self._run, name="gdtrain-checkpoints", daemon=True).start()
 
-    def wait(self) -> None:
-        """Until nothing runs or waits. Raises what the last job raised, if it did."""
+    def wait(self, keep: bool = False) -> None:
+        """Until nothing runs or waits. Raises what the last job raised, if it did.
+
+        keep: raise it again the next time.
+        """
         with self._state:
             self._state.wait_for(lambda: not self._running)
-            error, self._error = self._error, None
+            error = self._error
+            self._error = error if keep else None
         if error is not None:
             raise error
 

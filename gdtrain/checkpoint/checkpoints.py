@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor
+
 from gdtrain.checkpoint.background_writer import Background
+from gdtrain.checkpoint.disk_faults import CHECKPOINTS, LOG, DiskFaults, is_full, with_room
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks.callback import Callback
@@ -18,6 +23,11 @@ from gdtrain.training.trainer import Trainer
 logger = logging.getLogger("gdtrain")
 
 State = dict[str, Any]
+
+# Seconds after which a save that has failed is tried again at a safe point; then twice as many.
+_FIRST_WAIT, _LAST_WAIT = 1.0, 60.0
+# Faults of disks and networks that may be over soon.
+_PASSING = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 
 
 class Checkpoints(Callback):
@@ -34,8 +44,13 @@ class Checkpoints(Callback):
     settings: of the run, kept in every checkpoint beside ``best``: the best metric so far, with
     its sign turned where higher is better, and infinite at first.
 
-    A save that fails is logged and training goes on, with the older checkpoints in place; at the
-    end of a fit it raises StorageError or CheckpointError.
+    marks: what else is to be kept in them, asked at each safe point.
+
+    A save that fails is logged and training goes on, with the older checkpoints in place. Where the
+    disk is full, the oldest ones are removed but for a good one; else the next one is tried soon,
+    then later and later. At the end of a fit a save that fails raises StorageError or
+    CheckpointError; with ``faults``, which keeps them for whoever has made it, nothing is raised.
+    A fit ends early if log and checkpoints have failed for as long as checkpoints are apart.
     """
 
     def __init__(
@@ -48,6 +63,9 @@ class Checkpoints(Callback):
         keep_best: str | None = None,
         mode: Literal["min", "max"] | None = None,
         settings: State | None = None,
+        marks: Callable[[], State] = dict,
+        faults: DiskFaults | None = None,
+        retry_seconds: Sequence[float] = (0.2, 1.0),
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, every_seconds=every_seconds)
         self.store = store
@@ -58,6 +76,14 @@ class Checkpoints(Callback):
             raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.sign = 1.0 if mode == "min" else -1.0
         self.settings = settings or {}
+        self.marks = marks
+        self.faults = DiskFaults() if faults is None else faults
+        self.gave_up = False  # since neither log nor checkpoints could be written
+        self._raises = faults is None
+        self._retry_seconds = tuple(retry_seconds)  # between attempts at the end
+        self._retry_at: float | None = None  # by the clock
+        self._wait = _FIRST_WAIT
+        self._failing_from: tuple[int, int, float] | None = None
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
         self.wanted = False
         self.best = math.inf
@@ -69,10 +95,19 @@ class Checkpoints(Callback):
         self.wanted = True
 
     def save_now(self, trainer: Trainer) -> None:
-        """Save unless the newest checkpoint is of this moment, and wait until it is written."""
+        """Save unless the newest checkpoint is of this moment, and wait until it is written.
+
+        Raises StorageError or CheckpointError if that fails, after some attempts where the fault
+        may pass.
+        """
         now = (trainer.progress.epoch, trainer.progress.step)
         if trainer.world.any(now != self.saved_at):  # rank 0 alone knows of a save that failed
-            self._submit(trainer, self._take(trainer))
+            self._submit(trainer, state := self._take(trainer))
+            for pause in self._retry_seconds if trainer.world.rank == 0 else ():
+                if not self._has_passing_fault():
+                    break
+                time.sleep(pause)
+                self._submit(trainer, state)
         try:
             self._background.wait()
         except OSError as error:
@@ -100,17 +135,19 @@ class Checkpoints(Callback):
         by_seconds = self.every_seconds is not None and bool(
             trainer.world.first(super().is_due(progress.step))  # clocks differ
         )
-        asked = trainer.world.any(self.wanted)
+        again = self._retry_at is not None and time.monotonic() >= self._retry_at
+        asked = trainer.world.any(self.wanted or again)
         candidate = epoch_done and self.keep_best is not None
         if by_steps or by_epochs or by_seconds or asked or candidate:
-            self.wanted = False
+            self.wanted, self._retry_at = False, None
             state = self._take(trainer)
             if candidate:
                 self._end_of_epoch = state
             if by_steps or by_epochs or by_seconds or asked:
                 self._submit(trainer, state)
-            if asked and trainer.world.rank == 0:
+            if asked and not again and trainer.world.rank == 0:
                 logger.warning("saving the checkpoint of step %d, as asked", progress.step)
+        self._watch_disk(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
@@ -122,10 +159,15 @@ class Checkpoints(Callback):
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        self.save_now(trainer)
+        try:
+            self.save_now(trainer)
+        except Exception:  # which faults keeps
+            if self._raises:
+                raise
 
     def _take(self, trainer: Trainer) -> State:
-        return {**trainer.state_dict(), "settings": {**self.settings, "best": self.best}}
+        settings = {**self.settings, **self.marks(), "best": self.best}
+        return {**trainer.state_dict(), "settings": settings}
 
     def _submit(self, trainer: Trainer, state: State) -> None:
         self.saved_at = (trainer.progress.epoch, trainer.progress.step)
@@ -133,7 +175,13 @@ class Checkpoints(Callback):
             self._background.submit(partial(self._save, trainer.progress.step, state))
 
     def _save(self, step: int, state: State) -> None:
-        self.store.save(step, state)
+        try:
+            with_room(partial(self.store.save, step, state), self.store.make_room)
+        except Exception as error:
+            self.faults.note(CHECKPOINTS, _told(step, error, state))
+            raise
+        self.faults.clear(CHECKPOINTS)
+        self._wait = _FIRST_WAIT
 
     def _save_best(self, step: int, state: State | None, metric: float) -> None:
         path = self.store.newest(step)
@@ -145,4 +193,48 @@ class Checkpoints(Callback):
 
     def _tell(self, error: Exception) -> None:
         self.saved_at = None  # or the end of the fit would count on it
+        self._retry_at = time.monotonic() + self._wait
+        self._wait = min(2 * self._wait, _LAST_WAIT)
         logger.warning("a checkpoint could not be saved, older ones stay: %s", error)
+
+    def _has_passing_fault(self) -> bool:
+        """Whether the last save, which is waited for, failed by what may be over soon."""
+        try:
+            self._background.wait(keep=True)
+        except OSError as error:
+            return error.errno in _PASSING
+        except Exception:
+            return False
+        return False
+
+    def _watch_disk(self, trainer: Trainer) -> None:
+        """End the fit if neither log nor checkpoints could be written since the one before last."""
+        progress = trainer.progress
+        if not (self.faults.is_failing(LOG) and self.faults.is_failing(CHECKPOINTS)):
+            self._failing_from = None
+            return
+        now = (progress.step, progress.epoch, time.monotonic())
+        self._failing_from = self._failing_from or now
+        between = (self.every_n_steps, self.epochs_between, self.every_seconds)
+        if any(
+            apart is not None and at - begun >= apart
+            for apart, at, begun in zip(between, now, self._failing_from, strict=True)
+        ):
+            self.gave_up = True
+            trainer.stop("neither log nor checkpoints can be written")
+
+
+def _told(step: int, error: Exception, state: State) -> StorageError:
+    """What is said of a save that has failed, with what there would have to be room for."""
+    said = f"the checkpoint of step {step} could not be saved: {error}"
+    if isinstance(error, OSError) and is_full(error):
+        said += f"; it takes {_nbytes(state):,} bytes"
+    return StorageError(said)
+
+
+def _nbytes(value: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value
+    return sum(map(_nbytes, parts)) if isinstance(value, dict | list | tuple) else 0

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from gdtrain.errors import OutputError, StorageError
+
+logger = logging.getLogger("gdtrain")
 
 # A name that nobody takes for finished; whatever bears it after a crash may be removed.
 UNFINISHED = ".unfinished-"
@@ -41,6 +45,59 @@ def replace_file(path: Path, content: bytes) -> None:
         write_file(unfinished, [content])
         os.rename(unfinished, path)
     sync_directory(path.parent)
+
+
+def append(path: Path, content: bytearray, state: FileState | None) -> FileState:
+    """Add bytes to the end of a file; of ``content`` stays what could not be written.
+
+    state: how the last call has left the file. Raises DisturbedError if it is otherwise now, before
+    anything is written; OSError if it can't be written in full.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    handle = os.open(path, flags, 0o666)
+    with _named(path), closing(handle):
+        found = FileState.of(handle)
+        if state is not None and found != state:
+            raise DisturbedError(found)
+        while content:
+            del content[: os.write(handle, content[:_AT_ONCE])]
+        return FileState.of(handle)
+
+
+class FileState(NamedTuple):
+    """Which file it is, and how many bytes it has."""
+
+    device: int
+    inode: int
+    size: int
+
+    @classmethod
+    def of(cls, handle: int) -> FileState:
+        found = os.fstat(handle)
+        return cls(found.st_dev, found.st_ino, found.st_size)
+
+
+class DisturbedError(Exception):
+    """Somebody else has cut, replaced or removed a file that is only added to."""
+
+    def __init__(self, state: FileState) -> None:
+        super().__init__()
+        self.state = state
+
+
+def make_anew(path: Path) -> bool:
+    """Make a directory that is expected to be there; return whether it was gone."""
+    if is_there(path):
+        return False
+    make_directory(path)
+    logger.warning("%s is gone, with all that was in it; it is made anew", path)
+    return True
+
+
+def check_no_link(path: Path) -> None:
+    """Raise OSError if a directory is a link by now, and so leads to somebody else's place."""
+    if stat.S_ISLNK(os.lstat(path).st_mode):
+        raise OSError(errno.ELOOP, "is a symbolic link by now", str(path))
 
 
 def make_directory(path: Path) -> None:
@@ -196,7 +253,23 @@ def needed(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{what} could not be written: {error}") from error
+        raise storage_error(what, error) from error
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """The message of a failed disk: what was to be written, the system's words and the file."""
+    if isinstance(error, StorageError):
+        return error
+    told = StorageError(f"{what} could not be written: {error}")
+    told.__cause__ = error
+    return told
+
+
+def required(what: str, job: Callable[[], object]) -> bool:
+    """Write something. Raises StorageError if that can't be done."""
+    with needed(what):
+        job()
+    return True
 
 
 @contextmanager

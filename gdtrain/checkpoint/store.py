@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,17 +36,26 @@ class CheckpointStore:
     """The checkpoints of one run, in ``directory``, one sub-directory ``step-…`` each.
 
     keep_last: how many of the newest are kept, besides the best one, if one was marked.
+    keep_every_n_steps: those after a multiple of so many steps are kept too.
     sync_first: files that a checkpoint presumes, flushed before it appears; such as a log, whose
     lines up to the checkpoint must outlive a power cut that the checkpoint outlives.
     """
 
     def __init__(
-        self, directory: Path, keep_last: int = 3, sync_first: Iterable[Path] = ()
+        self,
+        directory: Path,
+        keep_last: int = 3,
+        sync_first: Iterable[Path] = (),
+        keep_every_n_steps: int | None = None,
     ) -> None:
         self.directory = directory
         self.keep_last = keep_last
+        self.keep_every_n_steps = keep_every_n_steps
         self.sync_first = tuple(sync_first)
+        self._lock = threading.RLock()  # saving goes on in another thread than making room
         self._prepared = False
+        self._known: set[Path] = set()  # checkpoints that were saved here and not removed
+        self._told: set[Path] = set()  # what can't be removed
         self._synced: set[Path] = set()  # of those, whose names are on the disk
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
@@ -53,9 +63,13 @@ class CheckpointStore:
 
         It is written under another name, flushed to the disk, renamed, and read back and
         verified before older ones are removed. At any moment, a crash included, the old ones
-        are there or the new one is. Raises CheckpointError if it can't be verified, OSError if
-        it can't be written.
+        are there or the new one is. An old one that can't be removed is told in the log of notes.
+        Raises CheckpointError if it can't be verified, OSError if it can't be written.
         """
+        with self._lock:
+            return self._save(step, state)
+
+    def _save(self, step: int, state: dict[str, Any]) -> Path:
         self._prepare()
         number = 1 + max((s.revision for s in self._found() if s.step == step), default=-1)
         name = f"step-{step:010d}" + (f"-{number}" if number else "")
@@ -67,8 +81,35 @@ class CheckpointStore:
             os.rename(unfinished, final)
         disk.sync_directory(self.directory)
         verify(final)
+        self._known.add(final)
         self._prune(Saved(step, number, final))
         return final
+
+    def make_room(self) -> bool:
+        """Remove the oldest checkpoint but for one good one and the best; say whether one was."""
+        with self._lock:
+            try:
+                good = self._newest_good()
+                kept = (good, self.best())
+                rest = [saved for saved in self._found() if saved.path not in kept]
+                if good is None or not rest:
+                    return False
+                self._remove([rest[-1]])
+                if disk.is_there(rest[-1].path):
+                    return False
+            except (OSError, CheckpointError):
+                return False
+        logger.warning("the disk is full: %s was removed to make room", rest[-1].path)
+        return True
+
+    def _newest_good(self) -> Path | None:
+        for saved in self._found():
+            try:
+                verify(saved.path)
+            except CheckpointError:
+                continue
+            return saved.path
+        return None
 
     def mark_best(self, path: Path, metric: float) -> None:
         """Keep ``path`` until another is marked, whatever its age; ``metric`` is kept beside it."""
@@ -140,16 +181,25 @@ class CheckpointStore:
         os.rmdir(self.directory)
 
     def remove_remains(self) -> None:
-        """Remove what a crash has left; raises StorageError if the disk does not let it."""
+        """Remove what a crash has left; what can't be removed is told, and stays."""
         with disk.needed(f"order in {self.directory}"):
-            disk.remove_unfinished(self.directory)
+            names = os.listdir(self.directory)
+        for name in names:
+            if name.startswith(disk.UNFINISHED):
+                self._removed(self.directory / name, disk.remove)
 
     def _prepare(self) -> None:
         """Make the directory, and remove what a crash has left in it."""
         if not self._prepared:
             disk.make_directory(self.directory)
             self._prepared = True
-        disk.remove_unfinished(self.directory)
+        disk.make_anew(self.directory)
+        disk.check_no_link(self.directory)
+        self.remove_remains()
+        there = {saved.path for saved in self._found()}
+        for path in sorted(self._known - there):
+            logger.warning("%s is missing: somebody else has removed it", path)
+        self._known &= there
 
     def _sync_first(self) -> None:
         for path in self.sync_first:
@@ -184,12 +234,36 @@ class CheckpointStore:
         same = [other for other in older if other.step == saved.step]
         begun = [other for other in older if other.step == 0 < saved.step]
         rest = [other for other in older if 0 < other.step < saved.step]
-        removed = (*later, *same, *rest[self.keep_last - 1 :], *begun)
-        aside = [disk.put_aside(other.path) for other in removed]
-        if aside:  # only then their files, or half a checkpoint could bear a whole one's name
-            disk.sync_directory(self.directory)
-        for path in aside:
-            disk.remove(path)
+        old = [other for other in rest[self.keep_last - 1 :] if not self._is_kept(other.step)]
+        self._remove([*later, *same, *old, *begun])
+
+    def _is_kept(self, step: int) -> bool:
+        return self.keep_every_n_steps is not None and step % self.keep_every_n_steps == 0
+
+    def _remove(self, saved: Iterable[Saved]) -> None:
+        """Remove checkpoints; what can't be removed is told, and stays."""
+        aside = [self._removed(one.path, disk.put_aside) for one in saved]
+        gone = [path for path in aside if path is not None]
+        if gone:  # only then their files, or half a checkpoint could bear a whole one's name
+            try:
+                disk.sync_directory(self.directory)
+            except OSError as error:
+                logger.warning("old checkpoints were not removed: %s", error)
+                return
+        for path in gone:
+            self._removed(path, disk.remove)
+
+    def _removed(self, path: Path, how: Callable[[Path], Path | None]) -> Path | None:
+        """What ``how`` makes of it, or None if the disk does not let it, which is told once."""
+        try:
+            made = how(path)
+        except OSError as error:
+            if path not in self._told:
+                logger.warning("%s can't be removed, and stays: %s", path, error)
+            self._told.add(path)
+            return None
+        self._known.discard(path)
+        return made
 
 
 def _signed(content: dict[str, Any]) -> bytes:

@@ -24,8 +24,8 @@ examples:
 Data, model, loss, seed, device and precision must be the same in all configurations. Early
 stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
 
-Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted, 129/131 hung
-up or quit (what was done is written), 1 else.
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted, 129/131
+hung up or quit (what was done is written), 1 else.
 """
 
 

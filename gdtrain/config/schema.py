@@ -96,6 +96,8 @@ class CheckpointSection(Settings):
     """At the first safe point after this many seconds; null in the file: never by the clock."""
     keep_last: Positive = 3
     """How many of the newest to keep."""
+    keep_every_n_steps: Positive | None = None
+    """Keep those after every k-th update too, for ever."""
     keep_best: str | None = None
     """A metric of the epochs, such as val_loss: the checkpoint of its best epoch is kept too."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.disk_faults import Attempt
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
@@ -21,22 +22,26 @@ class MetricsCsv(Callback):
 
     Made anew at the end of a fit, and of the epochs 1, 2, 4, 8, …, so that it costs no more than
     writing every record twice. To be called after the callback that writes ``metrics``.
-    Raises StorageError if the disk fails.
+    Raises StorageError if the disk fails; attempt: or whatever is to be done then.
     """
 
-    def __init__(self, metrics: Path, path: Path) -> None:
+    def __init__(self, metrics: Path, path: Path, attempt: Attempt = disk.required) -> None:
         super().__init__(every_n_epochs=1)
+        self.attempt = attempt
         self.metrics = metrics
         self.path = path
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
         epoch = record["epoch"]
         if epoch & (epoch - 1) == 0 and not trainer.world.rank:
-            write_csv(self.metrics, self.path)
+            self._write()
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if not trainer.world.rank:
-            write_csv(self.metrics, self.path)
+            self._write()
+
+    def _write(self) -> None:
+        self.attempt(self.path.name, lambda: write_csv(self.metrics, self.path))
 
 
 def write_csv(metrics: Path, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     What a resumed run made again is there once, from the resumed run; a last line that a crash
     cut short is left out, and so is what is no record.
     """
-    records: list[dict[str, Any]] = []
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if not _is_record(record):
-                continue
-            if record["kind"] == "resume":
-                records = [r for r in records if _is_before(r, record)]
-            else:
-                records.append(record)
+        return records_of(file)
+
+
+def records_of(lines: Iterable[str | bytes]) -> list[dict[str, Any]]:
+    """The same for lines, in the order of the file."""
+    records: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not _is_record(record):
+            continue
+        if record["kind"] == "resume":
+            records = [r for r in records if _is_before(r, record)]
+        else:
+            records.append(record)
     return records
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gdtrain.checkpoint.durable_files import needed
-from gdtrain.output.metrics_file import finite
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
+from gdtrain.checkpoint.durable_files import FileState
+from gdtrain.data.names import counted
+from gdtrain.errors import StorageError
+from gdtrain.output.metrics_file import finite, records_of
 from gdtrain.output.metrics_file import read_metrics as read_metrics
 from gdtrain.output.step_log import StepLog
 from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+# Lines that wait for a disk take no more memory than this.
+MAX_KEPT_BYTES = 16 << 20
 
 
 class MetricsLog(StepLog):
@@ -24,37 +35,132 @@ class MetricsLog(StepLog):
       lines above it that lie after that step were made again below it.
 
     Numbers that are not finite are written as null. :func:`read_metrics` reads the file back.
-    Raises StorageError if the disk fails, since no resumed run could fill the gap.
+
+    What can't be written is kept, up to :data:`MAX_KEPT_BYTES`, and tried again with the next line
+    and when the fit ends; if that fails too, StorageError is raised then, or kept by ``faults``. If
+    somebody cuts, replaces or removes the file, or it was shorter at a resume than at the
+    checkpoint, that is told, and the lines of epochs that it lacks are written again.
+
+    least_bytes: how long the file was when the state was saved with which the next fit goes on.
     """
 
-    def __init__(self, path: Path, every_n_steps: int = 50) -> None:
+    def __init__(
+        self, path: Path, every_n_steps: int = 50, *, faults: DiskFaults | None = None
+    ) -> None:
         super().__init__(every_n_steps)
         self.path = path
+        self.least_bytes = 0
+        self.faults = DiskFaults() if faults is None else faults
+        self._raises = faults is None
+        self._waiting = bytearray()
+        self._lost = 0  # lines for which there was no room in memory either
+        self._state: FileState | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that the file had when it was written to last."""
+        return self._state.size if self._state is not None else 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
         super().on_fit_start(trainer)
-        if not self.path.exists():
-            with needed("the log"):
-                self.path.touch()  # a run that fails at once has a log too
-        else:
-            self._end_line()
-            progress = trainer.progress
-            self._write({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
+        progress, least = trainer.progress, self.least_bytes
+        with disk.needed(LOG):
+            size = self._end_line()
+        if size is not None or least:
+            self._add({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
+        if least:
+            short = "is missing" if size is None else "was cut" if size < least else None
+            due = trainer.told_of_end is not None  # the line of the last epoch is still to come
+            self._restore(trainer.history.epochs[: -1 if due else None], short)
+        self.least_bytes = 0
+        self._flush(trainer)  # a run that fails at once has a log too
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self._write({"kind": "step", **self.step_record(trainer)})
+        self._add({"kind": "step", **self.step_record(trainer)})
+        self._flush(trainer)
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self._write({"kind": "epoch", **record, "seconds": round(record["seconds"], 6)})
+        self._add(_epoch_line(record))
+        self._flush(trainer)
 
-    def _write(self, record: dict[str, Any]) -> None:
-        with needed("the log"), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite(record)) + "\n")
+    def on_fit_end(self, trainer: Trainer) -> None:
+        if self._waiting:
+            self._flush(trainer)
+        if self._lost:
+            said = f"{LOG} could not be written: {self._lost:,} lines of {self.path} are lost"
+            self.faults.note(LOG, StorageError(said))
+        if self._raises and self.faults.error is not None:
+            raise self.faults.error
 
-    def _end_line(self) -> None:
-        """Close a line that a crash cut short, so that nothing is written behind it."""
-        with needed("the log"), self.path.open("rb+") as file:
-            if file.seek(0, os.SEEK_END):
+    def _add(self, record: dict[str, Any]) -> None:
+        line = json.dumps(finite(record)).encode() + b"\n"
+        if len(self._waiting) + len(line) > MAX_KEPT_BYTES:
+            self._lost += 1
+        else:
+            self._waiting += line
+
+    def _flush(self, trainer: Trainer) -> None:
+        """Write what waits, or keep it."""
+        self.faults.attempt(LOG, partial(self._write, trainer))
+
+    def _write(self, trainer: Trainer) -> None:
+        disk.make_anew(self.path.parent)
+        try:
+            self._state = disk.append(self.path, self._waiting, self._state)
+        except disk.DisturbedError:
+            self._state = None
+            self._end_line()
+            waiting, self._waiting = self._waiting, bytearray()
+            self._restore(trainer.history.epochs, "was cut, replaced or removed", waiting)
+            self._waiting += waiting
+            self._state = disk.append(self.path, self._waiting, None)
+        except OSError:
+            self._state = None if self._state is None else _state_of(self.path)
+            raise
+
+    def _restore(
+        self, epochs: list[dict[str, Any]], why: str | None, waiting: bytes | bytearray = b""
+    ) -> None:
+        """Add the lines of epochs that the file lacks, and say so; why: None if it seems whole."""
+        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        records = records_of([*lines, *waiting.splitlines()])
+        there = {record["epoch"] for record in records if record["kind"] == "epoch"}
+        lacking = [record for record in epochs if record["epoch"] not in there]
+        if why is None and lacking:
+            why = "lacks epochs"
+        if why is not None:
+            logger.warning(
+                "%s %s: lines of steps are lost; those of %s are written again",
+                *(self.path, why, counted(len(lacking), "epoch")),
+            )
+        for record in lacking:
+            self._add(_epoch_line(record))
+
+    def _end_line(self) -> int | None:
+        """Close a line that a crash cut short, so that nothing is written behind it.
+
+        Returns how long the file is, or None if there is none.
+        """
+        if not disk.is_there(self.path):
+            return None
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
                 file.seek(-1, os.SEEK_END)
                 if file.read() != b"\n":
                     file.write(b"\n")
+        return size
+
+
+def _epoch_line(record: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "epoch", **record, "seconds": round(record["seconds"], 6)}
+
+
+def _state_of(path: Path) -> FileState | None:
+    """How a write that failed has left the file; None if it is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    with disk.closing(handle):
+        return FileState.of(handle)

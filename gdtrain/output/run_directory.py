@@ -177,9 +177,18 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
     Raises StorageError if it can't be written.
     """
+    summary = summary_of(trainer, status)
+    with disk.needed(SUMMARY):
+        text = json.dumps(finite(summary), indent=1) + "\n"
+        disk.replace_file(directory / SUMMARY, text.encode())
+    return summary
+
+
+def summary_of(trainer: Trainer, status: str) -> dict[str, Any]:
+    """How a run has ended, in numbers."""
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
     validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
-    summary = {
+    return {
         "status": status,
         "reason": trainer.stop_reason,
         "epochs": trainer.progress.epoch,
@@ -197,10 +206,6 @@ def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, A
             "python": platform.python_version(),
         },
     }
-    with disk.needed(SUMMARY):
-        text = json.dumps(finite(summary), indent=1) + "\n"
-        disk.replace_file(directory / SUMMARY, text.encode())
-    return summary
 
 
 def _runs_of(name: str) -> Path:

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.disk_faults import Attempt
 from gdtrain.errors import MissingPackageError
 from gdtrain.output.step_log import StepLog
 from gdtrain.training.trainer import Trainer
@@ -30,7 +32,8 @@ class TensorBoard(StepLog):
     purge step); the numbers of an epoch that ended right at the checkpoint may be there twice,
     alike. Of several processes, rank 0 writes.
 
-    Raises MissingPackageError without the package tensorboard.
+    Raises MissingPackageError without the package tensorboard, and StorageError if the disk fails;
+    attempt: or whatever is to be done then.
 
     >>> import torch
     >>> from torch import nn
@@ -48,9 +51,15 @@ class TensorBoard(StepLog):
     1
     """
 
-    def __init__(self, directory: str | Path, every_n_steps: int = 50) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        every_n_steps: int = 50,
+        attempt: Attempt = disk.required,
+    ) -> None:
         super().__init__(every_n_steps)
         require_tensorboard()
+        self.attempt = attempt
         self.directory = Path(directory)
         self._writer: SummaryWriter | None = None
         self._newest = 0  # the step of the newest step record
@@ -59,12 +68,7 @@ class TensorBoard(StepLog):
         super().on_fit_start(trainer)
         if trainer.world.rank:
             return
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        step = trainer.progress.step
-        self._writer = SummaryWriter(
-            str(self.directory), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
-        )
+        self.attempt("tensorboard", lambda: self._open(trainer.progress.step))
 
     def on_safe_point(self, trainer: Trainer) -> None:
         self._newest = trainer.progress.step
@@ -74,16 +78,26 @@ class TensorBoard(StepLog):
         told = ("lr",) if self._newest == record["step"] else ()
         self._add({name: value for name, value in record.items() if name not in told})
         if self._writer is not None:
-            self._writer.flush()
+            self.attempt("tensorboard", self._writer.flush)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._writer is not None:
-            self._writer.close()
+            self.attempt("tensorboard", self._writer.close)
             self._writer = None
 
+    def _open(self, step: int) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(
+            str(self.directory), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
+        )
+
     def _add(self, record: dict[str, Any]) -> None:
-        if self._writer is None:
-            return
+        if self._writer is not None:
+            self.attempt("tensorboard", lambda: self._write(record))
+
+    def _write(self, record: dict[str, Any]) -> None:
+        assert self._writer is not None
         for name, value in record.items():
             drawn = isinstance(value, int | float) and name not in _NOT_DRAWN
             if drawn and math.isfinite(value):

@@ -6,6 +6,7 @@ import io
 import logging
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from gdtrain.analysis.curvature.full_loss import trained
 from gdtrain.analysis.monitors.monitor import Monitor, MonitorSettings
 from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.disk_faults import Attempt
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import DataError
 from gdtrain.registry import register_monitor
@@ -130,6 +132,7 @@ class Trajectory(Monitor):
     ) -> None:
         super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self.path = None if path is None else Path(path)
+        self.attempt: Attempt = disk.required  # to write it, or whatever is to be done
         self.max_points = whole_number("max_points", max_points, minimum=4)
         if projections is not None:
             whole_number("projections", projections, minimum=1)
@@ -162,7 +165,7 @@ class Trajectory(Monitor):
     def on_fit_end(self, trainer: Trainer) -> None:
         self._end = (trainer.progress.step, self._point(trainer))
         if self.path is not None and not trainer.world.rank:
-            self.weight_path().save(self.path)
+            self.attempt(self.path.name, partial(self.weight_path().save, self.path))
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         self._record(trainer)

@@ -38,17 +38,18 @@ def check(section: LogSection) -> None:
             raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
 
 
-def logs(section: LogSection, trainer: Trainer, directory: Path) -> list[Callback]:
-    """The callbacks that write a run's numbers into its directory, for rank 0."""
+def logs(section: LogSection, log: MetricsLog, trainer: Trainer, directory: Path) -> list[Callback]:
+    """The callbacks that write a run's numbers into its directory, for rank 0; log: the first."""
+    attempt = log.faults.attempt
     for callback in trainer.callbacks:
         if isinstance(callback, Trajectory):
-            callback.path = directory / run_directory.TRAJECTORY
-    metrics = directory / run_directory.METRICS
-    kept: list[Callback] = [MetricsLog(metrics, section.every_n_steps)]
+            callback.path, callback.attempt = directory / run_directory.TRAJECTORY, attempt
+    kept: list[Callback] = [log]
     if section.tensorboard:
-        kept.append(TensorBoard(directory / run_directory.TENSORBOARD, section.every_n_steps))
+        events = directory / run_directory.TENSORBOARD
+        kept.append(TensorBoard(events, section.every_n_steps, attempt))
     if section.csv:
-        kept.append(MetricsCsv(metrics, directory / run_directory.CSV))
+        kept.append(MetricsCsv(log.path, directory / run_directory.CSV, attempt))
     return kept
 
 

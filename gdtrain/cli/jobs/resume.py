@@ -35,10 +35,11 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> None:
+def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> int:
     """Put the trainer into the state of the newest checkpoint that can be used.
 
     verify_data: compare mapped data by their bytes, though the files seem to be unchanged.
+    Returns how many bytes the log must have at least.
     Says on rank 0 which that is, and which were passed over and why. Raises CheckpointError if
     there is none, or if it is of another configuration, model or data, naming both sides.
     """
@@ -48,7 +49,8 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bo
     if verify_data and isinstance(state["data"], dict):
         state["data"].pop("files", None)
     try:
-        checkpoints.best = _check_settings(path, state.pop("settings", None), run.config)
+        settings = state.pop("settings", None)
+        checkpoints.best = _check_settings(path, settings, run.config)
         trainer.load_state_dict(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error
@@ -64,6 +66,8 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bo
         for reason in skipped:
             say(f"skipped a checkpoint: {reason}")
         say(f"going on from {path}")
+    least = settings.get("log_bytes", 1 if trainer.progress.step else 0)
+    return least if type(least) is int else 1
 
 
 def settings_of(config: Config) -> dict[str, Any]:

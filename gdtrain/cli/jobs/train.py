@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.disk_faults import DiskFaults
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.jobs import logs as records
 from gdtrain.cli.jobs.resume import is_restart, settings_of, take_up
@@ -28,6 +31,7 @@ from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import Console
+from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
@@ -41,6 +45,8 @@ from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
 
 EXIT_NON_FINITE = 3
 
@@ -78,16 +84,20 @@ class TrainJob:
         trainer, leads = run.trainer, world.rank == 0
         directory = self._directory(leads)
         console = Console()
-        checkpoints = self._checkpoints(directory)
-        log = records.logs(self.config.log, trainer, directory)
+        store = self._store(directory)
+        faults = DiskFaults(store.make_room)
+        metrics = directory / run_directory.METRICS
+        log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
+        checkpoints = self._checkpoints(store, log)
+        logs = records.logs(self.config.log, log, trainer, directory)
         shown = [console] if leads else []
         stops = _Stops(self.signals)
-        trainer.callbacks += [*(log if leads else []), checkpoints, *shown, stops]
+        trainer.callbacks += [*(logs if leads else []), checkpoints, *shown, stops]
         self.signals.watch(
             lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
         )
         with notices(), run_directory.locked(directory if leads else None):
-            self._start(run, directory, checkpoints)
+            self._start(run, directory, checkpoints, log)
             stops.reason = _reason(trainer) if self.resume else None
             status, interrupted = "failed", 0
             try:
@@ -98,26 +108,55 @@ class TrainJob:
                 if leads:
                     say(f"gdtrain: {error}")
                     say(_replay_hint(directory, trainer.progress.step + 1))
+                status = "failed" if checkpoints.gave_up else status
             finally:
                 console.close()
                 if leads:
-                    summary = run_directory.write_summary(directory, trainer, status)
+                    self._leave_files(run, directory, faults)
+                    write = partial(run_directory.write_summary, directory, trainer, status)
+                    faults.attempt(run_directory.SUMMARY, write)
+            if status in ("done", "stopped"):
+                files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
+                for name, weights in files.items() if leads else ():
+                    faults.attempt(
+                        name, partial(run_directory.write_weights, directory, weights, name)
+                    )
+            if leads and status != "interrupted":
+                records.draw_loss(self.config, directory)
             if status == "non_finite":
-                if leads:
-                    records.draw_loss(self.config, directory)
+                if faults.error is not None:
+                    say(f"gdtrain: {faults.error}")
                 return EXIT_NON_FINITE
+            if faults.error is not None:
+                raise faults.error
             if interrupted:
                 if leads:
-                    said = f"interrupted; go on with --output-dir {directory} --resume"
-                    say(said)
+                    say(f"interrupted; go on with --output-dir {directory} --resume")
                 return 128 + interrupted
-            files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
             if leads:
-                for name, weights in files.items():
-                    run_directory.write_weights(directory, weights, name)
-                records.draw_loss(self.config, directory)
+                summary = run_directory.summary_of(trainer, status)
                 say(_closing_line(summary, directory))
             return 0
+
+    def _leave_files(self, run: Run, directory: Path, faults: DiskFaults) -> None:
+        """Write again what somebody has removed in mid-run, and say so."""
+        for name, text in self._texts(run).items():
+            path = directory / name
+
+            def write(path: Path = path, text: str = text) -> None:
+                disk.make_anew(path.parent)
+                if not disk.is_there(path):
+                    disk.replace_file(path, text.encode())
+                    logger.warning("%s was missing, and is written anew", path)
+
+            faults.attempt(name, write)
+
+    def _texts(self, run: Run) -> dict[str, str]:
+        """The files that are known before training; config.yaml comes last."""
+        return {
+            run_directory.PREPROCESSING: run.preprocessing.text(),
+            run_directory.CONFIG: dump(self.config),
+        }
 
     def _ending(self, trainer: Trainer) -> tuple[str, int]:
         """How training ended, and the signal that ended it early, if one did, on any rank."""
@@ -186,14 +225,17 @@ class TrainJob:
         self.resume = run_directory.has_begun(self.output_dir, self.name)
         return self.resume
 
-    def _checkpoints(self, directory: Path) -> Checkpoints:
+    def _store(self, directory: Path) -> CheckpointStore:
+        return CheckpointStore(
+            directory / run_directory.CHECKPOINTS,
+            self.config.checkpoint.keep_last,
+            sync_first=[directory / run_directory.METRICS],
+            keep_every_n_steps=self.config.checkpoint.keep_every_n_steps,
+        )
+
+    def _checkpoints(self, store: CheckpointStore, log: MetricsLog) -> Checkpoints:
         """The callback that all ranks have, since each holds a part of the state."""
         section = self.config.checkpoint
-        store = CheckpointStore(
-            directory / run_directory.CHECKPOINTS,
-            section.keep_last,
-            sync_first=[directory / run_directory.METRICS],
-        )
         return Checkpoints(
             store,
             every_n_steps=section.every_n_steps,
@@ -201,24 +243,25 @@ class TrainJob:
             every_seconds=section.every_seconds,
             keep_best=section.keep_best,
             settings=settings_of(self.config),
+            marks=lambda: {"log_bytes": log.size},
+            faults=log.faults,
         )
 
-    def _start(self, run: Run, directory: Path, checkpoints: Checkpoints) -> None:
+    def _start(self, run: Run, directory: Path, checkpoints: Checkpoints, log: MetricsLog) -> None:
         """Take up the run that is to go on, or write what is known before training.
 
         config.yaml comes last: a run has begun, and can be resumed, once it is there.
         """
         leads = run.trainer.world.rank == 0
         if self.resume:
-            take_up(run, directory, checkpoints, self.verify_data)
+            log.least_bytes = take_up(run, directory, checkpoints, self.verify_data)
             run.trainer.choice.settle(self.config.epochs)  # that of the run
         else:
             checkpoints.save_now(run.trainer)
         if not leads:
             return
-        preprocessing = directory / run_directory.PREPROCESSING
-        run_directory.write_text(preprocessing, run.preprocessing.text())
-        run_directory.write_text(directory / run_directory.CONFIG, dump(self.config))
+        for name, text in self._texts(run).items():
+            run_directory.write_text(directory / name, text)
         processes = run.trainer.world.size
         say(
             f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
