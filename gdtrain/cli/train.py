@@ -44,9 +44,7 @@ def train(given: list[str]) -> int:
     import_modules(options.imports)
     from gdtrain.config.load import dump, load_config
 
-    config, document = load_config(
-        options.config, options.overrides, by_index=options.print_config
-    )
+    config, document = load_config(options.config, options.overrides, by_index=options.print_config)
     if options.print_config:
         print(dump(config), end="")
         return 0
