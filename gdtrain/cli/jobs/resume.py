@@ -9,6 +9,7 @@ from typing import Any
 
 from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.consistency import check_consistent
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.config.build import Run
 from gdtrain.config.load import check, dump, load_config
@@ -18,6 +19,8 @@ from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import say
 from gdtrain.parts import shown
+from gdtrain.training.state import snapshot
+from gdtrain.training.state.compatibility import check_fits
 
 # What must be the same for a resumed run to end with the bits of one that was left alone.
 _MUST_MATCH = (
@@ -51,6 +54,8 @@ def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bo
     try:
         settings = state.pop("settings", None)
         checkpoints.best = _check_settings(path, settings, run.config)
+        check_fits(state, trainer, snapshot.parameter_names(trainer))
+        check_consistent(state, trainer)
         trainer.load_state_dict(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error

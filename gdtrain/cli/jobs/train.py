@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -98,20 +98,23 @@ class TrainJob:
         )
         with notices(), run_directory.locked(directory if leads else None):
             self._start(run, directory, checkpoints, log)
-            stops.reason = _reason(trainer) if self.resume else None
+            if self.resume:
+                stops.reason = _reason(trainer)
+                stops.begin = partial(self._write_texts, run, directory) if leads else None
             status, interrupted = "failed", 0
             try:
                 trainer.fit(self.config.epochs)
                 status, interrupted = self._ending(trainer)
+                if checkpoints.gave_up:
+                    status, interrupted = "failed", 0
             except NonFiniteError as error:
                 status = "non_finite"
                 if leads:
                     say(f"gdtrain: {error}")
                     say(_replay_hint(directory, trainer.progress.step + 1))
-                status = "failed" if checkpoints.gave_up else status
             finally:
                 console.close()
-                if leads:
+                if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
                     write = partial(run_directory.write_summary, directory, trainer, status)
                     faults.attempt(run_directory.SUMMARY, write)
@@ -150,6 +153,10 @@ class TrainJob:
                     logger.warning("%s was missing, and is written anew", path)
 
             faults.attempt(name, write)
+
+    def _write_texts(self, run: Run, directory: Path) -> None:
+        for name, text in self._texts(run).items():
+            run_directory.write_text(directory / name, text)
 
     def _texts(self, run: Run) -> dict[str, str]:
         """The files that are known before training; config.yaml comes last."""
@@ -260,8 +267,8 @@ class TrainJob:
             checkpoints.save_now(run.trainer)
         if not leads:
             return
-        for name, text in self._texts(run).items():
-            run_directory.write_text(directory / name, text)
+        if not self.resume:
+            self._write_texts(run, directory)
         processes = run.trainer.world.size
         say(
             f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
@@ -274,15 +281,21 @@ class TrainJob:
 class _Stops(Callback):
     """Stops a fit for a signal that came before it had begun, and was told to nobody then.
 
-    reason: why the run that is resumed had stopped by itself: it ends with the same bits.
+    reason: why the run that is resumed had stopped by itself: it ends with the same bits. begin: to
+    be done when all others have begun; until then, a resume that is refused has changed no file.
     """
 
     def __init__(self, signals: SignalDesk) -> None:
         super().__init__()
         self.signals = signals
         self.reason: str | None = None
+        self.begin: Callable[[], None] | None = None
+        self.has_begun = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self.has_begun = True
+        if self.begin is not None:
+            self.begin()
         if self.reason is not None:
             trainer.stop(self.reason)
         if self.signals.stopped_by:

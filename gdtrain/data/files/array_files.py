@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import tokenize
@@ -10,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gdtrain.data.arrays import as_tensor
+from gdtrain.data.free_memory import check_memory
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.errors import DataError
 from gdtrain.registry import register_source
@@ -57,10 +59,38 @@ def npz(path: str, inputs: str = "x", targets: str = "y") -> LoadedData:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: is not an .npz archive; use source: npy")
             with archive:
+                check_memory(path, _unpacked(archive, (inputs, targets)))
                 held = dict.fromkeys(archive.files)
                 return _named(path, held, archive.__getitem__, inputs, targets)
 
     return reading(path, load)
+
+
+def _unpacked(archive: np.lib.npyio.NpzFile, names: tuple[str, ...]) -> int:
+    """Bytes of the arrays of those names, by what their headers say."""
+    assert archive.zip is not None
+    total = 0
+    for name in names:
+        for member in (name, f"{name}.npy"):
+            if member in archive.zip.namelist():
+                with archive.zip.open(member) as file:
+                    total += _nbytes(file)
+    return total
+
+
+def _nbytes(file: IO[bytes]) -> int:
+    """Bytes of an array in the .npy format; 0 if it is none, which reading it says."""
+    try:
+        version = np.lib.format.read_magic(file)
+        first = version == (1, 0)
+        shape, _, dtype = (
+            np.lib.format.read_array_header_1_0(file)
+            if first
+            else np.lib.format.read_array_header_2_0(file)
+        )
+    except ValueError:
+        return 0
+    return math.prod(shape) * dtype.itemsize
 
 
 class Npy(SourceSettings):
@@ -175,10 +205,15 @@ def check_file(path: str, may_be_pipe: bool = False) -> None:
         )
 
 
-def reading(path: str, load: Callable[[], T]) -> T:
-    """Run ``load``, and say in one line of our own why a file can't be read."""
+def reading(path: str, load: Callable[[], T], *, mapped: bool = False) -> T:
+    """Run ``load``, and say in one line of our own why a file can't be read.
+
+    mapped: it is not read whole.
+    """
     try:
         check_file(path)
+        if not mapped:
+            check_memory(path, Path(path).stat().st_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old dtypes and foreign pickles; we raise or read
             return load()

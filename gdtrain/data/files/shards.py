@@ -175,7 +175,7 @@ def _open(path: Path, key: str | None) -> _Opened:
     reader = readers.get(path.suffix)
     if reader is None:
         raise DataError(f"{path}: can't be mapped; give {', '.join(FORMATS[:-2])} or .pt")
-    dtype, shape, data = reading(str(path), lambda: reader(path, key))
+    dtype, shape, data = reading(str(path), lambda: reader(path, key), mapped=True)
     if not shape:
         raise DataError(f"{path}: a single number has no rows; give a tensor of shape [n, …]")
     return dtype, shape, data

@@ -8,8 +8,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from _csv import Reader
 
 
+MAX_LINE = 1 << 24  # characters
+_INSTEAD = "convert it for source: mapped, which is read as it is used, or use fewer rows"
+
+
 @dataclass(frozen=True)
 class Rows:
     """Consecutive rows of a CSV file, as many cells each as its header, and their lines."""
@@ -31,9 +36,13 @@ class Rows:
     cells: list[list[str]]
     lines: list[int]
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.header)}
+
     def column(self, name: str) -> Cells:
         """The cells of the column of that name."""
-        place = self.header.index(name)
+        place = self._places[name]
         return Cells(self.path, name, [row[place].strip() for row in self.cells], self.lines)
 
 
@@ -56,7 +65,7 @@ def read_rows(
             Path(path).open("rb") as raw,
             io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
         ):
-            reader = csv.reader(_without_nul(path, file), delimiter=delimiter, strict=True)
+            reader = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
             read = 0
             for rows in _cut(path, reader, at_once):
                 advance(raw.tell() - read)
@@ -66,6 +75,8 @@ def read_rows(
         raise DataError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
+    except MemoryError as error:
+        raise DataError(f"{path}: takes more memory than there is; {_INSTEAD}") from error
 
 
 def _cut(path: str, reader: Reader, at_once: int) -> Iterator[Rows]:
@@ -94,8 +105,12 @@ def _cut(path: str, reader: Reader, at_once: int) -> Iterator[Rows]:
     yield rows
 
 
-def _without_nul(path: str, lines: Iterator[str]) -> Iterator[str]:
-    for line in lines:
+def _lines(path: str, file: TextIO) -> Iterator[str]:
+    """The file's lines, none of them longer than can be a row, and all of them text."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE and "\0" not in line:
+            said = f"a line is longer than {MAX_LINE >> 20} MiB; is it text with one row a line?"
+            raise DataError(f"{path}: {said}")
         if "\0" in line:
             raise DataError(f"{path}: holds a NUL character, so it is not text; save it as UTF-8")
         yield line

@@ -27,7 +27,8 @@ class CsvRecords(Records):
             raise DataError(f"{name}: line 1: {error}") from error
         check_header(name, fields)
         super().__init__(name, fields, *arguments, **options)
-        columns = [fields.index(field) for field in (*self.features, *self.targets)]
+        places = {field: place for place, field in enumerate(fields)}
+        columns = [places[field] for field in (*self.features, *self.targets)]
         in_order = columns == list(range(len(fields)))
         self._columns = None if in_order else columns
         self._grid = DecimalGrid(len(fields), self._columns)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from gdtrain.data.files.array_files import check_file
+from gdtrain.data.free_memory import check_memory
 from gdtrain.data.tables.csv_cells import ColumnScan, read_rows
 from gdtrain.data.tables.csv_cells import check_header as check_header
 from gdtrain.data.tables.preparation import Column, LoadedData
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import register_source
 from gdtrain.settings import FilePath, SourceSettings
+
+_SHOWN_NAMES = 50
 
 
 class Csv(SourceSettings):
@@ -51,6 +57,8 @@ def read_csv(
     NaN or infinity, a mix of numbers and text that looks like a slip, or a file that is not
     UTF-8.
     """
+    check_file(path)
+    check_memory(path, Path(path).stat().st_size)  # as text, and so at least
     (rows,) = read_rows(path, delimiter)
     wanted = [target] if isinstance(target, str) else target
     chosen = check_columns(path, rows.header, features, wanted, categorical)
@@ -94,24 +102,33 @@ def check_columns(
     Raises DataError for names that the header does not have, and ConfigError for a choice of
     columns that makes no sense.
     """
+    there = set(header)
     if not wanted:
         raise ConfigError.of("target", "must name at least one column")
     for name in (*wanted, *(features or ()), *categorical):
-        if name not in header:
+        if name not in there:
             near = difflib.get_close_matches(name, header, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(header)}"
+            hint = f"did you mean {near[0]}?" if near else f"it has {_listed(header)}"
             raise DataError(f"{path}: has no column {name!r}; {hint}")
-    chosen = [n for n in header if n not in wanted] if features is None else features
+    targets = set(wanted)
+    chosen = [n for n in header if n not in targets] if features is None else features
     if not chosen:
         raise DataError(f"{path}: has no input columns besides the target; at least one is needed")
     used = [*chosen, *wanted]
+    counts = Counter(used)
     for name in used:
-        if used.count(name) > 1:
+        if counts[name] > 1:
             raise DataError(f"{path}: column {name!r} is chosen twice; as feature or target, once")
     for name in categorical:
-        if name not in used:
+        if name not in counts:
             raise ConfigError.of("categorical", f"{name!r} is neither a feature nor the target")
     return chosen
+
+
+def _listed(names: list[str]) -> str:
+    """The names, or the first of many and how many more there are."""
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def labels_of(path: str, targets: list[Column]) -> Column | None:

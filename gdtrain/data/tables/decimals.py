@@ -103,6 +103,7 @@ def _read(
         bad_before |= (has & dot_before) | (before >= _EXACT) | (lengths[over] > _LONGEST)
         bad[over] |= bad_before
     odd[:] = bad
+    np.minimum(after, _LONGEST - 1, out=after)  # of those that are read, there are no more
     np.divide(value, _POWERS[after], out=numbers)
     numbers *= 1.0 - 2.0 * minus
 

@@ -84,6 +84,19 @@ def check(part: str, found: Any, module: nn.Module) -> None:
             same = theirs.shape == slot.value.shape and theirs.dtype == slot.value.dtype
             both = f"{_said(theirs)} in the state and {_said(slot.value)} here"
             demand(same, f"{part}: {name} is {both}")
+    _check_statistics(part, found, module)
+
+
+def _check_statistics(part: str, found: Mapping[str, Any], module: nn.Module) -> None:
+    """Raise CheckpointError for a variance or a count of a normalisation that is negative."""
+    for path, layer in module.named_modules():
+        if not isinstance(layer, nn.modules.batchnorm._NormBase):
+            continue
+        for key in ("running_var", "num_batches_tracked"):
+            name = f"{path}.{key}" if path else key
+            value = found.get(name)
+            negative = isinstance(value, Tensor) and bool((value < 0).any())
+            demand(not negative, f"{part}: {name} is negative")
 
 
 def put(module: nn.Module, state: Mapping[str, Any], device: torch.device) -> None:

@@ -27,6 +27,11 @@ from gdtrain.training.state.random_generators import RngState
 logger = logging.getLogger("gdtrain")
 
 Names = Mapping[Tensor, str]
+# Under these names torch's optimizers keep means, sums and maxima of squares.
+_SQUARES = (
+    *("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf"),
+    *("row_var", "col_var", "variance"),
+)
 # What can go wrong in an update from a state that no optimizer has made.
 _FAILURES = (
     *(RuntimeError, ValueError, TypeError, LookupError, AttributeError),
@@ -179,6 +184,8 @@ def _check_kept(name: str, kept: Any, parameter: Tensor) -> None:
         check_plain(what, value)
         if isinstance(value, Tensor) and value.is_sparse:
             demand(value.shape == parameter.shape, f"{what} is not of the parameter's shape")
+        if key in _SQUARES and isinstance(value, Tensor) and not value.is_complex():
+            demand(not bool((value < 0).any()), f"{what} is negative, and is a mean of squares")
         if key == "step":  # torch's word for it, in all of its optimizers
             counted = isinstance(value, int | float) or (
                 isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
@@ -216,21 +223,48 @@ def _update_copies(optimizer: Optimizer, state: Mapping[str, Any], names: Names)
                 continue  # the gradient would have to be sparse where the momentum is
             copy = torch.ones_like(parameter, requires_grad=parameter.requires_grad)
             copy.grad = torch.ones_like(copy)
-            twin = type(optimizer).__new__(type(optimizer))
-            settings = {**optimizer.param_groups[0], "params": [copy]}
-            twin.__setstate__(  # as an optimizer comes back from a pickle
-                {
-                    "defaults": dict(optimizer.defaults),
-                    "state": defaultdict(dict),
-                    "param_groups": [settings],
-                }
-            )
+            twin = _twin(optimizer, copy)
             one = {
                 "state": {} if kept is None else {name: copied(kept, name)},
                 "groups": [copied({**group, "params": [name]}, name)],
             }
             put(twin, one, {copy: name})
             twin.step()
+
+
+def keys_after_update(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor
+) -> set[str]:
+    """What an optimizer like this one keeps of a parameter after an update; empty if unknown.
+
+    group: the settings, as :func:`take` gives them.
+    """
+    copy = torch.ones_like(parameter, requires_grad=True)
+    copy.grad = torch.ones_like(copy)
+    rng = RngState.take(parameter.device)
+    try:
+        twin = _twin(optimizer, copy)
+        put(twin, {"state": {}, "groups": [copied({**group, "params": ["0"]}, "0")]}, {copy: "0"})
+        twin.step()
+    except _FAILURES:
+        return set()
+    finally:
+        rng.restore(parameter.device)
+    return {key for key, value in twin.state[copy].items() if value is not None}
+
+
+def _twin(optimizer: Optimizer, parameter: Tensor) -> Optimizer:
+    """An optimizer of the same kind for one parameter, as it comes back from a pickle."""
+    twin = type(optimizer).__new__(type(optimizer))
+    settings = {**optimizer.param_groups[0], "params": [parameter]}
+    twin.__setstate__(
+        {
+            "defaults": dict(optimizer.defaults),
+            "state": defaultdict(dict),
+            "param_groups": [settings],
+        }
+    )
+    return twin
 
 
 def _is_sparse(kept: Any) -> bool:
