@@ -104,8 +104,15 @@ def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
             yield other.document.fault(path, f"{said}; compare on one problem")
 
 
+def _are_alike(first: Settings, other: Settings) -> bool:
+    """Whether both are the settings of one part; those registered have a type for each reading."""
+    kinds = [type(one).model_fields for one in (first, other)]
+    tags = [[getattr(one, tag, None) for tag in ("source", "name")] for one in (first, other)]
+    return kinds[0].keys() == kinds[1].keys() and tags[0] == tags[1]
+
+
 def _pairs(path: KeyPath, first: Any, other: Any) -> Iterator[tuple[KeyPath, Any, Any]]:
-    if isinstance(first, Settings) and type(first) is type(other):
+    if isinstance(first, Settings) and isinstance(other, Settings) and _are_alike(first, other):
         for key, value in first:
             yield from _pairs((*path, key), value, getattr(other, key))
     elif isinstance(first, Settings) or isinstance(other, Settings):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gdtrain.errors import ConfigError
 from gdtrain.training.placement.distributed import World
 
 # torch.distributed.fsdp and .tensor take almost a second to import, which one process need not
@@ -19,14 +20,18 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     Each layer that holds parameters is gathered when it is used and dropped after it
     (``fully_shard`` of torch.distributed.fsdp). To be called before the optimizer is made, with
     the model on its device and in its dtype; every process then holds rank 0's weights.
-    With one process, nothing is split.
+    With one process, nothing is split. Raises ConfigError with a torch before 2.6.
     """
     world = World.current()
     if world.size == 1:
         return model
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError as error:
+        said = f"shard needs torch >= 2.6, and this is {torch.__version__}; install it, or use "
+        raise ConfigError.of("strategy", f"{said}replicate") from error
     world.copy_from_first([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in model.modules():

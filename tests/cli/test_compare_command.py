@@ -11,7 +11,10 @@ import pytest
 from helpers.processes import start
 
 from gdtrain.cli.main import main
+from gdtrain.cli.options import import_modules
+from gdtrain.config.comparison import load_forms
 from gdtrain.config.load import load_config
+from gdtrain.errors import ConfigError
 
 MOONS = """\
 data: {source: two_moons, num_samples: 60, validation_fraction: 0.25}
@@ -268,3 +271,32 @@ def test_help_and_faults_do_not_wait_for_torch():
         [sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+REGISTERED = """
+from torch import nn
+from gdtrain import register_model
+
+@register_model("start")
+class Start(nn.Linear):
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
+        super().__init__(in_features, out_features)
+"""
+
+
+def test_two_files_with_one_registered_model_are_one_problem(tmp_path, monkeypatch):
+    """Its settings have a type for each file that is read; what counts is what they say."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "started_parts.py").write_text(REGISTERED)
+    text = (
+        "data: {source: digits}\nmodel: {name: start, scale: SCALE}\nloss: cross_entropy\n"
+        "loader: LOADER\noptimizer: {lr: 0.1}\nepochs: 1\n"
+    )
+    for name, scale, loader in (("a", 1, "batch"), ("b", 1, "sample"), ("c", 2, "batch")):
+        content = text.replace("SCALE", str(scale)).replace("LOADER", loader)
+        (tmp_path / f"{name}.yaml").write_text(content)
+    import_modules(["started_parts"])
+    load_forms(["a.yaml", "b.yaml"], [], [])
+    with pytest.raises(ConfigError, match=r"^c.yaml:2:\d+: model.scale: must be 1.0 as in a.yaml"):
+        load_forms(["a.yaml", "c.yaml"], [], [])

@@ -81,7 +81,8 @@ class LandscapeJob:
         return *held[0], paths
 
     def _compare(self, first: Config, other: Config, directory: Path) -> None:
-        differing = [key for key in _MUST_MATCH if getattr(first, key) != getattr(other, key)]
+        held, theirs = first.model_dump(), other.model_dump()
+        differing = [key for key in _MUST_MATCH if held[key] != theirs[key]]
         if differing:
             raise DataError(
                 f"{directory} differs from {self.runs[0]} in {', '.join(differing)}, so that its "

@@ -111,6 +111,9 @@ def _made(trainer: Run, name: str) -> Engine:
     plan = _expected_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":
+        from gdtrain.training.engines.xla.usable import check_jax
+
+        check_jax()
         from gdtrain.training.engines.xla.scan import ScanEngine
 
         scan = ScanEngine(trainer)

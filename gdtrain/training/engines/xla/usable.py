@@ -1,0 +1,40 @@
+"""Whether the jax that is installed can be used; asked before anything here imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gdtrain.errors import ModelError
+
+# jax.enable_x64 as a context came with it.
+LEAST = (0, 8)
+
+
+def _next(x: Any) -> Any:
+    return x + 1
+
+
+def check_jax() -> None:
+    """Raise ModelError, in one line, if jax is too old, broken, or told to compile nothing.
+
+    It is imported, which takes a second. Whatever it raises, an installation can raise.
+    """
+    least = ".".join(map(str, LEAST))
+    try:
+        import jax
+
+        if jax.__version_info__ < LEAST:
+            raise ModelError(f"jax {jax.__version__} is too old; install jax >= {least}")
+        config: Any = jax.config
+        if config.jax_disable_jit:
+            raise ModelError("jax compiles nothing, since JAX_DISABLE_JIT is set; unset it")
+        from gdtrain.training.engines.xla.cpu import cpu
+
+        with jax.default_device(cpu()):
+            jax.jit(_next)(1.0).block_until_ready()
+    except ModelError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise ModelError(f"jax can't be used ({reason}); install jax >= {least}") from error
