@@ -214,8 +214,8 @@ EDITS: dict[str, tuple[str, str, Edit, str]] = {
         "model: norm.num_batches_tracked is negative",
     ),
     "generators": (
-        *("momentum", "none", lambda s: s["rng"].extend(s["rng"])),
-        "rng: there are generators of 2 processes, but 1 have made it",
+        *("momentum", "none", lambda s: s["made_by"].update(processes=2)),
+        "rng: there are generators of 1 processes, but 2 have made it",
     ),
     "epoch": (
         *("momentum", "none", lambda s: s["progress"].update(epoch=3)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gdtrain.data.files.array_files import check_file
 from gdtrain.data.free_memory import check_memory
 from gdtrain.data.tables.csv_cells import ColumnScan, read_rows
 from gdtrain.data.tables.csv_cells import check_header as check_header
@@ -57,8 +57,7 @@ def read_csv(
     NaN or infinity, a mix of numbers and text that looks like a slip, or a file that is not
     UTF-8.
     """
-    check_file(path)
-    check_memory(path, Path(path).stat().st_size)  # as text, and so at least
+    _check_size(path)
     (rows,) = read_rows(path, delimiter)
     wanted = [target] if isinstance(target, str) else target
     chosen = check_columns(path, rows.header, features, wanted, categorical)
@@ -81,6 +80,7 @@ def read_inputs(path: str, columns: list[Column], delimiter: str = ",") -> Tenso
 
     Raises DataError for a missing column or a category that was not there before.
     """
+    _check_size(path)
     (rows,) = read_rows(path, delimiter)
     for column in columns:
         if column.name not in rows.header:
@@ -88,6 +88,12 @@ def read_inputs(path: str, columns: list[Column], delimiter: str = ",") -> Tenso
                 f"{path}: has no column {column.name!r}, which the model was trained on"
             )
     return torch.cat([rows.column(column.name).encode(column) for column in columns], dim=1)
+
+
+def _check_size(path: str) -> None:
+    """Refuse what takes more memory than there is, as text already; reading says all else."""
+    with suppress(OSError):
+        check_memory(path, Path(path).stat().st_size)
 
 
 def check_columns(
