@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from helpers.bad_cases import CASES, text_of
+from helpers.paths import ROOT
 
 from gdtrain import registry
 from gdtrain.config.load import check, dump, parse_config
@@ -94,3 +96,8 @@ def test_what_the_index_fills_in_is_what_the_parts_do(by_index):
         input=dump(config), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert shown.stdout == dump(config)
+
+
+def test_the_index_is_installed_with_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert "parts.json" in project["tool"]["setuptools"]["package-data"]["gdtrain"]
