@@ -45,7 +45,8 @@ class Kind:
     supplied: arguments that a part is given if it has them, unless the configuration sets them.
     given: how many leading arguments are no settings; called_with: the same of functions, which
     are called with them again and again, where a class is made once, and its objects are called.
-    has_settings: whether a part's arguments are settings. name_is_enough: whether a name without
+    least: what classes of settings derive from, where not from the base. has_settings: whether a
+    part's arguments are settings. name_is_enough: whether a name without
     options stays a name.
     """
 
@@ -57,6 +58,7 @@ class Kind:
     given: int = 0
     called_with: int = 0
     has_settings: bool = True
+    least: type[Settings] | None = None
     name_is_enough: bool = False
 
     def __call__(
@@ -74,6 +76,7 @@ class Kind:
         def register(part: T) -> T:
             home = part.__module__ if settings is None else settings.__module__
             self._check_name(name, part, home)
+            self._check_said(name, settings, facts)
             if name not in registered[self.name]:
                 own = self._of_signature(name, part) if settings is None else settings
                 made = self._tagged(name, own)
@@ -95,6 +98,19 @@ class Kind:
             said = "is already registered; choose another"
         if said is not None:
             raise ConfigError.of(self.name, f"{name!r} {said}")
+
+    def _check_said(self, name: str, settings: Any, facts: dict[str, Any]) -> None:
+        """Raise ConfigError for settings of another kind, and facts that no such part has."""
+        least = self.least or self.base
+        if settings is not None and not issubclass(settings, least):
+            said = f"{name!r} has settings that are no {least.__name__}; derive their class from it"
+            raise ConfigError.of(self.name, said)
+        known = sorted(self.base.__class_vars__)
+        for fact in facts:
+            if fact not in known:
+                among = ", ".join(known) or "none"
+                said = f"{name!r} is given {fact!r}; what can be said of a {self.name}: {among}"
+                raise ConfigError.of(self.name, said)
 
     def _tagged(self, name: str, settings: type[Settings]) -> type[Settings]:
         """The settings with a name that is this one."""
@@ -249,7 +265,7 @@ register_loss = Kind("loss", LossSettings, called_with=2)
 register_loader = Kind("loader", LoaderSettings, supplied=("seed",), given=1)
 register_order = Kind("order", called_with=3, name_is_enough=True)
 register_optimizer = Kind("optimizer", default="sgd", given=1)
-register_schedule = Kind("schedule", ScheduleSettings, supplied=("total",))
+register_schedule = Kind("schedule", ScheduleSettings, least=Settings, supplied=("total",))
 register_variance_reduction = Kind("variance_reduction")
 register_metric = Kind("metric", OptionsOnly, tag="", called_with=2)
 register_monitor = Kind("monitor", OptionsOnly, tag="")

@@ -101,3 +101,21 @@ def test_what_the_index_fills_in_is_what_the_parts_do(by_index):
 def test_the_index_is_installed_with_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert "parts.json" in project["tool"]["setuptools"]["package-data"]["gdtrain"]
+
+
+def test_building_imports_the_parts_that_are_named_and_not_their_kin():
+    code = (
+        "import sys\nfrom gdtrain.config.build import build\n"
+        "from gdtrain.config.load import parse_config\n"
+        "build(parse_config({'data': 'teaching', 'model': 'linear', 'loss': 'mse', 'epochs': 1,"
+        "'loader': 'sample', 'optimizer': {'lr': 0.1}}))\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('gdtrain')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"gdtrain.training.losses.numbers", "gdtrain.data.builtin.problems"} <= imported
+    assert not imported & {
+        *("gdtrain.training.losses.labels", "gdtrain.training.losses.probabilities"),
+        *("gdtrain.data.builtin.digits", "gdtrain.data.streams.source"),
+        *("gdtrain.training.callbacks.svrg", "gdtrain.analysis.monitors.sharpness"),
+    }

@@ -10,10 +10,12 @@ from torch import nn
 
 from gdtrain import load_run, registry
 from gdtrain.cli.main import main
+from gdtrain.config.build import build
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.load import check, dump, parse_config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import ConfigError
+from gdtrain.settings import NamedSettings, Targets
 
 MODULE = '''
 from __future__ import annotations
@@ -336,6 +338,34 @@ def test_parts_that_cannot_be_registered(register, name, part, fault):
     with pytest.raises(ConfigError) as caught:
         use()
     assert str(caught.value) == fault
+
+
+def test_settings_of_another_kind_and_unknown_facts_are_refused():
+    class Own(NamedSettings):
+        """Without what a loss says of itself."""
+
+    with pytest.raises(ConfigError) as caught:
+        registry.register_loss("mine", Own)(lambda outputs, targets: outputs.mean())
+    assert str(caught.value) == (
+        "loss: 'mine' has settings that are no LossSettings; derive their class from it"
+    )
+    with pytest.raises(ConfigError) as caught:
+        registry.register_loss("mine", target="classes")(lambda outputs, targets: outputs.mean())
+    assert str(caught.value) == (
+        "loss: 'mine' is given 'target'; what can be said of a loss: metrics, "
+        "output_activations, per_output, targets"
+    )
+
+
+def test_facts_of_a_loss_by_its_signature_make_its_targets_labels():
+    registry.register_loss("own_nll", targets=Targets(classes=True), metrics=("accuracy",))(
+        lambda outputs, targets, scale=2.0: scale * nn.functional.cross_entropy(outputs, targets)
+    )
+    data = {"source": "digits", "validation_fraction": 0.5}
+    run = build(parse_config(VALID | {"loss": "own_nll", "data": data, "loader": "batch"}))
+    history = run.trainer.fit(1)
+    assert run.trainer.model[-1].out_features == 10
+    assert 0 <= history.val_accuracy[-1] <= 1
 
 
 def test_a_name_is_registered_once():
