@@ -31,11 +31,40 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+# What parts are called elsewhere.
+_OTHER_NAMES = {
+    "stochastic": "sample",
+    "online": "sample",
+    "full": "batch",
+    "full_batch": "batch",
+    "mini_batch": "minibatch",
+    "mae": "l1",
+    "mean_absolute_error": "l1",
+    "l2": "mse",
+    "squared_error": "mse",
+    "mean_squared_error": "mse",
+    "crossentropy": "cross_entropy",
+    "categorical_crossentropy": "cross_entropy",
+    "softmax": "cross_entropy",
+    "binary_crossentropy": "bce",
+    "binary_cross_entropy": "bce",
+    "logistic": "bce_with_logits",
+    "hinge": "multi_margin",
+    "perceptron": "mlp",
+    "dense": "mlp",
+    "convnet": "cnn",
+    "reduce_on_plateau": "plateau",
+    "moons": "two_moons",
+}
+
+
 def not_among(value: Any, known: Iterable[str]) -> str:
     """What is wrong with a name that is none of the known ones, and which may be meant."""
-    near = difflib.get_close_matches(str(value), list(known), n=1, cutoff=0.6)
+    names = list(known)
+    here = _OTHER_NAMES.get(str(value).lower().replace("-", "_"))
+    near = [here] if here in names else difflib.get_close_matches(str(value), names, 1, 0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"must be one of {', '.join(known)}; got {shown(value)}{hint}"
+    return f"must be one of {', '.join(names)}; got {shown(value)}{hint}"
 
 
 def fault(message: str, *place: int | str) -> ValidationError:

@@ -75,6 +75,8 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
         return document.fault(path, _unknown_key(document.data, path), of_key=True)
     if kind == "missing":
         return document.fault(path, f"missing; {_purpose(path, document.data)}")
+    if path == ("device",):  # the one setting that has to fit a pattern
+        kind = "string_pattern_mismatch"
     return document.fault(path, _message(kind, context, value, details["msg"]))
 
 
@@ -130,6 +132,8 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         "model_type": "a mapping of settings",
         "dict_type": "a mapping of settings",
     }
+    if kind == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"must be text, {got}; put it in quotes: '{value}'"
     if kind in types:
         return f"must be {types[kind]}, {got}"
     if kind == "literal_error":
@@ -162,10 +166,19 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
     known = list(model.model_fields) if model else []
     if str(path[0]) in MAPPINGS and len(path) == 2:
         known = registry.names(MAPPINGS[str(path[0])])
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = _sections_of(key, data) if len(path) == 1 else []
+    near += difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean {near[0]}?"
     return f"unknown key; the keys here are {', '.join(known)}" if known else "unknown key"
+
+
+def _sections_of(key: str, data: Any) -> list[str]:
+    """Where a key belongs that stands outside of its section: ``lr`` is ``optimizer.lr``."""
+    models = {section: _model_at((section,), data) for section in Config.model_fields}
+    return [
+        f"{name}.{key}" for name, model in models.items() if model and key in model.model_fields
+    ]
 
 
 def _purpose(path: KeyPath, data: Any) -> str:

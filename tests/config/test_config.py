@@ -1,6 +1,7 @@
 """Configurations: defaults, every fault at once with its place, and the way back to YAML."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -341,3 +342,37 @@ def test_the_places_of_faults_lie_in_the_file(changes):
         faults = error.faults
     lines = text.splitlines()
     assert all(fault.column <= len(lines[fault.line - 1]) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("lr=0.1", "lr: unknown key; did you mean optimizer.lr?"),
+        ("batch_size=8", "batch_size: unknown key; did you mean loader.batch_size?"),
+        ("hidden=[8]", "hidden: unknown key; did you mean model.hidden?"),
+        ("patience=2", "patience: unknown key; did you mean early_stopping.patience?"),
+        ("epoch=2", "epoch: unknown key; did you mean epochs?"),
+        ("loader=stochastic", "loader.name: must be one of batch, sample, minibatch; got "
+         "'stochastic'; did you mean sample?"),
+        ("loader=mini-batch", "loader.name: must be one of batch, sample, minibatch; got "
+         "'mini-batch'; did you mean minibatch?"),
+        ("data={source: npz, path: 5}", "data.path: must be text, got 5; put it in quotes: '5'"),
+    ],
+)  # fmt: skip
+def test_what_may_be_meant(settings: str, message: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(
+        "data: digits\nmodel: mlp\nloss: mse\nloader: {name: minibatch, batch_size: 4}\n"
+        "optimizer: {lr: 0.1}\nepochs: 1\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_config("base.yaml", [settings])
+    assert [f"{fault.key}: {fault.message}" for fault in error.value.faults] == [message]
+
+
+@pytest.mark.parametrize(
+    ("loss", "meant"), [("mae", "l1"), ("L2", "mse"), ("crossentropy", "cross_entropy")]
+)
+def test_other_names_of_losses(loss: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"got '{loss}'; did you mean {meant}\?$"):
+        parse_config({**SMALLEST, "loss": loss})

@@ -540,7 +540,7 @@ def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, caps
         "command line:3:1: scheduler.lst: unknown key; did you mean last?",
         "command line:4:21: metrics.worst.power: must be a whole number, got 'a'",
         "command line:5:16: monitors.twice.every: missing; it is required",
-        "command line:6:22: callbacks.noted.text: must be a word, got 3",
+        "command line:6:22: callbacks.noted.text: must be text, got 3; put it in quotes: '3'",
         "command line:7:26: variance_reduction.often: must be a whole number, got 1.5",
     ]
     assert run_all("callbacks=[other]") == 2

@@ -252,7 +252,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
                 "a.yaml:3:7: loss.name: must be one of mse, cross_entropy, l1, smooth_l1, "
                 "huber, nll, multi_margin, bce, bce_with_logits, poisson_nll, kl_div, "
                 "hinge_embedding, soft_margin, multi_label_margin, multi_label_soft_margin; "
-                "got 'mean_squared_error'"
+                "got 'mean_squared_error'; did you mean mse?"
             )
         ],
     ),
@@ -293,7 +293,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"device": "cuda:x"},
         ["a.yaml:7:9: device: must be auto, cpu, cuda, cuda:N or mps; got 'cuda:x'"],
     ),
-    "device a number": ({"device": "0"}, ["a.yaml:7:9: device: must be a word, got 0"]),
+    "device a number": (
+        {"device": "0"},
+        ["a.yaml:7:9: device: must be auto, cpu, cuda, cuda:N or mps; got 0"],
+    ),
     "epochs zero": ({"epochs": "0"}, ["a.yaml:6:9: epochs: must be >= 1, got 0"]),
     "epochs a fraction": (
         {"epochs": "2.5"},
