@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.output.terminal import printable
 from gdtrain.training.safety import signals
 
 
@@ -28,7 +29,7 @@ class Parser(argparse.ArgumentParser):
                 message += f"; did you mean {near[0]}?"
             elif any(action.dest == "overrides" for action in self._actions):
                 message += "; settings are written without dashes, such as epochs=20"
-        super().error(message)
+        super().error(printable(message))
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

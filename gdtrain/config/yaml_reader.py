@@ -20,6 +20,8 @@ MAX_FAULTS = 20
 _NULL = re.compile(r"~|null|Null|NULL|")
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]{1,40}")
+_ENDLESS = re.compile(r"[-+]?[0-9]{309,}")  # over the largest float64, or close to it
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]{1,39}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
@@ -125,13 +127,35 @@ class Reader:
         if tag is not None:
             self.add(where, f"tag {tag} is not allowed; a configuration is pure data", mark)
         if isinstance(event, yaml.ScalarEvent):
-            return event.value if event.style else plain_scalar(event.value)
+            return self._scalar(event, where)
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
                 items.append(self._node(event, (*path, len(items)), depth + 1))
             return items
         return self._mapping(path, depth)
+
+    def _scalar(self, event: yaml.ScalarEvent, where: KeyPath) -> Any:
+        mark = event.start_mark
+        text = self._text(event.value, where, mark)
+        if event.style:
+            return text
+        if _LEADING_ZERO.fullmatch(text):
+            plain = text.lstrip("+-0") or "0"
+            said = f"{text[:40]} has a leading zero, and so is octal to some and decimal to others"
+            self.add(where, f'{said}; write {plain[:40]}, or "{text[:40]}" for text', mark)
+        elif _ENDLESS.fullmatch(text):
+            digits = len(text.lstrip("+-"))
+            self.add(where, f"is a number of {digits:,} digits; none is over 1.8e308", mark)
+        return plain_scalar(text)
+
+    def _text(self, text: str, where: KeyPath, mark: Any) -> str:
+        """A text as it is; where an escape makes half of a character, with ? in its place."""
+        half = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
+        if half is None:
+            return text
+        self.add(where, f"holds {ascii(half)[1:-1]}, half of a character; write it whole", mark)
+        return text.encode(errors="replace").decode()
 
     def _mapping(self, path: KeyPath, depth: int) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
@@ -143,7 +167,7 @@ class Reader:
                 self._node(event, (*path, "?"), depth + 1)
                 self._node(next(self._events), (*path, "?"), depth + 1)
                 continue
-            key = event.value
+            key = self._text(event.value, path[len(self.prefix) :], mark)
             where = (*path, key)
             if key in mapping:
                 first = self.document.keys[where]

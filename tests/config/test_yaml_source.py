@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdtrain.config.load import load_config
 from gdtrain.config.places import Document, Place, dotted, key_path
 from gdtrain.config.yaml_reader import MAX_DEPTH, MAX_FAULTS, MAX_VALUES
 from gdtrain.config.yaml_source import MAX_BYTES, apply_overrides, read_file, read_text
@@ -355,3 +356,48 @@ def test_any_text_gives_a_mapping_or_faults_with_places(text):
         faults = tuple(document.faults)
     lines = text.count("\n") + 2
     assert all(f.path == "a.yaml" and 1 <= f.line <= lines and f.column >= 1 for f in faults)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "seed: 017",
+            "1:7: seed: 017 has a leading zero, and so is octal to some and decimal to others; "
+            'write 17, or "017" for text',
+        ),
+        (
+            "seed: -00",
+            "1:7: seed: -00 has a leading zero, and so is octal to some and decimal to others; "
+            'write 0, or "-00" for text',
+        ),
+        (
+            f"seed: {'9' * 5000}",
+            "1:7: seed: is a number of 5,000 digits; none is over 1.8e308",
+        ),
+        (
+            '"a\\ud800b": 1',
+            "1:1: holds \\ud800, half of a character; write it whole",
+        ),
+        (
+            'model: "a\\udfffb"',
+            "1:8: model: holds \\udfff, half of a character; write it whole",
+        ),
+    ],
+)
+def test_what_can_be_read_in_two_ways_or_in_none_is_refused_in_its_place(tmp_path, line, said):
+    path = tmp_path / "c.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert f"{path}:{said}" in str(told.value).splitlines()
+    assert str(told.value).encode()  # no half of a character is left
+
+
+@pytest.mark.parametrize("line", ["seed: 0", "seed: 10", 'seed: "017"', "lr: 00.5", "x: 0017a"])
+def test_zeros_in_other_places_are_what_they_were(tmp_path, line):
+    path = tmp_path / "c.yaml"
+    path.write_text(line + "\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert "leading zero" not in str(told.value)
