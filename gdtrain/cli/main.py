@@ -33,7 +33,7 @@ from gdtrain.errors import (
     ProcessError,
     StorageError,
 )
-from gdtrain.output.terminal import prepare_streams, say
+from gdtrain.output.terminal import check_results, prepare_streams, say
 from gdtrain.training.safety.signals import EndedBySignal, SignalDesk, name_of
 
 EXIT_BAD_INPUT = 2
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 code = command(given[1:])
             signals.act()
-        sys.stdout.flush()  # here, where a reader that has gone can be told from a fault
+        check_results()  # here, where a reader that has gone can be told from a fault
         return code
     except ConfigError as error:
         for fault in error.faults:

@@ -102,14 +102,16 @@ class DroppingStream(io.TextIOBase):
 class ResultStream(DroppingStream):
     """Standard output: whoever asked for a result must know that it could not be written.
 
-    Raises BrokenPipeError if its reader has gone, StorageError for any other fault; once, for
-    from then on everything is dropped.
+    Printing goes on, for what is printed may be no result; :func:`check_results` tells of it. From
+    the first fault on, everything is dropped.
     """
 
-    _is_lost = False
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.error: Exception | None = None
 
     def write(self, text: str) -> int:
-        if not self._is_lost:
+        if self.error is None:
             try:
                 self._stream.write(text)
             except (OSError, ValueError) as error:
@@ -117,11 +119,27 @@ class ResultStream(DroppingStream):
         return len(text)
 
     def flush(self) -> None:
-        if not self._is_lost:
+        if self.error is None:
             super().flush()
 
     def _lost(self, error: Exception) -> None:
-        self._is_lost = True
-        if isinstance(error, BrokenPipeError):
-            raise error
+        self.error = error
+
+
+def check_results() -> None:
+    """Raise what has kept standard output from being written, if anything has.
+
+    That is BrokenPipeError if its reader has gone, StorageError for any other fault.
+    """
+    sys.stdout.flush()
+    error = getattr(sys.stdout, "error", None)
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if error is not None:
         raise StorageError(f"standard output could not be written: {error}") from error
+
+
+def results_are_files() -> None:
+    """From now on standard output is text like any other, and dropped if it can't be written."""
+    if isinstance(sys.stdout, ResultStream):
+        sys.stdout = DroppingStream(sys.stdout._stream)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +12,13 @@ import pytest
 from helpers.processes import run
 
 from gdtrain.errors import StorageError
-from gdtrain.output.terminal import DroppingStream, ResultStream, printable
+from gdtrain.output.terminal import (
+    DroppingStream,
+    ResultStream,
+    check_results,
+    printable,
+    results_are_files,
+)
 
 with_full_device = pytest.mark.skipif(
     not Path("/dev/full").exists(), reason="needs the device /dev/full"
@@ -75,18 +82,23 @@ def test_messages_that_cant_be_written_are_dropped(kind: str) -> None:
 
 
 @with_full_device
-def test_results_that_cant_be_written_are_told_of_once() -> None:
+def test_results_that_cant_be_written_are_told_of_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     full = r"^standard output could not be written: \[Errno 28\]"
     for make, kind, said in (
         (full_device, StorageError, full),
         (closed_pipe, BrokenPipeError, None),
     ):
-        with closed_later(make()) as file:
-            stream = ResultStream(file)
-            stream.write("x")
+        with closed_later(make()) as file, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", ResultStream(file))
+            print("x")
+            print("more", flush=True)
             with pytest.raises(kind, match=said):
-                stream.flush()
-            print("more", file=stream, flush=True)
+                check_results()
+            results_are_files()
+            print("more", flush=True)
+            check_results()
 
 
 @with_full_device

@@ -32,7 +32,7 @@ from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import Console
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.terminal import printable, say
+from gdtrain.output.terminal import printable, results_are_files, say
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.validation import EarlyStopping
@@ -69,6 +69,7 @@ class TrainJob:
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
+        results_are_files()
         world = distributed.join(self.config.device, self.config.process_timeout)
         code = self._train(world)
         distributed.leave()
@@ -100,7 +101,7 @@ class TrainJob:
             self._start(run, directory, checkpoints, log)
             if self.resume:
                 stops.reason = _reason(trainer)
-                stops.begin = partial(self._write_texts, run, directory) if leads else None
+                stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
             status, interrupted = "failed", 0
             try:
                 trainer.fit(self.config.epochs)
@@ -153,6 +154,11 @@ class TrainJob:
                     logger.warning("%s was missing, and is written anew", path)
 
             faults.attempt(name, write)
+
+    def _renew_texts(self, run: Run, directory: Path, faults: DiskFaults) -> None:
+        """The same of a run that goes on, as settings may be new; that can wait for a full disk."""
+        for name, text in self._texts(run).items():
+            faults.attempt(name, partial(disk.replace_file, directory / name, text.encode()))
 
     def _write_texts(self, run: Run, directory: Path) -> None:
         for name, text in self._texts(run).items():

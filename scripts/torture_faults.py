@@ -1,0 +1,428 @@
+"""Real faults against running jobs: disks, files, streams, signals; nothing lost, nothing silent.
+
+Each trial draws a training job and a fault, lets the fault happen at a random moment, and looks at
+what is left: the job ends in time, without a traceback; if it says that all is well, the model has
+the bits of a run that was left alone; and after the fault is undone, --resume ends with these bits.
+
+    python scripts/torture_faults.py --seconds 300
+    python scripts/torture_faults.py --trials 2000 --seed 7 --json counts.json
+
+Linux only. Faults of mounts and immutable files need root, and are left out without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SECONDS = 120.0  # that a job may take, on a busy machine too
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+COMMON = """
+loss: mse
+trainer: slowed
+log: {picture: false, every_n_steps: 1}
+checkpoint: {every_n_steps: 7}
+epochs: 6
+"""
+LOADER = "loader: {name: minibatch, batch_size: 8}\noptimizer: {lr: 0.02, momentum: 0.9}\n"
+CSV = "data: {source: csv, path: ../d.csv, target: y, validation_fraction: 0.2}\n"
+MLP = "model: {name: mlp, hidden: [8], batch_norm: true, dropout: 0.2}\n"
+JOBS = {
+    "batch norm, dropout, momentum": CSV + MLP + LOADER,
+    "averaging": CSV + MLP + LOADER + "averaging: ema\n",
+    "phases": CSV
+    + MLP
+    + "loader:\n- {name: minibatch, batch_size: 8, until_epoch: 3}\n- {name: batch}\n"
+    + "optimizer: {lr: 0.02, momentum: 0.9}\n",
+    "variance reduction": CSV
+    + "model: linear\nvariance_reduction: svrg\n"
+    + "loader: {name: minibatch, batch_size: 8}\noptimizer: {lr: 0.02}\n",
+    "mapped": "data: {source: mapped, path: ../d}\n" + MLP + LOADER,
+    "stream": "data: {source: stream, format: csv, path: ../d.csv, target: y}\n"
+    + MLP.replace("batch_norm: true, ", "")
+    + LOADER,
+}
+# Each update takes a little, so that a fault can come between two of them.
+PARTS = """
+import os
+import time
+from gdtrain import Trainer, register_trainer
+
+
+@register_trainer("slowed")
+class Slowed(Trainer):
+    def compute_loss(self, batch):
+        time.sleep(float(os.environ.get("SLOWED", "0")))
+        return super().compute_loss(batch)
+
+    def loss_weight(self, batch):
+        return len(batch)
+
+
+if os.environ.get("CLOCK"):
+    real, started = time.time, time.time()
+    time.time = lambda: started + 3600 * ((real() - started) * 40 % 2 - 1)
+"""
+
+
+@dataclass
+class Outcome:
+    """A job that has ended. code: as the shell has it. hangs: it had to be killed.
+
+    killed: by a signal, before it could say anything.
+    """
+
+    code: int
+    said: str
+    hangs: bool = False
+    killed: bool = False
+
+
+@dataclass
+class Trial:
+    """One job with one fault. folder: of its own, or a small disk; moment: 0 … 1."""
+
+    folder: Path
+    job: str
+    fault: str
+    moment: float
+    draw: random.Random
+    undo: list[Callable[[], object]] = field(default_factory=list)
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def lines(self) -> int:
+        """Lines of the log so far."""
+        with suppress(OSError):
+            return (self.run / "metrics.jsonl").read_bytes().count(b"\n")
+        return 0
+
+
+def arguments(*more: str) -> list[str]:
+    given = ["--config", "a.yaml", "--import", "parts", "--output-dir", "run"]
+    return [sys.executable, "-m", "gdtrain", *given, *more]
+
+
+def start(folder: Path, *more: str, slowed: float = 0.0, **options: object) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLOWED": str(slowed)}
+    usual = {"stdout": subprocess.DEVNULL, "stderr": (folder.parent / "said").open("wb")}
+    return subprocess.Popen(
+        arguments(*more),
+        cwd=folder,
+        env=environment | options.pop("env", {}),
+        preexec_fn=_usual_signals,
+        **(usual | options),
+    )
+
+
+def _usual_signals() -> None:
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def end(process: subprocess.Popen, folder: Path) -> Outcome:
+    hangs = False
+    try:
+        code = process.wait(SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code, hangs = process.wait(), True
+    said = (folder.parent / "said").read_text(errors="replace")
+    return Outcome(128 - code if code < 0 else code, said, hangs, killed=code < 0)
+
+
+# ── faults: each is given a trial and the process, and returns when it has happened ─────────────
+
+
+def wait_for(trial: Trial, process: subprocess.Popen, line: int) -> None:
+    """Until the log has so many lines, or the process has ended."""
+    while process.poll() is None and trial.lines() < line:
+        time.sleep(0.002)
+
+
+def fill(trial: Trial, _process: subprocess.Popen) -> None:
+    hog = trial.folder / "hog"
+    trial.undo.append(lambda: hog.unlink(missing_ok=True))
+    with suppress(OSError), hog.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def read_only(trial: Trial, _process: subprocess.Popen) -> None:
+    def remount(how: str) -> None:
+        command = ["mount", "-o", f"remount,{how}", str(trial.folder)]
+        subprocess.run(command, check=False, capture_output=True)
+
+    remount("ro")
+    trial.undo.append(lambda: remount("rw"))
+
+
+def immutable(trial: Trial, _process: subprocess.Popen) -> None:
+    there = [trial.run / "metrics.jsonl", *(trial.run / "checkpoints").glob("step-*")]
+    chosen = trial.draw.choice(there)
+    subprocess.run(["chattr", "+i", chosen], check=False, capture_output=True)
+    trial.undo.append(
+        lambda: subprocess.run(["chattr", "-R", "-i", trial.run], check=False, capture_output=True)
+    )
+
+
+def vanish(trial: Trial, _process: subprocess.Popen) -> None:
+    with suppress(OSError):
+        away = trial.folder / "away"
+        trial.run.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def lose_file(trial: Trial, _process: subprocess.Popen) -> None:
+    with suppress(OSError):
+        files = [path for path in trial.run.iterdir() if path.is_file()]
+        trial.draw.choice(files).unlink()
+
+
+def cut_log(trial: Trial, _process: subprocess.Popen) -> None:
+    with suppress(OSError):
+        log = trial.run / "metrics.jsonl"
+        os.truncate(log, trial.draw.randrange(log.stat().st_size + 1))
+
+
+def block_checkpoints(trial: Trial, _process: subprocess.Popen) -> None:
+    place, aside = trial.run / "checkpoints", trial.run / ".aside"
+
+    def put_back() -> None:
+        if aside.exists():
+            place.unlink(missing_ok=True)
+            aside.rename(place)
+
+    with suppress(OSError):
+        place.rename(aside)
+        trial.draw.choice([Path.touch, lambda p: p.symlink_to(aside)])(place)
+    trial.undo.append(put_back)
+
+
+def send(*signals: int, times: int = 1) -> Callable[[Trial, subprocess.Popen], None]:
+    def fault(trial: Trial, process: subprocess.Popen) -> None:
+        for _ in range(times):
+            if process.poll() is None:
+                process.send_signal(trial.draw.choice(signals))
+                time.sleep(0.05 if times > 1 else 0)
+
+    return fault
+
+
+def second(trial: Trial, process: subprocess.Popen) -> None:
+    """Another process in the same directory, which must be refused while the first one runs."""
+    given = arguments("--resume")
+    other = subprocess.run(given, cwd=trial.folder, capture_output=True, text=True, check=False)
+    if process.poll() is None and (other.returncode != 2 or "Traceback" in other.stderr):
+        raise AssertionError(f"a second process ended with {other.returncode}: {other.stderr}")
+
+
+def nothing(_trial: Trial, _process: subprocess.Popen) -> None:
+    """The fault is there from the start."""
+
+
+FAULTS: dict[str, Callable[[Trial, subprocess.Popen], None]] = {
+    "full disk": fill,
+    "read-only disk": read_only,
+    "immutable": immutable,
+    "directory removed": vanish,
+    "file removed": lose_file,
+    "log cut": cut_log,
+    "checkpoints blocked": block_checkpoints,
+    "killed": send(signal.SIGKILL),
+    "stopped": send(*STOPPING),
+    "asked to save": send(signal.SIGUSR1),
+    "twenty signals": send(*STOPPING, signal.SIGUSR1, times=20),
+    "early signal": send(*STOPPING),
+    "second process": second,
+    "full standard error": nothing,
+    "reader gone": nothing,
+    "clock jumps": nothing,
+}
+MOUNTED = {"full disk", "read-only disk"}
+ROOT = {*MOUNTED, "immutable"}
+
+
+# ── a trial ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Torture:
+    """Draws trials and counts what became of them."""
+
+    def __init__(self, place: Path, seed: int) -> None:
+        self.place = place
+        self.draw = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._clean: dict[str, tuple[bytes, int, float]] = {}
+        rows = random.Random(0)
+        table = [[rows.gauss(0, 1) for _ in range(3)] for _ in range(96)]
+        lines = [",".join(map(repr, [*row, sum(row) + rows.gauss(0, 0.1)])) for row in table]
+        (place / "d.csv").write_text("\n".join(["a,b,c,y", *lines]) + "\n")
+        convert = [sys.executable, "-m", "gdtrain", "convert", "d.csv", "d", "--target", "y"]
+        subprocess.run(convert, cwd=place, check=True, capture_output=True)
+
+    def clean(self, job: str) -> tuple[bytes, int, float]:
+        """Of a run left alone: its model, the lines of its log, and the seconds it took."""
+        if job not in self._clean:
+            folder = self._folder(job)
+            began = time.monotonic()
+            ended = end(start(folder), folder)
+            assert ended.code == 0, ended.said
+            lines = (folder / "run" / "metrics.jsonl").read_bytes().count(b"\n")
+            model = (folder / "run" / "model.safetensors").read_bytes()
+            self._clean[job] = model, lines, time.monotonic() - began
+            shutil.rmtree(folder)
+        return self._clean[job]
+
+    def trial(self) -> None:
+        """One job, one fault, one moment."""
+        known = [name for name in FAULTS if name not in ROOT or os.geteuid() == 0]
+        fault, job = self.draw.choice(known), self.draw.choice(list(JOBS))
+        model, lines, seconds = self.clean(job)
+        trial = Trial(self._folder(job), job, fault, self.draw.random(), self.draw)
+        mounted = fault in MOUNTED and self._mount(trial)
+        if fault in MOUNTED and not mounted:
+            self.counts[f"{fault}: can't be mounted here"] += 1
+            return
+        try:
+            self._judge(trial, self._with_fault(trial, lines, seconds), model, lines)
+        except (AssertionError, OSError) as error:
+            self._blame(trial, str(error))
+        finally:
+            for undo in reversed(trial.undo):
+                undo()
+            if mounted:
+                subprocess.run(["umount", "-l", str(trial.folder)], check=False)
+            shutil.rmtree(trial.folder, ignore_errors=True)
+
+    def _with_fault(self, trial: Trial, lines: int, seconds: float) -> Outcome:
+        options: dict[str, object] = {}
+        if trial.fault == "full standard error":
+            options["stderr"] = open("/dev/full", "w")  # noqa: SIM115, PTH123
+        if trial.fault == "reader gone":
+            options["stderr"] = subprocess.PIPE
+        if trial.fault == "clock jumps":
+            options["env"] = {"CLOCK": "1"}
+        (trial.folder.parent / "said").write_bytes(b"")
+        process = start(trial.folder, slowed=0.01, **options)
+        if trial.fault == "reader gone":
+            assert process.stderr is not None
+            process.stderr.readline()
+            process.stderr.close()
+        elif trial.fault == "early signal":
+            time.sleep(trial.moment * seconds)
+        else:
+            wait_for(trial, process, 1 + int(trial.moment * (lines - 2)))
+        FAULTS[trial.fault](trial, process)
+        return end(process, trial.folder)
+
+    def _judge(self, trial: Trial, ended: Outcome, model: bytes, lines: int) -> None:
+        self.counts[f"{trial.fault}: exit {ended.code}"] += 1
+        assert not ended.hangs, "hangs"
+        assert "Traceback" not in ended.said, ended.said[-2000:]
+        silent = ended.killed or trial.fault in ("full standard error", "reader gone")
+        told = bool(ended.said.strip()) or silent
+        assert ended.code == 0 or told, f"exit {ended.code} without a word"
+        assert ended.code != 2, ended.said
+        if ended.code == 0:
+            self._check_done(trial, model)
+            return
+        for undo in reversed(trial.undo):
+            undo()
+        trial.undo.clear()
+        begun = (trial.run / "config.yaml").exists()
+        again = end(start(trial.folder, *(["--resume"] if begun else [])), trial.folder)
+        assert again.code == 0, f"after exit {ended.code}, resumed with {again.code}: {again.said}"
+        self._check_done(trial, model)
+
+    def _check_done(self, trial: Trial, model: bytes) -> None:
+        same = (trial.run / "model.safetensors").read_bytes() == model
+        assert same, "the model has other bits than that of a run left alone"
+        summary = json.loads((trial.run / "summary.json").read_text())
+        assert summary["status"] == "done", summary
+        epochs = {
+            record["epoch"]
+            for line in (trial.run / "metrics.jsonl").read_text().splitlines()
+            if (record := _record(line)).get("kind") == "epoch"
+        }
+        expected = set(range(1, summary["epochs"] + 1))
+        assert epochs >= expected, f"the log lacks epochs {sorted(expected - epochs)}"
+
+    def _folder(self, job: str) -> Path:
+        own = Path(tempfile.mkdtemp(dir=self.place))
+        folder = own / "w"
+        folder.mkdir()
+        self._fill(folder, job)
+        return folder
+
+    def _fill(self, folder: Path, job: str) -> None:
+        text = JOBS[job].replace("../d", str(self.place / "d")) + COMMON
+        if job == "stream":
+            text = text.replace("epochs: 6", "epochs: 1")
+        (folder / "a.yaml").write_text(text)
+        (folder / "parts.py").write_text(PARTS)
+
+    def _mount(self, trial: Trial) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", "size=3M", "none", str(trial.folder)]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            return False
+        self._fill(trial.folder, trial.job)
+        return True
+
+    def _blame(self, trial: Trial, what: str) -> None:
+        said = f"{trial.fault} at {trial.moment:.3f} of {trial.job}: {what}"
+        self.wrong.append(said)
+        print(said, file=sys.stderr, flush=True)
+
+
+def _record(line: str) -> dict[str, object]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def torture(seconds: float, trials: int, seed: int) -> dict[str, object]:
+    """Trials until so many are done or the time is up; the counts, and what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="torture-") as place:
+        one, until, done = Torture(Path(place), seed), time.monotonic() + seconds, 0
+        while done < trials and time.monotonic() < until:
+            one.trial()
+            done += 1
+        return {"trials": done, "wrong": one.wrong, "counts": dict(sorted(one.counts.items()))}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--trials", type=int, default=sys.maxsize)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="where the counts go, besides standard output")
+    options = parser.parse_args()
+    result = torture(options.seconds, options.trials, options.seed)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+    return 1 if result["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,18 @@
+"""Real faults against running jobs, by scripts/torture_faults.py: five minutes of it."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "torture_faults.py"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its faults are those of Linux")
+def test_real_faults_lose_nothing_and_are_told_of() -> None:
+    """No job hangs or ends with a traceback, and the model has the bits of an undisturbed run."""
+    found = runpy.run_path(str(SCRIPT))["torture"](300.0, sys.maxsize, 0)
+    assert found["wrong"] == []
+    assert found["trials"] > 0
