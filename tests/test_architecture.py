@@ -52,7 +52,7 @@ def imported_modules(file: Path) -> set[str]:
                 found.add(name if name in MODULES else node.module or "")
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("gdtrain.")}
+    return {name for name in found if name.split(".")[0] == "gdtrain"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
@@ -64,7 +64,7 @@ def test_imports_only_go_down(file: Path) -> None:
     up = [
         module
         for module in imported_modules(file)
-        if ROOMS.index(room_of(module)) < ROOMS.index(here)
+        if module != "gdtrain" and ROOMS.index(room_of(module)) < ROOMS.index(here)
     ]
     assert up == []
 
@@ -72,6 +72,9 @@ def test_imports_only_go_down(file: Path) -> None:
 def test_no_module_needs_itself() -> None:
     """Not for its types either."""
     needs = {name: imported_modules(file) - {name} for name, file in MODULES.items()}
+    # A history draws itself in a notebook, and what draws lies above it: the one import that goes
+    # up, by the public name.
+    needs["gdtrain.training.progress"].remove("gdtrain")
     while leaves := {name for name, others in needs.items() if not others & needs.keys()}:
         needs = {name: others for name, others in needs.items() if name not in leaves}
     assert needs == {}, "these are on a circle, or import one that is"
