@@ -148,6 +148,10 @@ class LossSettings(NamedSettings):
     per_output: ClassVar[tuple[str, ...]] = ()
     """Its settings that hold one number for each output, which it takes as tensors."""
 
+    def probabilities(self, outputs: Any) -> Any:
+        """The probabilities that outputs [n, k] stand for, [n, k]; None if they stand for none."""
+        return None
+
 
 class LoaderSettings(Settings):
     """What every loader takes in a list of phases."""

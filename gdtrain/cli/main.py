@@ -20,6 +20,7 @@ from gdtrain.cli.landscape import landscape
 from gdtrain.cli.list import list_parts
 from gdtrain.cli.lr_range import lr_range
 from gdtrain.cli.plot import plot
+from gdtrain.cli.predict import predict
 from gdtrain.cli.replay import replay
 from gdtrain.cli.schema import schema
 from gdtrain.cli.train import train
@@ -45,6 +46,7 @@ COMMANDS = {
     "list": list_parts,
     "lr-range": lr_range,
     "plot": plot,
+    "predict": predict,
     "replay": replay,
     "schema": schema,
     "train": train,

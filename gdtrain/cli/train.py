@@ -25,6 +25,7 @@ other commands:
   python -m gdtrain list        print the parts that a configuration can name
   python -m gdtrain lr-range    raise the learning rate until the loss diverges; suggest one
   python -m gdtrain plot        draw loss and learning rate of one or several runs
+  python -m gdtrain predict     predict for the rows of a file with the model of a run
   python -m gdtrain replay      rebuild the state before any update of a run, and look at it
   python -m gdtrain schema      print the JSON Schema of configurations, for editors
   python -m gdtrain train       the same as without a command

@@ -70,6 +70,29 @@ class TrainedRun:
             outputs = torch.cat([self.model(part) for part in parts])
         return self.preprocessing.restore_targets(outputs)
 
+    def columns_of(self, outputs: Tensor) -> dict[str, list[Any]]:
+        """What outputs [n, k] say, by name: as the command ``predict`` writes it.
+
+        For a loss over classes ``prediction``, the likeliest class by its name, and a column for
+        each class: its probability, or its score where the loss has no probabilities. Else a column
+        for each target, by its name where the data had some.
+        """
+        flat, loss = outputs.double().flatten(1), self.config.loss
+        probabilities = loss.probabilities(flat)
+        values = flat if probabilities is None else probabilities
+        if not loss.targets.classes:
+            return dict(zip(self._target_names(flat.shape[1]), values.T.tolist(), strict=True))
+        names = self.class_names or [str(label) for label in range(flat.shape[1])]
+        likeliest = [names[label] for label in flat.argmax(1).tolist()]
+        return {"prediction": likeliest} | dict(zip(names, values.T.tolist(), strict=True))
+
+    def _target_names(self, count: int) -> list[str]:
+        named = getattr(self.config.data, "target", None)
+        names = [named] if isinstance(named, str) else list(named or ())
+        if len(names) == count:
+            return names
+        return ["prediction"] if count == 1 else [f"prediction_{n}" for n in range(count)]
+
     def predict_csv(self, path: str | Path, delimiter: str | None = None) -> Tensor:
         """:meth:`predict` for the rows of a CSV file with the input columns of the training one.
 

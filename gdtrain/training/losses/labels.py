@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from gdtrain.registry import register_loss
 from gdtrain.settings import LossSettings, Number, Targets, Weights
@@ -32,6 +32,9 @@ class CrossEntropy(LabelLoss):
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the target that is spread over all classes."""
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs.softmax(1)
+
 
 class Nll(LabelLoss):
     """Negative log-likelihood of log-probabilities, against class labels."""
@@ -41,6 +44,9 @@ class Nll(LabelLoss):
     """One weight per class."""
     ignore_index: Label = -100
     """A label that does not count."""
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs.exp()
 
 
 class MultiMargin(LabelLoss):

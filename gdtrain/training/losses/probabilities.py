@@ -30,6 +30,9 @@ class Bce(LossSettings):
     weight: Weights | None = None
     """One weight per output."""
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs
+
 
 class BceWithLogits(LossSettings):
     """Binary cross-entropy of logits, against targets in 0 … 1."""
@@ -42,6 +45,9 @@ class BceWithLogits(LossSettings):
     """One weight per output."""
     pos_weight: Weights | None = None
     """One weight of the positive targets per output."""
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs.sigmoid()
 
 
 class KlDiv(LossSettings):

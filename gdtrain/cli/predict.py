@@ -1,0 +1,32 @@
+"""The command ``predict``: what a trained model says of the rows of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gdtrain.cli.options import Parser, add_import, import_modules
+
+
+def predict(given: list[str]) -> int:
+    """Predict for the rows of a file, and print them as CSV."""
+    parser = Parser(
+        prog="python -m gdtrain predict",
+        description="Predict with the model of a finished run: one row for each row of a CSV file, "
+        "in its order. Columns are found by name, and others are left alone. Classes come by "
+        "name, with the probability of each; numbers in the units of the target.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="the directory of a finished run")
+    parser.add_argument("file", metavar="FILE", type=Path, help="a CSV file with a header")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="where to write (default: standard output)"
+    )
+    parser.add_argument(
+        "--averaged", action="store_true", help="with the averaged weights of a run that has some"
+    )
+    add_import(parser)
+    options = parser.parse_args(given)
+    import_modules(options.imports)
+    from gdtrain.cli.jobs.predict import predict_rows
+
+    return predict_rows(options.run, options.file, options.out, averaged=options.averaged)

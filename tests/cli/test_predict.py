@@ -1,0 +1,156 @@
+"""The command ``predict``: a row for each row, as numpy computes it from the run's files."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gdtrain.cli.main import main
+
+ROWS = [(50.0, "a"), (110.5, "c"), (20.25, "b")]
+TABLE = "area,kind\n" + "".join(f"{area},{kind}\n" for area, kind in ROWS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """With three finished runs of a linear model: of prices, of two targets, and of classes."""
+    made: Path = tmp_path_factory.mktemp("houses")
+    draw = np.random.default_rng(5)
+    lines = ["area,kind,price,age,flower,is_dear"]
+    for number in range(60):
+        area, kind = round(float(draw.uniform(20, 120)), 2), "abc"[number % 3]
+        price = 3 * area + 10 * (number % 3)
+        flower = "lily" if price < 150 else "rose" if price < 260 else "tulip"
+        lines.append(f"{area},{kind},{price},{area / 2},{flower},{int(price > 200)}")
+    (made / "houses.csv").write_text("\n".join(lines) + "\n")
+    for name, target, loss, scaled in (
+        ("price", "price", "mse", True),
+        ("both", ["price", "age"], "mse", True),
+        ("flower", "flower", "cross_entropy", False),
+        ("dear", "is_dear", "bce_with_logits", False),
+        ("margin", "flower", "multi_margin", False),
+    ):
+        data = {
+            "source": "csv", "path": str(made / "houses.csv"), "target": target,
+            "features": ["area", "kind"], "standardize": True, "standardize_targets": scaled,
+        }  # fmt: skip
+        settings = [
+            f"data: {json.dumps(data)}", "model: linear", f"loss: {loss}", "loader: batch",
+            "optimizer: {lr: 0.1}", "epochs: 3", "precision: fp64", "log: {picture: false}",
+        ]  # fmt: skip
+        (made / f"{name}.yaml").write_text("\n".join(settings))
+        arguments = ["--config", str(made / f"{name}.yaml"), "--output-dir", str(made / name)]
+        assert main(arguments) == 0
+    (made / "new.csv").write_text(TABLE)
+    return made
+
+
+def outputs(run: Path) -> np.ndarray:
+    """The linear model's outputs for the rows, by the files of the run alone."""
+    kept = json.loads((run / "preprocessing.json").read_text("utf-8"))
+    x = np.array([[area, *(float(kind == name) for name in "abc")] for area, kind in ROWS])
+    x = (x - kept["mean"]) / kept["std"]
+    arrays = load_file(run / "model.safetensors").values()
+    (weight,) = (array for array in arrays if array.ndim == 2)
+    (bias,) = (array for array in arrays if array.ndim == 1)
+    found = x @ weight.T + bias
+    if kept.get("target_mean"):
+        found = found * kept["target_std"] + kept["target_mean"]
+    return found
+
+
+def predicted(folder: Path, name: str, capsys, *options: str) -> list[dict[str, str]]:
+    capsys.readouterr()
+    assert main(["predict", str(folder / name), str(folder / "new.csv"), *options]) == 0
+    return list(csv.DictReader(capsys.readouterr().out.splitlines()))
+
+
+def numbers(rows: list[dict[str, str]], column: str) -> list[float]:
+    return [float(row[column]) for row in rows]
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    likely = np.exp(scores - scores.max(1, keepdims=True))
+    return likely / likely.sum(1, keepdims=True)
+
+
+def test_numbers_in_the_units_of_the_target(folder: Path, capsys) -> None:
+    rows = predicted(folder, "price", capsys)
+    assert list(rows[0]) == ["price"]
+    assert numbers(rows, "price") == pytest.approx(outputs(folder / "price")[:, 0], rel=1e-9)
+
+
+def test_several_targets(folder: Path, capsys) -> None:
+    rows = predicted(folder, "both", capsys)
+    assert list(rows[0]) == ["price", "age"]
+    for place, name in enumerate(rows[0]):
+        assert numbers(rows, name) == pytest.approx(outputs(folder / "both")[:, place], rel=1e-9)
+
+
+def test_classes_and_their_probabilities(folder: Path, capsys) -> None:
+    rows, expected = predicted(folder, "flower", capsys), softmax(outputs(folder / "flower"))
+    names = ["lily", "rose", "tulip"]
+    assert list(rows[0]) == ["prediction", *names]
+    assert [row["prediction"] for row in rows] == [names[n] for n in expected.argmax(1)]
+    for place, name in enumerate(names):
+        assert numbers(rows, name) == pytest.approx(expected[:, place], rel=1e-9)
+
+
+def test_two_classes_of_one_output(folder: Path, capsys) -> None:
+    rows = predicted(folder, "dear", capsys)
+    expected = 1 / (1 + np.exp(-outputs(folder / "dear")[:, 0]))
+    assert numbers(rows, "is_dear") == pytest.approx(expected, rel=1e-9)
+
+
+def test_scores_where_a_loss_has_no_probabilities(folder: Path, capsys) -> None:
+    rows = predicted(folder, "margin", capsys)
+    assert numbers(rows, "tulip") == pytest.approx(outputs(folder / "margin")[:, 2], rel=1e-9)
+
+
+def test_columns_in_another_order_and_others_beside_them(folder: Path, capsys) -> None:
+    expected = predicted(folder, "price", capsys)
+    text = "note,kind,area\n" + "".join(f"x,{kind},{area}\n" for area, kind in ROWS)
+    (folder / "new.csv").write_text(text)
+    try:
+        assert predicted(folder, "price", capsys) == expected
+    finally:
+        (folder / "new.csv").write_text(TABLE)
+
+
+def test_into_a_file(folder: Path, capsys, tmp_path: Path) -> None:
+    expected = predicted(folder, "flower", capsys)
+    out = tmp_path / "told.csv"
+    assert predicted(folder, "flower", capsys, "--out", str(out)) == []
+    assert list(csv.DictReader(out.read_text("utf-8").splitlines())) == expected
+
+
+BAD = {
+    "unseen category": ("area,kind\n50,a\n70,z\n", ("line 3", "kind", "'z'")),
+    "missing cell": ("area,kind\n50,a\n,b\n", ("line 3", "area")),
+    "text for a number": ("area,kind\n8O,a\n", ("line 2", "area", "8O")),
+    "missing column": ("area,colour\n50,a\n", ("no column 'kind'",)),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_rows_that_can_not_be_read(case: str, folder: Path, capsys, tmp_path: Path) -> None:
+    text, parts = BAD[case]
+    (tmp_path / "bad.csv").write_text(text)
+    out = tmp_path / "never.csv"
+    assert (
+        main(["predict", str(folder / "price"), str(tmp_path / "bad.csv"), "--out", str(out)]) == 2
+    )
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(part in shown.err for part in parts), shown.err
+    assert not out.exists()
+
+
+def test_what_is_no_finished_run(folder: Path, capsys, tmp_path: Path) -> None:
+    assert main(["predict", str(tmp_path), str(folder / "new.csv")]) == 2
+    assert capsys.readouterr().err == (
+        f"command line:1:1: RUN: {tmp_path} is not a finished run: it has no config.yaml\n"
+    )
