@@ -22,11 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 SECONDS = 120.0  # that a job may take, on a busy machine too
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -42,7 +44,7 @@ CSV = "data: {source: csv, path: ../d.csv, target: y, validation_fraction: 0.2}\
 MLP = "model: {name: mlp, hidden: [8], batch_norm: true, dropout: 0.2}\n"
 JOBS = {
     "batch norm, dropout, momentum": CSV + MLP + LOADER,
-    "averaging": CSV + MLP + LOADER + "averaging: ema\n",
+    "averaging": CSV + MLP + LOADER + "averaging: {decay: 0.9}\n",
     "phases": CSV
     + MLP
     + "loader:\n- {name: minibatch, batch_size: 8, until_epoch: 3}\n- {name: batch}\n"
@@ -114,20 +116,92 @@ class Trial:
 
 
 def arguments(*more: str) -> list[str]:
-    given = ["--config", "a.yaml", "--import", "parts", "--output-dir", "run"]
-    return [sys.executable, "-m", "gdtrain", *given, *more]
+    return ["--config", "a.yaml", "--import", "parts", "--output-dir", "run", *more]
 
 
-def start(folder: Path, *more: str, slowed: float = 0.0, **options: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "SLOWED": str(slowed)}
-    usual = {"stdout": subprocess.DEVNULL, "stderr": (folder.parent / "said").open("wb")}
-    return subprocess.Popen(
-        arguments(*more),
-        cwd=folder,
-        env=environment | options.pop("env", {}),
-        preexec_fn=_usual_signals,
-        **(usual | options),
-    )
+class Child:
+    """A job as a fork of this process, which has imported what takes a while; as Popen has it."""
+
+    def __init__(self, folder: Path, given: list[str], env: dict[str, str], stderr: int) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            code = 1
+            try:
+                code = _become(folder, given, env, stderr)
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, seconds: float) -> int:
+        until = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("gdtrain", seconds)
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+
+def _become(folder: Path, given: list[str], env: dict[str, str], stderr: int) -> int:
+    """Be ``python -m gdtrain`` in a folder; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(0, 1)
+    os.dup2(stderr, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    os.chdir(folder)
+    os.environ.update(env)
+    sys.argv = ["gdtrain", *given]
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from gdtrain.__main__ import run
+
+    try:
+        run()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    return 1
+
+
+def import_all() -> None:
+    """Import here what each job would import."""
+    import torch
+
+    import gdtrain.cli.jobs.train
+    import gdtrain.cli.main  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def start(
+    folder: Path, *more: str, slowed: float = 0.0, whole: bool = False, **options: Any
+) -> Any:
+    """A job in a folder. whole: a process from its first moment on, and no fork of this one."""
+    env = {"OMP_NUM_THREADS": "1", "SLOWED": str(slowed), **options.get("env", {})}
+    stderr = options.get("stderr")
+    opened = os.open(folder.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    try:
+        stderr = opened if stderr is None else stderr
+        if not whole:
+            return Child(folder, arguments(*more), env, stderr)
+        command = [sys.executable, "-m", "gdtrain", *arguments(*more)]
+        null = subprocess.DEVNULL
+        settings = {"stdin": null, "stdout": null, "stderr": stderr, "env": os.environ | env}
+        return subprocess.Popen(command, cwd=folder, preexec_fn=_usual_signals, **settings)
+    finally:
+        os.close(opened)
 
 
 def _usual_signals() -> None:
@@ -135,13 +209,13 @@ def _usual_signals() -> None:
         signal.signal(signum, signal.SIG_DFL)
 
 
-def end(process: subprocess.Popen, folder: Path) -> Outcome:
+def end(process: Any, folder: Path) -> Outcome:
     hangs = False
     try:
         code = process.wait(SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
-        code, hangs = process.wait(), True
+        process.send_signal(signal.SIGKILL)
+        code, hangs = process.wait(SECONDS), True
     said = (folder.parent / "said").read_text(errors="replace")
     return Outcome(128 - code if code < 0 else code, said, hangs, killed=code < 0)
 
@@ -149,13 +223,13 @@ def end(process: subprocess.Popen, folder: Path) -> Outcome:
 # ── faults: each is given a trial and the process, and returns when it has happened ─────────────
 
 
-def wait_for(trial: Trial, process: subprocess.Popen, line: int) -> None:
+def wait_for(trial: Trial, process: Any, line: int) -> None:
     """Until the log has so many lines, or the process has ended."""
     while process.poll() is None and trial.lines() < line:
         time.sleep(0.002)
 
 
-def fill(trial: Trial, _process: subprocess.Popen) -> None:
+def fill(trial: Trial, _process: Any) -> None:
     hog = trial.folder / "hog"
     trial.undo.append(lambda: hog.unlink(missing_ok=True))
     with suppress(OSError), hog.open("wb", buffering=0) as file:
@@ -163,7 +237,7 @@ def fill(trial: Trial, _process: subprocess.Popen) -> None:
             file.write(bytes(4096))
 
 
-def read_only(trial: Trial, _process: subprocess.Popen) -> None:
+def read_only(trial: Trial, _process: Any) -> None:
     def remount(how: str) -> None:
         command = ["mount", "-o", f"remount,{how}", str(trial.folder)]
         subprocess.run(command, check=False, capture_output=True)
@@ -172,7 +246,7 @@ def read_only(trial: Trial, _process: subprocess.Popen) -> None:
     trial.undo.append(lambda: remount("rw"))
 
 
-def immutable(trial: Trial, _process: subprocess.Popen) -> None:
+def immutable(trial: Trial, _process: Any) -> None:
     there = [trial.run / "metrics.jsonl", *(trial.run / "checkpoints").glob("step-*")]
     chosen = trial.draw.choice(there)
     subprocess.run(["chattr", "+i", chosen], check=False, capture_output=True)
@@ -181,26 +255,26 @@ def immutable(trial: Trial, _process: subprocess.Popen) -> None:
     )
 
 
-def vanish(trial: Trial, _process: subprocess.Popen) -> None:
+def vanish(trial: Trial, _process: Any) -> None:
     with suppress(OSError):
         away = trial.folder / "away"
         trial.run.rename(away)
         shutil.rmtree(away, ignore_errors=True)
 
 
-def lose_file(trial: Trial, _process: subprocess.Popen) -> None:
+def lose_file(trial: Trial, _process: Any) -> None:
     with suppress(OSError):
         files = [path for path in trial.run.iterdir() if path.is_file()]
         trial.draw.choice(files).unlink()
 
 
-def cut_log(trial: Trial, _process: subprocess.Popen) -> None:
+def cut_log(trial: Trial, _process: Any) -> None:
     with suppress(OSError):
         log = trial.run / "metrics.jsonl"
         os.truncate(log, trial.draw.randrange(log.stat().st_size + 1))
 
 
-def block_checkpoints(trial: Trial, _process: subprocess.Popen) -> None:
+def block_checkpoints(trial: Trial, _process: Any) -> None:
     place, aside = trial.run / "checkpoints", trial.run / ".aside"
 
     def put_back() -> None:
@@ -214,8 +288,8 @@ def block_checkpoints(trial: Trial, _process: subprocess.Popen) -> None:
     trial.undo.append(put_back)
 
 
-def send(*signals: int, times: int = 1) -> Callable[[Trial, subprocess.Popen], None]:
-    def fault(trial: Trial, process: subprocess.Popen) -> None:
+def send(*signals: int, times: int = 1) -> Callable[[Trial, Any], None]:
+    def fault(trial: Trial, process: Any) -> None:
         for _ in range(times):
             if process.poll() is None:
                 process.send_signal(trial.draw.choice(signals))
@@ -224,19 +298,22 @@ def send(*signals: int, times: int = 1) -> Callable[[Trial, subprocess.Popen], N
     return fault
 
 
-def second(trial: Trial, process: subprocess.Popen) -> None:
+def second(trial: Trial, process: Any) -> None:
     """Another process in the same directory, which must be refused while the first one runs."""
-    given = arguments("--resume")
-    other = subprocess.run(given, cwd=trial.folder, capture_output=True, text=True, check=False)
-    if process.poll() is None and (other.returncode != 2 or "Traceback" in other.stderr):
-        raise AssertionError(f"a second process ended with {other.returncode}: {other.stderr}")
+    said = os.open(trial.folder.parent / "said by the second", os.O_RDWR | os.O_CREAT)
+    other = Child(trial.folder, arguments("--resume"), {}, said)
+    code = other.wait(SECONDS)
+    text = os.pread(said, 10_000, 0).decode()
+    os.close(said)
+    if process.poll() is None and (code != 2 or "Traceback" in text):
+        raise AssertionError(f"a second process ended with {code}: {text}")
 
 
-def nothing(_trial: Trial, _process: subprocess.Popen) -> None:
+def nothing(_trial: Trial, _process: Any) -> None:
     """The fault is there from the start."""
 
 
-FAULTS: dict[str, Callable[[Trial, subprocess.Popen], None]] = {
+FAULTS: dict[str, Callable[[Trial, Any], None]] = {
     "full disk": fill,
     "read-only disk": read_only,
     "immutable": immutable,
@@ -282,7 +359,7 @@ class Torture:
         if job not in self._clean:
             folder = self._folder(job)
             began = time.monotonic()
-            ended = end(start(folder), folder)
+            ended = end(start(folder, whole=True), folder)
             assert ended.code == 0, ended.said
             lines = (folder / "run" / "metrics.jsonl").read_bytes().count(b"\n")
             model = (folder / "run" / "model.safetensors").read_bytes()
@@ -312,20 +389,23 @@ class Torture:
             shutil.rmtree(trial.folder, ignore_errors=True)
 
     def _with_fault(self, trial: Trial, lines: int, seconds: float) -> Outcome:
-        options: dict[str, object] = {}
+        options: dict[str, Any] = {}
+        reader = -1
         if trial.fault == "full standard error":
-            options["stderr"] = open("/dev/full", "w")  # noqa: SIM115, PTH123
-        if trial.fault == "reader gone":
-            options["stderr"] = subprocess.PIPE
-        if trial.fault == "clock jumps":
+            options["stderr"] = os.open("/dev/full", os.O_WRONLY)
+        elif trial.fault == "reader gone":
+            reader, options["stderr"] = os.pipe()
+        elif trial.fault == "clock jumps":
             options["env"] = {"CLOCK": "1"}
         (trial.folder.parent / "said").write_bytes(b"")
-        process = start(trial.folder, slowed=0.01, **options)
-        if trial.fault == "reader gone":
-            assert process.stderr is not None
-            process.stderr.readline()
-            process.stderr.close()
-        elif trial.fault == "early signal":
+        early = trial.fault == "early signal"
+        process = start(trial.folder, slowed=0.01, whole=early, **options)
+        if "stderr" in options:
+            os.close(options["stderr"])
+        if reader >= 0:
+            os.read(reader, 10)
+            os.close(reader)
+        if early:
             time.sleep(trial.moment * seconds)
         else:
             wait_for(trial, process, 1 + int(trial.moment * (lines - 2)))
@@ -401,6 +481,7 @@ def _record(line: str) -> dict[str, object]:
 
 def torture(seconds: float, trials: int, seed: int) -> dict[str, object]:
     """Trials until so many are done or the time is up; the counts, and what went wrong."""
+    import_all()
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         one, until, done = Torture(Path(place), seed), time.monotonic() + seconds, 0
         while done < trials and time.monotonic() < until:
