@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from gdtrain.version import __version__ as __version__
 
+# Importing typing would take longer than all else here, and Ctrl-C would end it with a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from gdtrain.analysis.comparison.compare import compare as compare
     from gdtrain.analysis.landscape import landscape as landscape
     from gdtrain.analysis.lr_range import lr_range as lr_range
