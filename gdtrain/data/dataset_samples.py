@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 import traceback
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -96,7 +97,8 @@ class DatasetSamples(Samples):
             # Now, for a traceback may hold the iterator for long; and while it lives, torch raises
             # the death of a worker again wherever the process is told that a child has ended.
             if self.num_workers:
-                collated._shutdown_workers()  # type: ignore[attr-defined]
+                with suppress(RuntimeError):  # of a worker that had died
+                    collated._shutdown_workers()  # type: ignore[attr-defined]
 
     def _batch(self, item: Any, plan: Plan, number: int) -> Batch:
         places = plan.batch_indices(number)
@@ -142,20 +144,44 @@ def _next(collated: Iterator[Any]) -> Any:
     try:
         item = next(collated)
     except (OSError, EOFError, RuntimeError) as error:
-        workers = getattr(collated, "_workers", ())
-        if not isinstance(error, RuntimeError):
-            # A connection ends a moment before the process on its other side has.
-            wait([worker.sentinel for worker in workers], timeout=5)
-        for worker in workers:
-            if not worker.is_alive() and worker.exitcode:
-                raise DataError(
-                    f"a DataLoader worker has died, with exit code {worker.exitcode}, while it "
-                    "read items; where memory ran out, give fewer num_workers or smaller batches"
-                ) from error
+        died = death_of_worker(error)
+        if died is not None or not isinstance(error, RuntimeError):
+            died = _found_dead(getattr(collated, "_workers", ())) or died
+        if died is not None:
+            raise died from error
         raise
     if isinstance(item, _Raised):
         raise item.error from WorkerError(item.text)
     return item
+
+
+def death_of_worker(error: BaseException) -> DataError | None:
+    """What torch says of a worker that has died, wherever Python was when it was told of it."""
+    told = re.match(r"DataLoader worker \(pid\S* [^)]*\) (.*)", str(error))
+    if not isinstance(error, RuntimeError) or told is None:
+        return None
+    how = told[1].partition(". ")[0].rstrip(".")
+    return _dead(how.removeprefix("is "))
+
+
+def _found_dead(workers: Sequence[Any]) -> DataError | None:
+    """The connection to a worker ends a moment before the worker itself is seen to have."""
+    with suppress(RuntimeError):  # by which torch tells of the same
+        wait([worker.sentinel for worker in workers], timeout=5)
+    for worker in workers:
+        code = None
+        with suppress(RuntimeError):
+            code = worker.exitcode
+        if code:
+            return _dead(f"exit code {code}")
+    return None
+
+
+def _dead(how: str) -> DataError:
+    return DataError(
+        f"a DataLoader worker has died ({how}) while it read items; where memory ran out, give "
+        "fewer num_workers or smaller batches"
+    )
 
 
 def _stand_in(plan: Plan, number: int) -> Tensor:

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block, Plan, map_tensors
+from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
@@ -328,10 +329,12 @@ class Trainer:
         started, adds = time.perf_counter(), loss_weights.adds_up(self)
         try:
             found = self.engine.run(block)
-        except BaseException:
+        except BaseException as error:
             if block.losses:
                 found = stacked(block.losses)
                 self.progress.close(block.head(len(found)), found, started, adds=adds)
+            if (died := death_of_worker(error)) is not None:
+                raise died from error
             raise
         if made := found.shape[0]:
             done = block.head(made)
