@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gdtrain.errors import DataError
 
+_GROUP = Path("/sys/fs/cgroup")
+
 
 def check_memory(path: str, nbytes: int) -> None:
     """Raise DataError if what ``path`` holds takes more bytes than there are."""
@@ -36,10 +38,12 @@ def _of_system() -> int | None:
 def _of_group() -> int | None:
     """Of a container, as version 2 of Linux's control groups tells of it."""
     with suppress(OSError, ValueError):
-        most, taken = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
-        )
-        return max(0, most - taken)
+        most, taken = (int((_GROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        lines = (_GROUP / "memory.stat").read_text().splitlines()
+        counts = {name: int(count) for name, _, count in (line.partition(" ") for line in lines)}
+        # What has been read of files stays while there is room, and goes when that is needed.
+        files = counts.get("inactive_file", 0) + counts.get("active_file", 0)
+        return max(0, most - taken + files)
     return None
 
 

@@ -116,3 +116,18 @@ def test_what_is_no_plain_number_is_odd_wherever_it_stands(cell: str) -> None:
     assert {1, 2} <= set(odd.tolist())
     for row, expected in ((0, [1.5, 2.0]), (3, [-4.25, 5.0])):
         assert row in odd or rows[row].tolist() == expected
+
+
+def test_files_that_a_container_has_read_are_no_memory_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(free_memory, "_GROUP", tmp_path)
+    monkeypatch.setattr(free_memory, "_of_system", lambda: None)
+    monkeypatch.setattr(free_memory, "_of_process", lambda: None)
+    assert free_memory.free_memory() is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert free_memory.free_memory() is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 200\nactive_file 300\ninactive_file 400\nx 5\n")
+    assert free_memory.free_memory() == 800

@@ -106,7 +106,7 @@ class TrainJob:
             try:
                 trainer.fit(self.config.epochs)
                 status, interrupted = self._ending(trainer)
-                if checkpoints.gave_up:
+                if trainer.world.any(checkpoints.gave_up):  # which rank 0 alone knows
                     status, interrupted = "failed", 0
             except NonFiniteError as error:
                 status = "non_finite"
