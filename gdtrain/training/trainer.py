@@ -392,7 +392,8 @@ class Trainer:
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """:meth:`compute_loss` in the trainer's precision, with its graph for the gradient."""
-        if batch.is_view:  # the data are the user's, and a model may work in place
+        # A model may work in place, the data are the user's, and auto may have to try once more.
+        if batch.is_view or self.microbatches.is_auto:
             batch = batch.copy()
         try:
             if self.precision != "bf16":

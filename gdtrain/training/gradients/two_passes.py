@@ -67,7 +67,7 @@ def add_two_passes(
             end = Keeper(trainer, "buffers", "generators")
             start.restore()
             for part, output in zip(parts[:-1], outputs[:-1], strict=True):
-                output.graph = forward(trainer, _own_inputs(part))
+                output.graph = forward(trainer, _own_inputs(trainer, part))
                 output.carry_back(accumulator)
             end.restore()
 
@@ -111,12 +111,13 @@ def _first_pass(trainer: Run, parts: Sequence[Batch]) -> list[_Output]:
         output = _Output(forward(trainer, copied(part.inputs)))
         output.graph = None
         outputs.append(output)
-    return outputs + [_Output(forward(trainer, _own_inputs(part))) for part in parts[-1:]]
+    return outputs + [_Output(forward(trainer, _own_inputs(trainer, part))) for part in parts[-1:]]
 
 
-def _own_inputs(part: Batch) -> Any:
-    """Inputs that a model may work on in place."""
-    return copied(part.inputs) if part.is_view else part.inputs
+def _own_inputs(trainer: Run, part: Batch) -> Any:
+    """Inputs that a model may work on in place, whether or not memory runs out meanwhile."""
+    is_needed = part.is_view or trainer.microbatches.is_auto
+    return copied(part.inputs) if is_needed else part.inputs
 
 
 def _cut_off(tensor: Tensor) -> Tensor:

@@ -180,6 +180,41 @@ def test_a_batch_is_used_as_it_came_after_it_was_measured(size) -> None:
     assert model.seen == N
 
 
+class RunsOut(nn.Module):
+    """Shifts its input where it lies, and then may have no memory left for so many samples."""
+
+    room = N
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 1.0
+        if len(x) > self.room:
+            raise MemoryError("can't allocate memory")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), lambda o, t: nn.functional.cross_entropy(o, t)]
+)
+def test_another_try_finds_the_batch_as_it_was(loss) -> None:
+    torch.manual_seed(1)
+    model = RunsOut()
+    expected = nn.functional.cross_entropy(model.layer(X - 1.0), LABELS)
+    loader = BatchLoader((X, LABELS), order="reshuffle")  # which gives copies of the rows
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    trainer = Trainer(
+        model, loss, optimizer, loader, device="cpu", microbatch_size="auto", memory_limit=4000
+    )
+    trainer.fit(1)
+    model.room = 4
+    history = trainer.fit(2)
+    assert history.train_loss == pytest.approx([float(expected.detach())] * 2, rel=1e-12)
+    assert trainer.microbatches.size <= 4
+
+
 def test_out_of_memory_halves_the_size_and_applies_nothing_twice() -> None:
     """The allocator really fails: the address space of a child process is limited."""
     child = """
