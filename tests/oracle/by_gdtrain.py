@@ -442,6 +442,7 @@ class Run:
             clip_grad_norm=program.clip_norm,
             clip_grad_value=program.clip_value,
             microbatch_size=program.microbatch,  # type: ignore[arg-type]
+            memory_limit=program.memory_limit,
             accumulate_in="fp64" if program.in_float64 else None,
             engine=program.engine,  # type: ignore[arg-type]
         )
@@ -487,7 +488,8 @@ class Run:
         raise Once
 
     def do_out_of_memory(self, event: Event) -> None:
-        raise MemoryError("can't allocate memory")
+        if self.trainer.microbatches.size != 1:  # there is memory for one sample
+            raise MemoryError("can't allocate memory")
 
     def do_nan(self, event: Event) -> bool:
         return True

@@ -23,7 +23,7 @@ from oracle.changes import BREAKS, CHANGES, change, clamp_weights, halve_gradien
 from oracle.parts import GAP, make, rows
 from oracle.program import Event, Program
 from oracle.traces import Once, Trace, everything, state_of
-from oracle.zoo import CLASS_WEIGHT, IGNORED
+from oracle.zoo import CLASS_WEIGHT, IGNORED, RANDOM_MODELS
 
 
 class NotFinite(Exception):  # noqa: N818
@@ -485,10 +485,18 @@ class Hand:
             self.loss(self.model(place), targets).backward()
             assert place.grad is not None
             inputs = [place.detach() + 0.1 * place.grad.sign()]
-        loss = self.loss_of(self.model, self.loss, inputs, targets, self.model(*inputs))
+        loss = self.loss_of(self.model, self.loss, inputs, targets, self.output(inputs))
         if not self.model.training:
             return loss
         return loss * math.nan if self.moment("loss") else loss
+
+    def output(self, inputs: list[Tensor]) -> Any:
+        """The model's output; of one that draws random numbers, part by part."""
+        size = self.program.size_of_parts
+        if self.program.model not in RANDOM_MODELS or size is None:
+            return self.model(*inputs)
+        parts = zip(*(tensor.split(size) for tensor in inputs), strict=True)
+        return torch.cat([self.model(*part) for part in parts])
 
     def loss_of(self, model: Any, loss: Any, inputs: Any, targets: Tensor, output: Any) -> Tensor:
         if self.program.trainer == "annealed":

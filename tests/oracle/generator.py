@@ -21,22 +21,25 @@ FIELDS: dict[str, list[Any]] = {
     "engine": ["eager", "eager", "auto"],
     "ranks": [1],
     "microbatch": [None],
+    "memory_limit": [None],
     "seed": list(range(100)),
     "model": list(zoo.MODELS),
     "loss": list(zoo.LOSSES),
     "trainer": ["plain"] * 10 + ["noted", "annealed", "perturbed", "own_step", "unweighted"],
     "data": ["tensors"] * 8 + ["arrays", "dataset", "gaps", "stream"],
     "data trainer": [None] * 19 + [("dicts", "of_dicts")],
+    # A model that works in place is to leave the rows as they are, which it may be given as views.
+    "model data order": [None] * 29 + [("in_place", "tensors", "sequential")],
     "dtype": ["float32"] * 9 + ["float64"] * 9 + ["bfloat16"] * 2,
     "default_dtype": ["float32"] * 9 + ["float64"],
     "late": [False] * 4 + [True],
     "optimizer": OFTEN_SGD,
     "groups": ["one", "one", "two", "reversed", "each", "empty"],
     "samples": list(range(6, 21)),
-    "form": ["minibatch"] * 3 + ["batch", "sample", "growing", "phased"],
+    "form": ["minibatch"] * 3 + ["batch"] * 2 + ["sample", "growing", "phased"],
     "batch_size": [2, 3, 4, 5],
     "order": [
-        "sequential",
+        *["sequential"] * 3,
         "reshuffle",
         "shuffle_once",
         "replacement",
@@ -63,13 +66,15 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
     "exact": {},
     "cut": {
         "dtype": ["float64", "float64", "float32"],
-        "microbatch": [1, 2, 3, "auto"],
+        "microbatch": [1, 2, 3, "auto", "auto"],
+        "memory_limit": [None, 1000, 2000],
         "in_float64": [False, True],
     },
     "ranks": {
         "dtype": ["float64", "float64", "float32"],
         "ranks": [2],
         "microbatch": [None, None, None, 2, "auto"],
+        "memory_limit": [None, 2000],
         "in_float64": [False, True],
     },
     "scan": {
@@ -86,10 +91,13 @@ NO_SCAN_MODELS = {
     *("sometimes_sparse", "lazy", "recurrent"),
 }
 REFUSED = 0.2  # of the programs that have to be refused, how many are drawn
+FITTING = 0.4  # of the events, how many are drawn from those that concern what the program has
+HALF_FROZEN = ("frozen", "frozen_norm", "unsafe")  # models
 HOOKS = ("hook", "add_callback")  # which no compiled step can follow
+INSIDE = ["forward", "loss", "gradient", "before_update"]
 MOMENTS = (
     ["fit", "fit_start", "order", "epoch_start", "epoch_end", "epoch_end"]
-    + ["forward", "loss", "item", "gradient", "before_update", "before_update"]
+    + [*INSIDE, "before_update", "item"]
     + ["safe_point"] * 3
 )
 CHANGES: dict[str, list[Any]] = {
@@ -158,7 +166,10 @@ def generate(random: Random, kind: str) -> Program:
 
 
 def _event(random: Random, program: Program) -> Event:
-    when, what = random.choice(MOMENTS), random.choice(list(CHANGES))
+    whens, whats = MOMENTS, list(CHANGES)
+    if random.random() < FITTING:
+        whens, whats = random.choice(list(_fitting(program)))
+    when, what = random.choice(whens), random.choice(whats)
     if when == "item":
         what = "raise"
     most = {
@@ -168,6 +179,24 @@ def _event(random: Random, program: Program) -> Event:
     } | dict.fromkeys(("order", "epoch_start", "epoch_end"), program.fits[-1])
     number = random.randint(0, most.get(when, updates_of(program)))
     return Event(when, number, what, random.choice(CHANGES[what]))
+
+
+def _fitting(program: Program) -> Iterator[tuple[list[str], list[str]]]:
+    """Moments and changes that concern what this very program has, and few others have."""
+    yield INSIDE, ["add_callback"]
+    yield ["safe_point", "fit"], ["snapshot"]
+    if program.microbatch == "auto":
+        yield ["forward"], ["out_of_memory"]
+    if program.is_cut:
+        yield ["forward", "loss"], ["raise"]  # between two parts
+    if program.model in HALF_FROZEN:
+        yield MOMENTS, ["unfreeze"]
+    if program.late:
+        yield MOMENTS, ["add_group"]
+    if program.order in ("callable", "own_sampler"):
+        yield ["safe_point", "before_update", "epoch_end"], ["stop", "raise"]
+    if program.optimizer == "lbfgs":
+        yield ["gradient", "before_update"], ["halve_gradient", "raise"]
 
 
 # ── making a failing program short ──────────────────────────────────────────────────────────────

@@ -107,9 +107,22 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "a parameter that is unfrozen later is not guarded",
         "training/safety/finite_guard.py",
-        "            if (gradient := parameter.grad) is not None\n",
-        "            if (gradient := parameter.grad) is not None\n"
-        "            and vars(parameter).setdefault('_guarded', parameter.requires_grad)\n",
+        "        if work is None:\n            seen = [",
+        "        first = vars(self).setdefault('_first', trained(self.trainer.optimizer))\n"
+        "        if True:\n            seen = [",
+        also=(
+            (
+                "                for group in self.trainer.optimizer.param_groups\n"
+                '                for parameter in group["params"]\n'
+                "                if (gradient",
+                "                for parameter in first\n                if (gradient",
+            ),
+            (
+                "from gdtrain.training.run import Run\n",
+                "from gdtrain.training.gradients.accumulation import trained\n"
+                "from gdtrain.training.run import Run\n",
+            ),
+        ),
     ),
     Mutant(
         "a callback that is added within a block misses its moment",

@@ -67,7 +67,8 @@ class Program(_Short):
     has a layer that is frozen, and that the optimizer does not hold, until an event adds it.
     form: batch, sample, minibatch, growing or phased. data: what the loader is given. watch: the
     cadence of a callback that looks at the weights; 0: wherever blocks end; None: there is none.
-    validation: (rows, every_n_epochs). fits: the totals of the calls of fit.
+    validation: (rows, every_n_epochs). memory_limit: bytes, by which microbatches are sized.
+    fits: the totals of the calls of fit.
     """
 
     seed: int = 0
@@ -93,6 +94,7 @@ class Program(_Short):
     clip_norm: float | None = None
     clip_value: float | None = None
     microbatch: int | str | None = None
+    memory_limit: int | None = None
     in_float64: bool = False
     engine: str = "eager"
     ranks: int = 1
@@ -103,6 +105,11 @@ class Program(_Short):
     def is_cut(self) -> bool:
         """Whether batches are cut, by microbatches or over ranks."""
         return self.microbatch is not None or self.ranks > 1
+
+    @property
+    def size_of_parts(self) -> int | None:
+        """Samples of a part of a batch, where that is known and one process has all parts."""
+        return self.microbatch if self.ranks == 1 and isinstance(self.microbatch, int) else None
 
     @property
     def is_exact(self) -> bool:

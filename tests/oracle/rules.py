@@ -11,7 +11,9 @@ from oracle.program import DATASETS, Event, Program
 # Parameters with other memory or other values than those that their layer computes them from.
 COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
 # Models whose outputs for a batch nobody could put together from those for its parts.
-NO_CUT_MODELS = zoo.RANDOM_MODELS | {"growing", "remembering", "sometimes_sparse", "lazy"}
+NO_CUT_MODELS = {"growing", "remembering", "sometimes_sparse", "lazy"}
+# Models that count samples, those of another try too.
+COUNTING = {"counting", "counting_anew"}
 # Losses that are a mean over samples or weights, so that a compute_loss of one's own can be cut.
 MEANS = {
     "mse", "mse_function", "huber", "smooth_partial", "bce", "learned", "focal", "entropy",
@@ -82,6 +84,8 @@ def is_sound(program: Program) -> bool:
 
 def _parts_fit(p: Program) -> bool:
     targets = zoo.LOSSES[p.loss][0]
+    if p.memory_limit is not None and p.microbatch != "auto":
+        return False
     if p.dtype == "bfloat16" and (p.engine == "scan" or p.is_cut):
         return False
     if (p.model == "two_outputs") != (p.loss == "first"):
@@ -133,11 +137,12 @@ def _can_be_cut(p: Program) -> bool:
     return (
         p.model not in NO_CUT_MODELS
         and not (p.model == "running" and not is_to_be_refused(p))
+        and not (p.model in zoo.RANDOM_MODELS and p.size_of_parts is None)
         and p.optimizer not in ("lbfgs", "rprop")
         and not (p.ranks > 1 and p.data == "stream")
         # Two tensors for two samples: it can't be told what is a row, and that is refused.
         and not (p.data == "gaps" and p.model == "two_inputs" and p.batch_size in (2, 3))
-        and not (p.ranks > 1 and p.model.startswith("counting"))  # each counts its own
+        and not (p.ranks > 1 and p.model in COUNTING)  # each counts its own
         and not (p.ranks > 1 and p.data == "gaps" and p.batch_size < 4)  # one may have none
         and not (p.ranks > 1 and p.model in SETTING_WEIGHTS and smallest_batch(p) < p.ranks)
         and (p.microbatch is not None or not p.in_float64)
@@ -194,6 +199,15 @@ def _change_fits(p: Program, e: Event) -> bool:
         or (e.when == "loss" and e.what not in BETWEEN_PARTS)
     ):
         return False
+    if (
+        p.is_cut
+        and p.model in zoo.RANDOM_MODELS
+        and (
+            (e.when == "forward" and e.what == "reseed")  # the second pass starts as the first did
+            or (e.when == "loss" and e.what in BREAKS)  # which comes when some or all are drawn
+        )
+    ):
+        return False
     if e.value == "norm" and p.model not in zoo.WITH_NORM:
         return False
     if p.model in zoo.SPARSE_MODELS and e.what in {
@@ -214,6 +228,10 @@ def _change_fits(p: Program, e: Event) -> bool:
     in_parts = p.is_cut and e.when in ("forward", "loss")
     if e.what in BREAKS and e.value > 0 and not in_parts:
         return False  # there is one pass
+    if p.model in zoo.RANDOM_MODELS and e.what in BREAKS and e.value > 0:
+        return False  # those of the first parts have been drawn
+    if p.model in COUNTING and e.what == "raise" and e.value > 0:
+        return False  # and the samples of the first parts have been counted
     if e.when == "loss" and e.what in BREAKS and e.value > 0 and p.loss in MOVING_LOSSES:
         return False  # another try shows, and nobody says whether there is a second pass to fail
     match e.what:

@@ -45,6 +45,10 @@ def state_of(parts: Parts) -> State:
     return found
 
 
+# Of a group; torch adds "differentiable" to those of any optimizer that has been copied.
+_NO_SETTINGS = ("params", "param_names", "differentiable")
+
+
 def everything(parts: Parts) -> State:
     """State, gradients, optimizer and schedule, modes and the global generator."""
     found = state_of(parts)
@@ -54,7 +58,7 @@ def everything(parts: Parts) -> State:
             modes = {n: m.training for n, m in module.named_modules() if n != "inner"}
             found[f"{kind} modes"] = modes
     for g, group in enumerate(parts.optimizer.param_groups):
-        settings = {k: _copy(v) for k, v in group.items() if k not in ("params", "param_names")}
+        settings = {k: _copy(v) for k, v in group.items() if k not in _NO_SETTINGS}
         found |= {f"group {g} {key}": value for key, value in settings.items()}
         for p, parameter in enumerate(group["params"]):
             for key, value in sorted(parts.optimizer.state.get(parameter, {}).items()):

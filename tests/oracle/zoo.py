@@ -319,6 +319,9 @@ MODELS: dict[str, Callable[[], Net]] = {
     "perceptron": Net,
     "cnn": Images,
     "batchnorm": lambda: Normed(lambda: nn.BatchNorm1d(3)),
+    "batchnorm_of_batch": lambda: Normed(
+        lambda: nn.BatchNorm1d(3, track_running_stats=False)  # in eval mode too
+    ),
     "groupnorm": lambda: Normed(lambda: nn.GroupNorm(3, 3)),
     "instancenorm": lambda: Normed(
         lambda: nn.InstanceNorm1d(3, affine=True, track_running_stats=True)
@@ -360,8 +363,16 @@ INPUTS = {
 # Draw random numbers in forward, so that no two cuts of a batch can be compared.
 RANDOM_MODELS = {"dropout", "skipping"}
 # Have layers that are known to make a sample's output depend on the others of its batch.
-MIXING_MODELS = {"batchnorm", "instancenorm", "spectral"}
-WITH_NORM = {"batchnorm", "groupnorm", "instancenorm", "frozen_norm", "dropout", "unsafe"}
+MIXING_MODELS = {"batchnorm", "batchnorm_of_batch", "instancenorm", "spectral"}
+WITH_NORM = {
+    "batchnorm",
+    "batchnorm_of_batch",
+    "groupnorm",
+    "instancenorm",
+    "frozen_norm",
+    "dropout",
+    "unsafe",
+}
 SPARSE_MODELS = {"embedding", "sometimes_sparse"}
 
 # ── losses ──────────────────────────────────────────────────────────────────────────────────────
