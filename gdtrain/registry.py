@@ -88,29 +88,29 @@ class Kind:
         return register
 
     def _check_name(self, name: str, part: Any, home: str) -> None:
-        said = None
+        message = None
         there = registered[self.name].get(name)
         if not isinstance(name, str) or not name.isidentifier():
-            said = "is not a name; use letters, digits, _"
+            message = "is not a name; use letters, digits, _"
         elif home != index()[self.name].get(name, {}).get("module", home):
-            said = "is built in; register yours under another name"
+            message = "is built in; register yours under another name"
         elif there is not None and there.part is not part:
-            said = "is already registered; choose another"
-        if said is not None:
-            raise ConfigError.of(self.name, f"{name!r} {said}")
+            message = "is already registered; choose another"
+        if message is not None:
+            raise ConfigError.of(self.name, f"{name!r} {message}")
 
     def _check_said(self, name: str, settings: Any, facts: dict[str, Any]) -> None:
         """Raise ConfigError for settings of another kind, and facts that no such part has."""
         least = self.least or self.base
         if settings is not None and not issubclass(settings, least):
-            said = f"{name!r} has settings that are no {least.__name__}; derive their class from it"
-            raise ConfigError.of(self.name, said)
+            text = f"{name!r} has settings that are no {least.__name__}; derive their class from it"
+            raise ConfigError.of(self.name, text)
         known = sorted(self.base.__class_vars__)
         for fact in facts:
             if fact not in known:
                 among = ", ".join(known) or "none"
-                said = f"{name!r} is given {fact!r}; what can be said of a {self.name}: {among}"
-                raise ConfigError.of(self.name, said)
+                text = f"{name!r} is given {fact!r}; what can be said of a {self.name}: {among}"
+                raise ConfigError.of(self.name, text)
 
     def _tagged(self, name: str, settings: type[Settings]) -> type[Settings]:
         """The settings with a name that is this one."""
@@ -138,8 +138,8 @@ class Kind:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 continue
             if parameter.name in (self.tag, *self.base.model_fields):
-                said = f"{name!r} has an argument {parameter.name!r}, which is a setting of every "
-                raise ConfigError.of(self.name, f"{said}{self.name}; give it another name")
+                text = f"{name!r} has an argument {parameter.name!r}, which is a setting of every "
+                raise ConfigError.of(self.name, f"{text}{self.name}; give it another name")
             default = ... if parameter.default is parameter.empty else parameter.default
             if parameter.name in self.supplied:
                 default = None

@@ -23,8 +23,8 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import DataError
 from gdtrain.training.gradients.flat_vector import Flat
+from gdtrain.training.gradients.loss_weights import adds_up
 from gdtrain.training.gradients.parameter_vector import held_by
-from gdtrain.training.loss_weights import adds_up
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -187,8 +187,8 @@ class _Slice:
                 return self._by_vmap(weights, part)
             except UNMAPPABLE as error:
                 self._vectorised = False
-                said = " ".join(str(error).split())[:100]
-                logger.warning("the slice is computed point by point, which is slow: %s", said)
+                message = " ".join(str(error).split())[:100]
+                logger.warning("the slice is computed point by point, which is slow: %s", message)
         return torch.stack([self.loss.with_values(self._values(row), part) for row in weights])
 
     def _by_vmap(self, weights: Tensor, part: Batch) -> Tensor:

@@ -81,10 +81,10 @@ class LrRange:
             ("suggestion", _said(self.suggestion, "none: the full loss never fell")),
         ]
         if self.sharpness is not None:
-            said = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
-            rows.insert(5, ("sharpness λ", said))
+            message = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
+            rows.insert(5, ("sharpness λ", message))
         width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {said}" for name, said in rows)
+        return "\n".join(f"{name:<{width}}  {message}" for name, message in rows)
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""

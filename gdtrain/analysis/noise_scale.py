@@ -17,7 +17,7 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.orders.order import generator
 from gdtrain.errors import DataError
-from gdtrain.training.loss_weights import adds_up, weight_of
+from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.trainer import Trainer
 
 _DRAW_KEY = 0x401E  # keeps these draws apart from those of orders

@@ -22,8 +22,8 @@ from gdtrain.data.samples import Samples
 from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.loss_weights import has_known_mean, says_weight, weight_of
-from gdtrain.training.losses import MeanOfTargets, mean_of
+from gdtrain.training.gradients.loss_weights import has_known_mean, says_weight, weight_of
+from gdtrain.training.losses.known_means import MeanOfTargets, mean_of
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
@@ -129,11 +129,11 @@ class PerSample:
             except UNMAPPABLE as error:
                 self._vectorised = False
                 found = self._one_by_one(batch, rows)  # if the fault is the model's, it says so
-                said = " ".join(str(error).split())[:100]
+                message = " ".join(str(error).split())[:100]
                 logger.warning(
                     "per-sample gradients are computed one by one, which is slow: torch.func "
                     "can't take this model (%s)",
-                    said,
+                    message,
                 )
                 return found
         return self._one_by_one(batch, rows)

@@ -79,8 +79,8 @@ def largest_eigenvalue(
     objective, flat = goes_down.objective, Flat(goes_down.objective.parameters)
     size = len(flat)
     if start is not None and start.shape != (size,):
-        said = f"must have the shape [{size}] of all parameters, got {list(start.shape)}"
-        raise ConfigError.of("start", said)
+        message = f"must have the shape [{size}] of all parameters, got {list(start.shape)}"
+        raise ConfigError.of("start", message)
     draw = torch.Generator().manual_seed(0)
     begin = torch.randn(size, generator=draw, dtype=torch.float64)
     if start is not None and start.norm() > 0:

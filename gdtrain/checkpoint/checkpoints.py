@@ -111,8 +111,8 @@ class Checkpoints(Callback):
         try:
             self._background.wait()
         except OSError as error:
-            said = f"the checkpoint of step {now[1]} could not be saved: {error}"
-            raise StorageError(f"{said}; what was saved before it stays") from error
+            message = f"the checkpoint of step {now[1]} could not be saved: {error}"
+            raise StorageError(f"{message}; what was saved before it stays") from error
 
     def is_due(self, step: int) -> bool:
         """At every safe point; ``on_safe_point`` decides, since it may be due for two reasons."""
@@ -226,10 +226,10 @@ class Checkpoints(Callback):
 
 def _told(step: int, error: Exception, state: State) -> StorageError:
     """What is said of a save that has failed, with what there would have to be room for."""
-    said = f"the checkpoint of step {step} could not be saved: {error}"
+    message = f"the checkpoint of step {step} could not be saved: {error}"
     if isinstance(error, OSError) and is_full(error):
-        said += f"; it takes {_nbytes(state):,} bytes"
-    return StorageError(said)
+        message += f"; it takes {_nbytes(state):,} bytes"
+    return StorageError(message)
 
 
 def _nbytes(value: Any) -> int:

@@ -120,8 +120,8 @@ def _compare_schedules(found: Mapping[str, Any], here: Mapping[str, Any]) -> Non
         value, theirs = here[key], found[key]
         if key == "base_lrs":  # groups may have been added
             theirs = theirs[: len(value)]
-        said = f"{shown(theirs)} in the state, and {shown(value)} in this configuration"
-        demand(_same(theirs, value), f"scheduler: {key} is {said}")
+        message = f"{shown(theirs)} in the state, and {shown(value)} in this configuration"
+        demand(_same(theirs, value), f"scheduler: {key} is {message}")
     for one, other in zip(found.get("_schedulers", ()), here.get("_schedulers", ()), strict=True):
         _compare_schedules(one, other)
 

@@ -201,8 +201,8 @@ def open_file(path: Path, at_most: int) -> int:
         if not stat.S_ISREG(found.st_mode):
             raise OutputError(f"{path} is not a regular file; remove it")
         if found.st_size > at_most:
-            said = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
-            raise OutputError(said)
+            message = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
+            raise OutputError(message)
     except BaseException:
         os.close(handle)
         raise

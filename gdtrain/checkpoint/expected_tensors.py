@@ -39,7 +39,7 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
         _check_rng(_below(found, "rng"), rng)
         _check_order(_below(found, "order"))
         model_bytes = sum(s.value.nbytes for s in parts["model"].values() if s.is_fixed)
-        kept = sum(_nbytes(*said) for said in _below(found, "callbacks").values())
+        kept = sum(_nbytes(*message) for message in _below(found, "callbacks").values())
         own = sum(callback.state_bytes(trainer) for callback in trainer.callbacks)
         if kept > _CALLBACK_BYTES + 4 * model_bytes + own:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
@@ -81,17 +81,17 @@ def check_module(found: Found, here: Mapping[str, Slot], part: str) -> None:
 
 def exact(found: Found, expected: Mapping[str, Tensor], part: str) -> None:
     """Raise CheckpointError unless names, dtypes and shapes are the expected ones."""
-    for said, names in (
+    for message, names in (
         ("lacks", expected.keys() - found.keys()),
         (f"has, unlike the {part},", found.keys() - expected.keys()),
     ):
         if names:
-            raise CheckpointError(f"{said} {shown_names(names)}")
+            raise CheckpointError(f"{message} {shown_names(names)}")
     for name, tensor in expected.items():
         dtype, shape = found[name]
         if shape != list(tensor.shape):
-            said = f"{name} has shape {shape}, but the {part}'s has {list(tensor.shape)}"
-            raise CheckpointError(said)
+            message = f"{name} has shape {shape}, but the {part}'s has {list(tensor.shape)}"
+            raise CheckpointError(message)
         if DTYPES[dtype] != tensor.dtype:
             raise CheckpointError(f"{name} is {DTYPES[dtype]}, but the {part}'s is {tensor.dtype}")
 
@@ -113,7 +113,7 @@ def _check_order(found: Found) -> None:
     for full, (dtype, shape) in found.items():
         if not full.startswith("source.") and (full, dtype, len(shape)) != ("indices", "I64", 1):
             raise CheckpointError(f"has order.{shown(full)}, which is no row of indices")
-    kept = sum(_nbytes(*said) for said in _below(found, "source").values())
+    kept = sum(_nbytes(*message) for message in _below(found, "source").values())
     if kept > _ORDER_BYTES:
         raise CheckpointError(f"the order's state takes {kept:,} bytes, which is too much")
 
@@ -125,7 +125,7 @@ def _within(name: str, free: tuple[str, ...]) -> bool:
 
 def _below(found: Found, part: str) -> dict[str, Any]:
     start = f"{part}."
-    return {name[len(start) :]: said for name, said in found.items() if name.startswith(start)}
+    return {name[len(start) :]: text for name, text in found.items() if name.startswith(start)}
 
 
 def _nbytes(dtype: str, shape: list[int]) -> int:

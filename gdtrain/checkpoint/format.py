@@ -65,27 +65,27 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
     Raises CheckpointError, naming the file, if it is damaged or not what was written.
     """
     with _told(directory):
-        said, text = _read_values(directory)
+        message, text = _read_values(directory)
         tensors, digest, _ = _read_tensors(directory / TENSORS, check)
-        _compare(directory, digest, said)
+        _compare(directory, digest, message)
     try:
         state = restore(parse(text), tensors)
         if not isinstance(state, dict) or tensors:
             raise ValueError("it holds no mapping, or tensors that are not in it")
     except (*_MALFORMED, OverflowError) as error:
-        said = " ".join(str(error).split())[:100]
-        raise CheckpointError(f"{directory / STATE}: is not a checkpoint's; {said}") from error
+        message = " ".join(str(error).split())[:100]
+        raise CheckpointError(f"{directory / STATE}: is not a checkpoint's; {message}") from error
     return state
 
 
 def verify(directory: Path) -> None:
     """Raise CheckpointError, naming the file, unless both are as they were written."""
     with _told(directory):
-        said, _ = _read_values(directory)
+        message, _ = _read_values(directory)
         path = directory / TENSORS
         with os.fdopen(disk.open_file(path, _ANY_SIZE), "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        _compare(directory, digest, said)
+        _compare(directory, digest, message)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -> str:
@@ -222,10 +222,10 @@ def _header(tensors: str, values: bytes, number: int = FORMAT) -> bytes:
     return json.dumps(header).encode() + b"\n"
 
 
-def _compare(directory: Path, digest: str, said: str) -> None:
-    if digest != said:
-        said = f"or is not of one checkpoint with its {STATE} (its digest differs)"
-        raise CheckpointError(f"{directory / TENSORS} is damaged, {said}")
+def _compare(directory: Path, digest: str, message: str) -> None:
+    if digest != message:
+        message = f"or is not of one checkpoint with its {STATE} (its digest differs)"
+        raise CheckpointError(f"{directory / TENSORS} is damaged, {message}")
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             ),
         ]
     if isinstance(value, list | tuple):
-        said = "tuple" if isinstance(value, tuple) else "list"
-        return [said, *(flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value))]
+        message = "tuple" if isinstance(value, tuple) else "list"
+        return [message, *(flatten(item, f"{name}.{i}", tensors) for i, item in enumerate(value))]
     if isinstance(value, float):  # of a type of somebody's own
         return ["float", value.hex()]
     if isinstance(value, str | int):

@@ -91,16 +91,16 @@ def read_layout(handle: int, path: Path) -> Layout:
     try:
         remarks = header.pop("__metadata__", None)  # also other programs'
         remark = remarks.get(REMARK) if isinstance(remarks, dict) else None
-        for name, said in header.items():
-            shape, begin = said["shape"], end
+        for name, message in header.items():
+            shape, begin = message["shape"], end
             if len(shape) > _MAX_DIMENSIONS or not all(map(_is_extent, shape)):
                 raise ValueError
             if math.prod(extent or 1 for extent in shape) > _MAX_ELEMENTS:
                 raise ValueError
-            end += math.prod(shape) * DTYPES[said["dtype"]].itemsize
-            if said["data_offsets"] != [begin, end]:
+            end += math.prod(shape) * DTYPES[message["dtype"]].itemsize
+            if message["data_offsets"] != [begin, end]:
                 raise ValueError
-            found[name] = (said["dtype"], shape)
+            found[name] = (message["dtype"], shape)
     except _MALFORMED as error:
         raise CheckpointError(f"{path} is damaged (its header is not consistent)") from error
     if size != 8 + length + end:

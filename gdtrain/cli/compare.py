@@ -34,7 +34,7 @@ def compare(given: list[str]) -> int:
     options = _parser().parse_intermixed_args(given)
     faults = _faults(options)
     if faults:
-        raise ConfigError([Fault(f"--{key}", said, "command line") for key, said in faults])
+        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
     import_modules(options.imports)
     from gdtrain.config.comparison import load_forms
 

@@ -33,8 +33,8 @@ def convert(given: list[str]) -> int:
                 advance=bar.update,
             )
     except ConfigError as error:
-        said = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
-        raise ConfigError([Fault(*fault, "command line") for fault in said]) from error
+        message = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
+        raise ConfigError([Fault(*fault, "command line") for fault in message]) from error
     except DataError as error:
         raise ConfigError([Fault("CSV", str(error), "command line")]) from error
     except OutputError as error:

@@ -135,10 +135,10 @@ def stage(key: str) -> Iterator[None]:
         in_data = not key and own in ("inputs", "targets")
         raise ConfigError([Fault("data" if in_data else key, message)]) from error
     except (MemoryError, RuntimeError, TypeError) as error:
-        said = out_of_memory(error, key)
-        if said is None:
+        text = out_of_memory(error, key)
+        if text is None:
             raise
-        raise ConfigError([Fault(key, said)]) from error
+        raise ConfigError([Fault(key, text)]) from error
 
 
 def _loader(config: Config, data: Any) -> Loader:
@@ -211,8 +211,8 @@ def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
         try:
             monitor.check(trainer)
         except GdtrainError as error:
-            said = str(error).removeprefix(f"{monitor.name}: ")
-            raise ConfigError.of(monitor.name, said) from error
+            message = str(error).removeprefix(f"{monitor.name}: ")
+            raise ConfigError.of(monitor.name, message) from error
 
 
 def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:

@@ -46,8 +46,8 @@ def load_forms(
         forms = [FormConfig(name, *both) for name, both in zip(names, loaded, strict=True)]
     faults = [fault for form in forms[1:] for fault in _differences(forms[0], form)]
     if forms[0].config.data.source == "stream":
-        said = "a stream can't be evaluated as a whole; compare on a data set"
-        faults.append(forms[0].document.fault(("data",), said))
+        message = "a stream can't be evaluated as a whole; compare on a data set"
+        faults.append(forms[0].document.fault(("data",), message))
     if faults:
         raise ConfigError(faults)
     return forms
@@ -81,7 +81,7 @@ def _check_loaders(loaders: Sequence[str]) -> None:
             faults.append(f"names {loader} twice; name each form once")
     if faults:
         unique = dict.fromkeys(faults)
-        raise ConfigError([Fault("--loaders", said, "command line") for said in unique])
+        raise ConfigError([Fault("--loaders", message, "command line") for message in unique])
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -90,8 +90,8 @@ def _names(paths: Sequence[str]) -> list[str]:
     if len(set(stems)) == len(stems):
         return stems
     if len(set(paths)) < len(paths):
-        said = "names the same file twice; --loaders compares the forms of one configuration"
-        raise ConfigError([Fault("CONFIG", said, "command line")])
+        message = "names the same file twice; --loaders compares the forms of one configuration"
+        raise ConfigError([Fault("CONFIG", message, "command line")])
     return list(paths)
 
 
@@ -100,8 +100,8 @@ def _differences(first: FormConfig, other: FormConfig) -> Iterator[Fault]:
     for key in COMMON:
         pairs = getattr(first.config, key), getattr(other.config, key)
         for path, expected, found in _pairs((key,), *pairs):
-            said = f"must be {shown(expected)} as in {first.document.path}, got {shown(found)}"
-            yield other.document.fault(path, f"{said}; compare on one problem")
+            message = f"must be {shown(expected)} as in {first.document.path}, got {shown(found)}"
+            yield other.document.fault(path, f"{message}; compare on one problem")
 
 
 def _are_alike(first: Settings, other: Settings) -> bool:

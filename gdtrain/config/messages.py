@@ -159,9 +159,9 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
     section = _section_at(path[:-1], data)
     if isinstance(section, dict):
         form = section.get("name")
-        said = NO_EFFECT.get((str(path[0]), str(form)), {}).get(key)
-        if said:
-            return said
+        message = NO_EFFECT.get((str(path[0]), str(form)), {}).get(key)
+        if message:
+            return message
     model = _model_at(path[:-1], data)
     known = list(model.model_fields) if model else []
     if str(path[0]) in MAPPINGS and len(path) == 2:

@@ -189,17 +189,17 @@ class Config(Settings):
         if isinstance(value, list):
             following(value)
         elif value.until_epoch is not None:
-            said = "has no effect outside a list of loaders; remove it, or add the loader after it"
-            raise fault(said, "until_epoch")
+            text = "has no effect outside a list of loaders; remove it, or add the loader after it"
+            raise fault(text, "until_epoch")
         return value
 
     @field_validator("*")
     @classmethod
     def _suits_the_parts_before_it(cls, value: Any, info: ValidationInfo) -> Any:
         for part in info.data.values():
-            said = part.refuses(str(info.field_name), value) if isinstance(part, Settings) else None
-            if said is not None:
-                raise ValueError(said)
+            text = part.refuses(str(info.field_name), value) if isinstance(part, Settings) else None
+            if text is not None:
+                raise ValueError(text)
         return value
 
     @field_validator("validation")
@@ -220,8 +220,8 @@ class Config(Settings):
     @classmethod
     def _can_be_kept(cls, value: CheckpointSection, info: ValidationInfo) -> CheckpointSection:
         if (value.keep_best or "").startswith("val_") and _is_all_trained_on(info):
-            said = f"keeps the best {value.keep_best} but data.validation_fraction is 0; set it"
-            raise ValueError(said)
+            message = f"keeps the best {value.keep_best} but data.validation_fraction is 0; set it"
+            raise ValueError(message)
         return value
 
     @field_validator("early_stopping")

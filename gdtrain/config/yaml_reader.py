@@ -72,18 +72,18 @@ class Reader:
             self._events = iter(loader.get_event, None)
             return self._read_stream()
         except yaml.MarkedYAMLError as error:
-            said = " ".join(filter(None, (error.context, error.problem)))
-            self.add((), f"is not valid YAML: {said}", error.problem_mark or error.context_mark)
+            message = " ".join(filter(None, (error.context, error.problem)))
+            self.add((), f"is not valid YAML: {message}", error.problem_mark or error.context_mark)
         except yaml.reader.ReaderError as error:
             before = text[: error.position]
             line, column = before.count("\n") + 1, error.position - before.rfind("\n")
             if line == 1:
                 column += self._first[1] - 1
-            said = f"has a character that YAML forbids: U+{error.character:04X}"
+            message = f"has a character that YAML forbids: U+{error.character:04X}"
             self.faults.append(
                 Fault(
                     dotted(self.prefix),
-                    f"{said}; write it as an escape in double quotes",
+                    f"{message}; write it as an escape in double quotes",
                     self.document.path,
                     line + self._first[0] - 1,
                     column,
@@ -92,8 +92,8 @@ class Reader:
         except (ValueError, OverflowError):  # a version, or a character written by its number
             self.add((), "is not valid YAML: a number in it is out of range", loader.get_mark())
         except _TooDeepError as deep:
-            said = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
-            self.add((), said, deep.mark)
+            message = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
+            self.add((), message, deep.mark)
         except _EnoughError:
             pass
         return None
@@ -142,8 +142,8 @@ class Reader:
             return text
         if _LEADING_ZERO.fullmatch(text):
             plain = text.lstrip("+-0") or "0"
-            said = f"{text[:40]} has a leading zero, and so is octal to some and decimal to others"
-            self.add(where, f'{said}; write {plain[:40]}, or "{text[:40]}" for text', mark)
+            words = f"{text[:40]} has a leading zero, and so is octal to some and decimal to others"
+            self.add(where, f'{words}; write {plain[:40]}, or "{text[:40]}" for text', mark)
         elif _ENDLESS.fullmatch(text):
             digits = len(text.lstrip("+-"))
             self.add(where, f"is a number of {digits:,} digits; none is over 1.8e308", mark)
@@ -171,8 +171,8 @@ class Reader:
             where = (*path, key)
             if key in mapping:
                 first = self.document.keys[where]
-                said = f"duplicate key; it is already set at line {first.line}"
-                self.add(where[len(self.prefix) :], said, mark)
+                message = f"duplicate key; it is already set at line {first.line}"
+                self.add(where[len(self.prefix) :], message, mark)
             else:
                 self.document.keys[where] = self._place(mark)
             mapping[key] = self._node(next(self._events), where, depth + 1)

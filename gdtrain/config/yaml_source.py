@@ -151,8 +151,8 @@ def _set(document: Document, reader: Reader, value: Any, place: Place) -> None:
         if isinstance(below, str):  # `loss: mse` stands for `loss: {name: mse}`
             below = {"source" if part == "data" else "name": below}
         if isinstance(below, list):
-            said = f"is part of a list; give all of {dotted(path[:depth])}"
-            document.faults.append(Fault(dotted(path), said, place.path, place.line, 1))
+            message = f"is part of a list; give all of {dotted(path[:depth])}"
+            document.faults.append(Fault(dotted(path), message, place.path, place.line, 1))
             return
         if not isinstance(below, dict):
             if value is None and below is None:

@@ -153,9 +153,9 @@ class Plan:
             raise ConfigError.of("loader", f"gave no batch in epoch {epoch}; give at least one")
         for number, row in enumerate(rows):
             if row.ndim != 1 or not len(row) or row.is_floating_point():
-                said = f"gave as batch {number} of epoch {epoch} no row of indices, but "
-                said += f"{row.dtype} of shape {list(row.shape)}; leave out batches without samples"
-                raise ConfigError.of("loader", said)
+                text = f"gave as batch {number} of epoch {epoch} no row of indices, but "
+                text += f"{row.dtype} of shape {list(row.shape)}; leave out batches without samples"
+                raise ConfigError.of("loader", text)
         sizes = tuple(len(row) for row in rows)
         return cls(epoch, sum(sizes), max(sizes), torch.cat(rows).long(), sizes=sizes)
 

@@ -55,9 +55,9 @@ class Collated:
             return Batch(inputs, targets, places)
         count = self._count(inputs, targets, asked)
         if asked and not count:
-            said = ", ".join(map(str, places[:9].tolist())) + (", …" if asked > 9 else "")
+            message = ", ".join(map(str, places[:9].tolist())) + (", …" if asked > 9 else "")
             raise DataError(
-                f"the collate function gives no sample for {counted(asked, 'sample')} ({said}), "
+                f"the collate function gives no sample for {counted(asked, 'sample')} ({message}), "
                 "and an update needs one; leave out what can't be used before, in the data set or "
                 "its order"
             )

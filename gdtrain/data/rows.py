@@ -74,9 +74,9 @@ class _Join:
     def _said(self) -> str:
         return ", ".join(map(str, self.sizes[:2])) + ", … samples"
 
-    def _differs(self, place: str, said: str) -> ModelError:
+    def _differs(self, place: str, message: str) -> ModelError:
         return ModelError(
-            f"{self.what}{place} {said}, so those of a whole batch can't be made of them"
+            f"{self.what}{place} {message}, so those of a whole batch can't be made of them"
         )
 
 

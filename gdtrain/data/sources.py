@@ -40,8 +40,8 @@ def as_samples(
     """
     if isinstance(data, IterableDataset):
         if num_workers:
-            said = "has no effect on an IterableDataset, which is read as it is trained on; omit it"
-            raise ConfigError.of("num_workers", said)
+            text = "has no effect on an IterableDataset, which is read as it is trained on; omit it"
+            raise ConfigError.of("num_workers", text)
         return StreamSamples(IterableFeed(data, collate_fn or collate))
     samples: Samples
     if isinstance(data, Dataset) and type(data) is not TensorDataset:
@@ -158,8 +158,8 @@ def _tensors(
     tensors = [as_tensor(part, name) for part, name in zip(parts, names, strict=True)]
     lengths = [tensor.shape[0] for tensor in tensors]
     if len(set(lengths)) > 1:
-        said = " and ".join(f"{name} {n}" for name, n in zip(names, lengths, strict=True))
-        raise DataError(f"different numbers of samples: {said}; each sample needs one of each")
+        message = " and ".join(f"{name} {n}" for name, n in zip(names, lengths, strict=True))
+        raise DataError(f"different numbers of samples: {message}; each sample needs one of each")
     if not allow_nonfinite:
         for tensor, name in zip(tensors, names, strict=True):
             check_finite(tensor, name)

@@ -87,8 +87,8 @@ class MetricsLog(StepLog):
         if self._waiting:
             self._flush(trainer)
         if self._lost:
-            said = f"{LOG} could not be written: {self._lost:,} lines of {self.path} are lost"
-            self.faults.note(LOG, StorageError(said))
+            message = f"{LOG} could not be written: {self._lost:,} lines of {self.path} are lost"
+            self.faults.note(LOG, StorageError(message))
         if self._raises and self.faults.error is not None:
             raise self.faults.error
 

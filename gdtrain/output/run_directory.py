@@ -88,8 +88,8 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
         parent = _runs_of(name)
         numbers = _numbers(parent) if parent.is_dir() else []
         if not numbers:
-            said = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
-            raise OutputError(said)
+            message = f"{parent} holds no run to resume; give --output-dir, or omit --resume"
+            raise OutputError(message)
         directory = parent / str(max(numbers))
     disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
@@ -120,8 +120,8 @@ def locked(directory: Path | None) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            said = f"another process is training in {directory}; wait for it, or end it"
-            raise OutputError(said) from error
+            message = f"another process is training in {directory}; wait for it, or end it"
+            raise OutputError(message) from error
         except OSError:
             pass  # a file system without locks
         yield

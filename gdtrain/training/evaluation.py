@@ -20,10 +20,10 @@ from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.epoch_plan import known_plan
-from gdtrain.training.forward import forward
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.gradients.forward import forward
+from gdtrain.training.gradients.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, is_out_of_memory
-from gdtrain.training.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.metrics import MeanOverSamples, Streaming, streams
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
@@ -84,8 +84,8 @@ def predict(trainer: Run, inputs: Any) -> Any:
     given = _as_tensors(inputs, "inputs")
     counts = {tensor.shape[0] for tensor in tensors_of(given)}
     if len(counts) != 1:
-        said = " and ".join(map(str, sorted(counts))) or "none"
-        raise DataError(f"inputs: different numbers of samples: {said}; each needs one of each")
+        message = " and ".join(map(str, sorted(counts))) or "none"
+        raise DataError(f"inputs: different numbers of samples: {message}; each needs one of each")
     (count,) = counts
     if not count:  # the outputs' shapes are those of any row
         given = map_tensors(given, lambda t: t.new_zeros(1, *t.shape[1:]))

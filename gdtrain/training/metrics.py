@@ -14,7 +14,7 @@ from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ConfigError
 from gdtrain.registry import find, names, register_metric
 from gdtrain.settings import LossSettings, OptionsOnly
-from gdtrain.training.losses import of_torch
+from gdtrain.training.losses.known_means import of_torch
 
 Function = Callable[[Any, Any], Any]
 Piece = tuple[Any, Any]  # outputs and targets of a part

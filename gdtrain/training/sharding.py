@@ -30,8 +30,8 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     try:
         from torch.distributed.fsdp import fully_shard
     except ImportError as error:
-        said = f"shard needs torch >= 2.6, and this is {torch.__version__}; install it, or use "
-        raise ConfigError.of("strategy", f"{said}replicate") from error
+        message = f"shard needs torch >= 2.6, and this is {torch.__version__}; install it, or use "
+        raise ConfigError.of("strategy", f"{message}replicate") from error
     world.copy_from_first([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in model.modules():

@@ -42,7 +42,7 @@ from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.data.samples import copies
 from gdtrain.errors import ModelError
-from gdtrain.training import evaluation, loss_weights, losses
+from gdtrain.training import evaluation
 from gdtrain.training.blocks import BlockLength, blocks
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
@@ -53,8 +53,10 @@ from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.gradients import accumulation as gradient
+from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.microbatches import MicrobatchSize
+from gdtrain.training.losses.known_means import mean_of
 from gdtrain.training.metrics import Metric, check_metrics
 from gdtrain.training.placement.device import (
     Placement,
@@ -381,7 +383,7 @@ class Trainer:
         samples ``return len(batch)``. Its default knows the losses of PyTorch, of which a mean may
         be over the targets that are not ignored, or their classes' weights; else it is the samples.
         """
-        mean = losses.mean_of(self.loss, batch)
+        mean = mean_of(self.loss, batch)
         if mean is None or (mean.adds and loss_weights.has_own_loss(self)):
             return len(batch)
         return mean.weight(batch)

@@ -302,7 +302,7 @@ COUNTERS = (
 MEANS = (
     Mutant(
         "any loss is taken for a mean over samples",
-        "training/losses/__init__.py",
+        "training/losses/known_means.py",
         "    if known is None or not all("
         "_is_shared(known, *named, batch) for named in known.tensors()):\n"
         "        return None\n",
@@ -313,19 +313,19 @@ MEANS = (
     ),
     Mutant(
         "weights of classes are left out of the mean",
-        "training/losses/__init__.py",
+        "training/losses/known_means.py",
         "        if self.weights is None:\n            each",
         "        if True:\n            each",
     ),
     Mutant(
         "ignored targets count",
-        "training/losses/__init__.py",
+        "training/losses/known_means.py",
         "counted = targets != self.ignore_index",
         "counted = targets == targets",
     ),
     Mutant(
         "a sum is averaged",
-        "training/losses/__init__.py",
+        "training/losses/known_means.py",
         '    if reduction == "sum":\n        return _SUM\n',
         '    if reduction == "sum":\n        return _MEAN\n',
     ),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gdtrain import Batch
-from gdtrain.training.losses import mean_of, of_torch
+from gdtrain.training.losses.known_means import mean_of, of_torch
 from gdtrain.training.losses.probabilities import BCELoss, MeanKLDivLoss
 
 N, C = 12, 3

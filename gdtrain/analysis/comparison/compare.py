@@ -168,8 +168,8 @@ class _Measure:
         if recorder.interrupted:
             status = "interrupted"
         elif recorder.burst or not math.isfinite(recorder.rows[-1]["full_loss"]):
-            said = f"the full loss rose to {recorder.rows[-1]['full_loss']:.3g}"
-            status, reason = "diverged", reason or said
+            message = f"the full loss rose to {recorder.rows[-1]['full_loss']:.3g}"
+            status, reason = "diverged", reason or message
         found = measured_run(name, trainer, recorder, lr, status, reason)
         if memory is not None:
             found["memory"] = {"step_peak_bytes": memory.step, "held_bytes": memory.held}

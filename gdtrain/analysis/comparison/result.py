@@ -41,8 +41,8 @@ class Comparison:
 
     def __repr__(self) -> str:
         names = ", ".join(form["name"] for form in self.result["forms"])
-        said = textwrap.shorten(names, 200, placeholder=" …")
-        return f"Comparison({self.result['status']}: {said}; print it for the table)"
+        message = textwrap.shorten(names, 200, placeholder=" …")
+        return f"Comparison({self.result['status']}: {message}; print it for the table)"
 
     def __str__(self) -> str:
         return f"{comparison_table.text(self.result)}\n\n{self.result['when_to_use']}"

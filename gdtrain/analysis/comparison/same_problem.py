@@ -43,8 +43,8 @@ def check_start(name: str, trainer: Trainer, start: dict[str, Any]) -> None:
 
 def _start_of(name: str, trainer: Trainer) -> dict[str, Any]:
     if trainer.loader is None or trainer.loader.is_stream:
-        said = "a stream can't be evaluated as a whole; compare on a data set"
-        raise ModelError(f"compare: {name} has no loader" if trainer.loader is None else said)
+        message = "a stream can't be evaluated as a whole; compare on a data set"
+        raise ModelError(f"compare: {name} has no loader" if trainer.loader is None else message)
     if trainer.world.size > 1:
         raise ModelError("compare: measures one process; start it without torchrun")
     if trainer.progress.step:

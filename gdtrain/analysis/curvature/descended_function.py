@@ -14,8 +14,8 @@ from gdtrain.data.batch import Batch
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.training.evaluation import WithoutGraph, whole
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.gradients.separable import described, draws, mixes
-from gdtrain.training.loss_weights import adds_up, weight_of
 from gdtrain.training.state.keeper import Keeper, as_in_fit, named_modules, unchanged
 from gdtrain.training.trainer import Trainer
 

@@ -17,13 +17,13 @@ from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.flat_vector import Flat
+from gdtrain.training.gradients.loss_weights import adds_up, has_known_mean, weight_of
 from gdtrain.training.gradients.microbatches import (
     UNMEASURED_SIZE,
     bytes_per_sample,
     is_out_of_memory,
 )
 from gdtrain.training.gradients.parameter_vector import held_by
-from gdtrain.training.loss_weights import adds_up, has_known_mean, weight_of
 from gdtrain.training.state.keeper import as_in_fit, unchanged
 from gdtrain.training.trainer import Trainer
 
@@ -176,8 +176,8 @@ class Objective:
             except (RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error):
                     raise
-                said = str(error).partition("\n")[0]
-                raise ModelError(f"model: has no second derivatives in PyTorch: {said}") from error
+                text = str(error).partition("\n")[0]
+                raise ModelError(f"model: has no second derivatives in PyTorch: {text}") from error
             if any(found is None for found in second) and _is_cut(outputs):
                 raise ModelError(
                     "model: has no second derivatives: an autograd.Function in it is marked with "

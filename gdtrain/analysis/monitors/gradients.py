@@ -83,8 +83,8 @@ class NoiseScaleSettings(MonitorSettings):
     def _in_two_groups(cls, value: int | None, info: ValidationInfo) -> int | None:
         samples = info.data.get("num_samples")
         if value is not None and samples is not None and value >= samples:
-            said = f"must be < num_samples = {samples}, for two groups, got {value}"
-            raise ValueError(said)
+            message = f"must be < num_samples = {samples}, for two groups, got {value}"
+            raise ValueError(message)
         return value
 
 
@@ -129,8 +129,8 @@ class NoiseScale(Monitor):
         if batch_size is not None:
             whole_number("batch_size", batch_size, minimum=1)
             if batch_size >= num_samples:
-                said = f"must be < num_samples = {num_samples}, for two groups, got {batch_size}"
-                raise ConfigError.of("batch_size", said)
+                message = f"must be < num_samples = {num_samples}, for two groups, got {batch_size}"
+                raise ConfigError.of("batch_size", message)
         self.batch_size = batch_size
 
     def check(self, trainer: Trainer) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gdtrain.analysis.verify import finite_differences as differences
 from gdtrain.analysis.verify.float64_copy import Twin, pick
 from gdtrain.data.batch import Batch, map_tensors
-from gdtrain.training.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
+from gdtrain.training.gradients.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.trainer import Trainer
 
 # Outputs that differ by more than rounding can account for.

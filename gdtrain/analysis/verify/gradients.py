@@ -23,7 +23,7 @@ from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.gradients.accumulation import whole_gradient
 from gdtrain.training.gradients.exact import add_gradient
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.loss_weights import (
+from gdtrain.training.gradients.loss_weights import (
     adds_up,
     has_own_loss,
     in_two_passes,
@@ -98,9 +98,9 @@ class Report:
         lines += ["", *(f"note: {note}" for note in self.notes), *self.findings]
         ran = [row for row in self.rows if row.ok is not None]
         broken = sum(not row.ok for row in ran)
-        said = f"{broken} of {len(ran)} comparisons differ" if broken else "all comparisons hold"
+        message = f"{broken} of {len(ran)} comparisons differ" if broken else "all comparisons hold"
         skipped = len(self.rows) - len(ran)
-        lines.append(said + (f"; {skipped} could not be run" if skipped else ""))
+        lines.append(message + (f"; {skipped} could not be run" if skipped else ""))
         return "\n".join(lines)
 
 
@@ -208,8 +208,8 @@ def _in_eval_mode(twin: Twin, size: int) -> Row:
         twin.eval()
         for batch in map(in_double, loader.samples.read(plan)):
             if (layer := culprits.random_layer(twin, batch)) is not None:
-                said = culprits.layer_name(twin, layer)
-                return Row(name, None, TOLERANCE, f"cannot be checked: {said} draws random numbers")
+                text = culprits.layer_name(twin, layer)
+                return Row(name, None, TOLERANCE, f"cannot be checked: {text} draws random numbers")
             before = RngState.take(torch.device("cpu"))
             with twin.passing():
                 twin(batch)
@@ -223,8 +223,8 @@ def _in_eval_mode(twin: Twin, size: int) -> Row:
             if torch.isfinite(whole[1]):
                 worst = max(worst, *map(differences.relative_error, parts, whole))
     except Exception as error:  # of the user's model, of whatever type
-        said = f"{type(error).__name__}: {error}"
-        return Row(name, None, TOLERANCE, textwrap.shorten(said, 160))
+        text = f"{type(error).__name__}: {error}"
+        return Row(name, None, TOLERANCE, textwrap.shorten(text, 160))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -300,9 +300,9 @@ def _randomness_off(twin: Twin, batch: Batch) -> list[str]:
         if not layer.training:
             break  # a finding, if it makes a difference
         layer.training = False
-        said = culprits.layer_name(twin, name)
+        message = culprits.layer_name(twin, name)
         notes.append(
-            f"{said} draws random numbers, so it is in eval mode here; microbatches draw others "
+            f"{message} draws random numbers, so it is in eval mode here; microbatches draw others "
             "than one pass"
         )
     return notes

@@ -75,9 +75,9 @@ def _run(directory: Path, processes: int) -> None:
     try:
         for rank in range(processes):
             command = [sys.executable, "-m", __name__, str(directory), str(rank), str(processes)]
-            with (directory / f"said{rank}").open("wb") as said:
+            with (directory / f"said{rank}").open("wb") as message:
                 started.append(
-                    subprocess.Popen(command, env=_environment(), stdout=said, stderr=said)
+                    subprocess.Popen(command, env=_environment(), stdout=message, stderr=message)
                 )
         while None in (codes := [process.poll() for process in started]) and not any(codes):
             if time.monotonic() > deadline:

@@ -50,8 +50,8 @@ class CompareJob:
     def run(self) -> int:
         """Measure every form and write everything; return the exit code."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            said = "compare measures one process; start it without torchrun"
-            raise ConfigError([Fault("WORLD_SIZE", said, "environment")])
+            message = "compare measures one process; start it without torchrun"
+            raise ConfigError([Fault("WORLD_SIZE", message, "environment")])
         budget = self._budget()
         with notices():
             runs = [self._build(form, budget) for form in self.forms]  # before anything is written

@@ -74,8 +74,8 @@ def draw_loss(config: Config, directory: Path) -> None:
             if log.steps or log.epochs:
                 picture_files.save(curves.picture([log]), directory / run_directory.PICTURE)
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        logger.warning("%s was not drawn: %s", run_directory.PICTURE, said)
+        message = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s was not drawn: %s", run_directory.PICTURE, message)
 
 
 @contextmanager

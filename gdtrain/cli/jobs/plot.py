@@ -42,8 +42,8 @@ class PlotJob:
         if self.smooth is not None:
             whole_number("smooth", self.smooth, minimum=1)
             if self.metrics:
-                said = "has no effect with --metric, which is drawn as it was recorded"
-                raise ConfigError.of("smooth", said)
+                message = "has no effect with --metric, which is drawn as it was recorded"
+                raise ConfigError.of("smooth", message)
         logs = read_runs(self.runs)
         try:
             figure = curves.picture(logs, axis=self.axis, metrics=self.metrics, smooth=self.smooth)
@@ -64,8 +64,8 @@ def write(figure: Picture, out: Path) -> None:
     try:
         picture_files.save(figure, out)
     except OSError as error:
-        said = f"{out} can't be written: {error.strerror}; choose another file"
-        raise ConfigError.of("out", said) from error
+        message = f"{out} can't be written: {error.strerror}; choose another file"
+        raise ConfigError.of("out", message) from error
     say(f"drawn: {out}")
 
 
@@ -82,8 +82,8 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
             logs.append(RunLog.of(label, records, loss_of(directory)))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
-            said = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
-            faults += bad_run(said).faults
+            message = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
+            faults += bad_run(message).faults
     if faults:
         raise ConfigError(faults)
     return logs

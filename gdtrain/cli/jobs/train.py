@@ -193,16 +193,16 @@ class TrainJob:
         if not len(losses):
             say(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}")
             return EXIT_NON_FINITE
-        said = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
+        message = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
         seen = [losses]
         if run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), unchanged(trainer, training=False):
                 loss = trainer.batch_loss(batch)
             seen.append(loss)
-            said += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
+            message += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"dry run on {trainer.device}: {parameters:,} parameters; {said}; nothing written")
+        print(f"dry run on {trainer.device}: {parameters:,} parameters; {message}; nothing written")
         return 0 if all_finite(seen) else EXIT_NON_FINITE
 
     def _check_first_batch(self, run: Run) -> None:

@@ -30,7 +30,7 @@ _REMEDIES = {
 
 def out_of_memory(error: BaseException, key: str) -> str | None:
     """What to say if ``error`` is of too little memory for the section ``key``, else None."""
-    if not (is_out_of_memory(error) or any(said in str(error) for said in _NO_SIZE)):
+    if not (is_out_of_memory(error) or any(message in str(error) for message in _NO_SIZE)):
         return None
     what = "needs" if key else "training needs"
     return f"{what} more memory than there is; {_REMEDIES.get(key, _REMEDIES[''])}"
@@ -47,8 +47,8 @@ def built_if_it_fits(build: Callable[[], nn.Module], copies: int, extent: str) -
     except (RuntimeError, TypeError) as error:
         if out_of_memory(error, "model") is None:
             raise
-        said = f"needs more memory than there is for {extent}; {_REMEDIES['model']}"
-        raise ConfigError.of("", said) from error
+        message = f"needs more memory than there is for {extent}; {_REMEDIES['model']}"
+        raise ConfigError.of("", message) from error
     tensors: list[Any] = [*model.parameters(), *model.buffers()]
     needed, there = copies * sum(tensor.nbytes for tensor in tensors), machine_bytes()
     if there is not None and needed > there:

@@ -225,8 +225,8 @@ def reading(path: str, load: Callable[[], T], *, mapped: bool = False) -> T:
         ) from error
     except (*_SAID, *_UNSAID) as error:
         is_said = isinstance(error, _SAID) and not isinstance(error, UnicodeError)
-        said = str(error).splitlines() if is_said else []
+        lines = str(error).splitlines() if is_said else []
         # numpy names parts of a damaged header by their address.
-        told = said and " object at 0x" not in said[0]
-        reason = said[0] if told else "it is damaged, or of another format"
+        told = lines and " object at 0x" not in lines[0]
+        reason = lines[0] if told else "it is damaged, or of another format"
         raise DataError(f"{path}: can't be read: {reason}") from error

@@ -60,8 +60,8 @@ class Converted:
             ) from None
         except ValidationError as error:
             fault = error.errors()[0]
-            said = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-            raise DataError(f"{path}: does not describe a converted folder; {said}") from error
+            message = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+            raise DataError(f"{path}: does not describe a converted folder; {message}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: does not describe a converted folder; {error}") from error
 

@@ -87,8 +87,8 @@ class MappedSamples(Samples):
         self.arrays = list(arrays)
         lengths = [len(array) for array in self.arrays]
         if len(set(lengths)) > 1:
-            said = " and ".join(f"{a.path} {n}" for a, n in zip(arrays, lengths, strict=True))
-            raise DataError(f"different numbers of samples: {said}; each sample needs one of each")
+            text = " and ".join(f"{a.path} {n}" for a, n in zip(arrays, lengths, strict=True))
+            raise DataError(f"different numbers of samples: {text}; each sample needs one of each")
         self._only = only
         # The i-th row left out has rows[i] - i rows before it that stay.
         self._staying = None if without is None else without - torch.arange(len(without))

@@ -207,13 +207,13 @@ def _safetensors(path: Path, key: str | None) -> _Opened:
     with safe_open(str(path), framework="pt") as file:  # checks the header against the file
         name = _chosen(path, list(file.keys()), key)
         part = file.get_slice(name)
-        said, shape = part.get_dtype(), list(part.get_shape())
-    if said not in _SAFETENSORS_DTYPES:
-        raise DataError(f"{path}: {name!r} is {said}, which can't be trained on; convert it")
+        dtype, shape = part.get_dtype(), list(part.get_shape())
+    if dtype not in _SAFETENSORS_DTYPES:
+        raise DataError(f"{path}: {name!r} is {dtype}, which can't be trained on; convert it")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         begin, end = json.loads(file.read(length))[name]["data_offsets"]
-    return _SAFETENSORS_DTYPES[said], shape, _map(path, 8 + length + begin, 8 + length + end)
+    return _SAFETENSORS_DTYPES[dtype], shape, _map(path, 8 + length + begin, 8 + length + end)
 
 
 def _pt(path: Path, key: str | None) -> _Opened:

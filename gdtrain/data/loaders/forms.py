@@ -176,8 +176,8 @@ class FormLoader(Loader):
     def _stream_order(self, order: Order | None) -> CheckedOrder:
         """A stream's own order. Raises ConfigError for another, or for one batch of everything."""
         if isinstance(self.batch_size, BatchSizes):
-            said = "must be one number on a stream, which is one epoch"
-            raise ConfigError.of("batch_size", said)
+            message = "must be one number on a stream, which is one epoch"
+            raise ConfigError.of("batch_size", message)
         if self.batch_size is None:
             raise ConfigError.of(
                 "loader",
@@ -424,5 +424,5 @@ def _with_rows(value: Any) -> tuple[Any, ...]:
 def _refuse_more(name: str, more: tuple[Any, ...], *options: str) -> None:
     """Raise ConfigError for inputs and targets that are given as two arguments."""
     if more:
-        said = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
-        raise ConfigError.of("data", f"{said}, with options by name")
+        message = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
+        raise ConfigError.of("data", f"{message}, with options by name")

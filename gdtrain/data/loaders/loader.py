@@ -43,8 +43,8 @@ class Loader(ABC):
         self.seed = whole_number("seed", seed, minimum=0)
         self.samples = as_samples(data, seed=self.seed)
         if isinstance(self.samples, StreamSamples):
-            said = f"{type(self).__name__} can't cut a stream; use MiniBatchLoader or SampleLoader"
-            raise ConfigError.of("loader", said)
+            text = f"{type(self).__name__} can't cut a stream; use MiniBatchLoader or SampleLoader"
+            raise ConfigError.of("loader", text)
 
     @abstractmethod
     def plan(self, epoch: int) -> Plan:

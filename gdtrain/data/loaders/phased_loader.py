@@ -49,15 +49,15 @@ class PhasedLoader(Loader):
         first, *others = self.phases.values
         for number, loader in enumerate(self.phases.values):
             if not isinstance(loader, Loader):
-                said = f"must be a loader, got a {type(loader).__name__}"
-                raise ConfigError.of(f"phases[{number}]", said)
+                message = f"must be a loader, got a {type(loader).__name__}"
+                raise ConfigError.of(f"phases[{number}]", message)
             if loader.is_stream:
-                said = "is over a stream, which is one epoch, and so has one phase"
-                raise ConfigError.of(f"phases[{number}]", said)
+                message = "is over a stream, which is one epoch, and so has one phase"
+                raise ConfigError.of(f"phases[{number}]", message)
         for number, loader in enumerate(others, start=1):
             if not _are_same(first.samples, loader.samples):
-                said = "is over other data than the first; give all phases the same"
-                raise ConfigError.of(f"phases[{number}]", said)
+                message = "is over other data than the first; give all phases the same"
+                raise ConfigError.of(f"phases[{number}]", message)
         self.samples = first.samples
 
     def __repr__(self) -> str:
@@ -110,8 +110,8 @@ class PhasedLoader(Loader):
             }
             if number == 1:
                 marks |= common
-            said = ", ".join(f"{key} {value}" for key, value in own.items())
-            marks[f"phase {number}"] = f"{said}, until_epoch {end}"
+            message = ", ".join(f"{key} {value}" for key, value in own.items())
+            marks[f"phase {number}"] = f"{message}, until_epoch {end}"
         return marks
 
 

@@ -69,8 +69,8 @@ class Phases(Generic[T]):
         for number, (end, _) in enumerate(self.pairs):
             if end is not None:
                 whole_number(f"{self.key}[{number}].until_epoch", end, minimum=1)
-        if said := misplaced_end([end for end, _ in self.pairs]):
-            raise ConfigError.of(f"{self.key}[{said[0]}].until_epoch", said[1])
+        if message := misplaced_end([end for end, _ in self.pairs]):
+            raise ConfigError.of(f"{self.key}[{message[0]}].until_epoch", message[1])
 
     def at(self, epoch: int) -> T:
         """The value in ``epoch``, from 0."""

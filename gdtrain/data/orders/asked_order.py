@@ -114,11 +114,11 @@ class AskedOrder:
         most = _ENDLESS * self.num_samples + 1_000_000
         indices = list(islice(given, most + 1))
         if len(indices) > most:
-            said = f"{self!r} gave over {most:,} indices of {self.num_samples:,} samples"
-            raise ConfigError.of("order", f"{said}, and no end is seen; give one that ends")
+            text = f"{self!r} gave over {most:,} indices of {self.num_samples:,} samples"
+            raise ConfigError.of("order", f"{text}, and no end is seen; give one that ends")
         if indices and isinstance(indices[0], list | tuple):
-            said = f"{self!r} gives batches; give one of single samples, and the loader batch_size"
-            raise ConfigError.of("order", said)
+            text = f"{self!r} gives batches; give one of single samples, and the loader batch_size"
+            raise ConfigError.of("order", text)
         return indices
 
 
@@ -134,15 +134,15 @@ def gives_indices(order: Any) -> bool:
 def _check_source(source: Any) -> None:
     """Raise ConfigError for a class, or a sampler that does a loader's work."""
     name = source.__name__ if isinstance(source, type) else type(source).__name__
-    said = None
+    message = None
     if isinstance(source, type):
-        said = f"{name} is a class; give one that is made, as in {name}(…)"
+        message = f"{name} is a class; give one that is made, as in {name}(…)"
     elif isinstance(source, BatchSampler):
-        said = f"a {name} gives batches; give its sampler, and the loader its batch_size"
+        message = f"a {name} gives batches; give its sampler, and the loader its batch_size"
     elif getattr(source, "num_replicas", 1) != 1:
-        said = f"a {name} gives one process's share, and batches are shared anyway; leave it out"
-    if said is not None:
-        raise ConfigError.of("order", said)
+        message = f"a {name} gives one process's share, and batches are shared anyway; leave it out"
+    if message is not None:
+        raise ConfigError.of("order", message)
 
 
 def _is_callable(source: Any) -> bool:

@@ -86,8 +86,8 @@ def check_order(order: Order, num_samples: int, seed: int = 0) -> CheckedOrder:
     if gives_indices(order):
         return AskedOrder(order, num_samples)
     if isinstance(order, Iterator):
-        said = f"a {type(order).__name__} can be read once; give a list, or epoch -> indices"
-        raise ConfigError.of("order", said)
+        message = f"a {type(order).__name__} can be read once; give a list, or epoch -> indices"
+        raise ConfigError.of("order", message)
     return check_indices(order, num_samples)
 
 

@@ -63,8 +63,8 @@ class Weighted:
     def checked(self, num_samples: int) -> Weighted:
         """Itself. Raises ConfigError if these are not the weights of so many samples."""
         if len(self.weights) != num_samples:
-            said = f"{len(self.weights)} weights for {num_samples} samples; give one for each"
-            raise ConfigError.of("order", said)
+            message = f"{len(self.weights)} weights for {num_samples} samples; give one for each"
+            raise ConfigError.of("order", message)
         return self
 
     def draw(self, generator: torch.Generator) -> Tensor:
@@ -88,13 +88,13 @@ def _checked(weights: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError.of("weights", "must be one row of numbers; these make none") from error
     if row.ndim != 1 or not len(row):
-        said = f"must be one non-empty row of numbers, got shape {list(row.shape)}"
-        raise ConfigError.of("weights", said)
+        message = f"must be one non-empty row of numbers, got shape {list(row.shape)}"
+        raise ConfigError.of("weights", message)
     bad = (~(torch.isfinite(row) & (row >= 0))).nonzero()
     if len(bad):
         place = int(bad[0])
-        said = f"must be finite and >= 0; that of sample {place} is {row[place].item():g}"
-        raise ConfigError.of("weights", said)
+        message = f"must be finite and >= 0; that of sample {place} is {row[place].item():g}"
+        raise ConfigError.of("weights", message)
     if not bool(torch.isfinite(row.sum()) and row.sum() > 0):
         raise ConfigError.of("weights", "must have a finite sum > 0")
     return row

@@ -134,8 +134,8 @@ def _read(
                 if stop.is_set():
                     return
         if position[2] > TOLD_LINES:
-            said = f"{lines.name}: {position[2]:,} bad lines were skipped in all"
-            put(Piece([[], []], np.empty((0, 3), np.int64), [said]))
+            message = f"{lines.name}: {position[2]:,} bad lines were skipped in all"
+            put(Piece([[], []], np.empty((0, 3), np.int64), [message]))
         put(None)
     except BaseException as error:  # it is the trainer's, whatever it is
         put(error)
@@ -222,7 +222,7 @@ class _Parser:
         return good + more_good, rows_ + more_rows, faults | more_faults
 
     def _notes(self, faults: dict[int, str], line: int, skipped: int) -> list[str]:
-        notes = [f"{self.name}: line {line + 1 + i} {said}; skipped" for i, said in faults.items()]
+        notes = [f"{self.name}: line {line + 1 + i} {text}; skipped" for i, text in faults.items()]
         told = notes[: max(0, TOLD_LINES - skipped)]
         if told and skipped + len(told) == TOLD_LINES:
             told.append(f"{self.name}: further bad lines are counted, and not shown")

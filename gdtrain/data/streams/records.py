@@ -84,9 +84,9 @@ class Records:
         except ValueError as error:
             return str(error)
         for name in (*self.features, *self.targets):
-            said = self._cell_fault(name, cells[name])
-            if said:
-                return f"{name!r} {said}"
+            message = self._cell_fault(name, cells[name])
+            if message:
+                return f"{name!r} {message}"
         return "can't be read"
 
     def _cell_fault(self, name: str, cell: Any) -> str | None:
@@ -101,8 +101,8 @@ class Records:
         if not np.isfinite(value):
             return f"is {_shown(cell)}, which is not finite"
         if abs(value) > self.largest:
-            said = "which float32 does not hold; rescale it, or set precision: fp64"
-            return f"is {_shown(cell)}, {said}"
+            message = "which float32 does not hold; rescale it, or set precision: fp64"
+            return f"is {_shown(cell)}, {message}"
         if name not in self.targets or self.allowed is None:
             return None
         if self.allowed.holds(np.array([[value]])).all():

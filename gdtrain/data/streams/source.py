@@ -115,8 +115,8 @@ def _unfit_monitors(monitors: dict[str, Any]) -> str | None:
     """Which monitors would look at a stream's samples again, if some do."""
     apart = ("update_ratio", "trajectory")
     named = ", ".join(name for name in monitors if name not in apart)
-    said = "would look at samples again, and a stream's are read once; "
-    return f"{named} {said}only {' and '.join(apart)} can be had" if named else None
+    message = "would look at samples again, and a stream's are read once; "
+    return f"{named} {message}only {' and '.join(apart)} can be had" if named else None
 
 
 @register_source("stream", Stream)
@@ -145,8 +145,8 @@ def stream(
     of_csv = format == "csv"
     first = lines.first(keep=not of_csv).decode("utf-8", errors="backslashreplace")
     if not first:
-        said = "no header in its first line; it must name the columns" if of_csv else "no records"
-        raise DataError(f"{lines.name}: has {said}")
+        text = "no header in its first line; it must name the columns" if of_csv else "no records"
+        raise DataError(f"{lines.name}: has {text}")
     names = None if classes is None else [str(label) for label in classes]
     kind = CsvRecords if of_csv else JsonRecords
     records: Records = kind(

@@ -244,6 +244,6 @@ class StreamPlan(Plan):
 
     def _raise_empty(self, left: int) -> None:
         if left:
-            said = f"leaves no batch: {left} samples do not fill one of {self.batch_size}"
-            raise ConfigError.of("drop_last", said)
+            message = f"leaves no batch: {left} samples do not fill one of {self.batch_size}"
+            raise ConfigError.of("drop_last", message)
         raise DataError(f"{self.samples.feed.name}: the stream is empty; it needs a sample")

@@ -109,8 +109,8 @@ def _lines(path: str, file: TextIO) -> Iterator[str]:
     """The file's lines, none of them longer than can be a row, and all of them text."""
     while line := file.readline(MAX_LINE + 1):
         if len(line) > MAX_LINE and "\0" not in line:
-            said = f"a line is longer than {MAX_LINE >> 20} MiB; is it text with one row a line?"
-            raise DataError(f"{path}: {said}")
+            message = f"a line is longer than {MAX_LINE >> 20} MiB; is it text with one row a line?"
+            raise DataError(f"{path}: {message}")
         if "\0" in line:
             raise DataError(f"{path}: holds a NUL character, so it is not text; save it as UTF-8")
         yield line

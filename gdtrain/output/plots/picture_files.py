@@ -39,8 +39,8 @@ def check_out(path: Path) -> None:
         if not path.parent.is_dir():
             raise ConfigError.of("out", f"{path.parent} is not a directory; make it first")
         if disk.is_there(path) and not _is_ours(path):
-            said = f"{path} is there and no picture of gdtrain's; remove it, or choose another name"
-            raise ConfigError.of("out", said)
+            text = f"{path} is there and no picture of gdtrain's; remove it, or choose another name"
+            raise ConfigError.of("out", text)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

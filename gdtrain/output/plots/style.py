@@ -123,9 +123,9 @@ def house_style() -> Iterator[None]:
     try:
         import matplotlib
     except (ImportError, ValueError) as error:  # ValueError: a backend in the environment
-        said = " ".join(str(error).split())[:100]
+        message = " ".join(str(error).split())[:100]
         raise MissingPackageError(
-            f"pictures need matplotlib, which does not work: {said}"
+            f"pictures need matplotlib, which does not work: {message}"
         ) from error
 
     with matplotlib.rc_context():

@@ -154,16 +154,16 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
     for value in y_axis.ticks():
         y = y_axis.place(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        said = escape(y_axis.write(value))
+        text = escape(y_axis.write(value))
         parts.append(
-            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{said}</text>'
+            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
     for value in x_axis.ticks():
         x = x_axis.place(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-        said = escape(x_axis.write(value))
+        text = escape(x_axis.write(value))
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{said}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
         )
     middle, height = (left + right) / 2, (top + bottom) / 2
     parts.append(

@@ -78,13 +78,13 @@ def _header(result: dict[str, Any], names: str) -> str:
     start = result["start"]
     problem = result.get("problem", {})
     training, validation = start["training"], start["validation"]
-    said = f"{training['samples']:,} training sample{'s' * (training['samples'] > 1)}"
+    message = f"{training['samples']:,} training sample{'s' * (training['samples'] > 1)}"
     if validation is not None:
-        said += f", {validation['samples']:,} for validation"
+        message += f", {validation['samples']:,} for validation"
     ((unit, amount),) = result["budget"].items()
     budget = f"{amount:,g} {unit.removesuffix('s') if amount == 1 else unit} each"
     facts = [
-        f"{problem['data']}: {said}" if problem.get("data") else said,
+        f"{problem['data']}: {message}" if problem.get("data") else message,
         f"{start['parameters']:,} parameters",
         *([problem["loss"]] if problem.get("loss") else []),
         budget,
@@ -140,8 +140,8 @@ def _details(result: dict[str, Any]) -> str:
             + f"; took {form['learning_rate']:g}</li>"
             for form in tried
         )
-        said = "Learning rates tried, and the full loss after a short run with each"
-        parts.append(f"<details open><summary>{said}</summary><ul>{items}</ul></details>")
+        message = "Learning rates tried, and the full loss after a short run with each"
+        parts.append(f"<details open><summary>{message}</summary><ul>{items}</ul></details>")
     for name, text in result.get("configs", {}).items():
         parts.append(
             f"<details><summary>Configuration of {escape(name)}</summary>"

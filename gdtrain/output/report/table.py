@@ -71,8 +71,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
     final = "mean loss over all training samples with the final weights"
     add("final full loss", final, lambda f: number_text(f["final"]["full_loss"]))
     for name in metrics(forms):
-        said = f"{name.removeprefix('val_')} on the validation part with the final weights"
-        add(f"final {name}", said, partial(_metric_cell, name))
+        message = f"{name.removeprefix('val_')} on the validation part with the final weights"
+        add(f"final {name}", message, partial(_metric_cell, name))
     add(
         "peak memory of a step",
         "batch, activations and gradients at their peak, beside what is held between steps",
@@ -117,16 +117,16 @@ def when_to_use(result: dict[str, Any]) -> str:
     stuck = [form["name"] for form in forms if form not in sound and form["name"] not in failed]
     reasons = _reasons(sound, result["target"]["full_loss"]) if len(sound) > 1 else []
     parts = [f"{name} for {_listed(whys)}" for name, whys in _by_form(reasons)]
-    said = f"On this problem use {'; '.join(parts)}" if parts else ""
+    text = f"On this problem use {'; '.join(parts)}" if parts else ""
     if len(sound) == 1 and len(forms) > 1:
-        said = f"On this problem, with these settings, only {sound[0]['name']} got anywhere"
+        text = f"On this problem, with these settings, only {sound[0]['name']} got anywhere"
     if failed:
         verb = "diverged: give them" if len(failed) > 1 else "diverged: give it"
-        said += f"{'; ' if said else ''}{_listed(failed)} {verb} a smaller learning rate"
+        text += f"{'; ' if text else ''}{_listed(failed)} {verb} a smaller learning rate"
     if stuck:
         verb = "ended above their start" if len(stuck) > 1 else "ended above its start"
-        said += f"{'; ' if said else ''}{_listed(stuck)} {verb}"
-    return f"{said}." if said else "There is only one form here, and so nothing to choose from."
+        text += f"{'; ' if text else ''}{_listed(stuck)} {verb}"
+    return f"{text}." if text else "There is only one form here, and so nothing to choose from."
 
 
 def _reasons(sound: list[Form], target: float | None) -> list[tuple[str, str]]:

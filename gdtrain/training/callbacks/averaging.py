@@ -105,15 +105,15 @@ class Averaging(Callback):
     def check(self, trainer: Run) -> None:
         """Raise ConfigError if the trainer's weights can't be averaged, saying why."""
         if trainer.is_sharded:
-            said = "can't be used with strategy: shard, where no process has all weights"
-            raise ConfigError.of("averaging", said)
+            message = "can't be used with strategy: shard, where no process has all weights"
+            raise ConfigError.of("averaging", message)
         loader = trainer.loader
         if loader is not None and loader.is_stream and _with_statistics(trainer):
-            said = (
+            message = (
                 "needs a pass over the training data for the statistics of BatchNorm, and a "
                 "stream is read once; use GroupNorm or LayerNorm"
             )
-            raise ConfigError.of("averaging", said)
+            raise ConfigError.of("averaging", message)
 
     def on_fit_start(self, trainer: Run) -> None:
         self.check(trainer)

@@ -13,9 +13,9 @@ from gdtrain.registry import register_variance_reduction
 from gdtrain.settings import NamedSettings, Positive
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.evaluation import whole
+from gdtrain.training.gradients.loss_weights import weight_of
 from gdtrain.training.gradients.microbatches import parse_bytes
 from gdtrain.training.gradients.parameter_vector import ParameterVector
-from gdtrain.training.loss_weights import weight_of
 from gdtrain.training.run import Run
 
 _ALIKE = "needs a loss that weighs every sample alike; use svrg"

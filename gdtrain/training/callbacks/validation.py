@@ -48,8 +48,8 @@ class Validation(Callback):
             every_n_epochs = 1
         check_loader("validation", loader)
         if loader.is_stream:
-            said = "is a stream, which has no end to evaluate it to; give a data set held out"
-            raise ConfigError.of("validation", said)
+            message = "is a stream, which has no end to evaluate it to; give a data set held out"
+            raise ConfigError.of("validation", message)
         super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
         self.loader = loader
         self.results: list[dict[str, Any]] = []

@@ -15,9 +15,9 @@ from gdtrain.data.batch import Batch, Plan, map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluation import WithoutGraph
+from gdtrain.training.gradients.loss_weights import adds_up, has_known_mean
 from gdtrain.training.gradients.parameter_vector import ParameterVector
 from gdtrain.training.gradients.separable import described, draws, mixes
-from gdtrain.training.loss_weights import adds_up, has_known_mean
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, named_modules, unchanged
 from gdtrain.training.state.plain_values import is_count
@@ -103,8 +103,8 @@ class VarianceReduction(Callback, ABC):
         Of several processes, all raise what one has found.
         """
         found = _obstacle_in(trainer, batch) if len(batch) else ""
-        if said := next(filter(None, trainer.world.gather_text(found)), None):
-            raise self._refusal(said)
+        if message := next(filter(None, trainer.world.gather_text(found)), None):
+            raise self._refusal(message)
 
     def _refusal(self, reason: str) -> ConfigError:
         return ConfigError.of("variance_reduction", f"{type(self).__name__} {reason}")
@@ -190,10 +190,10 @@ def _as_read(trainer: Run, batch: Batch) -> Batch:
 def _unlike_layers(trainer: Run) -> Iterator[str]:
     """Why a layer is another function in another pass, a text for each that is."""
     for layer, name in named_modules(trainer).items():
-        if said := _changes(layer):
+        if message := _changes(layer):
             yield (
                 f"compares gradients of the same function, and layer {described(name, layer)} "
-                f"{said}; leave it out"
+                f"{message}; leave it out"
             )
 
 

@@ -157,8 +157,8 @@ def _reason(error: Exception) -> str:
             f"Python code depends on values of tensors{place}; use torch.where in the place of "
             "a branch (trainer.step is a tensor of shape [] here)"
         )
-    said = str(error).strip().split("\n")[0]
-    return f"the step can't be captured as a graph: {type(error).__name__}: {said}{place}"
+    message = str(error).strip().split("\n")[0]
+    return f"the step can't be captured as a graph: {type(error).__name__}: {message}{place}"
 
 
 def _place(error: Exception) -> str:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
-from gdtrain.training.loss_weights import adds_up, weight_of
+from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.run import Run
 
@@ -46,10 +46,10 @@ def add_parts(
     """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
 
     N_p is what the loss J_p of a part is divided by (see
-    :func:`gdtrain.training.loss_weights.weight_of`) and N the sum over all parts of all processes;
-    the shares of sums are 1. A part of weight 0, whose targets are all ignored, is computed for
-    what it does to the model, and counts for nothing; if all are such, they count alike: the loss
-    is then 0/0, as it is in one pass.
+    :func:`gdtrain.training.gradients.loss_weights.weight_of`) and N the sum over all parts of all
+    processes; the shares of sums are 1. A part of weight 0, whose targets are all ignored, is
+    computed for what it does to the model, and counts for nothing; if all are such, they count
+    alike: the loss is then 0/0, as it is in one pass.
     """
     shares, total = _shares(trainer, parts, world)
 

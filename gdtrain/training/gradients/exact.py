@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import zero_gradients
-from gdtrain.training.forward import forward
 from gdtrain.training.gradients.accumulation import (
     Accumulator,
     Added,
@@ -21,15 +20,16 @@ from gdtrain.training.gradients.accumulation import (
     trained,
     whole_gradient,
 )
-from gdtrain.training.gradients.separable import check_buffers, check_separable
-from gdtrain.training.gradients.two_passes import add_two_passes
-from gdtrain.training.loss_weights import (
+from gdtrain.training.gradients.forward import forward
+from gdtrain.training.gradients.loss_weights import (
     adds_up,
     has_own_loss,
     in_two_passes,
     says_weight,
     weight_of,
 )
+from gdtrain.training.gradients.separable import check_buffers, check_separable
+from gdtrain.training.gradients.two_passes import add_two_passes
 from gdtrain.training.placement.distributed import World, exchange_gradients
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, unchanged
@@ -43,7 +43,8 @@ class ExactGradient:
     A batch that is cut, into microbatches or over processes, goes through
 
     * in one pass, its parts weighted, if it is known what the loss is divided by: of a mean that
-      PyTorch takes (:func:`gdtrain.training.losses.mean_of`), or by an own ``loss_weight``;
+      PyTorch takes (:func:`gdtrain.training.losses.known_means.mean_of`), or by an own
+      ``loss_weight``;
     * in two passes (:mod:`gdtrain.training.gradients.two_passes`), if it is any other loss over
       outputs.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.loss_weights import weight_of
+from gdtrain.training.gradients.loss_weights import weight_of
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.state.snapshot import parameter_names

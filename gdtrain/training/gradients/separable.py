@@ -64,8 +64,8 @@ def check_buffers(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-    if said := next(filter(None, trainer.world.gather_text(found)), None):
-        raise ModelError(f"{cut_by}: layer {said}")
+    if message := next(filter(None, trainer.world.gather_text(found)), None):
+        raise ModelError(f"{cut_by}: layer {message}")
     return trainer.world.any(len(batch) > 1)
 
 

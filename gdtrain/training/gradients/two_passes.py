@@ -26,8 +26,8 @@ from gdtrain.data.batch import Batch
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ModelError
-from gdtrain.training.forward import forward
 from gdtrain.training.gradients.accumulation import Accumulator, scalar
+from gdtrain.training.gradients.forward import forward
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.run import Run

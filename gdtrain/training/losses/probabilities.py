@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gdtrain.registry import register_loss
 from gdtrain.settings import LossSettings, Number, Targets, Weights
-from gdtrain.training.losses import same_loss_as
+from gdtrain.training.losses.known_means import same_loss_as
 
 FRACTIONS = Targets(must_be="in 0 … 1", holds=lambda t: (t >= 0) & (t <= 1))
 SIGNS = Targets(must_be="-1 or 1", holds=lambda t: (t == -1) | (t == 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gdtrain.data.tree import tensors_of
-from gdtrain.training.losses import ELEMENTWISE
+from gdtrain.training.losses.known_means import ELEMENTWISE
 
 # Operations on two tensors, number by number, by their names in torch and Tensor, without the
 # underscores of methods and the letters that stand for "in place" and "reflected" in operators.

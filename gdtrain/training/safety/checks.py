@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gdtrain.data.loaders.forms import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.losses import TorchLoss, of_torch
+from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled
 
@@ -147,9 +147,9 @@ def check_same_shape(output: Any, targets: Any) -> None:
 
 
 def _do_not_fit(output: Any, targets: Any) -> ModelError:
-    said = [list(s) if isinstance(s, torch.Size) else type(s).__name__ for s in (output, targets)]
+    text = [list(s) if isinstance(s, torch.Size) else type(s).__name__ for s in (output, targets)]
     return ModelError(
-        f"loss: output has shape {said[0]} and targets {said[1]}; they must be the same, "
+        f"loss: output has shape {text[0]} and targets {text[1]}; they must be the same, "
         "or the loss would be of their broadcast; reshape one of them"
     )
 
@@ -217,12 +217,12 @@ def check_same_data(world: World, loader: Loader) -> None:
     other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]
     if other:
         names = ("samples", "batch_size", "data digest")
-        said = "; ".join(
+        message = "; ".join(
             f"{name} {mine} on rank 0, {theirs} on rank {other[0]}"
             for name, mine, theirs in zip(names, seen[0], seen[other[0]], strict=True)
             if mine != theirs
         )
-        raise DataError(f"the processes see different data: {said}; give all of them the same")
+        raise DataError(f"the processes see different data: {message}; give all of them the same")
 
 
 def check_epochs(num_epochs: Any) -> int:
@@ -248,13 +248,13 @@ def _described(targets: Any) -> str:
 
 def explain(error: Exception, inputs: Any) -> None:
     """Raise ModelError in place of what PyTorch says of inputs that can't be right."""
-    said = str(error)
-    if "more than 1 value per channel" in said:
+    message = str(error)
+    if "more than 1 value per channel" in message:
         raise ModelError(
             "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
             "use GroupNorm or LayerNorm, another batch_size, or drop_last"
         ) from error
-    if isinstance(inputs, Tensor) and inputs.ndim == 1 and "shapes cannot be multiplied" in said:
+    if isinstance(inputs, Tensor) and inputs.ndim == 1 and "shapes cannot be multiplied" in message:
         n = inputs.shape[0]
         raise ModelError(
             f"model: inputs have shape [{n}], one number a sample, and a layer takes rows of "

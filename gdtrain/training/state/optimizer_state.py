@@ -116,8 +116,8 @@ def _packed(optimizer: Optimizer) -> dict[str, Any]:
     try:
         packed = optimizer.state_dict()
     except KeyError as error:
-        said = "optimizer: it keeps state of a tensor that is in none of its groups"
-        raise CheckpointError(said) from error
+        message = "optimizer: it keeps state of a tensor that is in none of its groups"
+        raise CheckpointError(message) from error
     if not {"state", "param_groups"} <= packed.keys():
         raise CheckpointError("optimizer: its state_dict() has no state or no param_groups")
     return packed
@@ -207,8 +207,8 @@ def _try(optimizer: Optimizer, found: Mapping[str, Any], names: Names) -> None:
             _update_copies(optimizer, take(optimizer, names), names)
         except _FAILURES:
             return
-        said = f"optimizer: no update can be made from its state: {shown(str(error))}"
-        raise CheckpointError(said) from error
+        message = f"optimizer: no update can be made from its state: {shown(str(error))}"
+        raise CheckpointError(message) from error
     finally:
         rng.restore(held[0].device if held else torch.device("cpu"))
 

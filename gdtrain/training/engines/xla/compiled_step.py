@@ -170,10 +170,10 @@ class CompiledStep:
             with jax.enable_x64(True), jax.default_device(self._shared.cpu):
                 return Program(captured, shape, self._changes, state, operands, row, trained)
         except Exception as error:  # whatever a lowering or XLA may raise
-            said = str(error).strip().split("\n")[0]
+            text = str(error).strip().split("\n")[0]
             known = isinstance(error, NotImplementedError)
-            said = f"XLA has no {said}" if known else f"XLA: {type(error).__name__}: {said}"
-            raise ModelError(said) from error
+            text = f"XLA has no {text}" if known else f"XLA: {type(error).__name__}: {text}"
+            raise ModelError(text) from error
 
     def _operands(self, shape: StepShape, captured: CapturedStep) -> Operands:
         _, fixed = self._split()

@@ -35,6 +35,6 @@ def check_jax() -> None:
     except ModelError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        message = " ".join(str(error).split())[:200]
+        reason = f"{type(error).__name__}: {message}" if message else type(error).__name__
         raise ModelError(f"jax can't be used ({reason}); install jax >= {least}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import Samples
-from gdtrain.training.losses import OVER_SAMPLES, MeanOfTargets, mean_of, of_torch
+from gdtrain.training.losses.known_means import OVER_SAMPLES, MeanOfTargets, mean_of, of_torch
 from gdtrain.training.run import Run
 
 
