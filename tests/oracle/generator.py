@@ -81,8 +81,12 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
         "engine": ["scan"],
         "optimizer": sorted(SGD_KINDS),
         "data": ["tensors"],
-        # Each size of batches is captured and compiled, which takes most of the time.
-        "form": ["minibatch"] * 5 + ["batch", "sample"] * 2 + ["growing", "phased"],
+        # Each size of batches is captured and compiled, and after each event and in each call of
+        # fit captured anew, which takes most of the time.
+        "samples": [6, 9, 12, 12],
+        "form": ["minibatch"] * 8 + ["batch", "sample"] * 4 + ["growing", "phased"],
+        "batch_size": [3, 3, 3, 4],
+        "fits": [(1,), (2,), (2,), (3,), (1, 2)],
     },
 }
 # Models with which scan refuses to begin.
@@ -155,7 +159,7 @@ def generate(random: Random, kind: str) -> Program:
             if not refused or random.random() < REFUSED:
                 program = candidate
                 break
-    for _ in range(random.randint(0, 4 if kind == "scan" else 6)):  # most make scan capture anew
+    for _ in range(random.randint(0, 2 if kind == "scan" else 6)):  # most make scan capture anew
         for _ in range(10):
             candidate = replace(program, events=(*program.events, _event(random, program)))
             hooked = candidate.events[-1].what.startswith(HOOKS) and kind == "scan"
@@ -167,7 +171,7 @@ def generate(random: Random, kind: str) -> Program:
 
 def _event(random: Random, program: Program) -> Event:
     whens, whats = MOMENTS, list(CHANGES)
-    if random.random() < FITTING:
+    if program.engine != "scan" and random.random() < FITTING:
         whens, whats = random.choice(list(_fitting(program)))
     when, what = random.choice(whens), random.choice(whats)
     if when == "item":
