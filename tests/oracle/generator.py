@@ -67,7 +67,7 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
     "cut": {
         "dtype": ["float64", "float64", "float32"],
         "microbatch": [1, 2, 3, "auto", "auto"],
-        "memory_limit": [None, 1000, 2000],
+        "memory_limit": [None, 300, 300, 1000],
         "in_float64": [False, True],
     },
     "ranks": {

@@ -86,6 +86,8 @@ def _parts_fit(p: Program) -> bool:
     targets = zoo.LOSSES[p.loss][0]
     if p.memory_limit is not None and p.microbatch != "auto":
         return False
+    if p.validation is not None and not _has_memory_for_looks(p):
+        return False
     if p.dtype == "bfloat16" and (p.engine == "scan" or p.is_cut):
         return False
     if (p.model == "two_outputs") != (p.loss == "first"):
@@ -117,6 +119,11 @@ def _parts_fit(p: Program) -> bool:
         case "own_step":
             return p.optimizer != "lbfgs" and targets != "some_classes" and p.model != "in_place"
     return True
+
+
+def _has_memory_for_looks(p: Program) -> bool:
+    """Whether the outputs of all rows may be there at once; some losses and metrics need them."""
+    return p.memory_limit is None or p.memory_limit >= 1000
 
 
 def _data_fit(p: Program) -> bool:
@@ -248,7 +255,8 @@ def _change_fits(p: Program, e: Event) -> bool:
         case "add_callback":
             return p.trainer != "own_step" or e.value == "clamp"
         case "evaluate":
-            return p.trainer != "perturbed" and p.data not in DATASETS
+            plain = p.trainer != "perturbed" and p.data not in DATASETS
+            return plain and _has_memory_for_looks(p)
         case "lr_of_trainer":
             return p.schedule in FROM_RATE
         case "predict":
