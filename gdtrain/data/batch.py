@@ -126,6 +126,12 @@ class Plan:
         See :meth:`of_batches`.
 
     ``len(plan)`` is the number of batches, and so of updates.
+
+    >>> import torch
+    >>> from gdtrain import Plan
+    >>> plan = Plan(epoch=0, num_samples=5, batch_size=2, indices=torch.tensor([4, 1, 0, 3, 2]))
+    >>> len(plan), plan.batch_indices(0).tolist(), plan.batch_sizes(0, 3)
+    (3, [4, 1], [2, 2, 1])
     """
 
     epoch: int

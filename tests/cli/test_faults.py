@@ -372,6 +372,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], P
     return of
 
 
+def long(*values: Any) -> Any:
+    """A case beside another of its kind that is run in the ordinary suite too."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 def resumed(folder: Path) -> subprocess.CompletedProcess[str]:
     return gdtrain(folder, "--config", "a.yaml", "--output-dir", "run", "--resume", "epochs=2")
 
@@ -379,14 +384,14 @@ def resumed(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("kind", "num_rows", "place"),
     [
-        ("csv", 8191, "head"),
-        ("csv", 8191, "middle"),
+        long("csv", 8191, "head"),
+        long("csv", 8191, "middle"),
         ("csv", 8191, "tail"),
-        ("csv", 6143, "tail"),
-        ("npz", 4096, "middle"),
-        ("npz", 100_003, "head"),
-        ("npz", 100_003, "tail"),
-        ("mapped", 6143, "tail"),
+        long("csv", 6143, "tail"),
+        long("npz", 4096, "middle"),
+        long("npz", 100_003, "head"),
+        long("npz", 100_003, "tail"),
+        long("mapped", 6143, "tail"),
         ("mapped", 8191, "middle"),
     ],
 )
@@ -405,7 +410,7 @@ def test_data_that_changed_before_a_resume_is_refused(finished, tmp_path, kind, 
     assert contents(folder / "run") == before
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz"])
+@pytest.mark.parametrize("kind", ["csv", long("npz")])
 def test_the_same_data_written_anew_is_the_same_data(finished, tmp_path, kind):
     """A copy of the files, with another time of change, resumes."""
     folder = shutil.copytree(finished(kind, 8191), tmp_path / "copy")
@@ -510,6 +515,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk,
     assert has_weights(tmp_path / "disk" / "run", by_hand(rows, 60, 10))
 
 
+@pytest.mark.long
 def test_checkpoints_that_do_not_fit_make_room_or_say_how_much_is_needed(small_disk, tmp_path):
     """Three of 800 kB fit on the disk and four do not; the model is written in any case."""
     small_disk()
@@ -588,7 +594,7 @@ def test_a_directory_removed_in_mid_run_is_no_silent_success(tmp_path, fault):
         assert any("run" in line for line in done.stderr.splitlines()[-2:])
 
 
-@pytest.mark.parametrize("lost", ["deleted", "truncated"])
+@pytest.mark.parametrize("lost", ["deleted", long("truncated")])
 def test_a_log_that_lost_lines_before_a_resume_is_told_of(tmp_path, lost):
     """metrics.jsonl is gone, or ends 1,000 bytes early: a note or a refusal names it."""
     prepare(tmp_path)
@@ -631,6 +637,7 @@ def write_wide(path: Path, columns: int) -> None:
     path.write_text(f"{names},y\n{rows}")
 
 
+@pytest.mark.long
 def test_the_time_for_a_wide_table_grows_with_its_columns(tmp_path):
     """Three rows of 40,000 columns take less than three times the time for 20,000."""
     (tmp_path / "a.yaml").write_text(
@@ -700,7 +707,8 @@ def negative_variance(state: Any, tensors: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [other_momentum, no_buffer, no_buffers, huge_rate, negative_variance]
+    "change",
+    [other_momentum, *map(long, [no_buffer, no_buffers, huge_rate]), negative_variance],
 )
 def test_an_edited_checkpoint_with_true_digests_is_refused(trained, tmp_path, change):
     """A state that no run of this configuration can have: exit code 2, and nothing is rewritten."""
@@ -768,7 +776,9 @@ def spoil(folder: Path, cell: str) -> np.ndarray:
     return np.delete(rows, 19, axis=0)
 
 
-@pytest.mark.parametrize("cell", ["31.12.2024.235959", "1.0000000.0000000", "31.12.2024"])
+@pytest.mark.parametrize(
+    "cell", ["31.12.2024.235959", *map(long, ["1.0000000.0000000", "31.12.2024"])]
+)
 def test_a_malformed_cell_ends_a_stream_and_names_its_line(tmp_path, cell):
     """A date with several dots is no number: exit code 2, with the line's number."""
     spoil(tmp_path, cell)
@@ -778,7 +788,7 @@ def test_a_malformed_cell_ends_a_stream_and_names_its_line(tmp_path, cell):
     assert without_traceback(done)
 
 
-@pytest.mark.parametrize("cell", ["31.12.2024.235959", "1.5.1234567"])
+@pytest.mark.parametrize("cell", ["31.12.2024.235959", long("1.5.1234567")])
 def test_a_malformed_cell_is_skipped_where_that_is_wanted(tmp_path, cell):
     """The other 39 rows are trained on, to the bits of a plain loop over them."""
     rows = spoil(tmp_path, cell)
@@ -863,6 +873,7 @@ def write_npz(path: Path, **members: tuple[int, ...]) -> None:
         archive.close()
 
 
+@pytest.mark.long
 def test_a_sparse_table_is_refused_before_it_fills_memory(tmp_path):
     """Ten gigabytes of zero bytes below a header: one line, exit code 2, and no memory taken."""
     prepare(tmp_path, config=CONFIG.replace("trainer: faulty\n", "").replace("start", "linear"))
@@ -965,6 +976,7 @@ def test_a_killed_worker_process_is_an_error_and_progress_counts_what_was_done(t
     assert same, f"progress says {steps} updates, and the weights are those after another number"
 
 
+@pytest.mark.long
 def test_a_followed_file_goes_on_after_a_kill(tmp_path):
     """Killed while it follows a file, and resumed: the bits of all rows in their order."""
     rows = prepare(tmp_path, 12, "os.kill(os.getpid(), signal.SIGKILL)", STREAM, table(200))
@@ -984,6 +996,7 @@ def test_a_followed_file_goes_on_after_a_kill(tmp_path):
 # Signals to the other commands
 
 
+@pytest.mark.long
 def test_compare_writes_what_was_done_when_it_is_interrupted(tmp_path):
     """SIGINT in the second form: exit code 130, and the first form's result is in compare.json."""
     config = CONFIG.replace("start", "linear")
@@ -1022,6 +1035,7 @@ class Hill(nn.Linear):
 """
 
 
+@pytest.mark.long
 def test_landscape_ends_with_130_when_it_is_interrupted(tmp_path):
     """SIGINT while the loss is computed: exit code 130, no traceback and no half of a picture."""
     pytest.importorskip("matplotlib", exc_type=ImportError)

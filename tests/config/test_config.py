@@ -95,7 +95,7 @@ def test_a_configuration_cannot_be_changed():
         {},
         FULL,
         {"data": {"source": "csv", "path": "1e3", "target": ["08", "null"], "features": ["~"]}},
-        {"data": {"source": "csv", "path": "a: #b", "target": "é\t\x07\ud800", "delimiter": "\t"}},
+        {"data": {"source": "csv", "path": "a: #b", "target": "é\t\x07\u2028", "delimiter": "\t"}},
         {"data": {"source": "npz", "path": ".5", "inputs": "true", "targets": "2024-01-01"}},
         {"data": {"source": "linear_regression", "bias": -1e-300, "num_features": 2,
                   "weights": [0.1, 3]}},

@@ -29,7 +29,10 @@ from helpers.input_run import FAULT, MOST_SECONDS, Hang, limited_memory, run_cas
 from helpers.valid_input import valid_case, write_data
 
 # Read to learn how much memory there is.
-OWN_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+OWN_FILES = (
+    *("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    *("/proc/meminfo", "/proc/self/statm"),
+)
 # Events of which a configuration must cause none. A prefix stands for all that begin with it.
 FORBIDDEN = (
     *("import", "exec", "code.__new__", "marshal.", "pickle.find_class", "socket.", "urllib."),
@@ -155,7 +158,15 @@ def preload(folder: Path) -> None:
     Path("data.csv").write_text(DATA, "utf-8")
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         main(["--config", "real.yaml"])
-        for wrong in ("model.hidden=1", "trainer=x", "loss=x", "seed=!!x 1", "epochs=]", "x"):
+        for wrong in (
+            "model.hidden=1",
+            "trainer=x",
+            "loss=x",
+            "seed=!!x 1",
+            "epochs=]",
+            "x",
+            "lr=1",
+        ):
             main(["--config", "real.yaml", wrong])
 
 

@@ -31,6 +31,15 @@ class Loader(ABC):
     data, seed: as of :class:`BatchLoader`; a stream's batches are those of MiniBatchLoader.
 
     samples: what the batches are read from. is_stream: whether they are read as they arrive.
+
+    >>> import torch
+    >>> from gdtrain import Loader, Plan
+    >>> class Thirds(Loader):
+    ...     def plan(self, epoch):
+    ...         third = self.num_samples // 3
+    ...         return Plan.of_batches(epoch, torch.arange(self.num_samples).tensor_split([third]))
+    >>> [len(batch) for batch in Thirds((torch.zeros(9, 2), torch.zeros(9, 1)))]
+    [3, 6]
     """
 
     samples: Samples

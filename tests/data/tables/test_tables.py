@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdtrain.data.tables.csv_table import read_csv, read_inputs
@@ -56,6 +56,7 @@ def test_the_same_numbers_in_any_common_dialect(text: str) -> None:
     assert data.columns == [Column("x")]
 
 
+@settings(deadline=None)  # a machine may be busy
 @given(
     st.lists(
         st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3), min_size=1, max_size=20
