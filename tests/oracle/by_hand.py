@@ -446,14 +446,17 @@ class Hand:
             return math.inf if math.isnan(losses[-1]) else losses[-1]
 
         self.lr = float(self.optimizer.param_groups[0]["lr"])
-        weights = [p.detach().clone() for p in self.model.parameters()]
+        held = [
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ]  # of the loss too
+        weights = [p.detach().clone() for p in held]
         state = copy.deepcopy(self.optimizer.state_dict())
         try:
             self.optimizer.step(closure)
-            if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            if not all(bool(p.isfinite().all()) for p in held):
                 raise NotFinite
         except (NotFinite, Once):
-            for parameter, before in zip(self.model.parameters(), weights, strict=True):
+            for parameter, before in zip(held, weights, strict=True):
                 parameter.data.copy_(before)
             self.optimizer.load_state_dict(state)
             raise

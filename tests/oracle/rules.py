@@ -286,9 +286,11 @@ def _events_fit(p: Program) -> bool:
     stops = any((e.when, e.what) == ("epoch_start", "stop") for e in p.events)
     if stops and p.watch != 1 and any((e.what, e.value) == ("to_eval", "model") for e in p.events):
         return False
-    # Who takes a snapshot up hooks its own parameters, not those that were replaced.
+    # Who takes a snapshot up hooks its own parameters, not those that were replaced, nor those of a
+    # lazy model, which it makes in its first pass.
     on_parameters = {"hook_gradient", "hook_accumulated"} & set(whats)
-    if on_parameters and "replace_parameters" in whats and "snapshot" in whats:
+    unlike = "replace_parameters" in whats or p.model == "lazy"
+    if on_parameters and unlike and "snapshot" in whats:
         return False
     # A callback that comes after the one which takes the snapshot is not called again.
     clamps = any(e.what == "add_callback" and e.value == "clamp" for e in p.events)
