@@ -235,8 +235,8 @@ KEEPERS = (
     Mutant(
         "a model that works in place rewrites the data set",
         "training/engines/eager.py",
-        "copies = [tensor[:size].clone() for tensor in placed.tensors]",
-        "copies = [tensor[:size] for tensor in placed.tensors]",
+        "[tensor[:size].clone() for tensor in placed.tensors]",
+        "[tensor[:size] for tensor in placed.tensors]",
         EXACT,
     ),
 )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
+from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
 
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
 SETTINGS = {
@@ -409,3 +409,73 @@ def test_callback_added_inside_a_block_is_due_from_that_update_on(step):
     trainer.fit(2)
     assert trainer.progress.step == 128
     assert same_bits(model, hand)
+
+
+# ── data that change ────────────────────────────────────────────────────────────────────────────
+
+
+def in_place(tensor, memory):
+    tensor.add_(0.5)
+
+
+def through_data(tensor, memory):
+    tensor.data.add_(0.5)
+
+
+def by_numpy(tensor, memory):
+    memory += 0.5
+
+
+FORMS = {
+    "batch": lambda data: BatchLoader(data),
+    "shuffled batch": lambda data: BatchLoader(data, order="shuffle_once"),
+    "minibatch": lambda data: MiniBatchLoader(data, 5),
+    "sequential": lambda data: MiniBatchLoader(data, 5, order="sequential"),
+    "sample": lambda data: SampleLoader(data),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("change", [in_place, through_data, by_numpy])
+@pytest.mark.parametrize("when", ["epochs", "fits"])
+@pytest.mark.parametrize("which", ["inputs", "targets"])
+def test_data_that_change_count_from_then_on(form, change, when, which):
+    """Also where torch does not know of it: their memory may be somebody else's."""
+    arrays = {
+        name: part.numpy().copy()
+        for name, part in zip(("inputs", "targets"), data(12), strict=True)
+    }
+    given = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    class Changes(Callback):
+        def on_epoch_end(self, trainer, record):
+            if when == "epochs":
+                change(given[which], arrays[which])
+
+    torch.manual_seed(0)
+    model = Net(unused=False)
+    hand = copy.deepcopy(model)
+    optimizer, by_hand = (SGD(m.parameters(), lr=0.1) for m in (model, hand))
+    trainer = Trainer(
+        model,
+        nn.MSELoss(),
+        optimizer,
+        FORMS[form](tuple(given.values())),
+        callbacks=[Changes()],
+        device="cpu",
+        engine="eager",
+    )
+    rows = {name: part.clone() for name, part in given.items()}
+    for epoch in range(3):
+        plan = trainer.loader.plan(epoch)
+        for number in range(len(plan)):
+            chosen = plan.batch_indices(number)
+            by_hand.zero_grad()
+            F.mse_loss(hand(rows["inputs"][chosen]), rows["targets"][chosen]).backward()
+            by_hand.step()
+        rows[which] = rows[which] + 0.5
+        if when == "fits":
+            trainer.fit(epoch + 1)
+            change(given[which], arrays[which])
+    trainer.fit(3)
+    assert all(map(torch.equal, model.parameters(), hand.parameters()))

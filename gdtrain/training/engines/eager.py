@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
-from gdtrain.data.samples import Samples, TensorSamples, of_rows, version_of
+from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.run import Run
@@ -26,7 +26,7 @@ class EagerEngine:
 
     def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
-        self._whole = _WholeBatch()
+        self._places = torch.empty(0, dtype=torch.int64)  # of a batch that is a whole data set
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.
@@ -122,47 +122,14 @@ class EagerEngine:
         if plan.indices is not None or plan.num_batches != 1 or trainer.world.size > 1:
             return block.batches
         assert trainer.loader is not None
-        batch = self._whole.batch(trainer, trainer.loader.samples, plan.num_samples)
-        return block.batches if batch is None else [batch]
-
-
-class _WholeBatch:
-    """A data set as one batch, in copies: a model may work in place, and the data are the user's.
-
-    What nobody has touched since is given again.
-    """
-
-    def __init__(self) -> None:
-        self._dtype: torch.dtype | None = None
-        self._of: list[tuple[Tensor, int | None]] = []  # what was copied, at which version
-        self._copies: list[tuple[Tensor, int | None]] = []
-        self._places = torch.empty(0, dtype=torch.int64)
-
-    def batch(self, trainer: Run, samples: Samples, size: int) -> Batch | None:
-        """The first ``size`` samples; None if they are not tensors in memory."""
-        if not isinstance(samples, TensorSamples):
-            return None
-        dtype = trainer.dtype
-        is_current = self._places.shape[0] == size and self._dtype is dtype
-        if not is_current or not self._is_current(samples.tensors):
-            placed = trainer.placed(samples)
-            if not isinstance(placed, TensorSamples):
-                return None
-            self._dtype, self._places = dtype, torch.arange(size)
-            self._of = [(tensor, version_of(tensor)) for tensor in samples.tensors]
-            copies = [tensor[:size].clone() for tensor in placed.tensors]
-            self._copies = [(copy, version_of(copy)) for copy in copies]
-        return of_rows([copy for copy, _ in self._copies], self._places)
-
-    def _is_current(self, tensors: Sequence[Tensor]) -> bool:
-        if len(tensors) != len(self._of):
-            return False
-        for tensor, (known, version) in zip(tensors, self._of, strict=True):
-            # An inference tensor has no version, and may have been written to.
-            if tensor is not known or version is None or tensor._version != version:
-                return False
-        copies = ((copy, made) for copy, made in self._copies if made is not None)
-        return all(copy._version == made and not copy.requires_grad for copy, made in copies)
+        placed, size = trainer.placed(trainer.loader.samples), plan.num_samples
+        if not isinstance(placed, TensorSamples):
+            return block.batches
+        if self._places.shape[0] != size:
+            self._places = torch.arange(size)
+        # Copies, made anew each time: a model may work in place, and the data are the user's, whose
+        # memory others may write to without torch's knowledge.
+        return [of_rows([tensor[:size].clone() for tensor in placed.tensors], self._places)]
 
 
 def stacked(losses: list[Tensor]) -> Tensor:
