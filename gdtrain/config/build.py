@@ -42,6 +42,13 @@ logger = logging.getLogger("gdtrain")
 Metrics = dict[str, Metric]
 
 
+# Settings that the trainer takes as they are, by the same names.
+_OF_TRAINER = (
+    *("device", "precision", "clip_grad_norm", "clip_grad_value", "microbatch_size"),
+    *("memory_limit", "microbatch_allow", "accumulate_in", "evaluate_in", "engine"),
+)
+
+
 @dataclass(frozen=True)
 class Run:
     """A configuration made real: what the train command needs."""
@@ -90,22 +97,13 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
             loss,
             optimizer,
             loader,
-            device=config.device,
-            precision=config.precision,
             scheduler=scheduler,
             scheduler_per=getattr(config.scheduler, "per", "epoch"),
             scheduler_metric=getattr(config.scheduler, "monitor", None),
             validation=_validation(config, validation),
             metrics=metrics,
             callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
-            clip_grad_norm=config.clip_grad_norm,
-            clip_grad_value=config.clip_grad_value,
-            microbatch_size=config.microbatch_size,
-            memory_limit=config.memory_limit,
-            microbatch_allow=config.microbatch_allow,
-            accumulate_in=config.accumulate_in,
-            evaluate_in=config.evaluate_in,
-            engine=config.engine,
+            **{key: getattr(config, key) for key in _OF_TRAINER},
         )
         trainer.check_separable()
         for callback in trainer.callbacks:

@@ -76,13 +76,8 @@ class TrainJob:
         return code
 
     def _train(self, world: World) -> int:
-        with faults_placed(self.document), notices():
-            records.check(self.config.log)
-            run = build(self.config)
-            self._check_first_batch(run)
-            with stage(""):
-                run.trainer.choice.settle(self.config.epochs)
-        trainer, leads = run.trainer, world.rank == 0
+        run, leads = self._built(), world.rank == 0
+        trainer = run.trainer
         directory = self._directory(leads)
         console = Console()
         store = self._store(directory)
@@ -104,43 +99,60 @@ class TrainJob:
                 stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
             status, interrupted = "failed", 0
             try:
-                trainer.fit(self.config.epochs)
-                status, interrupted = self._ending(trainer)
-                if trainer.world.any(checkpoints.gave_up):  # which rank 0 alone knows
-                    status, interrupted = "failed", 0
-            except NonFiniteError as error:
-                status = "non_finite"
-                if leads:
-                    say(f"gdtrain: {error}")
-                    say(_replay_hint(directory, trainer.progress.step + 1))
+                status, interrupted = self._fit(trainer, checkpoints, directory)
             finally:
                 console.close()
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
                     write = partial(run_directory.write_summary, directory, trainer, status)
                     faults.attempt(run_directory.SUMMARY, write)
-            if status in ("done", "stopped"):
-                files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
-                for name, weights in files.items() if leads else ():
-                    faults.attempt(
-                        name, partial(run_directory.write_weights, directory, weights, name)
-                    )
-            if leads and status != "interrupted":
-                records.draw_loss(self.config, directory)
+            self._leave_results(trainer, directory, faults, status)
             if status == "non_finite":
                 if faults.error is not None:
                     say(f"gdtrain: {faults.error}")
                 return EXIT_NON_FINITE
             if faults.error is not None:
                 raise faults.error
-            if interrupted:
-                if leads:
-                    say(f"interrupted; go on with --output-dir {directory} --resume")
-                return 128 + interrupted
-            if leads:
-                summary = run_directory.summary_of(trainer, status)
-                say(_closing_line(summary, directory))
-            return 0
+            if leads and interrupted:
+                say(f"interrupted; go on with --output-dir {directory} --resume")
+            elif leads:
+                say(_closing_line(run_directory.summary_of(trainer, status), directory))
+            return 128 + interrupted if interrupted else 0
+
+    def _built(self) -> Run:
+        """What the configuration names, tried on its first batch, with the engine of the run."""
+        with faults_placed(self.document), notices():
+            records.check(self.config.log)
+            run = build(self.config)
+            self._check_first_batch(run)
+            with stage(""):
+                run.trainer.choice.settle(self.config.epochs)
+        return run
+
+    def _fit(self, trainer: Trainer, checkpoints: Checkpoints, directory: Path) -> tuple[str, int]:
+        """Train; how it ended, and the signal that ended it early, if one did."""
+        try:
+            trainer.fit(self.config.epochs)
+        except NonFiniteError as error:
+            if trainer.world.rank == 0:
+                say(f"gdtrain: {error}")
+                say(_replay_hint(directory, trainer.progress.step + 1))
+            return "non_finite", 0
+        ending = self._ending(trainer)
+        gave_up = trainer.world.any(checkpoints.gave_up)  # which rank 0 alone knows
+        return ("failed", 0) if gave_up else ending
+
+    def _leave_results(
+        self, trainer: Trainer, directory: Path, faults: DiskFaults, status: str
+    ) -> None:
+        """The weights of a run that has come to its end, and its picture."""
+        leads = trainer.world.rank == 0
+        if status in ("done", "stopped"):  # all ranks have a part in the weights
+            files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
+            for name, weights in files.items() if leads else ():
+                faults.attempt(name, partial(run_directory.write_weights, directory, weights, name))
+        if leads and status != "interrupted":
+            records.draw_loss(self.config, directory)
 
     def _leave_files(self, run: Run, directory: Path, faults: DiskFaults) -> None:
         """Write again what somebody has removed in mid-run, and say so."""
