@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -13,16 +12,9 @@ import numpy as np
 
 from gdtrain.data.tables.csv_table import check_columns
 from gdtrain.errors import DataError
+from gdtrain.settings import Targets
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class TargetRange:
-    """What targets must be: in words, and as a test of an array of them, number by number."""
-
-    said: str
-    holds: Callable[[Array], Array]
 
 
 class Records:
@@ -30,7 +22,7 @@ class Records:
 
     fields: all fields of a record. features: the names of the inputs; all but the targets if
     None. targets: names. classes: labels whose places stand for them in the one target.
-    allowed: what targets must be. in_float32: numbers must be such as float32 holds.
+    allowed: what targets must be; anything if None. in_float32: numbers must be such as float32 holds.
 
     Raises DataError, naming ``name``, for a field that is not there or is chosen twice.
     """
@@ -42,13 +34,13 @@ class Records:
         features: list[str] | None,
         targets: list[str],
         classes: Sequence[str] | None = None,
-        allowed: TargetRange | None = None,
+        allowed: Targets | None = None,
         in_float32: bool = False,
     ) -> None:
         self.fields = fields
         self.features = check_columns(name, fields, features, targets)
         self.targets = targets
-        self.allowed = allowed
+        self.allowed = allowed or Targets()
         self.labels = None if classes is None else {c: float(i) for i, c in enumerate(classes)}
         self.whole_width = features is None
         self.largest = float(np.finfo(np.float32 if in_float32 else np.float64).max)
@@ -103,15 +95,15 @@ class Records:
         if abs(value) > self.largest:
             message = "which float32 does not hold; rescale it, or set precision: fp64"
             return f"is {_shown(cell)}, {message}"
-        if name not in self.targets or self.allowed is None:
+        if name not in self.targets or self._are_allowed(np.array([[value]])):
             return None
-        if self.allowed.holds(np.array([[value]])).all():
-            return None
-        return f"is {_shown(cell)}, but targets must be {self.allowed.said}"
+        return f"is {_shown(cell)}, but targets must be {self.allowed.must_be}"
 
     def _targets_allowed(self, rows: Array) -> bool:
-        targets = rows[:, len(self.features) :]
-        return self.allowed is None or bool(self.allowed.holds(targets).all())
+        return self._are_allowed(rows[:, len(self.features) :])
+
+    def _are_allowed(self, targets: Array) -> bool:
+        return self.allowed.holds is None or bool(self.allowed.holds(targets).all())
 
     def _numbers(self, lines: list[str]) -> Array:
         """Rows of float64, NaN for an unknown class; raises ValueError."""

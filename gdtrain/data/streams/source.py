@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from gdtrain.data.streams.lines import Lines
 from gdtrain.data.streams.record_feed import RecordFeed
-from gdtrain.data.streams.records import Array, JsonRecords, Records, TargetRange
+from gdtrain.data.streams.records import Array, JsonRecords, Records
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.data.tables.csv_records import CsvRecords
 from gdtrain.data.tables.preparation import Column, PreparedData, Preprocessing
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import find, register_source
-from gdtrain.settings import FilePath, LossSettings, Positive, SourceSettings
+from gdtrain.settings import FilePath, LossSettings, Positive, SourceSettings, Targets
 
 _OF_THE_WHOLE = {
     "validation_fraction": "can't be kept from a stream, whose end nobody knows; remove it",
@@ -202,14 +203,13 @@ def _number_of_classes(
     return given
 
 
-def _allowed(loss: LossSettings, classes: int | None) -> TargetRange | None:
+def _allowed(loss: LossSettings, classes: int | None) -> Targets:
     """What a line's targets must be."""
     if classes is not None:
         ignored = getattr(loss, "ignore_index", None)
-        return TargetRange(
-            f"0 … {classes - 1}",
-            lambda t: (t == ignored) | ((t == t.round()) & (t >= 0) & (t < classes)),
+        return Targets(
+            must_be=f"0 … {classes - 1}",
+            holds=lambda t: (t == ignored) | ((t == t.round()) & (t >= 0) & (t < classes)),
         )
-    if loss.targets.holds is None:
-        return None
-    return TargetRange(f"{loss.targets.must_be} under {loss.name}", loss.targets.holds)
+    allowed: Targets = loss.targets
+    return replace(allowed, must_be=f"{allowed.must_be} under {loss.name}")
