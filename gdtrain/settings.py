@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 # What float32 holds, in which most is computed: torch raises an error for more, and takes less
 # for 0.
@@ -51,11 +51,6 @@ def instead_of(other: str) -> Any:
         return value
 
     return AfterValidator(check)
-
-
-def shorthand(tag: str) -> Any:
-    """Take ``loss: mse`` for ``loss: {name: mse}``."""
-    return BeforeValidator(lambda value: {tag: value} if isinstance(value, str) else value)
 
 
 # ── base classes ────────────────────────────────────────────────────────────────────────────

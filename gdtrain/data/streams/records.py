@@ -22,7 +22,8 @@ class Records:
 
     fields: all fields of a record. features: the names of the inputs; all but the targets if
     None. targets: names. classes: labels whose places stand for them in the one target.
-    allowed: what targets must be; anything if None. in_float32: numbers must be such as float32 holds.
+    allowed: what targets must be; anything if None. in_float32: numbers must be such as float32
+    holds.
 
     Raises DataError, naming ``name``, for a field that is not there or is chosen twice.
     """
