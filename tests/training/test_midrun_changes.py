@@ -479,3 +479,31 @@ def test_data_that_change_count_from_then_on(form, change, when, which):
             change(given[which], arrays[which])
     trainer.fit(3)
     assert all(map(torch.equal, model.parameters(), hand.parameters()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_program_does_to_a_batch_ends_with_it(form):
+    """Inputs, targets and indices are written to; the next batch has those of the plan."""
+    given, seen = data(12), []
+
+    class Rough(Trainer):
+        def compute_loss(self, batch):
+            seen.append((batch.indices.clone(), batch.inputs.clone(), batch.targets.clone()))
+            loss = super().compute_loss(batch)
+            for tensor in (batch.indices, batch.inputs.data, batch.targets.data):
+                tensor.add_(1)
+            return loss + 0 * batch.inputs.requires_grad_().sum()
+
+    model = Net(unused=False)
+    loader = FORMS[form](given)
+    kept = [part.clone() for part in given]
+    Rough(
+        model, nn.MSELoss(), SGD(model.parameters(), lr=0.1), loader, device="cpu", engine="eager"
+    ).fit(3)
+    assert all(map(torch.equal, given, kept))
+    plans = [loader.plan(epoch) for epoch in range(3)]
+    wanted = [plan.batch_indices(n) for plan in plans for n in range(len(plan))]
+    for (indices, inputs, targets), rows in zip(seen, wanted, strict=True):
+        assert torch.equal(indices, rows)
+        assert torch.equal(inputs, kept[0][rows])
+        assert torch.equal(targets, kept[1][rows])

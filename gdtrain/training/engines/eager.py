@@ -26,7 +26,6 @@ class EagerEngine:
 
     def __init__(self, trainer: Run) -> None:
         self.trainer = trainer
-        self._places = torch.empty(0, dtype=torch.int64)  # of a batch that is a whole data set
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.
@@ -125,11 +124,9 @@ class EagerEngine:
         placed, size = trainer.placed(trainer.loader.samples), plan.num_samples
         if not isinstance(placed, TensorSamples):
             return block.batches
-        if self._places.shape[0] != size:
-            self._places = torch.arange(size)
         # Copies, made anew each time: a model may work in place, and the data are the user's, whose
         # memory others may write to without torch's knowledge.
-        return [of_rows([tensor[:size].clone() for tensor in placed.tensors], self._places)]
+        return [of_rows([tensor[:size].clone() for tensor in placed.tensors], torch.arange(size))]
 
 
 def stacked(losses: list[Tensor]) -> Tensor:
