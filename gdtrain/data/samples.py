@@ -152,15 +152,24 @@ class TensorSamples(Samples):
         return TensorSamples([function(tensor) for tensor in self.tensors])
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        at_once = self._batches_per_gather(plan.batch_size)
-        for first in range(start, len(plan), at_once):
-            chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
-            if chosen is None:
-                places = torch.arange(begin, begin + sum(sizes))
-                rows, kind = self._consecutive(begin, begin + sum(sizes))
-                yield from cut(rows, places, sizes, kind)
-            else:
-                yield from cut(self._chosen(chosen), chosen, sizes)
+        at_once, stop = self._batches_per_gather(plan.batch_size), len(plan)
+        while start < stop:
+            versions = [(t, t._version) for t in self.tensors if not t.is_inference()]
+            for batch in self._gathered(plan, start, min(start + at_once, stop)):
+                yield batch
+                start += 1
+                # Written to meanwhile: what was gathered ahead is of other values.
+                if [tensor for tensor, version in versions if tensor._version != version]:
+                    break
+
+    def _gathered(self, plan: Plan, first: int, last: int) -> Iterator[Batch]:
+        """The batches ``first`` … ``last - 1``, whose rows are read at once."""
+        chosen, begin, sizes = plan.rows(first, last)
+        if chosen is not None:
+            return cut(self._chosen(chosen), chosen, sizes)
+        places = torch.arange(begin, begin + sum(sizes))
+        rows, kind = self._consecutive(begin, begin + sum(sizes))
+        return cut(rows, places, sizes, kind)
 
     def _consecutive(self, begin: int, end: int) -> tuple[list[Tensor], type[Batch]]:
         """Rows of each tensor, and whether batches of them are views: of over 1 MiB they are."""

@@ -507,3 +507,47 @@ def test_what_a_program_does_to_a_batch_ends_with_it(form):
         assert torch.equal(indices, rows)
         assert torch.equal(inputs, kept[0][rows])
         assert torch.equal(targets, kept[1][rows])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("where", ["compute_loss", "on_before_update", "on_safe_point"])
+def test_data_that_change_within_an_epoch_count_from_the_next_batch_on(form, where):
+    """Though the rows of many batches are gathered at once."""
+    given = data(12)
+    rows = [part.clone() for part in given]
+
+    class Changing(Trainer):
+        def compute_loss(self, batch):
+            loss = super().compute_loss(batch)
+            if where == "compute_loss":
+                in_place(given[0], None)
+            return loss
+
+    class Changes(Callback):
+        every_n_steps = 1
+
+    if where != "compute_loss":
+        setattr(Changes, where, lambda *_: in_place(given[0], None))
+    torch.manual_seed(0)
+    model = Net(unused=False)
+    hand = copy.deepcopy(model)
+    optimizer, by_hand = (SGD(m.parameters(), lr=0.1) for m in (model, hand))
+    trainer = Changing(
+        model,
+        nn.MSELoss(),
+        optimizer,
+        FORMS[form](given),
+        callbacks=[Changes()],
+        device="cpu",
+        engine="eager",
+    )
+    trainer.fit(2)
+    for epoch in range(2):
+        plan = trainer.loader.plan(epoch)
+        for number in range(len(plan)):
+            chosen = plan.batch_indices(number)
+            by_hand.zero_grad()
+            F.mse_loss(hand(rows[0][chosen]), rows[1][chosen]).backward()
+            by_hand.step()
+            rows[0] = rows[0] + 0.5
+    assert all(map(torch.equal, model.parameters(), hand.parameters()))
