@@ -63,9 +63,10 @@ class EarlyStoppingSection(Settings):
     """Stop when a metric has not improved for some epochs."""
 
     monitor: str = "val_loss"
-    """A metric of the epochs: train_loss, val_loss, val_accuracy, val_mae."""
+    """train_loss, val_loss, or val_ and the name of a metric, such as val_accuracy; with averaging
+    those of validation with _averaged at the end too."""
     patience: Positive = 5
-    """Epochs without improvement that are borne."""
+    """Epochs without improvement after which training stops."""
     min_delta: NonNegative = 0.0
     """What counts as an improvement."""
     mode: Literal["min", "max"] | None = None

@@ -84,7 +84,8 @@ class Trainer:
     loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss; None if a subclass
         overrides :meth:`compute_loss`.
     optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too.
-    loader: a BatchLoader, SampleLoader or MiniBatchLoader, or a PhasedLoader of them.
+    loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
+        one of one's own.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
         keeps the model's dtype. Floating-point data is cast to the parameters' dtype.

@@ -27,7 +27,7 @@ TOLD_LINES = 10
 class RecordFeed(Feed):
     """Records, one a line, that a thread reads and parses ahead.
 
-    records: how lines become rows. first_line: the number of lines above the first record.
+    records: how lines become rows. header_lines: the number of lines above the first record.
     skip: pass over lines that can't be read, instead of raising. finish: makes the inputs and
     targets from parsed rows [k, columns]; it runs in the thread and so keeps to numpy.
     """

@@ -18,7 +18,8 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import find, register_source
 from gdtrain.settings import FilePath, LossSettings, Positive, SourceSettings, Targets
 
-_OF_THE_WHOLE = {
+# Settings of every source that a stream refuses, and why.
+NOT_OF_A_STREAM = {
     "validation_fraction": "can't be kept from a stream, whose end nobody knows; remove it",
     "standardize": "needs all samples before the first, which a stream does not have; rescale the "
     "numbers before they are streamed, or give the model a layer that does",
@@ -49,11 +50,11 @@ class Stream(SourceSettings):
     window: Positive = 1000
     """Samples of the prequential loss and accuracy."""
 
-    @field_validator(*_OF_THE_WHOLE)
+    @field_validator(*NOT_OF_A_STREAM)
     @classmethod
     def _not_of_the_whole(cls, value: Any, info: ValidationInfo) -> Any:
         if value and info.field_name is not None:
-            raise ValueError(_OF_THE_WHOLE[info.field_name])
+            raise ValueError(NOT_OF_A_STREAM[info.field_name])
         return value
 
     @field_validator("classes")

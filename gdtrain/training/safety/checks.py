@@ -23,8 +23,8 @@ def check_loader(name: str, loader: Any) -> None:
     """Raise ModelError for data, or somebody else's loader, in the place of one of ours."""
     if not isinstance(loader, Loader):
         raise ModelError(
-            f"{name}: must be a BatchLoader, SampleLoader or MiniBatchLoader, got a "
-            f"{type(loader).__name__}; give its data set to one of these"
+            f"{name}: must be a Loader (BatchLoader, SampleLoader, MiniBatchLoader, PhasedLoader "
+            f"or one of your own), got a {type(loader).__name__}; give its data set to one of these"
         )
 
 
