@@ -259,7 +259,7 @@ def _checkable(hint: Any) -> Any:
 
 _SIZES = ("in_features", "input_shape", "out_features")
 
-register_source = Kind("source", SourceSettings, tag="source")
+register_source = Kind("source", SourceSettings, tag="source", supplied=("seed",))
 register_model = Kind("model", supplied=_SIZES)
 register_loss = Kind("loss", LossSettings, called_with=2)
 register_loader = Kind("loader", LoaderSettings, supplied=("seed",), given=1)
@@ -267,7 +267,7 @@ register_order = Kind("order", called_with=3, name_is_enough=True)
 register_optimizer = Kind("optimizer", default="sgd", given=1)
 register_schedule = Kind("schedule", ScheduleSettings, least=Settings, supplied=("total",))
 register_variance_reduction = Kind("variance_reduction")
-register_metric = Kind("metric", OptionsOnly, tag="", called_with=2)
+register_metric = Kind("metric", OptionsOnly, tag="", called_with=2, supplied=("loss",))
 register_monitor = Kind("monitor", OptionsOnly, tag="")
 register_callback = Kind("callback", OptionsOnly, tag="")
 register_trainer = Kind("trainer", OptionsOnly, tag="", has_settings=False)

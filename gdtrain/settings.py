@@ -114,12 +114,13 @@ class Targets:
     """What a loss takes as targets.
 
     classes: whether they are labels of classes 0, 1, …, or else numbers.
-    must_be, holds: what numbers must be, in words, and a test of a tensor or array of them.
+    must_be, holds: what numbers must be, in words, and a test of a tensor or array of them, number
+    by number. binary: whether 0 and 1 may stand for two named classes.
     whole: whether they are given as int64. unit: whether they have one that may be rescaled, so
     that ``standardize_targets`` and errors in it have a meaning.
 
     >>> from gdtrain import Targets
-    >>> counts = Targets(must_be="counts 0, 1, …", holds=lambda y: (y >= 0).all(), whole=True)
+    >>> counts = Targets(must_be="counts 0, 1, …", holds=lambda y: y >= 0, whole=True)
     >>> counts.classes
     False
     """
@@ -127,6 +128,7 @@ class Targets:
     classes: bool = False
     must_be: str = ""
     holds: Callable[[Any], Any] | None = None
+    binary: bool = False
     whole: bool = False
     unit: bool = False
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 
 from gdtrain.cli.options import Parser
+from gdtrain.data.names import is_number
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.output.terminal import say
 
 EXAMPLES = ("minibatch", "batch", "sample")
 _ROWS = 1000  # that are looked at to tell numbers from classes
@@ -68,7 +69,10 @@ def init(given: list[str]) -> int:
         raise ConfigError(
             [Fault("", f"{out} is there already and stays as it is; move it first", "command line")]
         ) from None
-    print(f"written: {out}; train with: python -m gdtrain --config {out}", file=sys.stderr)
+    except OSError as error:
+        message = f"{out} can't be written: {error.strerror}; go to a directory where it can be"
+        raise ConfigError([Fault("", message, "command line")]) from error
+    say(f"written: {out}; train with: python -m gdtrain --config {out}")
     return 0
 
 
@@ -92,16 +96,16 @@ def for_file(path: Path, target: str, name: str) -> str:
             raise
         reason = getattr(error, "strerror", None) or error
         raise _fault("data", f"{path} can't be read: {reason}; give a CSV file") from error
-    is_number = bool(cells) and all(map(_is_number, cells))
+    numbers = bool(cells) and all(map(is_number, cells))
     return _OF_A_FILE.format(
         name=name,
         path=_quoted(str(path)),
         target=_quoted(target),
         delimiter="" if delimiter == "," else f"\n  delimiter: {_quoted(delimiter)}",
-        more="\n  standardize_targets: true" if is_number else "",
-        loss="mse" if is_number else "cross_entropy",
-        why="numbers; cross_entropy if they stand for classes" if is_number else "classes",
-        lr="0.01" if is_number else "0.05",
+        more="\n  standardize_targets: true" if numbers else "",
+        loss="mse" if numbers else "cross_entropy",
+        why="numbers; cross_entropy if they stand for classes" if numbers else "classes",
+        lr="0.01" if numbers else "0.05",
     )
 
 
@@ -118,14 +122,6 @@ def _column(rows: Iterator[list[str]], name: str) -> Iterator[str]:
 def _delimiter(header: str) -> str:
     """The one that stands most often in the header."""
     return max(_DELIMITERS, key=header.count)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _quoted(text: str) -> str:

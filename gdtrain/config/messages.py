@@ -85,6 +85,10 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
     path: list[int | str] = []
     here: Any = data
     for part in location:
+        if _is_named_alone(path, here, part):
+            path.append(part)
+            here = {}
+            continue
         if isinstance(here, str) and _is_section(path) and " " not in str(part):
             here = {"source": here, "name": here}  # it is given by its name alone
         inside = isinstance(here, dict) and part in here
@@ -94,6 +98,13 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
             continue
         path.append(part)
     return tuple(path)
+
+
+def _is_named_alone(path: list[int | str], here: Any, part: int | str) -> bool:
+    """Whether ``part`` is one that a list of names has, without options."""
+    if len(path) != 1 or path[0] not in MAPPINGS or not isinstance(here, str | list):
+        return False
+    return part in registry.names(MAPPINGS[str(path[0])])
 
 
 def _is_section(path: list[int | str]) -> bool:

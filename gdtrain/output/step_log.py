@@ -16,19 +16,23 @@ class StepLog(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         super().__init__(every_n_steps=every_n_steps)
-        self._others: list[Callback] = []
+        self._trainer: Trainer | None = None
 
     def is_due(self, step: int) -> bool:
-        return super().is_due(step) or any(c.reported_at == step for c in self._others)
+        return super().is_due(step) or any(c.reported_at == step for c in self._others())
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._others = trainer.callbacks
+        self._trainer = trainer
+
+    def _others(self) -> list[Callback]:
+        """Who may have something to report, looked up when it is asked."""
+        return [] if self._trainer is None else self._trainer.callbacks
 
     def step_record(self, trainer: Trainer) -> dict[str, Any]:
         """Step, epoch (from 1), loss, lr, seconds, and what other callbacks report of this step."""
         progress = trainer.progress
         reported: dict[str, Any] = {}
-        for callback in self._others:
+        for callback in self._others():
             if callback.reported_at in (None, progress.step):
                 reported |= callback.report()
         return {

@@ -218,7 +218,6 @@ class ScheduleStepper:
         self.scheduler = scheduler
         self.per = per
         self.metric = metric
-        self.by_metric = by_metric
         self._is_validated: bool | None = None  # whether epochs have val_loss; not known yet
 
     def set_rate(self, optimizer: Optimizer, rate: Any) -> None:
@@ -244,6 +243,11 @@ class ScheduleStepper:
             if not all(_is_known(part) for part in parts):
                 found += [scheduler, *parts[1:]]
         return found
+
+    @property
+    def by_metric(self) -> bool:
+        """Whether the schedule is told a metric of each epoch."""
+        return isinstance(self.scheduler, ReduceLROnPlateau)
 
     @property
     def by_step(self) -> bool:

@@ -350,6 +350,28 @@ def test_a_label_that_is_no_class(capsys):
     ]
 
 
+@pytest.mark.parametrize("names", [("cheap", "dear"), ("a", "b", "c")])
+@pytest.mark.parametrize("is_converted", [False, True])
+def test_names_are_no_numbers(capsys, names, is_converted):
+    lines = [f"{n},{names[n % len(names)]}" for n in range(9)]
+    Path("data.csv").write_text("\n".join(["a,y", *lines, ""]), "utf-8")
+    data = "{source: csv, path: data.csv, target: y}"
+    if is_converted:
+        assert main(["convert", "data.csv", "folder", "--target", "y"]) == 0
+        data = "{source: mapped, path: folder}"
+        capsys.readouterr()
+    learnt = ["model={name: mlp, hidden: [2]}", f"data={data}"]
+    place = "command line:2:6: " if is_converted else "command line:2:44: "
+    assert faults_of(capsys, *learnt, "loss=mse") == [
+        f"{place}data.target: is text, such as "
+        f"{names[0]!r}, and mse learns numbers; use a loss over classes, such as cross_entropy, "
+        "or write numbers"
+    ]
+    # Two names may stand for 0 and 1.
+    status = main(["--config", "a.yaml", "--dry-run", *learnt, "loss=bce_with_logits"])
+    assert status == (0 if len(names) == 2 else 2)
+
+
 ARRAYS = {
     "lengths": (
         {"x": np.ones((3, 2)), "y": np.ones(2)},

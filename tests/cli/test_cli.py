@@ -314,6 +314,11 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
             "optimizer.lr: the run has 0.1, this configuration 1.0; " + START_ANEW,
         ),
         (
+            ["validation.every_n_epochs=2"],
+            "--resume: out is a run with other settings, so it can't be resumed; "
+            "validation.every_n_epochs: the run has nothing, this configuration 2; " + START_ANEW,
+        ),
+        (
             ["--output-dir", "nowhere"],
             "--output-dir: nowhere holds no run; give the directory of a run",
         ),

@@ -61,6 +61,27 @@ def test_what_is_there_stays(capsys) -> None:
     assert Path("minibatch.yaml").read_text() == "mine: true\n"
 
 
+def test_digits_with_lines_below_are_no_numbers() -> None:
+    Path("a.csv").write_text("x,y\n" + "1,1_0\n2,2_0\n" * 20)
+    assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
+    assert load_config("a.yaml")[0].loss.name == "cross_entropy"
+
+
+def test_names_of_files_are_printed_without_control_characters(capsys) -> None:
+    Path("a\x1b[2J.csv").write_text(NUMBERS)
+    assert main(["init", "--data", "a\x1b[2J.csv", "--target", "price"]) == 0
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_directory_that_can_not_be_written_to_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.chdir("/proc")
+    assert main(["init"]) == 2
+    message = "minibatch.yaml can't be written: No such file or directory"
+    assert capsys.readouterr().err == (
+        f"command line:1:1: {message}; go to a directory where it can be\n"
+    )
+
+
 WRONG = {
     "data alone": (["--data", "a.csv"], "--target: missing; --data and --target go together"),
     "target alone": (["--target", "y"], "--data: missing; --data and --target go together"),

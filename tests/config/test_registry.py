@@ -368,6 +368,19 @@ def test_facts_of_a_loss_by_its_signature_make_its_targets_labels():
     assert 0 <= history.val_accuracy[-1] <= 1
 
 
+def test_a_test_of_targets_is_one_of_each_number():
+    targets = Targets(must_be="counts", holds=lambda y: (y >= 0).all(), unit=True)
+    registry.register_loss("own_counts", targets=targets)(
+        lambda outputs, targets: nn.functional.mse_loss(outputs, targets)
+    )
+    with pytest.raises(ConfigError) as caught:
+        build(parse_config(VALID | {"data": "digits", "loss": "own_counts"}))
+    assert str(caught.value) == (
+        "data: own_counts: its test of targets must say of each number whether it holds, "
+        "as y >= 0 does"
+    )
+
+
 def test_a_name_is_registered_once():
     def first() -> nn.Module:
         return nn.Linear(1, 1)
@@ -519,6 +532,52 @@ def test_parts_of_all_kinds_train_are_evaluated_and_resume_to_the_same_bits(all_
     changed = ["epochs=5", "scheduler=null", "loader.order.gap=3"]
     assert run_all("--output-dir", "parts", "--resume", *changed) == 2
     assert "loader.order.gap: the run has 2, this configuration 3" in capsys.readouterr().err
+
+
+SUPPLIED = """
+import torch
+
+from gdtrain import register_metric, register_source
+
+
+@register_source("drawn")
+def drawn(seed: int, rows: int = 6):
+    x = torch.randn(rows, 1, generator=torch.Generator().manual_seed(seed))
+    return x, x * seed
+
+
+@register_metric("excess")
+class Excess:
+    def __init__(self, loss, factor: float = 1.0):
+        self.factor = factor * (2 if loss.name == "mse" else 1)
+
+    def __call__(self, outputs, targets):
+        return self.factor * (outputs - targets).square().mean()
+"""
+
+
+def test_a_source_is_given_the_seed_and_a_metric_the_loss(tmp_path, monkeypatch):
+    (tmp_path / "supplied.py").write_text(SUPPLIED, "utf-8")
+    Path(tmp_path / "a.yaml").write_text(
+        "seed: 7\ndata: {source: drawn, rows: 8, validation_fraction: 0.5}\nmodel: linear\n"
+        "loss: mse\nloader: batch\noptimizer: {lr: 0.1}\nepochs: 1\n"
+        "metrics: {excess: {factor: 2}}\nlog: {picture: false}\n",
+        "utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    importlib.invalidate_caches()
+    command = ["--config", "a.yaml", "--import", "supplied", "--output-dir", "out"]
+    assert main(command) == 0
+    (record,) = map(json.loads, Path("out/metrics.jsonl").read_text("utf-8").splitlines()[-1:])
+    assert record["val_excess"] == pytest.approx(4 * record["val_loss"])
+
+
+@pytest.mark.parametrize("section", ["callbacks=noted", "callbacks=[noted]"])
+def test_an_option_that_a_part_named_alone_lacks_is_told(all_kinds, capsys, section):
+    assert run_all(section, "--dry-run") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "command line:1:11: callbacks.noted.text: missing; it is required"
+    ]
 
 
 def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, capsys):

@@ -54,6 +54,29 @@ def whole() -> list[tuple[str, int]]:
     return [(kind, n) for n, of_step in zip(steps, kinds, strict=True) for kind in of_step]
 
 
+class Reports(Callback):
+    """Has something to report of each update."""
+
+    def report(self) -> dict[str, float]:
+        return {"extra": 1.0}
+
+
+def test_callbacks_that_come_in_mid_run_are_reported(tmp_path):
+    """The list may be another one, not only a longer one."""
+    path = tmp_path / "metrics.jsonl"
+    trainer: Trainer
+
+    def rebind() -> None:
+        trainer.callbacks = [*trainer.callbacks, Reports()]
+
+    trainer = trainer_with(At(8, rebind), MetricsLog(path, every_n_steps=1))
+    trainer.fit(EPOCHS)
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "step" and "extra" in r] == list(
+        range(8, EPOCHS * BATCHES + 1)
+    )
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("first", [0, 5, 17])
 def test_lines_that_cant_be_written_wait_until_they_can(tmp_path, caplog, code, first):

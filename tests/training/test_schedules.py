@@ -130,6 +130,28 @@ FROM_RATE = {
 }
 
 
+def test_a_schedule_by_a_metric_that_comes_in_mid_run_is_told_the_metric() -> None:
+    model, optimizer, scheduler = rated(FROM_RATE["exponential"])
+    told: list[float] = []
+
+    class Plateau(lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            told.append(metrics)
+            super().step(metrics)
+
+    class Replaces(Callback):
+        def on_epoch_end(self, trainer, record):
+            if record["epoch"] == 1:
+                trainer.schedule.scheduler = Plateau(optimizer)
+
+    trainer = Trainer(
+        model, torch.nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 4, order="sequential"),
+        device="cpu", scheduler=scheduler, callbacks=[Replaces()],
+    )  # fmt: skip
+    history = trainer.fit(3)
+    assert told == history.train_loss  # it is stepped when the epoch is over for all callbacks
+
+
 @pytest.mark.parametrize("name", FROM_RATE)
 @pytest.mark.parametrize("per", ["step", "epoch"])
 def test_a_rate_that_is_set_does_what_a_loop_by_hand_does(name, per) -> None:

@@ -22,13 +22,13 @@ from gdtrain.parts import shown
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.compatibility import check_fits
 
-# What must be the same for a resumed run to end with the bits of one that was left alone.
-_MUST_MATCH = (
-    *("seed", "data", "model", "loss", "loader", "optimizer", "scheduler"),
-    *("variance_reduction", "averaging"),
-    *("clip_grad_norm", "clip_grad_value", "microbatch_size", "memory_limit", "accumulate_in"),
-    *("microbatch_allow", "evaluate_in", "precision", "early_stopping", "engine", "trainer"),
-)
+# What may be another for a run that ends with the bits of one left alone: how long it is, where it
+# runs, and who looks on. All else must match, and so must a section that comes in later.
+_FREE = {
+    *("epochs", "device", "strategy", "process_timeout"),
+    *("log", "checkpoint", "monitors"),
+}
+_MUST_MATCH = tuple(key for key in Config.model_fields if key not in _FREE)
 # What of a data source only decides how the run goes on from here.
 _MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
 

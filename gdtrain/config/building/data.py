@@ -15,6 +15,7 @@ from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite, check_range
 from gdtrain.data.files.converted import ConvertedFolder
+from gdtrain.data.names import is_number
 from gdtrain.data.tables.preparation import (
     LoadedData,
     PreparedData,
@@ -25,6 +26,7 @@ from gdtrain.data.tables.preparation import (
     split,
 )
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.parts import shown
 from gdtrain.settings import LossSettings, SourceSettings
 from gdtrain.training.metrics import losses_of_errors
 
@@ -40,6 +42,7 @@ def prepare_data(config: Config) -> PreparedData:
     if isinstance(loaded, Dataset):
         return _prepare_dataset(section, loaded, config)
     labels = config.loss.targets.classes
+    _check_names(config, loaded)
     if section.standardize_targets and not config.loss.targets.unit:
         raise ConfigError.of(
             "standardize_targets",
@@ -85,6 +88,20 @@ def _prepare_converted(
             named_classes=labels,
             seed=config.seed,
         )
+    )
+
+
+def _check_names(config: Config, loaded: LoadedData | ConvertedFolder) -> None:
+    """Refuse text as targets of a loss for numbers: places in the alphabet mean nothing."""
+    described = loaded.description if isinstance(loaded, ConvertedFolder) else loaded
+    names = [] if all(map(is_number, described.class_names or ())) else described.class_names
+    targets = config.loss.targets
+    if not names or targets.classes or (targets.binary and len(names) == 2):
+        return
+    raise ConfigError.of(
+        "target",
+        f"is text, such as {shown(names[0])}, and {config.loss.name} learns numbers; use a loss "
+        "over classes, such as cross_entropy, or write numbers",
     )
 
 
@@ -135,7 +152,11 @@ def _read(config: Config) -> LoadedData | ConvertedFolder | Dataset[Any] | Prepa
 def _check_range(targets: Tensor, loss: LossSettings, first_row: int) -> None:
     if loss.targets.holds is None:
         return
-    wrong = (~loss.targets.holds(targets)).nonzero()
+    held = loss.targets.holds(targets)
+    if getattr(held, "shape", None) != targets.shape:
+        message = "its test of targets must say of each number whether it holds, as y >= 0 does"
+        raise ConfigError.of("", f"{loss.name}: {message}")
+    wrong = (~held).nonzero()
     if len(wrong):
         row = int(wrong[0][0])
         value = targets[tuple(wrong[0].tolist())].item()

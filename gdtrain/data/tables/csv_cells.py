@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.files.array_files import check_file
+from gdtrain.data.names import is_number
 from gdtrain.data.tables.preparation import Column
 from gdtrain.errors import ConfigError, DataError
 
@@ -211,12 +212,3 @@ class ColumnScan:
                 "categories; leave it out of the features"
             )
         return Column(self.last.name, sorted(self._seen))
-
-
-def is_number(cell: str) -> bool:
-    """Whether the cell is a number, NaN and infinity included."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell

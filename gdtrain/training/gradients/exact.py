@@ -28,7 +28,7 @@ from gdtrain.training.gradients.loss_weights import (
     says_weight,
     weight_of,
 )
-from gdtrain.training.gradients.separable import check_buffers, check_separable
+from gdtrain.training.gradients.separable import check_buffers, check_separable, with_own_buffers
 from gdtrain.training.gradients.two_passes import add_two_passes
 from gdtrain.training.placement.distributed import World, exchange_gradients
 from gdtrain.training.run import Run
@@ -57,7 +57,7 @@ class ExactGradient:
         self.allowed = tuple(allowed)
         self.in_float64 = in_float64
         self._told = False
-        self._buffers_checked = False
+        self._checked: list[nn.Module] | None = None  # layers whose buffers were looked at
 
     @property
     def cut_by(self) -> str | None:
@@ -70,7 +70,7 @@ class ExactGradient:
         """Raise ModelError or ConfigError if batches are to be cut that can't be."""
         if (cut_by := self.cut_by) is not None:
             self._check(cut_by)
-            self._buffers_checked = False
+            self._checked = None
 
     def _check(self, cut_by: str) -> None:
         trainer = self.trainer
@@ -112,8 +112,9 @@ class ExactGradient:
             return whole_gradient(trainer, batch)
         cut_by = self.cut_by or ""
         self._check(cut_by)
-        if not self._buffers_checked:
-            self._buffers_checked = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
+        if (layers := with_own_buffers(trainer.model)) != self._checked:
+            settled = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
+            self._checked = layers if settled else None
         trainer.microbatches.settle(self._measured, batch)
         if not trainer.microbatches.is_auto:
             return self._of_parts(batch)

@@ -56,8 +56,7 @@ def check_buffers(
     that is settled: a single sample, as the first batches may have, has no parts.
     """
     found = ""
-    unknown = (m for m in trainer.model.modules() if m._buffers and not is_stock(m))
-    if len(batch) > 1 and next(unknown, None) is not None:
+    if len(batch) > 1 and with_own_buffers(trainer.model):
         few = next(batch.split(min(_FEW, len(batch))))
         try:
             found = _other_buffer(trainer, few, allowed, run) or ""
@@ -67,6 +66,11 @@ def check_buffers(
     if message := next(filter(None, trainer.world.gather_text(found)), None):
         raise ModelError(f"{cut_by}: layer {message}")
     return trainer.world.any(len(batch) > 1)
+
+
+def with_own_buffers(model: nn.Module) -> list[nn.Module]:
+    """The layers with buffers that are not PyTorch's, so that nothing is known of them."""
+    return [module for module in model.modules() if module._buffers and not is_stock(module)]
 
 
 def _other_buffer(

@@ -10,9 +10,9 @@ from gdtrain.registry import register_loss
 from gdtrain.settings import LossSettings, Number, Targets, Weights
 from gdtrain.training.losses.known_means import same_loss_as
 
-FRACTIONS = Targets(must_be="in 0 … 1", holds=lambda t: (t >= 0) & (t <= 1))
+FRACTIONS = Targets(must_be="in 0 … 1", holds=lambda t: (t >= 0) & (t <= 1), binary=True)
 SIGNS = Targets(must_be="-1 or 1", holds=lambda t: (t == -1) | (t == 1))
-TRUTHS = Targets(must_be="0 or 1", holds=lambda t: (t == 0) | (t == 1))
+TRUTHS = Targets(must_be="0 or 1", holds=lambda t: (t == 0) | (t == 1), binary=True)
 COLUMNS = Targets(
     must_be="-1 or the number of a target column, from 0",
     holds=lambda t: (t == t.round()) & (t >= -1) & (t < t.shape[1]),

@@ -6,7 +6,7 @@ from helpers.thread_ranks import on_threads
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from gdtrain import BatchLoader, PhasedLoader, SampleLoader, Trainer
+from gdtrain import BatchLoader, Callback, PhasedLoader, SampleLoader, Trainer
 from gdtrain.errors import ModelError
 from gdtrain.training.placement.distributed import World
 
@@ -83,6 +83,26 @@ def make(layer: nn.Module, size: int | None = 4, **options) -> Trainer:
     return Trainer(
         model, nn.MSELoss(), optimizer, loader, device="cpu", microbatch_size=size, **options
     )
+
+
+class Adds(Callback):
+    """Puts a layer into the model after an epoch."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def on_epoch_end(self, trainer: Trainer, record: object) -> None:
+        if trainer.progress.epoch == 1:
+            trainer.model[1] = self.layer
+
+
+def test_a_layer_that_comes_in_mid_run_is_looked_at_too() -> None:
+    trainer = make(Cache(), callbacks=[Adds(Calls())])
+    with pytest.raises(ModelError) as caught:
+        trainer.fit(3)
+    assert "moves its buffer 'calls' in every pass" in str(caught.value)
+    assert trainer.step == 1
 
 
 OF_THE_BATCH = "computes its statistics over the batch"
