@@ -155,7 +155,7 @@ def _check_range(targets: Tensor, loss: LossSettings, first_row: int) -> None:
     held = loss.targets.holds(targets)
     if getattr(held, "shape", None) != targets.shape:
         message = "its test of targets must say of each number whether it holds, as y >= 0 does"
-        raise ConfigError.of("", f"{loss.name}: {message}")
+        raise DataError(f"{loss.name}: {message}")
     wrong = (~held).nonzero()
     if len(wrong):
         row = int(wrong[0][0])
