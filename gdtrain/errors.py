@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 class GdtrainError(Exception):
@@ -44,15 +44,6 @@ class ConfigError(GdtrainError, ValueError):
     def of(cls, key: str, message: str) -> ConfigError:
         """The error of a single setting."""
         return cls([Fault(key, message)])
-
-    def at(self, path: str, line: int, column: int, prefix: str = "") -> ConfigError:
-        """The same faults, said of a place in a file; ``prefix`` is put before each key."""
-        return ConfigError(
-            [
-                replace(f, key=prefix + f.key, path=path, line=line, column=column)
-                for f in self.faults
-            ]
-        )
 
 
 class DataError(GdtrainError, ValueError):

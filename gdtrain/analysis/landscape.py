@@ -20,7 +20,7 @@ from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLos
 from gdtrain.analysis.monitors.trajectory import WeightPath
 from gdtrain.data.batch import Batch
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import DataError
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import adds_up

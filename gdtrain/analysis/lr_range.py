@@ -14,7 +14,7 @@ from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.epoch_plan import known_plan
@@ -88,7 +88,8 @@ class LrRange:
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""
-        from gdtrain.output.plots.style import Curve, Mark, draw
+        from gdtrain.output.plots.frame import Curve, Mark
+        from gdtrain.output.plots.style import draw
 
         marks = []
         for label, at, style in (

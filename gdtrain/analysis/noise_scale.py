@@ -14,7 +14,7 @@ from gdtrain.analysis.curvature.functional_loss import FunctionalLoss
 from gdtrain.analysis.sample_gradients import PerSample, check_is_mean, mean_weight, take
 from gdtrain.data.batch import Batch
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import generator
 from gdtrain.errors import DataError
 from gdtrain.training.gradients.loss_weights import adds_up, weight_of

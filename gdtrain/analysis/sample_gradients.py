@@ -15,10 +15,11 @@ from torch.func import grad_and_value, vmap
 from gdtrain.analysis.curvature.full_loss import rereadable, trained, undisturbed
 from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLoss
 from gdtrain.analysis.verify.float64_copy import pick
-from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import Samples
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat

@@ -10,7 +10,7 @@ from torch import Tensor
 from gdtrain.analysis.curvature.descended_function import descended
 from gdtrain.analysis.curvature.lanczos import largest_eigenpair
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.trainer import Trainer

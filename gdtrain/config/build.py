@@ -50,7 +50,7 @@ _OF_TRAINER = (
 
 
 @dataclass(frozen=True)
-class Run:
+class BuiltRun:
     """A configuration made real: what the train command needs."""
 
     config: Config
@@ -60,7 +60,7 @@ class Run:
     preprocessing: Preprocessing
 
 
-def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
+def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
     """Build everything that the configuration names, with its seed.
 
     callbacks: appended to those that the configuration asks for.
@@ -87,7 +87,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
     trainer_type = registry.find("trainer", config.trainer).part if config.trainer else Trainer
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader, metrics)
-        watchers = _watchers(config, loader, metrics)
+        watchers = _callbacks_of_sections(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
         monitors: list[Monitor] = _named("monitor", config.monitors)
@@ -113,7 +113,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> Run:
         _check_monitors(monitors, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
-    return Run(config, trainer, loader, validation, data.preprocessing)
+    return BuiltRun(config, trainer, loader, validation, data.preprocessing)
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
             raise ConfigError.of(monitor.name, message) from error
 
 
-def _watchers(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
+def _callbacks_of_sections(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
     """The callbacks that sections of the configuration ask for, but for monitors."""
     watchers: list[Callback] = []
     if config.variance_reduction is not None:

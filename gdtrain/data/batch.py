@@ -16,7 +16,6 @@ from torch import Tensor
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.tree import Cutter, Rows, copied
-from gdtrain.data.tree import map_tensors as map_tensors
 from gdtrain.errors import ConfigError
 
 

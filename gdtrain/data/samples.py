@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan, ViewBatch, map_tensors
+from gdtrain.data.batch import Batch, Plan, ViewBatch
 from gdtrain.data.lazy_batch import through
+from gdtrain.data.tree import map_tensors
 
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.

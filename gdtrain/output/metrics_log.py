@@ -15,7 +15,6 @@ from gdtrain.checkpoint.durable_files import FileState
 from gdtrain.data.names import counted
 from gdtrain.errors import StorageError
 from gdtrain.output.metrics_file import finite, records_of
-from gdtrain.output.metrics_file import read_metrics as read_metrics
 from gdtrain.output.step_log import StepLog
 from gdtrain.training.trainer import Trainer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.dataset_samples import has_own_collate
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ConfigError, DataError

@@ -156,7 +156,7 @@ def losses_of_errors() -> list[str]:
     return [name for name, its in settings.items() if getattr(its.targets, "unit", False)]
 
 
-def check_metrics(metrics: Any, key: str = "metrics") -> dict[str, Metric]:
+def check_metrics(metrics: Any) -> dict[str, Metric]:
     """The metrics by name. Raises ConfigError for anything else."""
     if metrics is None:
         return {}
@@ -165,10 +165,10 @@ def check_metrics(metrics: Any, key: str = "metrics") -> dict[str, Metric]:
         "update, compute and reset"
     )
     if not isinstance(metrics, Mapping):
-        raise ConfigError.of(key, f"{wanted}; got {metrics!r}")
+        raise ConfigError.of("metrics", f"{wanted}; got {metrics!r}")
     for name, metric in metrics.items():
         if not (callable(metric) or isinstance(metric, Streaming)):
-            raise ConfigError.of(key, f"{wanted}; {name} is {metric!r}")
+            raise ConfigError.of("metrics", f"{wanted}; {name} is {metric!r}")
     return dict(metrics)
 
 

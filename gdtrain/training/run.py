@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block, Plan
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.descent import Work

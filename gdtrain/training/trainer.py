@@ -37,10 +37,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Batch, Block, Plan, map_tensors
+from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.dataset_samples import death_of_worker
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import copies
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training import evaluation
 from gdtrain.training.blocks import BlockLength, blocks

@@ -3,7 +3,7 @@
 from helpers.paths import CONFIGS
 
 from gdtrain.cli.main import main
-from gdtrain.output.metrics_log import read_metrics
+from gdtrain.output.metrics_file import read_metrics
 
 CONFIG = CONFIGS / "edge_of_stability.yaml"
 

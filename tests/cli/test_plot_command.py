@@ -9,13 +9,12 @@ import pytest
 from helpers.processes import run
 
 import gdtrain
-from gdtrain.cli.jobs import logs as records
+from gdtrain.cli.jobs import logs
 from gdtrain.cli.jobs.plot import labels
 from gdtrain.cli.main import main
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.plots import picture_files
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import picture_files, style
 from gdtrain.output.plots.curves import RunLog, picture, smoothed
 
 CONFIG = """\
@@ -149,8 +148,8 @@ def test_other_numbers_have_units_too():
 
 
 def test_many_runs_have_one_legend_above_and_a_title_that_fits():
-    logs = [RunLog.of(f"run {i}", [epoch(1, 2, 3)]) for i in range(9)]
-    made = picture(logs)
+    runs = [RunLog.of(f"run {i}", [epoch(1, 2, 3)]) for i in range(9)]
+    made = picture(runs)
     first, second = made.axes
     assert len(first.get_legend().get_texts()) == 9
     assert second.get_legend() is None
@@ -163,8 +162,8 @@ def test_many_runs_have_one_legend_above_and_a_title_that_fits():
 
 
 def test_several_runs_differ_in_colours_and_all_curves_in_dashes():
-    logs = [RunLog.of(n, [epoch(i, i, i, val_loss=1.0) for i in (1, 2, 3)], "mse") for n in "abc"]
-    lines = picture(logs).axes[0].lines
+    runs = [RunLog.of(n, [epoch(i, i, i, val_loss=1.0) for i in (1, 2, 3)], "mse") for n in "abc"]
+    lines = picture(runs).axes[0].lines
     assert [line.get_label() for line in lines][:2] == [
         "a: training, mean of each epoch",
         "a: validation",
@@ -274,7 +273,7 @@ def test_a_pipe_is_not_waited_for(capsys):
 
 
 def test_without_matplotlib(monkeypatch, capsys):
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(style, "find_spec", lambda name: None)
     assert train("--output-dir", "out") == 0
     assert not Path("out/loss.png").exists()
     assert "loss.png" not in capsys.readouterr().err
@@ -314,7 +313,7 @@ def test_the_picture_can_be_left_out_and_is_not_needed(monkeypatch, capsys):
 
 
 def test_a_long_log_does_not_make_the_end_of_a_run_wait(monkeypatch, capsys):
-    monkeypatch.setattr(records, "_MOST_BYTES", 100)
+    monkeypatch.setattr(logs, "_MOST_BYTES", 100)
     assert train("--output-dir", "long") == 0
     said = (
         "note: loss.png was not drawn, since the log is long; python -m gdtrain plot long draws it"

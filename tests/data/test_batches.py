@@ -15,9 +15,8 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from gdtrain import Batch, BatchLoader, MiniBatchLoader, Trainer
-from gdtrain.data.batch import map_tensors
 from gdtrain.data.collate import Collated
-from gdtrain.data.tree import copied, tensors_of
+from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import DataError
 
 X = torch.arange(10.0).reshape(5, 2)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader
-from gdtrain.data.batch import map_tensors
 from gdtrain.data.samples import CastSamples
 from gdtrain.data.sources import DatasetSamples
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError, DataError
 
 X = torch.arange(14.0).reshape(7, 2)

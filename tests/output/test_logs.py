@@ -16,7 +16,7 @@ from gdtrain.errors import DataError, MissingPackageError
 from gdtrain.output import tensorboard
 from gdtrain.output.metrics_csv import write_csv
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import style
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25}
@@ -235,6 +235,6 @@ def test_the_history_as_a_picture(monkeypatch):
     assert history.plot("val_loss").get_suptitle() == "Val_loss"
     with pytest.raises(DataError, match=r"^history: has not recorded 'x'; it has recorded lr, "):
         history.plot("x")
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr(style, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'gdtrain\[plots\]'"):
         history.plot()

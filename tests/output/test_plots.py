@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from gdtrain.errors import ConfigError, MissingPackageError
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import style
+from gdtrain.output.plots.frame import Curve, Mark, Panel
 from gdtrain.output.plots.picture_files import save
-from gdtrain.output.plots.style import Curve, Mark, Panel, draw, draw_panels
+from gdtrain.output.plots.style import draw, draw_panels
 
 
 def figure(**options):
@@ -206,7 +207,7 @@ def test_other_names_are_refused(name, said, tmp_path):
 
 def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr(
-        plots, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+        style, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
     )
     with pytest.raises(MissingPackageError) as caught:
         figure()

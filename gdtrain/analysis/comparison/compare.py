@@ -11,7 +11,7 @@ from gdtrain.analysis.comparison.peak_memory import step_memory
 from gdtrain.analysis.comparison.recorder import Budget, ClosureCounter, Recorder, Unit
 from gdtrain.analysis.comparison.result import Comparison, comparison_of, line_of, measured_run
 from gdtrain.analysis.comparison.same_problem import check_start, common_start
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.trainer import Trainer

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ModelError
 from gdtrain.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.evaluation import whole

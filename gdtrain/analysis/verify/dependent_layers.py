@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.analysis.verify import finite_differences as differences
-from gdtrain.analysis.verify.float64_copy import Twin, pick
-from gdtrain.data.batch import Batch, map_tensors
+from gdtrain.analysis.verify import finite_differences
+from gdtrain.analysis.verify.float64_copy import Float64Copy, pick
+from gdtrain.data.batch import Batch
+from gdtrain.data.tree import map_tensors
 from gdtrain.training.gradients.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.trainer import Trainer
 
@@ -23,39 +24,39 @@ DIFFERENT = 1e-9
 Call = tuple[str, list[Tensor], list[Tensor]]
 
 
-def findings(twin: Twin, batch: Batch, gradient: Tensor, takes_parts: bool) -> list[str]:
+def findings(copied: Float64Copy, batch: Batch, gradient: Tensor, takes_parts: bool) -> list[str]:
     """What breaks the identity, a sentence each.
 
     gradient: in one pass, [P]. takes_parts: whether no part of the batch raises an error.
     """
     found = []
-    if (name := random_layer(twin, batch)) is not None:
+    if (name := random_layer(copied, batch)) is not None:
         found.append(
-            f"{layer_name(twin, name)} draws random numbers in eval mode too, so no two passes "
+            f"{layer_name(copied, name)} draws random numbers in eval mode too, so no two passes "
             "are alike; give it a generator that starts anew in each pass"
         )
-    mixing = mixing_layer(twin, batch) if len(batch) > 1 else None
+    mixing = mixing_layer(copied, batch) if len(batch) > 1 else None
     if mixing is not None:
         found.append(
-            f"{layer_name(twin, mixing)} mixes samples: in training mode a sample's output depends "
-            "on the others of its batch; use a layer that looks at one sample at a time, such as "
-            "GroupNorm or LayerNorm, or put it in eval mode"
+            f"{layer_name(copied, mixing)} mixes samples: in training mode a sample's output "
+            "depends on the others of its batch; use a layer that looks at one sample at a time, "
+            "such as GroupNorm or LayerNorm, or put it in eval mode"
         )
     # A loss of the user's own that runs the model itself would be blamed for what a layer does.
-    apart = not has_own_loss(twin.trainer) or (takes_parts and mixing is None)
-    weighted = not in_two_passes(twin.trainer, batch)
+    apart = not has_own_loss(copied.trainer) or (takes_parts and mixing is None)
+    weighted = not in_two_passes(copied.trainer, batch)
     if (
         len(batch) > 1
         and apart
         and weighted
-        and (values := loss_is_no_mean(twin, batch)) is not None
+        and (values := loss_is_no_mean(copied, batch)) is not None
     ):
         found.append(
-            f"loss {loss_name(twin.trainer)} is not a mean over samples: {values[0]:.6g} for the "
+            f"loss {loss_name(copied.trainer)} is not a mean over samples: {values[0]:.6g} for the "
             f"batch, but {values[1]:.6g} as the weighted mean of its parts; "
             "let loss_weight(batch) say what it is divided by"
         )
-    if wrong := wrong_parameters(twin, batch, gradient):
+    if wrong := wrong_parameters(copied, batch, gradient):
         found.append(
             f"the gradient of {', '.join(wrong)} is not the derivative of the loss: look for a "
             "detach, a .data, or an autograd.Function whose backward is wrong"
@@ -67,21 +68,21 @@ def findings(twin: Twin, batch: Batch, gradient: Tensor, takes_parts: bool) -> l
     return found
 
 
-def wrong_parameters(twin: Twin, batch: Batch, gradient: Tensor) -> list[str]:
+def wrong_parameters(copied: Float64Copy, batch: Batch, gradient: Tensor) -> list[str]:
     """Names of the parameters whose gradient differs from finite differences in it alone."""
     draw = torch.Generator().manual_seed(0)
     wrong, start = [], 0
-    for name, parameter in twin.trained.items():
+    for name, parameter in copied.trained.items():
         part = slice(start, start := start + parameter.numel())
         direction = torch.zeros_like(gradient)
-        direction[part] = differences.half_random(gradient[part], draw)
-        error = differences.differences_error(twin, batch, gradient, direction)
-        if not error <= differences.TOLERANCE:
+        direction[part] = finite_differences.half_random(gradient[part], draw)
+        error = finite_differences.differences_error(copied, batch, gradient, direction)
+        if not error <= finite_differences.TOLERANCE:
             wrong.append(name.removeprefix("model."))
     return wrong
 
 
-def mixing_layer(twin: Twin, batch: Batch) -> str | None:
+def mixing_layer(copied: Float64Copy, batch: Batch) -> str | None:
     """The first layer in which a sample's output depends on the other samples of its batch.
 
     Two batches of this one's size pass through the model that have their first sample in common
@@ -91,28 +92,28 @@ def mixing_layer(twin: Twin, batch: Batch) -> str | None:
     others = torch.arange(1, len(batch))
     halves = [others[::2], others[1::2] if len(batch) > 2 else torch.tensor([0])]
     first, second = (pick(batch, _led_by_first(half, len(batch))) for half in halves)
-    return _first_differing(_calls(twin, first), _calls(twin, second))
+    return _first_differing(_calls(copied, first), _calls(copied, second))
 
 
-def random_layer(twin: Twin, batch: Batch) -> str | None:
+def random_layer(copied: Float64Copy, batch: Batch) -> str | None:
     """The first layer whose output depends on the state of the random number generators."""
-    return _first_differing(_calls(twin, batch, seed=0), _calls(twin, batch, seed=1))
+    return _first_differing(_calls(copied, batch, seed=0), _calls(copied, batch, seed=1))
 
 
-def loss_is_no_mean(twin: Twin, batch: Batch) -> tuple[float, float] | None:
+def loss_is_no_mean(copied: Float64Copy, batch: Batch) -> tuple[float, float] | None:
     """The loss of a batch and the weighted mean of its parts' losses, if these two differ.
 
     J(batch) = Σ_p (N_p / N) J(p) on outputs that are computed once; where ``compute_loss`` is
     overridden, on outputs that are computed for each part.
     """
-    trainer = twin.trainer
-    with torch.no_grad(), twin.passing():
+    trainer = copied.trainer
+    with torch.no_grad(), copied.passing():
         output = None if has_own_loss(trainer) else trainer.forward(batch.inputs)
 
         def value(rows: Tensor) -> float:
             part = pick(batch, rows)
             if output is None:
-                return float(twin(part))
+                return float(copied(part))
             return float(trainer.output_loss(map_tensors(output, lambda t: t[rows]), part.targets))
 
         rows = torch.arange(len(batch))
@@ -134,9 +135,9 @@ def loss_name(trainer: Trainer) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
 
-def layer_name(twin: Twin, name: str) -> str:
+def layer_name(copied: Float64Copy, name: str) -> str:
     """A layer's path in the model and its type; the path of the model itself is empty."""
-    layer = dict(twin.model.named_modules())[name]
+    layer = dict(copied.model.named_modules())[name]
     return f"layer {name!r} ({type(layer).__name__})" if name else f"model ({type(layer).__name__})"
 
 
@@ -145,7 +146,7 @@ def _led_by_first(others: Tensor, size: int) -> Tensor:
     return torch.cat([torch.tensor([0]), others.repeat(size)[: size - 1]])
 
 
-def _calls(twin: Twin, batch: Batch, seed: int | None = None) -> list[Call]:
+def _calls(copied: Float64Copy, batch: Batch, seed: int | None = None) -> list[Call]:
     """What each layer makes of the batch's first sample, in the order in which layers finish."""
     calls: list[Call] = []
 
@@ -153,10 +154,10 @@ def _calls(twin: Twin, batch: Batch, seed: int | None = None) -> list[Call]:
         size = len(batch)
         calls.append((name, _first_sample((inputs, options), size), _first_sample(outputs, size)))
 
-    with torch.no_grad(), twin.passing(), _hooked(twin.model, note):
+    with torch.no_grad(), copied.passing(), _hooked(copied.model, note):
         if seed is not None:
             torch.manual_seed(seed)
-        twin(batch)
+        copied(batch)
     return calls
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gdtrain.analysis.verify.float64_copy import Twin
+from gdtrain.analysis.verify.float64_copy import Float64Copy
 from gdtrain.data.batch import Batch
 
 TOLERANCE = 1e-6
@@ -24,17 +24,19 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).norm()) / scale if scale else 0.0
 
 
-def differences_error(twin: Twin, batch: Batch, gradient: Tensor, direction: Tensor) -> float:
+def differences_error(
+    copied: Float64Copy, batch: Batch, gradient: Tensor, direction: Tensor
+) -> float:
     """|D - g·v| with D = (J(θ + hv) - J(θ - hv)) / 2h, relative to ‖g‖ or |D|; best of three h.
 
     gradient: g, [P]. direction: v, [P], of length 1. Where g is so small that rounding hides
     it in D, the error is relative to what can be seen.
     """
-    theta = twin.flat(dict(twin.trained))
+    theta = copied.flat(dict(copied.trained))
     slope = float(gradient @ direction)
     errors = []
     for h in STEPS:
-        above, below = (twin.at(theta + s * h * direction, batch) for s in (1.0, -1.0))
+        above, below = (copied.at(theta + s * h * direction, batch) for s in (1.0, -1.0))
         difference = (above - below) / (2 * h)
         seen = ROUNDING * max(abs(above), abs(below)) / h / TOLERANCE
         scale = max(float(gradient.norm()), abs(difference), seen)

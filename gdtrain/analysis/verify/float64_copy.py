@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from gdtrain.data.batch import Batch, map_tensors
+from gdtrain.data.batch import Batch
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.safety.checks import OutputCheck
@@ -23,7 +24,7 @@ from gdtrain.training.trainer import Trainer
 _CPU = torch.device("cpu")
 
 
-class Twin(nn.Module):
+class Float64Copy(nn.Module):
     """J(θ) of a batch as a module: a trainer's ``compute_loss`` on copies of its tensors.
 
     The copy is in float64, on the CPU, in training mode, with dropout off; ``forward(batch)`` is

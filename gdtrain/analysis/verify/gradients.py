@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from gdtrain.analysis.curvature.functional_loss import FunctionalLoss
-from gdtrain.analysis.verify import dependent_layers as culprits
-from gdtrain.analysis.verify import finite_differences as differences
-from gdtrain.analysis.verify import processes
-from gdtrain.analysis.verify.float64_copy import Twin, in_double, pick
+from gdtrain.analysis.verify import dependent_layers, finite_differences, processes
+from gdtrain.analysis.verify.float64_copy import Float64Copy, in_double, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.gradients.accumulation import whole_gradient
@@ -121,10 +119,10 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
     Errors are relative to the 2-norm. Raises ModelError if the model does not run in
     float64 on the CPU, or the loss of these samples is not finite.
     """
-    twin, batch = Twin(trainer), in_double(batch)
+    copied, batch = Float64Copy(trainer), in_double(batch)
     try:
-        notes = [_way(twin, batch), *_dropout_off(twin), *_randomness_off(twin, batch)]
-        expected = twin.gradient(lambda: whole_gradient(twin.trainer, batch))
+        notes = [_way(copied, batch), *_dropout_off(copied), *_randomness_off(copied, batch)]
+        expected = copied.gradient(lambda: whole_gradient(copied.trainer, batch))
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"model: does not run in float64 on the CPU: {reason}") from error
@@ -133,22 +131,22 @@ def verify(trainer: Trainer, batch: Batch, *, num_processes: int = 2) -> Report:
 
     rows: list[Row] = []
     for part in sorted({1, 2, 3, 7, size // 2 + 1, size - 1} & set(range(1, size))):
-        cut = partial(twin.gradient, partial(_in_parts, twin, batch, part))
+        cut = partial(copied.gradient, partial(_in_parts, copied, batch, part))
         ragged = f", the last of {size % part}" if size % part else ""
         name = f"microbatches of {part}{ragged}"
         rows.append(_row(name, expected, cut, error_if_raised=math.inf))
-    rows.append(_in_eval_mode(twin, size))
-    rows.append(_of_samples(twin, batch, expected))
-    rows.append(_differences(twin, batch, expected[0]))
+    rows.append(_in_eval_mode(copied, size))
+    rows.append(_of_samples(copied, batch, expected))
+    rows.append(_differences(copied, batch, expected[0]))
     if num_processes > 1:
         counts = [stop - start for start, stop in processes.shares(size, num_processes)]
         name = f"{num_processes} processes, {' + '.join(map(str, counts))} samples"
-        rows.append(_row(name, expected, lambda: processes.gradient(twin, batch, num_processes)))
+        rows.append(_row(name, expected, lambda: processes.gradient(copied, batch, num_processes)))
     findings: list[str] = []
     if any(row.ok is False for row in rows):
         takes_parts = all(row.error != math.inf for row in rows)
-        findings = culprits.findings(twin, batch, expected[0], takes_parts)
-    return Report(size, twin.num_parameters, tuple(rows), tuple(notes), tuple(findings))
+        findings = dependent_layers.findings(copied, batch, expected[0], takes_parts)
+    return Report(size, copied.num_parameters, tuple(rows), tuple(notes), tuple(findings))
 
 
 def _check_finite(batch: Batch, gradient: Tensor, loss: Tensor) -> None:
@@ -172,14 +170,14 @@ def _row(
         own = isinstance(error, GdtrainError | processes.NotRunError)
         reason = str(error) if own else f"{type(error).__name__}: {error}"
         return Row(name, error_if_raised, TOLERANCE, textwrap.shorten(reason, 160))
-    errors = map(differences.relative_error, got, expected)
+    errors = map(finite_differences.relative_error, got, expected)
     return Row(name, max(errors), TOLERANCE)
 
 
-def _way(twin: Twin, batch: Batch) -> str:
+def _way(copied: Float64Copy, batch: Batch) -> str:
     """Which way a batch that is cut goes, and what that costs."""
-    trainer = twin.trainer
-    name = culprits.loss_name(trainer)
+    trainer = copied.trainer
+    name = dependent_layers.loss_name(trainer)
     if in_two_passes(trainer, batch):
         return (
             f"what loss {name} is divided by is not known, so batches are cut in two passes: right "
@@ -195,33 +193,33 @@ def _way(twin: Twin, batch: Batch) -> str:
     return f"batches are cut in one pass, their parts weighted by what loss {name} is divided by"
 
 
-def _in_eval_mode(twin: Twin, size: int) -> Row:
+def _in_eval_mode(copied: Float64Copy, size: int) -> Row:
     """Gradients and losses of drawn batches in eval mode, each in one pass and in parts."""
-    name, loader = f"{BATCHES} batches in eval mode", twin.trainer.loader
+    name, loader = f"{BATCHES} batches in eval mode", copied.trainer.loader
     if loader is None or loader.is_stream:
         return Row(name, None, TOLERANCE, "there is no data set to draw batches from")
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(loader.num_samples, (BATCHES * size,), generator=draw)
     plan, worst = Plan(0, len(rows), size, rows), 0.0
-    modes = [(module, module.training) for module in twin.modules()]
+    modes = [(module, module.training) for module in copied.modules()]
     try:
-        twin.eval()
+        copied.eval()
         for batch in map(in_double, loader.samples.read(plan)):
-            if (layer := culprits.random_layer(twin, batch)) is not None:
-                text = culprits.layer_name(twin, layer)
+            if (layer := dependent_layers.random_layer(copied, batch)) is not None:
+                text = dependent_layers.layer_name(copied, layer)
                 return Row(name, None, TOLERANCE, f"cannot be checked: {text} draws random numbers")
             before = RngState.take(torch.device("cpu"))
-            with twin.passing():
-                twin(batch)
+            with copied.passing():
+                copied(batch)
                 moved = not before.is_current(torch.device("cpu"))
             if moved:
                 return Row(
                     name, None, TOLERANCE, "cannot be checked: the loss draws random numbers"
                 )
-            whole = twin.gradient(partial(whole_gradient, twin.trainer, batch))
-            parts = twin.gradient(partial(_in_parts, twin, batch, -(-size // 3)))
+            whole = copied.gradient(partial(whole_gradient, copied.trainer, batch))
+            parts = copied.gradient(partial(_in_parts, copied, batch, -(-size // 3)))
             if torch.isfinite(whole[1]):
-                worst = max(worst, *map(differences.relative_error, parts, whole))
+                worst = max(worst, *map(finite_differences.relative_error, parts, whole))
     except Exception as error:  # of the user's model, of whatever type
         text = f"{type(error).__name__}: {error}"
         return Row(name, None, TOLERANCE, textwrap.shorten(text, 160))
@@ -231,40 +229,40 @@ def _in_eval_mode(twin: Twin, size: int) -> Row:
     return Row(name, worst, TOLERANCE)
 
 
-def _of_samples(twin: Twin, batch: Batch, expected: tuple[Tensor, Tensor]) -> Row:
+def _of_samples(copied: Float64Copy, batch: Batch, expected: tuple[Tensor, Tensor]) -> Row:
     name = "per-sample gradients (torch.func)"
-    if in_two_passes(twin.trainer, batch):
+    if in_two_passes(copied.trainer, batch):
         reason = "the loss is not known to be a mean over samples"
         return Row(name, None, TOLERANCE, reason)
-    return _row(name, expected, lambda: _per_sample(twin, batch))
+    return _row(name, expected, lambda: _per_sample(copied, batch))
 
 
-def _in_parts(twin: Twin, batch: Batch, size: int) -> Tensor:
-    return add_gradient(twin.trainer, batch, list(batch.split(size)), World()).loss
+def _in_parts(copied: Float64Copy, batch: Batch, size: int) -> Tensor:
+    return add_gradient(copied.trainer, batch, list(batch.split(size)), World()).loss
 
 
-def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
+def _per_sample(copied: Float64Copy, batch: Batch) -> tuple[Tensor, Tensor]:
     """Σ_i (N_i / N) g_i and Σ_i (N_i / N) l_i, a chunk of samples at a time.
 
     Samples of weight 0, whose target is ignored, are left out: their mean loss would be 0/0.
     """
-    each_weight = [weight_of(twin.trainer, one) for one in batch.split(1)]
+    each_weight = [weight_of(copied.trainer, one) for one in batch.split(1)]
     weights = torch.tensor(each_weight, dtype=torch.float64)
-    total = 1.0 if adds_up(twin.trainer) else float(weights.sum())
+    total = 1.0 if adds_up(copied.trainer) else float(weights.sum())
 
     def loss_of(own: list[Tensor], others: dict[str, Tensor], row: Tensor) -> Tensor:
         return functional.at(own, others, pick(batch, row[None]))
 
     each = vmap(grad_and_value(loss_of), in_dims=(None, None, 0), randomness="different")
-    own = [parameter.detach() for parameter in twin.trained.values()]
-    gradient = torch.zeros(twin.num_parameters, dtype=torch.float64)
+    own = [parameter.detach() for parameter in copied.trained.values()]
+    gradient = torch.zeros(copied.num_parameters, dtype=torch.float64)
     loss = torch.zeros((), dtype=torch.float64)
     counted = weights.nonzero()[:, 0]
-    for rows in torch.split(counted, max(1, CHUNK_NUMBERS // twin.num_parameters)):
+    for rows in torch.split(counted, max(1, CHUNK_NUMBERS // copied.num_parameters)):
         share = weights[rows] / total
-        with twin.passing(), warnings.catch_warnings():
+        with copied.passing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            functional = FunctionalLoss(twin.trainer, list(twin.trained.values()))
+            functional = FunctionalLoss(copied.trainer, list(copied.trained.values()))
             gradients, losses = each(own, functional.others(), rows)
         summed = [torch.tensordot(share.to(g), g, 1) for g in gradients]
         gradient += Flat(own).joined(summed)
@@ -272,35 +270,35 @@ def _per_sample(twin: Twin, batch: Batch) -> tuple[Tensor, Tensor]:
     return gradient, loss
 
 
-def _differences(twin: Twin, batch: Batch, gradient: Tensor) -> Row:
+def _differences(copied: Float64Copy, batch: Batch, gradient: Tensor) -> Row:
     draw = torch.Generator().manual_seed(0)
     worst = 0.0
     for _ in range(DIRECTIONS):
-        direction = differences.half_random(gradient, draw)
-        error = differences.differences_error(twin, batch, gradient, direction)
+        direction = finite_differences.half_random(gradient, draw)
+        error = finite_differences.differences_error(copied, batch, gradient, direction)
         worst = max(worst, error)
     name = f"finite differences, {DIRECTIONS} directions"
-    return Row(name, worst, differences.TOLERANCE)
+    return Row(name, worst, finite_differences.TOLERANCE)
 
 
-def _dropout_off(twin: Twin) -> list[str]:
-    if not twin.silenced:
+def _dropout_off(copied: Float64Copy) -> list[str]:
+    if not copied.silenced:
         return []
-    layers = ("layer " if len(twin.silenced) == 1 else "layers ") + ", ".join(
-        repr(name) for name in twin.silenced
+    layers = ("layer " if len(copied.silenced) == 1 else "layers ") + ", ".join(
+        repr(name) for name in copied.silenced
     )
     return [f"dropout is off here ({layers}); microbatches draw other masks than one pass"]
 
 
-def _randomness_off(twin: Twin, batch: Batch) -> list[str]:
+def _randomness_off(copied: Float64Copy, batch: Batch) -> list[str]:
     """Put layers that still draw random numbers into eval mode, and say so."""
     notes: list[str] = []
-    while (name := culprits.random_layer(twin, batch)) is not None:
-        layer = twin.model.get_submodule(name)
+    while (name := dependent_layers.random_layer(copied, batch)) is not None:
+        layer = copied.model.get_submodule(name)
         if not layer.training:
             break  # a finding, if it makes a difference
         layer.training = False
-        message = culprits.layer_name(twin, name)
+        message = dependent_layers.layer_name(copied, name)
         notes.append(
             f"{message} draws random numbers, so it is in eval mode here; microbatches draw others "
             "than one pass"

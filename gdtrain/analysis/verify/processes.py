@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gdtrain.analysis.verify.float64_copy import Twin, pick
+from gdtrain.analysis.verify.float64_copy import Float64Copy, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.training.gradients.exact import add_gradient
 from gdtrain.training.placement.distributed import World, exchange_gradients
@@ -42,16 +42,16 @@ def shares(size: int, processes: int) -> list[tuple[int, int]]:
     return [plan.share(rank, processes).bounds(0) for rank in range(processes)]
 
 
-def gradient(twin: Twin, batch: Batch, processes: int) -> tuple[Tensor, Tensor]:
+def gradient(copied: Float64Copy, batch: Batch, processes: int) -> tuple[Tensor, Tensor]:
     """Gradient [P] and loss [] of the batch, as all of the processes have it in the end.
 
-    The twin goes to them by pickle. They meet through a file, and talk over loopback.
+    The copied goes to them by pickle. They meet through a file, and talk over loopback.
     Raises NotRunError if that can't be done, or takes too long; leaves no process behind.
     """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         try:
-            (directory / "work").write_bytes(pickle.dumps((_bare(twin), batch)))
+            (directory / "work").write_bytes(pickle.dumps((_bare(copied), batch)))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise NotRunError(f"can't be sent to another process: {_one_line(error)}") from error
         _run(directory, processes)
@@ -60,9 +60,9 @@ def gradient(twin: Twin, batch: Batch, processes: int) -> tuple[Tensor, Tensor]:
     return first[0], first[1]
 
 
-def _bare(twin: Twin) -> Twin:
-    bare = copy.copy(twin)
-    bare.trainer = copy.copy(twin.trainer)
+def _bare(copied: Float64Copy) -> Float64Copy:
+    bare = copy.copy(copied)
+    bare.trainer = copy.copy(copied.trainer)
     for name in _STAYS:
         setattr(bare.trainer, name, None)
     return bare
@@ -117,16 +117,16 @@ def _work(directory: Path, rank: int, size: int) -> None:
         world_size=size,
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
-    twin, batch = pickle.loads((directory / "work").read_bytes())
+    copied, batch = pickle.loads((directory / "work").read_bytes())
     share = pick(batch, torch.arange(*shares(len(batch), size)[rank]))
     world = World.current()
 
     def summed() -> Tensor:
         parts = [share] if len(share) else []
-        added = add_gradient(twin.trainer, share, parts, world)
-        return exchange_gradients(world, list(twin.trained.values()), added.loss)
+        added = add_gradient(copied.trainer, share, parts, world)
+        return exchange_gradients(world, list(copied.trained.values()), added.loss)
 
-    torch.save(twin.gradient(summed), directory / f"gradient{rank}")
+    torch.save(copied.gradient(summed), directory / f"gradient{rank}")
     dist.destroy_process_group()
 
 

@@ -17,11 +17,11 @@ from gdtrain.analysis.comparison.compare import compare
 from gdtrain.analysis.comparison.recorder import FOREVER, Budget, Unit
 from gdtrain.analysis.comparison.result import REPORT, Comparison
 from gdtrain.cli.jobs.train import faults_placed, notices
-from gdtrain.config.build import Run, build
+from gdtrain.config.build import BuiltRun, build
 from gdtrain.config.comparison import FormConfig
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
@@ -115,7 +115,7 @@ class CompareJob:
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Validation)]
         return trainer
 
-    def _build(self, form: FormConfig, budget: Budget, lr: float | None = None) -> Run:
+    def _build(self, form: FormConfig, budget: Budget, lr: float | None = None) -> BuiltRun:
         """A form's objects, its schedule as long as the budget, if that is known."""
         config = form.config.model_copy(update={"early_stopping": None, "monitors": None})
         if lr is not None:
@@ -135,7 +135,7 @@ class CompareJob:
             raise OutputError(f"{wanted} is not empty; choose another --output-dir")
         return run_directory.new_directory(wanted, "compare")
 
-    def _open(self, run: Run, budget: Budget, directory: Path) -> None:
+    def _open(self, run: BuiltRun, budget: Budget, directory: Path) -> None:
         names = ", ".join(form.name for form in self.forms)
         rates = f" at {len(self.lr_grid)} learning rates" if self.lr_grid else ""
         say(

@@ -18,8 +18,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output import run_directory
-from gdtrain.output.plots import picture_files
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import picture_files, style
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.training.trainer import Trainer
 
@@ -41,7 +40,7 @@ class LandscapeJob:
 
     def run(self) -> int:
         """Draw and write; return the exit code. Raises ConfigError before anything is written."""
-        plots.require_matplotlib()
+        style.require_matplotlib()
         whole_number("resolution", self.resolution, minimum=2)
         config, document, paths = self._read()
         out = self.out or self.runs[0] / "landscape.png"

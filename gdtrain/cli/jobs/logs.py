@@ -16,8 +16,7 @@ from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.plots import curves, picture_files
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import curves, picture_files, style
 from gdtrain.output.plots.curves import RunLog
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.training.callbacks.callback import Callback
@@ -38,7 +37,9 @@ def check(section: LogSection) -> None:
             raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
 
 
-def logs(section: LogSection, log: MetricsLog, trainer: Trainer, directory: Path) -> list[Callback]:
+def callbacks(
+    section: LogSection, log: MetricsLog, trainer: Trainer, directory: Path
+) -> list[Callback]:
     """The callbacks that write a run's numbers into its directory, for rank 0; log: the first."""
     attempt = log.faults.attempt
     for callback in trainer.callbacks:
@@ -58,7 +59,7 @@ def draw_loss(config: Config, directory: Path) -> None:
 
     Whatever goes wrong is a note: the run is done.
     """
-    if not config.log.picture or not plots.is_installed():
+    if not config.log.picture or not style.is_installed():
         return
     metrics = directory / run_directory.METRICS
     try:

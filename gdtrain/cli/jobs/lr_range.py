@@ -16,8 +16,7 @@ from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
 from gdtrain.output.metrics_file import finite
-from gdtrain.output.plots import picture_files
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import picture_files, style
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.output.terminal import printable
 from gdtrain.training.placement import distributed
@@ -58,9 +57,9 @@ class LrRangeJob:
         return 0
 
     def _checked_out(self) -> Path | None:
-        if self.out is None and not plots.is_installed():
+        if self.out is None and not style.is_installed():
             return None
-        plots.require_matplotlib()
+        style.require_matplotlib()
         out = self.out or Path(f"lr-range-{self.name}.png")
         picture_files.check_out(out)
         return out

@@ -11,8 +11,7 @@ from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.plots import curves, picture_files
-from gdtrain.output.plots import style as plots
+from gdtrain.output.plots import curves, picture_files, style
 from gdtrain.output.plots.curves import RunLog
 from gdtrain.output.terminal import say
 
@@ -38,7 +37,7 @@ class PlotJob:
 
     def run(self) -> int:
         """Draw and write; return the exit code. Raises ConfigError before anything is written."""
-        plots.require_matplotlib()
+        style.require_matplotlib()
         if self.smooth is not None:
             whole_number("smooth", self.smooth, minimum=1)
             if self.metrics:

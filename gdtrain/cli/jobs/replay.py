@@ -12,7 +12,7 @@ from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.jobs.train import faults_placed, notices
-from gdtrain.config.build import Run, build
+from gdtrain.config.build import BuiltRun, build
 from gdtrain.config.load import load_config
 from gdtrain.data.batch import Block, Plan
 from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
@@ -100,7 +100,7 @@ class ReplayJob:
             epoch, last = epoch + 1, last + batches
         raise self._no_step(f"the run ends with step {last}")
 
-    def _rebuild(self, run: Run) -> str | None:
+    def _rebuild(self, run: BuiltRun) -> str | None:
         """Take up the nearest checkpoint before the step, if there is one; its name."""
         store = CheckpointStore(self.directory / run_directory.CHECKPOINTS)
         try:

@@ -11,7 +11,7 @@ from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.consistency import check_consistent
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.config.build import Run
+from gdtrain.config.build import BuiltRun
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
@@ -38,7 +38,7 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def take_up(run: Run, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> int:
+def take_up(run: BuiltRun, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> int:
     """Put the trainer into the state of the newest checkpoint that can be used.
 
     verify_data: compare mapped data by their bytes, though the files seem to be unchanged.

@@ -19,9 +19,9 @@ from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.disk_faults import DiskFaults
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.cli.jobs import logs as records
+from gdtrain.cli.jobs import logs
 from gdtrain.cli.jobs.resume import is_restart, settings_of, take_up
-from gdtrain.config.build import Run, build, stage
+from gdtrain.config.build import BuiltRun, build, stage
 from gdtrain.config.load import dump
 from gdtrain.config.places import Document, key_path
 from gdtrain.config.schema import Config
@@ -42,7 +42,7 @@ from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety import diagnosis
 from gdtrain.training.safety.finite_guard import all_finite
 from gdtrain.training.safety.signals import SignalDesk
-from gdtrain.training.state import snapshot as state
+from gdtrain.training.state import snapshot
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 
@@ -85,10 +85,10 @@ class TrainJob:
         metrics = directory / run_directory.METRICS
         log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
         checkpoints = self._checkpoints(store, log)
-        logs = records.logs(self.config.log, log, trainer, directory)
+        written = logs.callbacks(self.config.log, log, trainer, directory)
         shown = [console] if leads else []
         stops = _Stops(self.signals)
-        trainer.callbacks += [*(logs if leads else []), checkpoints, *shown, stops]
+        trainer.callbacks += [*(written if leads else []), checkpoints, *shown, stops]
         self.signals.watch(
             lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
         )
@@ -119,10 +119,10 @@ class TrainJob:
                 say(_closing_line(run_directory.summary_of(trainer, status), directory))
             return 128 + interrupted if interrupted else 0
 
-    def _built(self) -> Run:
+    def _built(self) -> BuiltRun:
         """What the configuration names, tried on its first batch, with the engine of the run."""
         with faults_placed(self.document), notices():
-            records.check(self.config.log)
+            logs.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
             with stage(""):
@@ -148,13 +148,13 @@ class TrainJob:
         """The weights of a run that has come to its end, and its picture."""
         leads = trainer.world.rank == 0
         if status in ("done", "stopped"):  # all ranks have a part in the weights
-            files = {run_directory.WEIGHTS: state.weights(trainer), **_averages(trainer)}
+            files = {run_directory.WEIGHTS: snapshot.weights(trainer), **_averages(trainer)}
             for name, weights in files.items() if leads else ():
                 faults.attempt(name, partial(run_directory.write_weights, directory, weights, name))
         if leads and status != "interrupted":
-            records.draw_loss(self.config, directory)
+            logs.draw_loss(self.config, directory)
 
-    def _leave_files(self, run: Run, directory: Path, faults: DiskFaults) -> None:
+    def _leave_files(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
         """Write again what somebody has removed in mid-run, and say so."""
         for name, text in self._texts(run).items():
             path = directory / name
@@ -167,16 +167,16 @@ class TrainJob:
 
             faults.attempt(name, write)
 
-    def _renew_texts(self, run: Run, directory: Path, faults: DiskFaults) -> None:
+    def _renew_texts(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
         """The same of a run that goes on, as settings may be new; that can wait for a full disk."""
         for name, text in self._texts(run).items():
             faults.attempt(name, partial(disk.replace_file, directory / name, text.encode()))
 
-    def _write_texts(self, run: Run, directory: Path) -> None:
+    def _write_texts(self, run: BuiltRun, directory: Path) -> None:
         for name, text in self._texts(run).items():
             run_directory.write_text(directory / name, text)
 
-    def _texts(self, run: Run) -> dict[str, str]:
+    def _texts(self, run: BuiltRun) -> dict[str, str]:
         """The files that are known before training; config.yaml comes last."""
         return {
             run_directory.PREPROCESSING: run.preprocessing.text(),
@@ -193,7 +193,7 @@ class TrainJob:
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
         with faults_placed(self.document), notices():
-            records.check(self.config.log)
+            logs.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
         trainer, plan = run.trainer, run.loader.plan(0)
@@ -217,7 +217,7 @@ class TrainJob:
         print(f"dry run on {trainer.device}: {parameters:,} parameters; {message}; nothing written")
         return 0 if all_finite(seen) else EXIT_NON_FINITE
 
-    def _check_first_batch(self, run: Run) -> None:
+    def _check_first_batch(self, run: BuiltRun) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
 
         Of the first batch of the first epoch and of its last one, which may be shorter, and
@@ -272,7 +272,9 @@ class TrainJob:
             faults=log.faults,
         )
 
-    def _start(self, run: Run, directory: Path, checkpoints: Checkpoints, log: MetricsLog) -> None:
+    def _start(
+        self, run: BuiltRun, directory: Path, checkpoints: Checkpoints, log: MetricsLog
+    ) -> None:
         """Take up the run that is to go on, or write what is known before training.
 
         config.yaml comes last: a run has begun, and can be resumed, once it is there.

@@ -11,7 +11,7 @@ from gdtrain.config.build import build, stage
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.streams.stream import StreamPlan
 from gdtrain.output.terminal import printable
 

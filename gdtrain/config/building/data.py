@@ -92,11 +92,16 @@ def _prepare_converted(
 
 
 def _check_names(config: Config, loaded: LoadedData | ConvertedFolder) -> None:
-    """Refuse text as targets of a loss for numbers: places in the alphabet mean nothing."""
+    """Refuse a table's text as targets of a loss for numbers: places in the alphabet mean nothing.
+
+    Built-in classes are 0 and 1 to begin with, and only bear names.
+    """
     described = loaded.description if isinstance(loaded, ConvertedFolder) else loaded
-    names = [] if all(map(is_number, described.class_names or ())) else described.class_names
+    names = described.class_names or []
     targets = config.loss.targets
-    if not names or targets.classes or (targets.binary and len(names) == 2):
+    if described.columns is None or all(map(is_number, names)) or targets.classes:
+        return
+    if targets.binary and len(names) == 2:
         return
     raise ConfigError.of(
         "target",

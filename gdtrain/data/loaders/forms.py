@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.loaders.loader import Loader as Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phases import BatchSizes, following
 from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder

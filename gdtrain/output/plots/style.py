@@ -24,13 +24,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from gdtrain.errors import MissingPackageError
-from gdtrain.output.plots.frame import COLOURS as COLOURS
-from gdtrain.output.plots.frame import DASHES as DASHES
-from gdtrain.output.plots.frame import MARKERS as MARKERS
-from gdtrain.output.plots.frame import Curve as Curve
-from gdtrain.output.plots.frame import Mark as Mark
-from gdtrain.output.plots.frame import Panel as Panel
-from gdtrain.output.plots.frame import fill, legend_rows
+from gdtrain.output.plots.frame import Curve, Mark, Panel, fill, legend_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

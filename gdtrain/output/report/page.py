@@ -13,7 +13,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from gdtrain.output.report import charts as charts
+from gdtrain.output.report import charts
 from gdtrain.output.report import figures as figures
 from gdtrain.output.report import table as table
 

@@ -22,7 +22,7 @@ from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
 from gdtrain.training.gradients.parameter_vector import with_values
 from gdtrain.training.run import Run
-from gdtrain.training.state import snapshot as state
+from gdtrain.training.state import snapshot
 from gdtrain.training.state.keeper import Keeper, as_in_fit, modules_of, roots_of
 from gdtrain.training.state.plain_values import is_count
 from gdtrain.training.state.snapshot import parameter_names
@@ -166,7 +166,7 @@ class Averaging(Callback):
     def weights(self, trainer: Run) -> dict[str, Any]:
         """The averaged weights under the names of ``model.state_dict()``, which loads them."""
         with self.applied(trainer):
-            return state.weights(trainer)
+            return snapshot.weights(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         mean, names = self._loaded or (None, None)

@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any, Literal
 
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.metrics import best_of

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Batch, Plan, map_tensors
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluation import WithoutGraph

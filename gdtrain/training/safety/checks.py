@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gdtrain.data.batch import map_tensors
+from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
 from gdtrain.training.descent import Work
 from gdtrain.training.run import Run

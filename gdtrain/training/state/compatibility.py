@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.errors import CheckpointError

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 
-from gdtrain.data.batch import map_tensors
+from gdtrain.data.tree import map_tensors
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
 

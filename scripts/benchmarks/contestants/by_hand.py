@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from contestants.workload import LEARNING_RATE, Run, Workload
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 
 
 def model_of(workload: Workload, device: str = "cpu") -> nn.Sequential:

@@ -26,7 +26,7 @@ from gdtrain import (
 )
 from gdtrain.analysis.curvature.full_loss import Objective
 from gdtrain.analysis.monitors.monitor import SHARE, Cost, Monitor, steps_between
-from gdtrain.data.loaders.forms import Loader
+from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError
 
 KINDS: list[type[Monitor]] = [
