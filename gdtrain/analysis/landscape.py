@@ -1,4 +1,4 @@
-"""The picture of the hill: the full loss in the plane in which the weights have moved most."""
+"""The picture of the loss surface: the full loss in the plane in which the weights have moved most."""
 
 from __future__ import annotations
 

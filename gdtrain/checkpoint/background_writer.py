@@ -14,7 +14,7 @@ _IDLE = 5.0
 class Background:
     """Runs jobs in a thread, at most one at once, while at most one more waits.
 
-    failed: is told of what a job has raised.
+    failed: called with what a job has raised.
     """
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:

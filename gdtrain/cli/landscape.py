@@ -1,4 +1,4 @@
-"""The command ``landscape``: the picture of the hill that runs have descended."""
+"""The command ``landscape``: the picture of the loss surface that runs descended."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class CheckpointSection(Settings):
     keep_last: Positive = 3
     """How many of the newest to keep."""
     keep_every_n_steps: Positive | None = None
-    """Keep those after every k-th update too, for ever."""
+    """Keep those after every k-th update too; they are never removed."""
     keep_best: str | None = None
     """A metric of the epochs, such as val_loss: the checkpoint of its best epoch is kept too."""
 

@@ -101,7 +101,7 @@ class EngineChoice(Protocol):
 
 
 class Run(Protocol):
-    """A model on its way down, with all that its loop has to hand.
+    """A model in training, with all that its loop works with.
 
     :class:`~gdtrain.training.trainer.Trainer` is one, and owns every field; its docstring says
     what they are. Nothing below the trainer imports it: what a part of the loop needs of a run

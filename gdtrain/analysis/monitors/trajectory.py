@@ -78,7 +78,7 @@ class WeightPath:
 
 
 class TrajectorySettings(MonitorSettings):
-    """Where the weights have been, for the picture of the hill: trajectory.npz."""
+    """Where the weights have been, for the picture of the loss surface: trajectory.npz."""
 
     max_points: Annotated[int, Field(ge=4, lt=2**31)] = 200
     """Points kept at most; at more, every second one is dropped."""

@@ -1,4 +1,4 @@
-"""The landscape command: rebuild the model of runs, and draw the hill that they have descended."""
+"""The landscape command: rebuild the model of runs, and draw the loss surface that they descended."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def draw_hill(
         frame.grid(False)
         frame.legend(loc="best", facecolor="white", framealpha=0.9)
         figure.suptitle(
-            "The hill: full loss in the principal plane of the weights' way\n"
+            "Full loss in the principal plane of the weights' path\n"
             f"(explains {sum(explained):.1%} of its variance; circle: start, star: end)",
             x=0.5,
             y=0.985,

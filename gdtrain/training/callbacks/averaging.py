@@ -42,7 +42,7 @@ class Averaging(Callback):
     epoch on (tail averaging) forgets the start at once.
 
     start_epoch: the first epoch that counts, from 1; or start_step: the first update, from 1.
-    every_n_steps: k. Neighbours are alike over some 1/(αλ) updates, with λ the curvature, so that
+    every_n_steps: k. Weights differ little over some 1/(αλ) updates, with λ the curvature, so that
     a k well below that loses next to nothing. Under an engine that runs blocks, a block ends at
     every k-th update once averaging has begun.
 

@@ -361,7 +361,7 @@ def test_a_state_of_another_model_or_a_hostile_one_is_refused(name: str, wrong: 
         fresh.load_state_dict(state)
         fresh.fit(2)
 
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="Averaging"):
         go_on()
 
 

@@ -676,7 +676,7 @@ def test_a_state_of_another_model_or_a_hostile_one_is_refused(
             state = trainer.state_dict()
             state["callbacks"][make.__name__][name] = wrong
             fresh = build(LOADERS["sample"](), make())
-            with pytest.raises(CheckpointError):
+            with pytest.raises(CheckpointError, match=make.__name__):
                 go_on(fresh, state)
     # A table may take what its callback says, and no more.
     monkeypatch.setattr(expected, "_CALLBACK_BYTES", -4 * D * 8)

@@ -222,7 +222,7 @@ NO_MEANS = ("all generators", "assigned buffers", "teacher")
 
 def refused(look):
     def attempt(trainer: Trainer) -> None:
-        with pytest.raises(ModelError):
+        with pytest.raises(ModelError, match="sample"):
             look(trainer)
 
     return attempt
