@@ -1,4 +1,4 @@
-"""The picture of the loss surface: the full loss in the plane in which the weights have moved most."""
+"""The full loss in the plane in which the weights have moved most, for a picture."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_a_refusal_leaves_buffers_and_generators_as_they_were() -> None:
     trainer.model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3), trainer.model)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     drawn = torch.get_rng_state()
-    with pytest.raises(ConfigError, match="^clip_grad_norm: "):
+    with pytest.raises(ConfigError, match=r"^clip_grad_norm: "):
         trainer.fit(1)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name

@@ -1,4 +1,4 @@
-"""The landscape command: rebuild the model of runs, and draw the loss surface that they descended."""
+"""The landscape command: rebuild the models of runs, and draw the loss that they descended."""
 
 from __future__ import annotations
 
