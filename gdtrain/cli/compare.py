@@ -20,6 +20,7 @@ examples:
   python -m gdtrain compare configs/minibatch.yaml --loaders batch,sample,minibatch --tune
   python -m gdtrain compare configs/minibatch.yaml --loaders minibatch:8,minibatch:64,minibatch:512
   python -m gdtrain compare one.yaml another.yaml --seconds 10
+  python -m gdtrain compare configs/minibatch.yaml --loaders batch,minibatch --tune --seeds 10
 
 Data, model, loss, seed, device and precision must be the same in all configurations. Early
 stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
@@ -50,6 +51,7 @@ def compare(given: list[str]) -> int:
         target_loss=options.target_loss,
         lr_grid=options.lr_grid or (GRID if options.tune else ()),
         looks=options.looks,
+        seeds=options.seeds,
         output_dir=options.output_dir,
         signals=current_desk(),
     )
@@ -82,6 +84,8 @@ def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
     for lr in options.lr_grid or ():
         if not 0 < lr < math.inf:
             found.append(("lr-grid", f"must hold numbers > 0, got {lr:g}"))
+    if options.seeds is not None and options.seeds < 1:
+        found.append(("seeds", f"must be >= 1, got {options.seeds}"))
     if options.looks < 2:
         found.append(("looks", f"must be >= 2, got {options.looks}"))
     return found
@@ -151,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         default=100,
         metavar="N",
         help="updates around which the full loss is evaluated (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="K",
+        help="train each form with K seeds, from the configuration's on, and say what they "
+        "support; a form is recommended from 5 on",
     )
     parser.add_argument(
         "--output-dir",

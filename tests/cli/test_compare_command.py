@@ -107,6 +107,19 @@ def test_rates_are_tried_for_each_form(capsys):
     assert "learning rate" in out
 
 
+def test_seeds_are_those_from_the_configuration_on(capsys):
+    arguments = ["compare", "moons.yaml", "--loaders", "batch,minibatch", "seed=3"]
+    assert main([*arguments, "--seeds", "2"]) == 0
+    out, _ = capsys.readouterr()
+    found = result("runs/compare/1")
+    assert found["statistics"]["seeds"] == [3, 4]
+    assert main([*arguments[:-1], "seed=4"]) == 0  # each row is the run alone, its split included
+    alone = result("runs/compare/2")
+    for form, other in zip(found["forms"], alone["forms"], strict=True):
+        assert form["runs"][1]["final"] == other["final"]
+    assert "2 seeds can't say which to use, 5 or more can." in out
+
+
 def test_several_configurations_of_one_problem(capsys):
     Path("adam.yaml").write_text(
         MOONS.replace("{lr: 0.1, momentum: 0.5}", "{name: adam}").replace("scheduler: cosine\n", "")
@@ -184,6 +197,10 @@ def test_what_is_not_one_problem_is_refused_with_its_place(capsys):
         (
             ["--loaders", "batch", "--looks", "1"],
             "command line:1:1: --looks: must be >= 2, got 1",
+        ),
+        (
+            ["--loaders", "batch", "--seeds", "0"],
+            "command line:1:1: --seeds: must be >= 1, got 0",
         ),
         (
             ["--loaders", "batch", "optimizer.lr=-1"],

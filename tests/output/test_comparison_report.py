@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from functools import partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -123,8 +124,53 @@ def test_pictures_are_described_and_told_apart_without_colour(result):
     assert len(pictures) == 4 * 2 + len(result["forms"])
     assert all(a["role"] == "img" and a["aria-label"] for a in pictures)
     assert ("th", "row") in {(tag, a.get("scope")) for tag, a in reader.elements}
-    marks = {charts._marker(style, 0.0, 0.0) for style in range(4)}
-    assert len(marks) == 4
+    marks = {charts._marker(style, 0.0, 0.0) for style in range(len(charts.MARKS))}
+    assert len(marks) == len(charts.MARKS)
+
+
+def test_forty_forms_look_different_and_their_names_do_not_touch():
+    lines = [charts.Line(f"form {n}", [1.0, 2.0], [1.0, 2.0], n) for n in range(40)]
+    text = charts.chart(
+        lines, title="t", x_label="x", y_label="y", x_write=str, y_write=charts.number_tick
+    )
+    looks = re.findall(r'class="(line [^"]*)"><polyline[^>]*/><(circle|polygon)', text)
+    kinds = set()
+    for (kind, mark), line in zip(looks, lines, strict=True):
+        shape = charts.MARKS[(line.style + line.style // 32) % len(charts.MARKS)]
+        assert bool(shape) == (mark == "polygon")
+        kinds.add((kind, shape))
+    assert len(kinds) == 40
+    names = re.findall(r'<text class="name[^>]* y="([\d.]+)"', text)
+    places = sorted(map(float, names))
+    assert min(b - a for a, b in pairwise(places)) >= 16.9
+    height = float(re.findall(r'viewBox="0 0 \d+ (\d+)"', text)[0])
+    assert 0 < places[0] - 12 < places[-1] < height
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"a-rather-long-name-of-a-run-lr-0.0{n}-momentum" for n in range(1, 4)],
+        [f"{n}-and-then-the-same-for-all-of-them" for n in range(12)],
+        [f"runs/today/of-a-long-{n}-name/and-some-more-in-the-end-{n}" for n in range(40)],
+        ["a" * n for n in range(11, 30)],
+        ["short", "a-rather-long-name", "a-rather-long-name-2", "…"],
+        ["minibatch:16", "minibatch:64"],
+    ],
+)
+def test_short_names_are_short_and_different(names):
+    short = charts.short_names(names)
+    assert len(set(short)) == len(names)
+    assert max(map(len, short)) <= charts.NAME_LENGTH
+    assert all(s == n for s, n in zip(short, names, strict=True) if len(n) <= 10)
+
+
+@pytest.mark.parametrize("high", [1.9, 7.0, 30.0, 1234.5, 1e7])
+@pytest.mark.parametrize("low", [0.011, 0.5, 1.0])
+def test_ticks_do_not_touch(low, high):
+    axis = charts.Axis("x", low, high, True, 64, 326, lambda value: f"{value:.6g} µs")
+    placed = [(axis.place(v), len(t)) for v, t in charts._apart(axis, lambda t: 7.2 * len(t) + 8)]
+    assert all(b - a >= 7.2 * (m + n) / 2 for (a, m), (b, n) in pairwise(placed))
 
 
 def test_a_line_is_drawn_where_its_numbers_are():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gdtrain.analysis.comparison.peak_memory import step_memory
 from gdtrain.analysis.comparison.recorder import Budget, ClosureCounter, Recorder, Unit
 from gdtrain.analysis.comparison.result import Comparison, comparison_of, line_of, measured_run
 from gdtrain.analysis.comparison.same_problem import check_start, common_start
+from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.training.state.random_generators import RngState
@@ -29,7 +31,8 @@ def compare(
     target_loss: float | None = None,
     lr_grid: Sequence[float] = (),
     looks: int = 100,
-    validation: Loader | None = None,
+    seeds: int | Sequence[int] | None = None,
+    validation: Loader | Callable[[int], Loader] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda _: None,
     on_look: Callable[[str, float], None] = lambda _name, _spent: None,
@@ -43,12 +46,18 @@ def compare(
     epochs, samples, updates, seconds: the budget of each, in one of them. Seconds are those of
     updates alone (``trainer.progress.seconds``): looking takes none.
     target_loss: the full loss to which times are given; if left out, the largest of the final
-    full losses of the forms that ended below their start, so that all of these reach it.
+    full losses of the forms that ended below their start, so that all of these reach it. Where
+    that tells nothing, being hardly below the start or reached at once, another is taken, or none:
+    see :func:`~gdtrain.analysis.comparison.target.target_of`.
     lr_grid: learning rates; each form trains with every one for a quarter of the budget (see
     :meth:`~gdtrain.analysis.comparison.recorder.Budget.short`), and then for all of it with the one
     that had the smallest full loss at the end.
     looks: evenly spread updates around which the full loss is evaluated: before and after.
-    validation: evaluated at each look too.
+    seeds: how many, from 0, or which. Each form is then made and trained once with each, called
+    with ``seed=``, which is to decide its weights, its order and its data; within a seed all must
+    start alike. The grid is tried with the first. Without seeds there is one run of each form,
+    which is not enough to recommend one.
+    validation: evaluated at each look too; with seeds it may be a function of the seed.
     should_stop, tell, on_look: asked at each safe point; told what is done, in lines; told of the
     share of the budget that a form has spent.
 
@@ -85,67 +94,91 @@ def compare(
     """
     budget = _budget(epochs=epochs, samples=samples, updates=updates, seconds=seconds)
     _check(forms, target_loss, lr_grid, looks)
-    measure = _Measure(budget, looks, validation, should_stop, tell, on_look)
-    trainers, generators = {}, {}
-    for name, make in forms.items():
-        trainers[name] = make()
-        generators[name] = RngState.take(trainers[name].device)
-    start = common_start(trainers, validation)
-    measured: list[dict[str, Any]] = []
-    for name, make in forms.items():
+    measure = _Measure(budget, looks, sorted(lr_grid), should_stop, tell, on_look)
+    measured: dict[str, dict[int | None, dict[str, Any]]] = {}
+    starts: list[dict[str, Any]] = []
+    for seed in _seeds(seeds):
+        judged = validation(seed or 0) if callable(validation) else validation
+        seeded = {
+            name: make if seed is None else partial(make, seed=seed) for name, make in forms.items()
+        }
+        start, runs = measure.all_of(seeded, judged)
+        starts.append(start)
+        for name, run in runs.items():
+            measured.setdefault(name, {})[seed] = run
         if should_stop():
             break
-        first = trainers.pop(name)
-        assert first.loader is not None
-        if lr_grid:
-            measured.append(measure.tuned(name, make, first.loader, sorted(lr_grid), start))
-        else:
-            generators[name].restore(first.device)  # what it draws depends on itself alone
-            measured.append(measure.run(name, first, budget, looks, start))
-    return comparison_of(budget, target_loss, start, measured, interrupted=should_stop())
+    return comparison_of(budget, target_loss, starts[0], measured, interrupted=should_stop())
 
 
 @dataclass
 class _Measure:
-    """How every form is measured."""
+    """How every form is measured.
+
+    grid: the learning rates to try, in rising order. rates: those taken, by the forms' names.
+    """
 
     budget: Budget
     looks: int
-    validation: Loader | None
+    grid: list[float]
     should_stop: Callable[[], bool]
     tell: Callable[[str], None]
     on_look: Callable[[str, float], None]
+    rates: dict[str, float] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
+    validation: Loader | None = None
 
-    def tuned(
-        self,
-        name: str,
-        make: Callable[..., Trainer],
-        loader: Loader,
-        grid: list[float],
-        start: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Measure the form with the learning rate of the smallest full loss after a short run."""
+    def all_of(
+        self, forms: Mapping[str, Callable[..., Trainer]], validation: Loader | None
+    ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Measure each form once from a common start: what that is, and their runs by name."""
+        trainers, generators = {}, {}
+        for name, make in forms.items():
+            trainers[name] = make()
+            generators[name] = RngState.take(trainers[name].device)
+        self.start, self.validation = common_start(trainers, validation), validation
+        runs: dict[str, dict[str, Any]] = {}
+        for name, make in forms.items():
+            if self.should_stop():
+                break
+            first = trainers.pop(name)
+            assert first.loader is not None
+            if self.grid:
+                runs[name] = self.tuned(name, make, first.loader)
+            else:
+                generators[name].restore(first.device)  # what it draws depends on itself alone
+                runs[name] = self.run(name, first, self.budget, self.looks)
+        return self.start, runs
+
+    def tuned(self, name: str, make: Callable[..., Trainer], loader: Loader) -> dict[str, Any]:
+        """Measure the form with its learning rate, which is looked for at the first time."""
+        found = {} if name in self.rates else self.tune(name, make, loader)
+        trainer = make(lr=self.rates[name], budget=self.budget)
+        return self.run(name, trainer, self.budget, self.looks) | found
+
+    def tune(self, name: str, make: Callable[..., Trainer], loader: Loader) -> dict[str, Any]:
+        """Choose the learning rate of the smallest full loss after a short run; what was tried."""
         short = self.budget.short(loader)
         tried: list[dict[str, Any]] = []
-        for lr in grid:
+        spent = dict.fromkeys(("updates", "gradient_evaluations", "seconds"), 0.0)
+        for lr in self.grid:
             if tried and self.should_stop():
                 break
-            run = self.run(name, make(lr=lr, budget=short), short, MIN_LOOKS, start)
+            run = self.run(name, make(lr=lr, budget=short), short, MIN_LOOKS)
             loss = run["final"]["full_loss"]
             tried.append({"learning_rate": lr, "status": run["status"], "full_loss": loss})
-        best = min(tried, key=_rank)["learning_rate"]
+            spent = {key: total + run[key] for key, total in spent.items()}
+        best = self.rates[name] = min(tried, key=_rank)["learning_rate"]
         if not self.should_stop():
-            edge = " (an end of the grid)" if best in (grid[0], grid[-1]) and len(grid) > 1 else ""
+            at_end = best in (self.grid[0], self.grid[-1]) and len(self.grid) > 1
+            edge = " (an end of the grid)" if at_end else ""
             self.tell(f"{name}: takes learning rate {best:g}{edge}")
-        trainer = make(lr=best, budget=self.budget)
-        return self.run(name, trainer, self.budget, self.looks, start) | {"tried": tried}
+        return {"tried": tried, "tuning": spent}
 
-    def run(
-        self, name: str, trainer: Trainer, budget: Budget, looks: int, start: dict[str, Any]
-    ) -> dict[str, Any]:
+    def run(self, name: str, trainer: Trainer, budget: Budget, looks: int) -> dict[str, Any]:
         """Measure one run of a fresh trainer."""
         assert trainer.loader is not None
-        check_start(name, trainer, start)
+        check_start(name, trainer, self.start)
         lr = trainer.optimizer.param_groups[0].get("initial_lr", trainer.lr)
         memory = step_memory(trainer)  # first, since it warms PyTorch up for the clock as well
         recorder = Recorder(
@@ -197,6 +230,17 @@ def _budget(**given: float | None) -> Budget:
         kind = "a number > 0" if unit == "seconds" else "a whole number >= 1"
         raise ConfigError.of(unit, f"must be {kind}, got {amount}")
     return Budget(unit, amount)
+
+
+def _seeds(given: int | Sequence[int] | None) -> Sequence[int | None]:
+    if given is None:
+        return [None]
+    if isinstance(given, int):
+        whole_number("seeds", given, minimum=1)
+        return range(given)
+    if not given or len(set(given)) < len(given):
+        raise ConfigError.of("seeds", f"must be different whole numbers, got {list(given)}")
+    return given
 
 
 def _check(

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 from gdtrain.analysis.comparison.recorder import Budget, Recorder
+from gdtrain.analysis.comparison.target import reached, target_of
+from gdtrain.analysis.comparison.verdicts import statistics_of
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.data.names import counted
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
+from gdtrain.output.report.when_to_use import when_to_use
 from gdtrain.training.trainer import Trainer
 from gdtrain.version import __version__
 
@@ -29,7 +32,8 @@ class Comparison:
 
     result: all of it as plain values, as ``compare.json`` holds it; numbers that are not finite
     are None. Of each form in ``forms``: its settings, what it used, the time to the target, the
-    final losses and metrics, memory, stability, and the curve in columns.
+    final losses and metrics, memory, stability, and the curve in columns. With several seeds these
+    are of the first one, ``runs`` has a row for each, and ``statistics`` what they say together.
     """
 
     result: dict[str, Any]
@@ -89,7 +93,9 @@ def measured_run(
             "loss_variance": recorder.loss_variance(),
             "updates_judged": judged,
             "updates_that_raised": recorder.raised,
-            "share_that_raised": recorder.raised / judged if judged else None,
+            "share_that_raised": (
+                recorder.raised / judged if judged and status != "diverged" else None
+            ),
         },
         "curve": recorder.curve(),
     }
@@ -107,21 +113,26 @@ def comparison_of(
     budget: Budget,
     target_loss: float | None,
     start: dict[str, Any],
-    measured: list[dict[str, Any]],
+    measured: dict[str, dict[int | None, dict[str, Any]]],
     *,
     interrupted: bool,
 ) -> Comparison:
-    """Everything together, with the times to the target, which all runs may decide."""
-    target = _derived_target(measured) if target_loss is None else target_loss
-    for form in measured:
-        form["to_target"] = None if target is None else _reached(form["curve"], target)
+    """Everything together, with the times to the target, which all runs may decide.
+
+    measured: the runs of each form by their seeds; by None where there is just one of each.
+    """
+    runs = [run for of_form in measured.values() for run in of_form.values()]
+    target = target_of(runs, target_loss)
+    for run in runs:
+        run["to_target"] = reached(run, target["full_loss"])
+    forms = [_form(of_form) for of_form in measured.values()]
     result: dict[str, Any] = {
         "kind": "gdtrain comparison",
         "status": "interrupted" if interrupted else "done",
         "budget": {budget.unit: budget.amount},
-        "target": {"full_loss": target, "given": target_loss is not None},
+        "target": target,
         "start": start,
-        "forms": measured,
+        "forms": forms,
         "versions": {
             "gdtrain": __version__,
             "torch": str(torch.__version__),
@@ -130,27 +141,24 @@ def comparison_of(
         },
         "machine": {"architecture": platform.machine(), "threads": torch.get_num_threads()},
     }
-    result["when_to_use"] = comparison_table.when_to_use(result)
+    statistics = statistics_of(forms) if forms and "runs" in forms[0] else None
+    if statistics is not None:
+        result["statistics"] = statistics
+    result["when_to_use"] = when_to_use(result)
     return Comparison(result)
 
 
-def _derived_target(measured: list[dict[str, Any]]) -> float | None:
-    """The largest final full loss of the forms that ended below their start, or None."""
-    finals = [
-        form["final"]["full_loss"]
-        for form in measured
-        if form["status"] == "done" and comparison_table.descended(form)
+def _form(runs: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
+    """A form by its first run, with a row for each seed if there are several."""
+    first, *_ = runs.values()
+    if None in runs:
+        return first
+    left_out = ("name", "curve", "tried", "tuning")
+    rows = [
+        {"seed": seed, **{k: v for k, v in run.items() if k not in left_out}}
+        for seed, run in runs.items()
     ]
-    return max(finals, default=None)
-
-
-def _reached(curve: dict[str, list[float | None]], target: float) -> dict[str, Any] | None:
-    """Where the curve was when the full loss was first at or below the target."""
-    for number, loss in enumerate(curve["full_loss"]):
-        if loss is not None and loss <= target:
-            names = ("updates", "samples", "gradient_evaluations", "seconds")
-            return {name: curve[name][number] for name in names}
-    return None
+    return {**first, "runs": rows}
 
 
 def line_of(form: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from gdtrain.config.comparison import FormConfig
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
@@ -35,7 +36,8 @@ class CompareJob:
     """One run of the compare command.
 
     budget: unit -> amount, one of them given, or none for the configurations' epochs.
-    signals: takes them from the start of the program on.
+    signals: takes them from the start of the program on. seeds: how many, from the
+    configuration's on; None for one run of each form.
     """
 
     forms: list[FormConfig]
@@ -44,6 +46,7 @@ class CompareJob:
     lr_grid: Sequence[float]
     looks: int
     signals: SignalDesk
+    seeds: int | None = None
     output_dir: Path | None = None
     _progress: _Progress = field(default_factory=lambda: _Progress())
 
@@ -56,11 +59,12 @@ class CompareJob:
         with notices():
             runs = [self._build(form, budget) for form in self.forms]  # before anything is written
             validation = runs[0].validation
+            of_seed = self._validation if self.seeds is not None and validation else validation
             directory = self._directory()
             self._open(runs[0], budget, directory)
             del runs
             self.signals.watch(lambda _: None, lambda: None)  # looked at between blocks
-            comparison = self._compare(budget, validation)
+            comparison = self._compare(budget, of_seed)
         self._progress.close()
         comparison.result |= self._origin()
         comparison.save(directory)
@@ -71,17 +75,29 @@ class CompareJob:
             return 128 + self.signals.stopped_by
         return 0
 
-    def _compare(self, budget: Budget, validation: Loader | None) -> Comparison:
+    def _validation(self, seed: int) -> Loader:
+        """The validation part of a seed, which splits the data too."""
+        config = self.forms[0].config.model_copy(update={"seed": seed, "monitors": None})
+        found = build(config).validation
+        assert found is not None
+        return found
+
+    def _compare(
+        self, budget: Budget, validation: Loader | Callable[[int], Loader] | None
+    ) -> Comparison:
         makers: dict[str, Callable[..., Trainer]] = {
             form.name: partial(self._trainer, form, budget=budget) for form in self.forms
         }
         given: dict[str, Any] = {budget.unit: budget.amount}
+        first = self.forms[0].config.seed
+        seeds = None if self.seeds is None else range(first, first + self.seeds)
         return compare(
             makers,
             **given,
             target_loss=self.target_loss,
             lr_grid=self.lr_grid,
             looks=self.looks,
+            seeds=seeds,
             validation=validation,
             should_stop=lambda: bool(self.signals.stopped_by),
             tell=self._progress.tell,
@@ -109,15 +125,26 @@ class CompareJob:
             raise ConfigError(faults)
         return Budget("epochs", first.config.epochs)
 
-    def _trainer(self, form: FormConfig, *, budget: Budget, lr: float | None = None) -> Trainer:
-        trainer = self._build(form, budget, lr).trainer
+    def _trainer(
+        self,
+        form: FormConfig,
+        *,
+        budget: Budget,
+        lr: float | None = None,
+        seed: int | None = None,
+    ) -> Trainer:
+        trainer = self._build(form, budget, lr, seed).trainer
         # Looks evaluate the validation part too; more often would only take longer.
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Validation)]
         return trainer
 
-    def _build(self, form: FormConfig, budget: Budget, lr: float | None = None) -> BuiltRun:
+    def _build(
+        self, form: FormConfig, budget: Budget, lr: float | None = None, seed: int | None = None
+    ) -> BuiltRun:
         """A form's objects, its schedule as long as the budget, if that is known."""
         config = form.config.model_copy(update={"early_stopping": None, "monitors": None})
+        if seed is not None:
+            config = config.model_copy(update={"seed": seed})
         if lr is not None:
             rate = config.optimizer.model_copy(update={"lr": lr})
             config = config.model_copy(update={"optimizer": rate})
@@ -138,6 +165,7 @@ class CompareJob:
     def _open(self, run: BuiltRun, budget: Budget, directory: Path) -> None:
         names = ", ".join(form.name for form in self.forms)
         rates = f" at {len(self.lr_grid)} learning rates" if self.lr_grid else ""
+        rates += f" with {counted(self.seeds, 'seed')}" if self.seeds is not None else ""
         say(
             f"comparing {names} for {budget} each{rates}, on {run.loader.num_samples:,} samples "
             f"and {run.trainer.device}; results go to {directory}"

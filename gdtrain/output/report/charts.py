@@ -16,14 +16,24 @@ WIDTH, HEIGHT = 560, 350
 LEFT, RIGHT, TOP, BOTTOM = 64, 108, 14, 52
 MARKERS = 6  # on each line
 LABEL_GAP = 17  # between names at the ends of lines
-STYLES = 8  # of lines, in report.css
+COLOURS, DASHES = 8, 4  # of lines, in report.css
+MARKS: tuple[tuple[tuple[float, float], ...], ...] = (  # corners; the circle's are none
+    (),
+    ((-4, 4), (4, 4), (0, -5)),
+    ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
+    ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
+    ((-4, -4), (4, -4), (0, 5)),
+)
+NAME_LENGTH = 13  # characters that fit beside a plot
+CHARACTER = 7.2  # pixels of one in a tick's text, at most
 
 
 @dataclass(frozen=True)
 class Line:
     """A named curve. x, y: as many numbers each; a y that is None or not finite is left out.
 
-    style: which colour, dash and marker, from 0. dots: draw points instead of a line.
+    style: which colour, dash and marker, from 0: no two of 160 are alike. dots: draw points
+    instead of a line. short: the name as it is written beside the plot.
     """
 
     name: str
@@ -31,6 +41,7 @@ class Line:
     y: Sequence[float | None]
     style: int
     dots: bool = False
+    short: str = ""
 
     def points(self) -> list[tuple[float, float]]:
         """What can be drawn."""
@@ -83,25 +94,27 @@ def chart(
 ) -> str:
     """An SVG element. highest: the largest y shown; what is above leaves the plot.
 
-    title: what the picture is, for those who do not see it. named: names at the ends of lines.
-    Values that a logarithmic axis does not have are left out. An empty picture says so.
+    title: what the picture is, for those who do not see it. named: names at the ends of lines, for
+    which the picture is as high as they need. Values that a logarithmic axis does not have are left
+    out. An empty picture says so.
     """
+    height = max(HEIGHT, TOP + BOTTOM + LABEL_GAP * len(lines) * named)
     drawn = [(line, _drawable(line, log_x, log_y)) for line in lines]
     points = [point for _, some in drawn for point in some]
     right = width - (RIGHT if named else 14)
     head = (
-        f'<svg class="chart" viewBox="0 0 {width} {HEIGHT}" role="img" '
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
     )
     if not points:
-        middle = f'x="{width / 2:.0f}" y="{HEIGHT / 2:.0f}" text-anchor="middle"'
+        middle = f'x="{width / 2:.0f}" y="{height / 2:.0f}" text-anchor="middle"'
         return f'{head}<text class="tick" {middle}>no finite values to draw</text></svg>'
     xs, ys = [x for x, _ in points], [min(y, highest) for _, y in points]
     x_axis = Axis(x_label, *_range(xs, log_x, 0.0), log_x, LEFT, right, x_write)
-    y_axis = Axis(y_label, *_range(ys, log_y, 0.06), log_y, HEIGHT - BOTTOM, TOP, y_write)
+    y_axis = Axis(y_label, *_range(ys, log_y, 0.06), log_y, height - BOTTOM, TOP, y_write)
     parts = [head, _grid(x_axis, y_axis)]
     # What is above the plot is cut off; beside and below there is room for half a marker.
-    box = f"{LEFT - 6} {TOP} {right - LEFT + 12} {HEIGHT - TOP - BOTTOM + 6}"
+    box = f"{LEFT - 6} {TOP} {right - LEFT + 12} {height - TOP - BOTTOM + 6}"
     x, y, box_width, box_height = box.split()
     size = f'x="{x}" y="{y}" width="{box_width}" height="{box_height}"'
     parts.append(f'<svg {size} viewBox="{box}">')
@@ -110,7 +123,7 @@ def chart(
     if named:
         parts.append(_names([(line, some[-1]) for line, some in drawn if some], y_axis, right))
     bounds = f"{x_axis.low:.9g},{x_axis.high:.9g},{int(log_x)},{LEFT},{right}"
-    parts.append(f'<line class="cross" data-x="{bounds}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/></svg>')
+    parts.append(f'<line class="cross" data-x="{bounds}" y1="{TOP}" y2="{height - BOTTOM}"/></svg>')
     return "".join(parts)
 
 
@@ -151,19 +164,19 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
     """Ticks, grid lines and what the axes are called."""
     left, right, bottom, top = x_axis.start, x_axis.stop, y_axis.start, y_axis.stop
     parts = []
-    for value in y_axis.ticks():
+    for value, text in _apart(y_axis, lambda _: 16.0):
         y = y_axis.place(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        text = escape(y_axis.write(value))
         parts.append(
-            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+            f'<text class="tick" x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">'
+            f"{escape(text)}</text>"
         )
-    for value in x_axis.ticks():
+    for value, text in _apart(x_axis, lambda text: CHARACTER * len(text) + 8):
         x = x_axis.place(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>')
-        text = escape(x_axis.write(value))
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{text}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">'
+            f"{escape(text)}</text>"
         )
     middle, height = (left + right) / 2, (top + bottom) / 2
     parts.append(
@@ -177,16 +190,40 @@ def _grid(x_axis: Axis, y_axis: Axis) -> str:
     return "".join(parts)
 
 
+def _apart(axis: Axis, room: Callable[[str], float]) -> list[tuple[float, str]]:
+    """The ticks with their texts, without those that would touch the one before, or say the same.
+
+    room: the pixels along the axis that a text needs.
+    """
+    kept: list[tuple[float, str]] = []
+    for value in axis.ticks():
+        text = axis.write(value)
+        if kept:
+            before, other = kept[-1]
+            apart = abs(axis.place(value) - axis.place(before))
+            if text == other or apart < (room(text) + room(other)) / 2:
+                continue
+        kept.append((value, text))
+    return kept
+
+
 def _curve(line: Line, points: list[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
     placed = [(x_axis.place(x), y_axis.place(y)) for x, y in points]
     if line.dots:
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in placed)
-        return f'<g class="dots form-{line.style % STYLES}">{dots}</g>'
+        return f'<g class="dots {form_class(line.style)}">{dots}</g>'
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
     marked = _spread(placed)
     shapes = "".join(_marker(line.style, x, y) for x, y in marked)
-    style = line.style % STYLES
-    return f'<g class="line form-{style}"><polyline points="{path}"/>{shapes}</g>'
+    # A colour's forms have all dashes in turn, and then once more with other markers.
+    dash = (line.style + line.style // COLOURS) % DASHES
+    kind = f"line {form_class(line.style)} dash-{dash}"
+    return f'<g class="{kind}"><polyline points="{path}"/>{shapes}</g>'
+
+
+def form_class(style: int) -> str:
+    """The class that gives a form its colour."""
+    return f"form-{style % COLOURS}"
 
 
 def _spread(placed: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -198,13 +235,9 @@ def _spread(placed: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _marker(style: int, x: float, y: float) -> str:
-    if style % 4 == 0:
+    shape = MARKS[(style + style // (COLOURS * DASHES)) % len(MARKS)]
+    if not shape:
         return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-    shape = {
-        1: ((-4, 4), (4, 4), (0, -5)),
-        2: ((-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)),
-        3: ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
-    }[style % 4]
     corners = " ".join(f"{x + a:.1f},{y + b:.1f}" for a, b in shape)
     return f'<polygon class="mark" points="{corners}"/>'
 
@@ -212,22 +245,52 @@ def _marker(style: int, x: float, y: float) -> str:
 def _names(ends: list[tuple[Line, tuple[float, float]]], y_axis: Axis, right: float) -> str:
     """Each line's name beside its end, moved apart where they would overlap."""
     wanted = sorted(
-        (min(max(y_axis.place(end[1]), TOP + 4), HEIGHT - BOTTOM), line.name, line.style)
+        (min(max(y_axis.place(end[1]), TOP + 4), y_axis.start), line.short or line.name, line.style)
         for line, end in ends
     )
     places: list[float] = []
     for y, _, _ in wanted:
         places.append(max(y, places[-1] + LABEL_GAP) if places else y)
-    excess = max(0.0, places[-1] - (HEIGHT - BOTTOM)) if places else 0.0
+    places = _pushed_up(places, y_axis.start)
     return "".join(
-        f'<text class="name form-{style % STYLES}" x="{right + 9}" y="{y - excess + 4:.1f}">'
-        f"{escape(_short(name))}</text>"
+        f'<text class="name {form_class(style)}" x="{right + 9}" y="{y + 4:.1f}">'
+        f"{escape(name)}</text>"
         for y, (_, name, style) in zip(places, wanted, strict=True)
     )
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 13 else f"{name[:12]}…"
+def _pushed_up(places: list[float], lowest: float) -> list[float]:
+    """The places, from the last one up, moved so that none is below ``lowest``."""
+    moved: list[float] = []
+    for y in reversed(places):
+        moved.append(min(y, moved[-1] - LABEL_GAP if moved else lowest))
+    return moved[::-1]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of at most 13 characters that stay different: cut, or their middles, or numbered.
+
+    >>> short_names(["a-long-run-of-lr-0.01-sgd", "a-long-run-of-lr-0.03-sgd", "adam"])
+    ['…0.01-sgd', '…0.03-sgd', 'adam']
+    """
+    short = [_cut(name) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    long = [name for name in names if len(name) > NAME_LENGTH]
+    pairs = enumerate(zip(min(long), max(long), strict=False))
+    start = next((place for place, (a, b) in pairs if a != b), 0)
+    while start and (long[0][start - 1].isalnum() or long[0][start - 1] == "."):
+        start -= 1  # to the beginning of a word
+    short = [_cut(f"…{name[start:]}") if name in long and start else _cut(name) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    return [
+        _cut(f"{number} {name}") if name in long else name for number, name in enumerate(names, 1)
+    ]
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def count_tick(value: float) -> str:

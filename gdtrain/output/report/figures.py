@@ -121,7 +121,7 @@ def _card(
         absent = "diverged" if form["status"] == "diverged" else missing
         kind = "best" if value is not None and value == best and _sound(form) else "pad"
         bars.append(
-            f'<div class="{kind} form-{number % charts.STYLES}">'
+            f'<div class="{kind} {charts.form_class(number)}">'
             f'<dt title="{escape(form["name"])}">{escape(form["name"])}</dt>'
             f'<dd class="track" aria-hidden="true">{fill}</dd>'
             f'<dd class="value">{escape(absent if value is None else write(value))}</dd></div>'
@@ -163,8 +163,15 @@ def _figure(
     word = "full loss" if name == "full_loss" else f"validation {name.removeprefix('val_')}"
     starts = [losses[0] for f in forms if (losses := f["curve"]["full_loss"])[0] is not None]
     title = f"{word[:1].upper()}{word[1:]} against {label}"
+    short = charts.short_names([form["name"] for form in forms])
     lines = [
-        charts.Line(form["name"], form["curve"][column], form["curve"].get(name, []), number)
+        charts.Line(
+            form["name"],
+            form["curve"][column],
+            form["curve"].get(name, []),
+            number,
+            short=short[number],
+        )
         for number, form in enumerate(forms)
         if name in form["curve"]
     ]
@@ -215,7 +222,7 @@ def noise(forms: list[Form]) -> str:
             width=340,
         )
         name = (
-            f'<figcaption class="form-{number % charts.STYLES}">{escape(form["name"])}</figcaption>'
+            f'<figcaption class="{charts.form_class(number)}">{escape(form["name"])}</figcaption>'
         )
         pictures.append(f'<figure class="card">{name}{picture}</figure>')
     return (

@@ -107,7 +107,7 @@ def _callout(head: str, text: str, kind: str) -> str:
 
 def _table(result: dict[str, Any]) -> str:
     heads = "".join(
-        f'<th scope="col" class="form-{number % charts.STYLES}">{escape(form["name"])}</th>'
+        f'<th scope="col" class="{charts.form_class(number)}">{escape(form["name"])}</th>'
         for number, form in enumerate(result["forms"])
     )
     rows = "".join(

@@ -1,4 +1,4 @@
-"""A comparison in words: its table, and the sentence that says when to use which form.
+"""A comparison as a table: a row for each measure, a column for each form.
 
 A comparison is what ``compare.json`` holds, in plain values; nothing else is looked at.
 """
@@ -37,9 +37,21 @@ def text(result: dict[str, Any]) -> str:
     names = [form["name"] for form in result["forms"]]
     lines = [("", *names), *((row.label, *row.cells) for row in rows(result))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
+    shown = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
         for line in lines
+    ]
+    return "\n".join([*shown, *([of_seeds] if (of_seeds := seeds_note(result)) else [])])
+
+
+def seeds_note(result: dict[str, Any]) -> str:
+    """What the numbers in brackets are, where there are several seeds."""
+    if "statistics" not in result:
+        return ""
+    seeds = len(result["statistics"]["seeds"])
+    return (
+        f"(in brackets: 95 % intervals of the means over {seeds} seeds, geometric means of times "
+        "and of losses > 0; the other rows are of the first seed)"
     )
 
 
@@ -51,6 +63,16 @@ def rows(result: dict[str, Any]) -> list[Row]:
     def add(label: str, meaning: str, cell: Callable[[Form], str]) -> None:
         made.append(Row(label, meaning, tuple(cell(form) for form in forms)))
 
+    measures = result.get("statistics", {}).get("measures", {})
+
+    def over(
+        name: str, write: Callable[[float], str], single: Callable[[Form], str]
+    ) -> Callable[[Form], str]:
+        """The cell of a measure that several seeds have, else that of a single run."""
+        if name not in measures:
+            return single
+        return lambda f: _interval_text(measures[name]["forms"][f["name"]], write)
+
     if any(form["status"] != "done" for form in forms):
         add("outcome", "how training ended", lambda f: f["status"])
     add("samples per update", "the batch size B", _batch_sizes)
@@ -61,18 +83,37 @@ def rows(result: dict[str, Any]) -> list[Row]:
     add("updates", "steps of the optimizer", lambda f: f"{f['updates']:,}")
     if target is not None:
         how = "given" if result["target"]["given"] else "which every form that learnt has reached"
+        how = result["target"].get("chosen", how)
         add(
             f"time to full loss {target:.3g}",
             f"seconds of updates until the loss on all training samples was {target:.4g}, {how}",
-            lambda f: seconds_text(f["to_target"]["seconds"]) if f["to_target"] else "not reached",
+            over(
+                "seconds_to_target",
+                seconds_text,
+                lambda f: (
+                    seconds_text(f["to_target"]["seconds"]) if f["to_target"] else "not reached"
+                ),
+            ),
         )
+        if tuned:
+            add(
+                "the same with tuning",
+                "and the seconds of updates in which its learning rate was looked for",
+                lambda f: (
+                    seconds_text(f["to_target"]["seconds"] + f["tuning"]["seconds"])
+                    if f["to_target"] and "tuning" in f
+                    else "not reached"
+                ),
+            )
     speed = "samples trained on, per second of updates"
     add("samples per second", speed, lambda f: count_text(f["samples_per_second"]))
     final = "mean loss over all training samples with the final weights"
-    add("final full loss", final, lambda f: number_text(f["final"]["full_loss"]))
+    last = over("full_loss", number_text, lambda f: number_text(f["final"]["full_loss"]))
+    add("final full loss", final, last)
     for name in metrics(forms):
         message = f"{name.removeprefix('val_')} on the validation part with the final weights"
-        add(f"final {name}", message, partial(_metric_cell, name))
+        cell = over(name, partial(metric_text, name), partial(_metric_cell, name))
+        add(f"final {name}", message, cell)
     add(
         "peak memory of a step",
         "batch, activations and gradients at their peak, beside what is held between steps",
@@ -91,7 +132,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     add(
         "updates that raise the loss",
         "share of the updates looked at singly after which the full loss was higher than before",
-        _raised_text,
+        over("share_that_raised", lambda share: f"{share:.0%}", _raised_text),
     )
     return made
 
@@ -101,88 +142,6 @@ def descended(form: Form) -> bool:
     losses = form["curve"]["full_loss"]
     first, last = losses[0], losses[-1]
     return last is not None and (first is None or last < first)
-
-
-# ── when to use which ───────────────────────────────────────────────────────────────────────
-
-
-def when_to_use(result: dict[str, Any]) -> str:
-    """One plain sentence that names the best form for each purpose, with its figure.
-
-    Of forms that ended below their start; what failed is named after it.
-    """
-    forms = result["forms"]
-    sound = [form for form in forms if form["status"] != "diverged" and descended(form)]
-    failed = [form["name"] for form in forms if form["status"] == "diverged"]
-    stuck = [form["name"] for form in forms if form not in sound and form["name"] not in failed]
-    reasons = _reasons(sound, result["target"]["full_loss"]) if len(sound) > 1 else []
-    parts = [f"{name} for {_listed(whys)}" for name, whys in _by_form(reasons)]
-    text = f"On this problem use {'; '.join(parts)}" if parts else ""
-    if len(sound) == 1 and len(forms) > 1:
-        text = f"On this problem, with these settings, only {sound[0]['name']} got anywhere"
-    if failed:
-        verb = "diverged: give them" if len(failed) > 1 else "diverged: give it"
-        text += f"{'; ' if text else ''}{_listed(failed)} {verb} a smaller learning rate"
-    if stuck:
-        verb = "ended above their start" if len(stuck) > 1 else "ended above its start"
-        text += f"{'; ' if text else ''}{_listed(stuck)} {verb}"
-    return f"{text}." if text else "There is only one form here, and so nothing to choose from."
-
-
-def _reasons(sound: list[Form], target: float | None) -> list[tuple[str, str]]:
-    """(name of the best form, why), for each purpose whose best is not shared by all."""
-    found: list[tuple[str, str]] = []
-
-    def best(
-        forms: list[Form], key: Callable[[Form], Any], why: Callable[[Form, Form], str]
-    ) -> None:
-        order = sorted(forms, key=key)
-        if len(order) > 1 and key(order[0]) != key(order[-1]):
-            found.append((order[0]["name"], why(order[0], order[-1])))
-
-    best(
-        [form for form in sound if form["to_target"]],
-        lambda f: f["to_target"]["seconds"],
-        lambda a, b: (
-            f"speed (a full loss of {target:.3g} after {seconds_text(a['to_target']['seconds'])}, "
-            f"{b['name']} {seconds_text(b['to_target']['seconds'])})"
-        ),
-    )
-    best(
-        sound,
-        lambda f: f["final"]["full_loss"],
-        lambda a, b: (
-            f"the lowest final loss ({number_text(a['final']['full_loss'])}, "
-            f"{b['name']} {number_text(b['final']['full_loss'])})"
-        ),
-    )
-    best(
-        [form for form in sound if form["memory"]],
-        lambda f: f["memory"]["step_peak_bytes"],
-        lambda a, b: (
-            f"the least memory ({bytes_text(a['memory']['step_peak_bytes'])} a step, "
-            f"{b['name']} {bytes_text(b['memory']['step_peak_bytes'])})"
-        ),
-    )
-    best(
-        [form for form in sound if form["stability"]["share_that_raised"] is not None],
-        lambda f: f["stability"]["share_that_raised"],
-        lambda a, b: (
-            f"the steadiest descent ({_raised(a)} of its updates raised the full loss, "
-            f"{_raised(b)} of those of {b['name']})"
-        ),
-    )
-    return found
-
-
-def _by_form(reasons: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """The reasons of each form that has some, in the order of the reasons."""
-    names = dict.fromkeys(name for name, _ in reasons)
-    return [(name, [why for other, why in reasons if other == name]) for name in names]
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 # ── numbers in words ────────────────────────────────────────────────────────────────────────
@@ -202,13 +161,24 @@ def _metric_cell(name: str, form: Form) -> str:
     return metric_text(name, form["final"].get(name))
 
 
-def _raised(form: Form) -> str:
-    return f"{form['stability']['share_that_raised']:.0%}"
-
-
 def _raised_text(form: Form) -> str:
-    judged = form["stability"]["updates_judged"]
-    return f"{_raised(form)} of {judged:,}" if judged else "not measured"
+    share, judged = form["stability"]["share_that_raised"], form["stability"]["updates_judged"]
+    if form["status"] == "diverged":
+        return "diverged"
+    return "not measured" if share is None else f"{share:.0%} of {judged:,}"
+
+
+def _interval_text(own: dict[str, Any], write: Callable[[float], str]) -> str:
+    """A mean with its interval; a median of those that have none, where some runs failed."""
+    kind = "mean" if "mean" in own else "median"
+    center = own[kind]
+    if kind == "median":
+        known = f"{own['known']} of {own['of']} runs"
+        return known if center is None else f"median {write(center)}, {known}"
+    ends = [] if own["low"] is None else [write(own["low"]), write(own["high"])]
+    if set(ends) <= {write(center)}:
+        return write(center)
+    return f"{write(center)} ({ends[0]} to {ends[1]})"
 
 
 def _variance(form: Form) -> str:
