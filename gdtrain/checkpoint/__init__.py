@@ -1,1 +1,1 @@
-"""Nothing lost: checkpoints."""
+"""Checkpoints: complete states on disk, verified."""

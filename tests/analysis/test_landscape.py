@@ -1,4 +1,4 @@
-"""The way of the weights, and the hill: closed forms of a quadratic, numpy's SVD, real runs."""
+"""The path of the weights, and the loss surface: closed forms of a quadratic, numpy's SVD, real runs."""
 
 import json
 import math

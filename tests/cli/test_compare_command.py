@@ -264,7 +264,7 @@ def test_an_interrupted_comparison_writes_what_is_done(signum):
     budget = ["--seconds", "600", "--looks", "1000", "scheduler=null"]
     with start("-m", "gdtrain", *command, *budget) as running:
         running.wait_for(Path("cut").exists)
-        time.sleep(0.5)  # so that it is likely to train by then; any moment is borne
+        time.sleep(0.5)  # so that it is likely to train by then; any moment will do
         running.send_signal(signum)
         assert running.wait() == 128 + signum
         assert "Traceback" not in running.err

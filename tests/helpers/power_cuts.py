@@ -283,4 +283,4 @@ def _go_on(root: Path, scenario: Scenario, wrong: list[str]) -> None:
     if sum(name.startswith("step-") for name in names) > scenario.keep_last + 1:
         wrong.append(f"{len(names)} checkpoints are kept")
     if any(name.startswith(disk.UNFINISHED) for name in names):
-        wrong.append("something unfinished stays for ever")
+        wrong.append("something unfinished is never removed")

@@ -55,7 +55,7 @@ class FailsOnce(Tells):
 
 
 class Keeps(Callback):
-    """Takes a snapshot when it is told of the end of an epoch."""
+    """Takes a snapshot at the end of an epoch."""
 
     def __init__(self, epoch: int) -> None:
         super().__init__()

@@ -358,7 +358,7 @@ class AddAt(Callback):
 
 @settings
 def test_callback_added_in_mid_run_sees_every_later_update(setting):
-    """A callback that is added at a safe point is told of every update from the next one on."""
+    """A callback that is added at a safe point sees every update from the next one on."""
     x, y = data(64)
     model, optimizer, clip = make(lambda: nn.Linear(3, 1), setting)
     optimizer.param_groups[0]["lr"] *= 0.01

@@ -194,7 +194,7 @@ class SignalDesk:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
-        self._stop = self._save = None  # what runs after a fork keeps this object for ever
+        self._stop = self._save = None  # what runs after a fork never lets go of this object
 
     def _leave(self) -> None:
         """In a process that was forked off, such as a data loader's: the pipe is not its own."""

@@ -100,7 +100,7 @@ def _parts(kept: Tensor) -> tuple[list[int], int, float | None]:
     if kept.dtype != torch.int64 or kept.shape != (_WORDS + 3,):
         raise ValueError("a generator's state has another shape")
     *words, place, has_left, _ = kept.tolist()
-    # All words 0 would give 0 for ever, and drawing a normal number would never end.
+    # All words 0 would only give 0, and drawing a normal number would never end.
     if not (0 <= min(words) <= max(words) < 2**32 and any(words) and 0 <= place <= _WORDS):
         raise ValueError("a generator's state is out of its range")
     left = float(kept[-1:].view(torch.float64)) if has_left else None
