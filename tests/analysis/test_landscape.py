@@ -1,4 +1,4 @@
-"""The path of the weights, and the loss surface: closed forms of a quadratic, numpy's SVD, real runs."""
+"""The path of the weights and the loss surface: closed forms of a quadratic, numpy's SVD, runs."""
 
 import json
 import math
