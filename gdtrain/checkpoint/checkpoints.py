@@ -67,7 +67,11 @@ class Checkpoints(Callback):
         faults: DiskFaults | None = None,
         retry_seconds: Sequence[float] = (0.2, 1.0),
     ) -> None:
-        super().__init__(every_n_steps=every_n_steps, every_seconds=every_seconds)
+        super().__init__(
+            every_n_steps=every_n_steps,
+            every_n_epochs=every_n_epochs if keep_best is None else 1,
+            every_seconds=every_seconds,
+        )
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
@@ -113,6 +117,12 @@ class Checkpoints(Callback):
         except OSError as error:
             message = f"the checkpoint of step {now[1]} could not be saved: {error}"
             raise StorageError(f"{message}; what was saved before it stays") from error
+
+    def listens_to(self, event: str) -> bool:
+        # Whoever listens to the ends of epochs has blocks end with them.
+        if event == "on_epoch_end" and self.every_n_epochs is None:
+            return False
+        return super().listens_to(event)
 
     def is_due(self, step: int) -> bool:
         """At every safe point; ``on_safe_point`` decides, since it may be due for two reasons."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,14 @@ class Plan:
         """
         return None
 
+    def is_like(self, other: Plan) -> bool:
+        """Whether both have batches of the same sizes."""
+        return (
+            self.num_samples == other.num_samples
+            and self.batch_size == other.batch_size
+            and self.sizes == other.sizes
+        )
+
     def ends(self) -> list[int]:
         """The first batch and the last, as far as they are known."""
         return sorted({0, len(self) - 1})
@@ -279,13 +288,17 @@ class Plan:
 
 @dataclass(slots=True)  # not frozen: that takes three times as long to make
 class Block:
-    """A run of consecutive steps of one epoch in which nobody needs to look.
+    """A run of consecutive steps in which nobody needs to look.
 
-    plan: the epoch's plan; start, stop: its batches ``start`` … ``stop - 1``.
+    plan: of the epoch in which it starts; start, stop: its batches ``start`` … ``stop - 1``. A
+        block that reaches over the ends of epochs, whose batches all have the same sizes, counts
+        on: where ``len(plan)`` is 8, batch 9 is the second one of the next epoch.
     batches: those batches, on the device, read as they are iterated.
     losses, weights, made: of each update as it is made, in order: the batch's loss before it, [],
         detached; what that loss is divided by; the samples on all ranks. Empty where an engine
         makes all updates at once.
+    rates: the learning rates, each with the number of updates that the block had made before it.
+    added: of how many updates the losses are in the sums of epochs.
     """
 
     plan: Plan
@@ -295,6 +308,8 @@ class Block:
     losses: list[Tensor] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
+    rates: list[tuple[int, float]] = field(default_factory=list)
+    added: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -305,6 +320,21 @@ class Block:
         self.weights.append(weight)
         self.made.append(size)
 
+    def note_rate(self, rate: float | Tensor) -> None:
+        """Keep the learning rate of the update that has been noted last."""
+        if not self.rates or self.rates[-1][1] != rate:
+            self.rates.append((len(self.made) - 1, float(rate)))
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the block's update number ``step``, from 0."""
+        return self.rates[bisect_right(self.rates, step, key=itemgetter(0)) - 1][1]
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, of the block's update number ``step``."""
+        if self.plan.num_batches is None:
+            return self.plan.epoch
+        return self.plan.epoch + (self.start + step) // len(self.plan)
+
     def head(self, steps: int) -> Block:
         """The block of its first ``steps`` steps."""
         return self if steps == len(self) else replace(self, stop=self.start + steps)
@@ -314,6 +344,10 @@ class Block:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
         if self.made:
             return np.array(self.made, np.int64)
+        batches = self.plan.num_batches
+        if batches is not None and self.stop > batches:
+            of_epoch = np.array(self.plan.batch_sizes(0, batches), np.int64)
+            return of_epoch[np.arange(self.start, self.stop) % batches]
         if self.plan.sizes is not None:
             return np.array(self.plan.batch_sizes(self.start, self.stop), np.int64)
         sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)

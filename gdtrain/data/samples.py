@@ -167,7 +167,7 @@ class TensorSamples(Samples):
         """The batches ``first`` … ``last - 1``, whose rows are read at once."""
         chosen, begin, sizes = plan.rows(first, last)
         if chosen is not None:
-            return cut(self._chosen(chosen), chosen, sizes)
+            return cut(self.chosen(chosen), chosen, sizes)
         places = torch.arange(begin, begin + sum(sizes))
         rows, kind = self._consecutive(begin, begin + sum(sizes))
         return cut(rows, places, sizes, kind)
@@ -179,7 +179,7 @@ class TensorSamples(Samples):
             return rows, ViewBatch
         return [part.clone() for part in rows], Batch
 
-    def _chosen(self, chosen: Tensor) -> list[Tensor]:
+    def chosen(self, chosen: Tensor) -> list[Tensor]:
         """Copies of the chosen rows, [k] int64, of each tensor."""
         taken = []
         for tensor, elements in zip(self.tensors, self._elements, strict=True):

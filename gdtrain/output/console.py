@@ -27,12 +27,11 @@ class Console(Callback):
         self._bar: tqdm[Any] | None = None
         self._start = (0, 0.0)
         self._next_line = 1024
+        self._trainer: Trainer | None = None
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self._start = (trainer.progress.samples, trainer.progress.seconds)
-
-    def on_epoch_start(self, trainer: Trainer) -> None:
-        self._open(trainer)
 
     def on_safe_point(self, trainer: Trainer) -> None:
         self._open(trainer)
@@ -44,11 +43,28 @@ class Console(Callback):
         elif trainer.plan is not None and trainer.plan.num_batches is None:
             self._tell(trainer)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        epoch, last = record["epoch"], trainer.num_epochs
+    def on_records(self, records: list[dict[str, Any]]) -> None:
+        assert self._trainer is not None
+        last = self._trainer.num_epochs
         between = -(-last // self.max_lines)
-        if epoch % between and epoch != last and not trainer.should_stop:
-            return
+        for record in records:
+            is_end = record["epoch"] == last or (
+                self._trainer.should_stop and record is records[-1]
+            )
+            if is_end or record["epoch"] % between == 0:
+                self._tell_of_epoch(self._trainer, record)
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen; also after an error."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _tell_of_epoch(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        epoch, last = record["epoch"], trainer.num_epochs
         shown = [
             f"epoch {epoch:>{len(str(last))}}/{last}",
             f"train_loss {record['train_loss']:.4g}",
@@ -62,15 +78,6 @@ class Console(Callback):
         else:
             self._advance(trainer)
             self._bar.write(line, file=self.stream)
-
-    def on_fit_end(self, trainer: Trainer) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Take the bar off the screen; also after an error."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
     def _tell(self, trainer: Trainer) -> None:
         """A line each time that twice as many samples of a stream have passed, at first 1,024."""

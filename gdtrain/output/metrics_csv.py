@@ -26,18 +26,22 @@ class MetricsCsv(Callback):
     """
 
     def __init__(self, metrics: Path, path: Path, attempt: Attempt = disk.required) -> None:
-        super().__init__(every_n_epochs=1)
+        super().__init__()
         self.attempt = attempt
         self.metrics = metrics
         self.path = path
+        self._leads = True
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        epoch = record["epoch"]
-        if epoch & (epoch - 1) == 0 and not trainer.world.rank:
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self._leads = trainer.world.rank == 0
+
+    def on_records(self, records: list[dict[str, Any]]) -> None:
+        epochs = [record["epoch"] for record in records]
+        if self._leads and any(epoch & (epoch - 1) == 0 for epoch in epochs):
             self._write()
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        if not trainer.world.rank:
+        if self._leads:
             self._write()
 
     def _write(self) -> None:

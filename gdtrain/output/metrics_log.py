@@ -75,12 +75,17 @@ class MetricsLog(StepLog):
         self._flush(trainer)  # a run that fails at once has a log too
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self._add({"kind": "step", **self.step_record(trainer)})
-        self._flush(trainer)
+        super().on_safe_point(trainer)
+        self._add_steps(trainer.progress.step)
+        if self._waiting:
+            self._flush(trainer)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        self._add(_epoch_line(record))
-        self._flush(trainer)
+    def on_records(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self._add_steps(record["step"])
+            self._add(_epoch_line(record))
+        if self._trainer is not None:
+            self._flush(self._trainer)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._waiting:
@@ -90,6 +95,10 @@ class MetricsLog(StepLog):
             self.faults.note(LOG, StorageError(message))
         if self._raises and self.faults.error is not None:
             raise self.faults.error
+
+    def _add_steps(self, until: int) -> None:
+        for record in self.next_records(until):
+            self._add({"kind": "step", **record})
 
     def _add(self, record: dict[str, Any]) -> None:
         line = json.dumps(finite(record)).encode() + b"\n"

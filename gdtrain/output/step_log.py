@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
 
 
 class StepLog(Callback):
-    """Looks every k updates, and after those at which a monitor has looked.
+    """Logs every k-th update, and those at which a monitor has looked.
 
-    :meth:`step_record` is what there is to log then.
+    Losses and rates are read from the blocks that have run, which may be long: a block ends with
+    a k-th update only where a callback has something to report of that moment.
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
         super().__init__(every_n_steps=every_n_steps)
+        self._every = every_n_steps
         self._trainer: Trainer | None = None
+        self._logged = 0  # updates of which it is known whether they are to be logged
 
     def is_due(self, step: int) -> bool:
-        return super().is_due(step) or any(c.reported_at == step for c in self._others())
+        """At every safe point: there may be updates to be logged anywhere in the block."""
+        return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+        self._watch(trainer)
+        self._logged = trainer.progress.step
 
+    def on_safe_point(self, trainer: Trainer) -> None:
+        if self._trainer is not trainer:  # added in mid-run
+            self._logged = trainer.progress.step - 1
+        self._watch(trainer)
+
+    def next_records(self, until: int) -> Iterator[dict[str, Any]]:
+        """What there is to log of the updates after those before, up to number ``until``."""
+        if self._trainer is None or self._trainer.progress.last is None:
+            return
+        first = self._trainer.progress.step - self._trainer.progress.last[1].shape[0] + 1
+        for step in range(max(first, self._logged + 1), until + 1):
+            if step % self._every == 0 or self._is_reported(step):
+                yield self._record(self._trainer, step, step - first)
+        self._logged = until
+
+    def _watch(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        of_moment = any(c.reported_at is None and _reports(c) for c in self._others)
+        self.every_n_steps = self._every if of_moment else None
+
+    @property
     def _others(self) -> list[Callback]:
-        """Who may have something to report, looked up when it is asked."""
         return [] if self._trainer is None else self._trainer.callbacks
 
-    def step_record(self, trainer: Trainer) -> dict[str, Any]:
-        """Step, epoch (from 1), loss, lr, seconds, and what other callbacks report of this step."""
+    def _is_reported(self, step: int) -> bool:
+        return any(callback.reported_at == step for callback in self._others)
+
+    def _record(self, trainer: Trainer, step: int, place: int) -> dict[str, Any]:
+        """Step, epoch (from 1), loss, lr, seconds, and what other callbacks report of this step.
+
+        place: of the step in the last block, whose updates are taken to be alike long.
+        """
         progress = trainer.progress
+        assert progress.last is not None
+        block, losses = progress.last
         reported: dict[str, Any] = {}
-        for callback in self._others():
-            if callback.reported_at in (None, progress.step):
+        for callback in self._others:
+            at = progress.step if callback.reported_at is None else callback.reported_at
+            if at == step:
                 reported |= callback.report()
         return {
-            "step": progress.step,
-            "epoch": progress.epoch + 1,
-            "loss": float(progress.losses[-1]),
-            "lr": float(trainer.progress.lr),
-            "seconds": round(progress.seconds, 6),
+            "step": step,
+            "epoch": block.epoch(place) + 1,
+            "loss": float(losses[place]),
+            "lr": block.rate(place),
+            "seconds": round(self._seconds(trainer, step, step - place - 1), 6),
             **reported,
         }
+
+    @staticmethod
+    def _seconds(trainer: Trainer, step: int, before: int) -> float:
+        """When the update was made, between the moments that are known.
+
+        before: updates made before the last block.
+        """
+        progress, known = trainer.progress, [(before, trainer.progress.began)]
+        for record in reversed(trainer.history.epochs):
+            if record["step"] <= before:
+                break
+            known.insert(1, (record["step"], record["seconds"]))
+        steps, seconds = zip(*known, (progress.step, progress.seconds), strict=True)
+        return float(np.interp(step, steps, seconds))
+
+
+def _reports(callback: Callback) -> bool:
+    return type(callback).report is not Callback.report or "report" in vars(callback)

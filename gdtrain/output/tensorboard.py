@@ -71,12 +71,14 @@ class TensorBoard(StepLog):
         self.attempt("tensorboard", lambda: self._open(trainer.progress.step))
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self._newest = trainer.progress.step
-        self._add(self.step_record(trainer))
+        super().on_safe_point(trainer)
+        self._add_steps(trainer.progress.step)
 
-    def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        told = ("lr",) if self._newest == record["step"] else ()
-        self._add({name: value for name, value in record.items() if name not in told})
+    def on_records(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self._add_steps(record["step"])
+            told = ("lr",) if self._newest == record["step"] else ()
+            self._add({name: value for name, value in record.items() if name not in told})
         if self._writer is not None:
             self.attempt("tensorboard", self._writer.flush)
 
@@ -91,6 +93,11 @@ class TensorBoard(StepLog):
         self._writer = SummaryWriter(
             str(self.directory), purge_step=step + 1 if step else None, flush_secs=_FLUSH_SECONDS
         )
+
+    def _add_steps(self, until: int) -> None:
+        for record in self.next_records(until):
+            self._newest = record["step"]
+            self._add(record)
 
     def _add(self, record: dict[str, Any]) -> None:
         if self._writer is not None:

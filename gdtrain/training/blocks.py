@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+import torch
+
 from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.run import Run
 
@@ -40,34 +44,93 @@ class BlockLength:
             self._steps = max(1, self._steps // 2)
 
 
-def _read(trainer: Run, plan: Plan, start: int) -> Iterator[Batch]:
-    """The plan's batches from ``start`` on; nothing is done about it until one is asked for."""
-    assert trainer.loader is not None
-    yield from trainer.read(trainer.loader, plan, start, views=True)
+def reach(trainer: Run, until: int) -> int:
+    """The epoch, counted from 1, with which a block that starts now has to end at the latest.
+
+    until: the last one that may be trained.
+    """
+    loader, epoch = trainer.loader, trainer.progress.epoch
+    assert loader is not None
+    if not (trainer.engine.reaches_over_epochs and may_go_on(trainer)):
+        return epoch + 1
+    turns = loader.turns(until)
+    later = bisect_right(turns, epoch)
+    ends = [until, turns[later]] if later < len(turns) else [until]
+    listeners = trainer.listeners
+    if listeners.has("on_epoch_start"):
+        return epoch + 1
+    ends += [callback.next_epoch_end(epoch) or until for callback in listeners.of["on_epoch_end"]]
+    return min(ends)
 
 
-def blocks(trainer: Run, plan: Plan, start: int, length: BlockLength) -> Iterable[Block]:
-    """Cut the plan's batches from ``start`` on into blocks that end where somebody looks.
+def may_go_on(trainer: Run) -> bool:
+    """Whether an epoch may follow another without anybody else's code between them."""
+    loader, schedule = trainer.loader, trainer.schedule
+    assert loader is not None
+    if loader.is_stream or loader.calls_order:
+        return False
+    return schedule.scheduler is None or not (schedule.by_metric or schedule.own_code)
 
+
+def blocks(trainer: Run, until: int, length: BlockLength) -> Iterator[Block]:
+    """Blocks from where the run stands on, the last of which ends with an epoch.
+
+    They end where somebody looks, at the latest at the end of epoch ``until``, counted from 1.
     Where batches arrive over time, a block ends at the latest with those that are there, and a
     wish to stop ends the wait for more. Raises DataError for data that can't be read on.
     """
-    if plan.num_batches == 1 and start == 0:  # one block, however often and whoever looks
-        return (Block(plan, 0, 1, _read(trainer, plan, 0)),)
-    return _cut(trainer, plan, start, length)
+    progress, plan = trainer.progress, trainer.plan
+    assert plan is not None
+    plan.seek(progress.step_in_epoch, progress.position)
+    batches, arrived = _batches(trainer), 0
+    while not plan.is_over(start := progress.step_in_epoch):
+        if plan.num_batches is not None:
+            there = (reach(trainer, until) - progress.epoch) * len(plan) - start
+        elif start < arrived:
+            there = arrived - start
+        else:
+            there = plan.remaining(start)
+            batches, arrived = _batches(trainer), start + there
+            if not there and trainer.should_stop:
+                return
+        left = min(there, trainer.engine.max_block_steps)
+        steps = length.next(progress.step, left, trainer.callbacks)
+        steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
+        yield Block(plan, start, start + steps, islice(batches, steps))
+        plan = trainer.plan
+        assert plan is not None
 
 
-def _cut(trainer: Run, plan: Plan, start: int, length: BlockLength) -> Iterator[Block]:
-    plan.seek(start, trainer.progress.position)
-    while not plan.is_over(start):
-        arrived = start + plan.remaining(start)
-        if arrived == start and trainer.should_stop:
+def _batches(trainer: Run) -> Iterator[Batch]:
+    """Batches from where the run stands on, over the ends of epochs.
+
+    Nothing is done about one until it is asked for: that of the next epoch ends this one.
+    """
+    while True:
+        assert trainer.loader is not None
+        assert trainer.plan is not None
+        plan, start = trainer.plan, trainer.progress.step_in_epoch
+        batch = _whole(trainer, plan) if plan.batch_size == plan.num_samples else None
+        if batch is not None:
+            yield batch
+        else:
+            yield from trainer.read(trainer.loader, plan, start, views=True)
+        if not trainer.pass_epoch():
             return
-        batches = _read(trainer, plan, start)
-        while start < arrived:
-            left = min(arrived - start, trainer.engine.max_block_steps)
-            steps = length.next(trainer.progress.step, left, trainer.callbacks)
-            steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
-            block = Block(plan, start, start + steps, islice(batches, steps))
-            yield block
-            start = block.stop  # an engine may have ended it earlier
+
+
+def _whole(trainer: Run, plan: Plan) -> Batch | None:
+    """The batch that is a whole data set in memory, without much ado; None for any other."""
+    assert trainer.loader is not None
+    if trainer.world.size > 1 or trainer.progress.step_in_epoch:
+        return None
+    placed = trainer.placed(trainer.loader.samples)
+    if not isinstance(placed, TensorSamples):
+        return None
+    # Copies, made anew each time: a model may work in place, and the data are the user's, whose
+    # memory others may write to without torch's knowledge.
+    if plan.indices is None:
+        size = plan.num_samples
+        return of_rows([tensor[:size].clone() for tensor in placed.tensors], torch.arange(size))
+    chosen = plan.take(0, plan.num_samples)
+    return of_rows(placed.chosen(chosen), chosen)

@@ -27,12 +27,13 @@ class Progress:
     epoch: epochs completed. step: updates made, in all epochs. step_in_epoch: updates made in
     the current epoch. samples: samples used, in all epochs. All are true at any moment: they move
     as an update is made. seconds: time spent in blocks, so without evaluation, logging and
-    checkpoints. epoch_loss_sum, epoch_weight: of the current epoch's blocks, Σ w J and Σ w, with J
-    a batch's loss and w what it is divided by.
+    checkpoints, up to the end of the last block or epoch. epoch_loss_sum, epoch_weight: of the
+    current epoch's blocks, Σ w J and Σ w, with J a batch's loss and w what it is divided by.
     position: where a stream stands after the last block, for its source alone to understand;
     None for data that is not a stream.
     last: the last block and its losses, where it has run.
     lr: the learning rate of the last update, of the optimizer's first group.
+    began: the seconds at the beginning of the last block.
     """
 
     epoch: int = 0
@@ -47,6 +48,8 @@ class Progress:
     last: tuple[Block, Tensor] | None = field(default=None, repr=False, compare=False)
     lr: float | Tensor = field(default=math.nan, repr=False, compare=False)
     _pending: int | None = field(default=None, repr=False, compare=False)
+    began: float = field(default=0.0, repr=False, compare=False)
+    _since: float = field(default=0.0, repr=False, compare=False)  # by the clock, in seconds
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -79,21 +82,40 @@ class Progress:
         self.samples += samples
         self.epoch_samples += samples
 
-    def close(self, block: Block, losses: Tensor, started: float, *, adds: bool = False) -> float:
-        """Add up the losses of a block's updates, all counted; return the seconds that it took.
+    def start_clock(self) -> None:
+        """A block begins."""
+        self.began, self._since = self.seconds, time.perf_counter()
 
-        losses: [len(block)], the batch's loss of each step before its update. Reading them here is
-        the one synchronisation of a block.
-        started: ``time.perf_counter()`` before the block. adds: the losses are sums, and so is that
-        of the epoch.
+    def read_clock(self) -> None:
+        """Count the time since the block began, or the clock was read last."""
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+
+    def close(self, block: Block, losses: Tensor, *, adds: bool = False) -> None:
+        """Add up the losses of a block's updates, all counted.
+
+        losses: [len(block)], the batch's loss of each step before its update. adds: they are sums,
+        and so is that of the epoch.
         """
-        steps = losses.shape[0]
+        self.add(block, losses[block.added :] if block.added else losses, adds=adds)
+        self.last = block, losses
+        self.position = block.plan.release(block.stop)
+        self.read_clock()
+
+    def add(self, block: Block, losses: Tensor, *, adds: bool = False) -> None:
+        """Add up the next losses of a block, all of the current epoch.
+
+        Reading them here is the one synchronisation of a block.
+        """
+        first, steps = block.added, losses.shape[0]
         if steps == 1:  # as often as there are epochs, where a batch is everything
-            weight = 1.0 if adds else float(block.weights[0] if block.weights else block.sizes[0])
+            given = block.weights[first] if block.weights else block.sizes[first]
+            weight = 1.0 if adds else float(given)
             self.epoch_loss_sum += losses.item() * weight if weight else 0.0
             self.epoch_weight += weight
-        else:
-            weights = _numbers(block.weights) if block.weights else block.sizes
+        elif steps:
+            weights = _numbers(block.weights[first:]) if block.weights else block.sizes[first:]
             weights = np.ones(steps) if adds else weights
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
@@ -101,11 +123,7 @@ class Progress:
             self.epoch_weight = _summed(self.epoch_weight, weights)
         if adds:
             self.epoch_weight = 1.0
-        self.last = block, losses
-        self.position = block.plan.release(block.stop)
-        taken = time.perf_counter() - started
-        self.seconds += taken
-        return taken
+        block.added += steps
 
     def close_epoch(self) -> dict[str, Any]:
         """Count a finished epoch and return its record.

@@ -109,7 +109,7 @@ class Run(Protocol):
 
     is_fitting: whether a fit is under way. stays_in_eval: whether the next one goes on where a
         snapshot was taken, with the model in eval mode.
-    told_of_end: the callbacks that know of the last epoch's end; None once all do.
+    told_of_end: the callbacks that know of the end of the last epochs; None once all do.
     outputs: what the model gave in the batch's passes, for who wants to see it before the update.
     called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
     captured_step: the number of updates, as a tensor, while an engine captures a step.
@@ -218,6 +218,9 @@ class Run(Protocol):
 
     def after_update(self) -> None:
         """What an engine calls after each update."""
+
+    def pass_epoch(self) -> bool:
+        """Go on into the next epoch in the middle of a block; whether that can be done."""
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point."""

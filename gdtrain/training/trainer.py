@@ -5,12 +5,15 @@ In pseudocode, and with nothing left out that matters:
     fit(num_epochs):
         until num_epochs are done or somebody asked to stop:
             plan = loader.plan(epoch)                which samples form which batch
-            for each block of the plan's batches:    a block ends where somebody needs to look
+            for each block of batches:               a block ends where somebody needs to look
                 for each batch of the block:         one batch = one update
                     θ.grad = ∂J/∂θ                   of the batch's mean loss J
                     θ = θ - lr · θ.grad              whatever the optimizer makes of it
                 safe point                           log, check, save, stop: here only
             end of epoch                             change the lr, validate, stop early
+
+Where nobody needs to look at the end of an epoch, a block reaches over it: the epoch is counted,
+its record written and the lr changed in passing, and the next plan made.
 
 Only the loader knows which form it is. Override, from the widest to the narrowest:
 ``fit → _run_epoch → train_step → compute_loss``; the rung that is overridden is the one called.
@@ -44,7 +47,7 @@ from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
 from gdtrain.training import evaluation
-from gdtrain.training.blocks import BlockLength, blocks
+from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
 from gdtrain.training.callbacks.validation import Validation
@@ -185,9 +188,8 @@ class Trainer:
         self.num_epochs = 0
         self.is_fitting = False
         self.stays_in_eval = False
-        self.told_of_end: list[Callback] | None = (
-            None  # of an epoch's end; None: nobody is to be told
-        )
+        self.told_of_end: list[Callback] | None = None  # of an epoch; None: nobody is to be told
+        self._untold = 0  # records, the last ones, of which not all have been told
         self.plan: Plan | None = None  # of the current epoch
         self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
         self.captured_step: Tensor | None = None  # the step, while one is captured as a graph
@@ -199,6 +201,7 @@ class Trainer:
             self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
+        self.running: Block | None = None  # that runs, or ran last
         self._output_check = checks.OutputCheck()
         self.step_weights = loss_weights.StepWeights(self)
         self.called_rungs: set[str] = set()  # rungs that an own train_step has called
@@ -259,10 +262,13 @@ class Trainer:
     def _fit(self, num_epochs: int) -> None:
         try:
             self.emit("on_fit_start")
-            self._finish_epoch()
+            self._tell_of_epochs()
             stopping = self._agree_to_stop()
             while self.progress.epoch < num_epochs and not stopping:
-                self._run_epoch()
+                if self.has_own("_run_epoch"):
+                    self._run_epoch()
+                else:
+                    self._run_epochs(num_epochs)
                 stopping = self._agree_to_stop()
         except BaseException as error:
             self.engine.publish()
@@ -278,20 +284,28 @@ class Trainer:
         What goes wrong at that is a note to the error, which is the first cause.
         """
         try:
+            if self.progress.step_in_epoch:
+                self._tell_of_epochs()
             self.emit("on_fit_end")
         except Exception as later:
             error.add_note(f"then, at the end of the fit: {type(later).__name__}: {later}")
 
     def _run_epoch(self) -> None:
+        """Train to the end of the epoch, or to a stop."""
+        self._run_epochs(self.progress.epoch + 1)
+
+    def _run_epochs(self, until: int) -> None:
+        """Train to the end of the first epoch with which a block ends, ``until`` at the latest."""
         assert self.loader is not None
         if self.loader.calls_order:
             self.engine.publish()  # an order may look at the model
         self.plan = present_plan(self)
         if self.callbacks and self.progress.step_in_epoch == 0:  # not again after a resume
             self.emit("on_epoch_start")
-        for block in blocks(self, self.plan, self.progress.step_in_epoch, self.block_length):
+        for block in blocks(self, until, self.block_length):
             made = self._run_block(block).shape[0]
             if made and self.callbacks:
+                self._tell_of_epochs()
                 self.emit("on_safe_point")
             if made < len(block) or self.guard.broken_off:  # the guard kept it from doing harm
                 raise diagnosis.non_finite(self, block, made - self.guard.broken_off)
@@ -299,30 +313,62 @@ class Trainer:
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
             return  # stopped while a stream was idle
+        self._close_epoch()
+        self._tell_of_epochs()
+
+    def pass_epoch(self) -> bool:
+        """Go on into the next epoch in the middle of a block; whether that can be done.
+
+        Its batches have the sizes of those before it. What an engine calls when all updates of an
+        epoch have been made.
+        """
+        assert self.loader is not None
+        assert self.plan is not None
+        if not may_go_on(self):
+            return False
+        plan = self.loader.plan(self.progress.epoch + 1)
+        if not plan.is_like(self.plan):
+            return False
+        block, progress = self.running, self.progress
+        assert block is not None
+        progress.add(block, stacked(block.losses[block.added :]), adds=loss_weights.adds_up(self))
+        progress.read_clock()
+        self._close_epoch()
+        self.plan = plan
+        return True
+
+    def _close_epoch(self) -> None:
+        """Count the epoch, keep its record, and let the schedule move on."""
         record = self.progress.close_epoch()
         record["lr"] = float(self.progress.lr)
         self.history.epochs.append(record)
+        if self.callbacks or self.schedule.scheduler is not None:
+            self.told_of_end, self._untold = [], self._untold + 1
         if self.schedule.scheduler is not None:
             if self.schedule.own_code:
                 self.engine.publish()
             self.schedule.after_epoch()
-        if self.callbacks or self.schedule.scheduler is not None:
-            self.told_of_end = []
-            self._finish_epoch()
 
-    def _finish_epoch(self) -> None:
-        """Tell of the end of the last epoch whoever has not been told.
+    def _tell_of_epochs(self) -> None:
+        """Tell of the epochs that have ended whoever has not been told.
 
-        Who was told before an error, or before a snapshot, is not told again.
+        Who was told before an error, or before a snapshot, is not told again. ``on_epoch_end`` is
+        for the moment between two epochs; records are told after it, too.
         """
         while (told := self.told_of_end) is not None:
-            callback = self.listeners.next_at_end_of(self.progress.epoch, told)
+            between = self.progress.step_in_epoch == 0
+            epoch = self.progress.epoch if between else None
+            callback = self.listeners.next_to_tell(epoch, told)
             if callback is None:
-                self.schedule.after_validation(self.history.epochs, self.callbacks)
-                self.told_of_end = None
+                if between:
+                    self.schedule.after_validation(self.history.epochs, self.callbacks)
+                self.told_of_end, self._untold = None, 0
                 return
             self.engine.publish(callback)
-            callback.on_epoch_end(self, self.history.epochs[-1])
+            if self.listeners.is_due(callback, epoch):
+                callback.on_epoch_end(self, self.history.epochs[-1])
+            if self.listeners.has("on_records") and callback.listens_to("on_records"):
+                callback.on_records(self.history.epochs[-max(1, self._untold) :])
             told.append(callback)
 
     def _run_block(self, block: Block) -> Tensor:
@@ -330,23 +376,25 @@ class Trainer:
 
         What an error leaves made is closed as a shorter block, so that a next fit goes on there.
         """
-        started, adds = time.perf_counter(), loss_weights.adds_up(self)
+        self.running, started, progress = block, time.perf_counter(), self.progress
+        progress.start_clock()
         try:
             found = self.engine.run(block)
         except BaseException as error:
             if block.losses:
                 found = stacked(block.losses)
-                self.progress.close(block.head(len(found)), found, started, adds=adds)
+                adds = loss_weights.adds_up(self)
+                progress.close(block.head(len(found)), found, adds=adds)
             if (died := death_of_worker(error)) is not None:
                 raise died from error
             raise
         if made := found.shape[0]:
-            done = block.head(made)
+            adds, done = loss_weights.adds_up(self), block.head(made)
             if not block.made:  # all at once, and nobody has looked since
-                self.progress.count(made, int(done.sizes.sum()))
+                progress.count(made, int(done.sizes.sum()))
                 done.weights = [] if adds else self.step_weights.planned(done)
-            seconds = self.progress.close(done, found, started, adds=adds)
-            self.block_length.observe(made, seconds)
+            progress.close(done, found, adds=adds)
+            self.block_length.observe(made, time.perf_counter() - started)
         return found
 
     def train_step(self, batch: Batch) -> Tensor:

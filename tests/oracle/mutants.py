@@ -234,7 +234,7 @@ KEEPERS = (
     ),
     Mutant(
         "a model that works in place rewrites the data set",
-        "training/engines/eager.py",
+        "training/blocks.py",
         "[tensor[:size].clone() for tensor in placed.tensors]",
         "[tensor[:size] for tensor in placed.tensors]",
         EXACT,
@@ -263,13 +263,18 @@ COUNTERS = (
     Mutant(
         "after an error at an epoch's end the schedule does not move",
         "training/trainer.py",
-        "            self.schedule.after_epoch()\n        if self.callbacks",
-        "            pass\n        if self.callbacks",
+        "                self.engine.publish()\n            self.schedule.after_epoch()\n",
+        "                self.engine.publish()\n",
         also=(
             (
-                "            self.told_of_end = []\n            self._finish_epoch()\n",
-                "            self.told_of_end = []\n            self._finish_epoch()\n"
-                "            self.schedule.after_epoch()\n",
+                "        self._close_epoch()\n        self._tell_of_epochs()\n",
+                "        self._close_epoch()\n        self._tell_of_epochs()\n"
+                "        self.schedule.after_epoch()\n",
+            ),
+            (
+                "        self._close_epoch()\n        self.plan = plan\n",
+                "        self._close_epoch()\n        self.schedule.after_epoch()\n"
+                "        self.plan = plan\n",
             ),
         ),
     ),

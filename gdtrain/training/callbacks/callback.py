@@ -14,7 +14,7 @@ from gdtrain.errors import ConfigError
 
 
 class Callback:
-    """Base of all callbacks: seven moments of a run, and a cadence.
+    """Base of all callbacks: eight moments of a run, and a cadence.
 
     every_n_steps: call ``on_safe_point`` after each k-th update (k, 2k, … of ``progress.step``);
         blocks end there.
@@ -89,6 +89,13 @@ class Callback:
     def on_epoch_end(self, trainer: Any, record: dict[str, Any]) -> None:
         """After an epoch; ``record`` holds its metrics, and more may be added to it."""
 
+    def on_records(self, records: list[dict[str, Any]]) -> None:
+        """After some epochs: their records, complete as far as callbacks before this one are.
+
+        For who writes down what a run has come to. Training does not stop at the end of each epoch
+        for it, as it does for ``on_epoch_end``: blocks may reach over the ends of many.
+        """
+
     def on_fit_end(self, trainer: Any) -> None:
         """After the last epoch, or after a stop."""
 
@@ -109,6 +116,14 @@ class Callback:
         A checkpoint in which callbacks have more is refused unread.
         """
         return 0
+
+    def next_epoch_end(self, epoch: int) -> int | None:
+        """The first epoch after ``epoch``, counted from 1, that has to end with a block.
+
+        So that ``on_epoch_end`` is called then. None: not for this callback.
+        """
+        every = self.every_n_epochs or 1
+        return (epoch // every + 1) * every
 
     def listens_to(self, event: str) -> bool:
         """Whether ``event``, such as ``on_before_update``, is to be told."""
@@ -163,6 +178,8 @@ class Listeners:
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
         self.of = {event: [c for c in callbacks if c.listens_to(event)] for event in EVENTS}
+        told = self.of["on_records"] + self.of["on_epoch_end"]
+        self._of_ends = [c for c in callbacks if among(told, c)]
 
     def has(self, event: str) -> bool:
         """Whether a callback listens to the event."""
@@ -173,13 +190,23 @@ class Listeners:
         """Whether a callback looks at every update."""
         return self.has("on_gradient") or self.has("on_before_update")
 
-    def next_at_end_of(self, epoch: int, told: list[Callback]) -> Callback | None:
-        """The next one to be told of the end of an epoch, the first one being 1."""
-        for callback in self.of["on_epoch_end"]:
-            every = callback.every_n_epochs
-            if (every is None or epoch % every == 0) and not among(told, callback):
+    def next_to_tell(self, epoch: int | None, told: list[Callback]) -> Callback | None:
+        """The next one to be told that epochs have ended.
+
+        epoch: the one that has just ended, the first being 1; None if another has begun since.
+        """
+        for callback in self._of_ends:
+            if not among(told, callback) and (
+                among(self.of["on_records"], callback) or self.is_due(callback, epoch)
+            ):
                 return callback
         return None
+
+    def is_due(self, callback: Callback, epoch: int | None) -> bool:
+        """Whether ``on_epoch_end`` is to be called at the end of the epoch."""
+        every = callback.every_n_epochs
+        due = epoch is not None and (every is None or epoch % every == 0)
+        return due and among(self.of["on_epoch_end"], callback)
 
 
 def among(callbacks: list[Callback], callback: Callback) -> bool:

@@ -130,6 +130,12 @@ class EarlyStopping(Callback):
         self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
         self.epochs_without_improvement = 0
 
+    def next_epoch_end(self, epoch: int) -> int | None:
+        """None for a metric of validation, since those are measured between blocks only."""
+        if self.monitor.startswith("val_"):
+            return None
+        return super().next_epoch_end(epoch)
+
     def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
         self._had_metric = self._had_metric or self.monitor in record
         if self.monitor not in record:

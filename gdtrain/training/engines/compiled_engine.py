@@ -53,6 +53,10 @@ class CompiledEngine(ABC):
         if not only_reads(looker, self.trainer):
             self._may_differ = True
 
+    @property
+    def reaches_over_epochs(self) -> bool:
+        return False
+
     @abstractmethod
     def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
         """Make the updates, and put the losses of those made into ``parts`` as they come.

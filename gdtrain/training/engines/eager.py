@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
-from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.run import Run
@@ -36,46 +35,55 @@ class EagerEngine:
         """
         trainer, guard = self.trainer, self.trainer.guard
         guard.broken_off = False
-        if not guard.deferred:
-            self._steps(block, self._batches(block))
+        start = guard.snapshot() if guard.deferred else None
+        if self._steps(block, block.batches):
+            block.stop = block.start + len(block.made)
+        if start is None:
             return stacked(block.losses)
-        start = guard.snapshot()
-        self._steps(block, block.batches)
         sound = guard.sound_steps(block.losses)
         if sound < len(block.losses):
             start.restore()
             trainer.optimizer.zero_grad()
-            for kept in (block.losses, block.weights, block.made):
+            for kept in (block.losses, block.weights, block.made, block.rates):
                 kept.clear()
             assert trainer.loader is not None
             again = trainer.read(trainer.loader, block.plan, block.start)
             self._steps(block, islice(again, sound))
         return stacked(block.losses)
 
+    @property
+    def reaches_over_epochs(self) -> bool:
+        """Where each update is looked at before it is made, and none has to be made again."""
+        return not self.trainer.guard.deferred
+
     def publish(self, looker: Callback | None = None) -> None:
         """Every update is made where everybody can see it."""
 
-    def _steps(self, block: Block, batches: Iterable[Batch]) -> None:
+    def _steps(self, block: Block, batches: Iterable[Batch]) -> bool:
+        """Make the updates, until somebody has to look; whether all of them are finite."""
         trainer, guard = self.trainer, self.trainer.guard
         alone = trainer.world.size == 1
         try:
-            for number, batch in enumerate(batches, block.start):
-                size = len(batch) if alone else self._size_on_all(block, number, batch)
+            for batch in batches:
+                size = len(batch) if alone else self._size_on_all(batch)
                 callbacks = list(trainer.callbacks)
                 if not self._step(block, batch, size):
-                    break
+                    return False
                 if trainer.callbacks != callbacks:  # one that is new may be due at once
-                    block.stop = number + 1
                     break
+                if trainer.should_stop and alone:
+                    break
+            return True
         finally:
             guard.unwatch()
 
-    def _size_on_all(self, block: Block, number: int, batch: Batch) -> int:
+    def _size_on_all(self, batch: Batch) -> int:
         """The samples that all processes have of a batch; a collate function may drop some."""
-        trainer = self.trainer
+        trainer, number = self.trainer, self.trainer.progress.step_in_epoch
         if trainer.loader is not None and has_own_collate(trainer.loader.samples):
             return int(trainer.world.sum_floats([len(batch)])[0])
-        return block.plan.batch_sizes(number, number + 1)[0]
+        assert trainer.plan is not None
+        return trainer.plan.batch_sizes(number, number + 1)[0]
 
     def _step(self, block: Block, batch: Batch, size: int) -> bool:
         """Make one update, and count it in the moment at which it is made; whether all is finite.
@@ -113,20 +121,8 @@ class EagerEngine:
         weight = weights.of(batch, size) if weights.computed is None else weights.computed
         block.note(loss, weight, size)
         trainer.after_update()
+        block.note_rate(progress.lr)
         return True
-
-    def _batches(self, block: Block) -> Iterable[Batch]:
-        """The block's batches; of one that is a whole data set in memory, without much ado."""
-        trainer, plan = self.trainer, block.plan
-        if plan.indices is not None or plan.num_batches != 1 or trainer.world.size > 1:
-            return block.batches
-        assert trainer.loader is not None
-        placed, size = trainer.placed(trainer.loader.samples), plan.num_samples
-        if not isinstance(placed, TensorSamples):
-            return block.batches
-        # Copies, made anew each time: a model may work in place, and the data are the user's, whose
-        # memory others may write to without torch's knowledge.
-        return [of_rows([tensor[:size].clone() for tensor in placed.tensors], torch.arange(size))]
 
 
 def stacked(losses: list[Tensor]) -> Tensor:

@@ -19,6 +19,10 @@ class Engine(Protocol):
     name: str
     max_block_steps: int
 
+    @property
+    def reaches_over_epochs(self) -> bool:
+        """Whether blocks may begin in one epoch and end in a later one."""
+
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.
 

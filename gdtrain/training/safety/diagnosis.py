@@ -34,11 +34,14 @@ def non_finite(trainer: Run, block: Block, steps: int) -> NonFiniteError:
     """
     assert trainer.loader is not None
     trainer.engine.publish()
-    number = block.start + steps
-    batch = next(trainer.read(trainer.loader, block.plan, number))
+    plan, number = block.plan, block.start + steps
+    if epochs := block.epoch(steps) - plan.epoch:
+        number -= epochs * len(plan)
+        plan = trainer.loader.plan(plan.epoch + epochs)
+    batch = next(trainer.read(trainer.loader, plan, number))
     texts = trainer.world.gather_text("\n".join(_first(trainer, batch)))
     _, first, remedy = min(texts, key=lambda text: text[0]).split("\n")
-    indices = block.plan.share(0, 1).batch_indices(number)
+    indices = plan.share(0, 1).batch_indices(number)
     shown = ", ".join(map(str, indices[:SHOWN_SAMPLES].tolist()))
     more = f", … ({len(indices)} in all)" if len(indices) > SHOWN_SAMPLES else ""
     number_of_step = trainer.progress.step + (not trainer.guard.broken_off)
@@ -52,7 +55,7 @@ def non_finite(trainer: Run, block: Block, steps: int) -> NonFiniteError:
     bad_loss = loss is not None and not math.isfinite(loss)
     return NonFiniteError(
         (f"loss is {loss}" if bad_loss else "gradient is not finite")
-        + f" in epoch {block.plan.epoch + 1}, step {number_of_step}, with lr "
+        + f" in epoch {plan.epoch + 1}, step {number_of_step}, with lr "
         f"{trainer.optimizer.param_groups[0]['lr']:g}, on sample{'s' * (len(indices) > 1)} "
         f"{shown}{more}; first tensor that is not finite: {first}; {kept}; {remedy}"
     )

@@ -27,7 +27,8 @@ def contents(trainer: Run) -> dict[str, Any]:
     trainer.engine.publish()
     held = {key: v for key, v in vars(trainer.optimizer).items() if key not in _OWN}
     wrapped = "step" in vars(trainer.optimizer)
-    return {**vars(trainer), "engine": None, "_of_optimizer": (held, wrapped)}
+    left_out = {"engine": None, "running": None}
+    return {**vars(trainer), **left_out, "_of_optimizer": (held, wrapped)}
 
 
 def fill(trainer: Run, contents: dict[str, Any]) -> None:
