@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TextIO
 
-from gdtrain.cli.options import Parser, add_import, import_modules
+from gdtrain.cli.options import (
+    Parser,
+    add_import,
+    add_json,
+    add_quiet,
+    import_modules,
+    results_alone,
+)
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.training.safety.signals import current_desk
 
@@ -14,19 +22,11 @@ UNITS = ("epochs", "samples", "updates", "seconds")
 # Half decades, from what suits single samples under momentum to what suits all of them together.
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
-_HELP = """\
-examples:
-  python -m gdtrain compare configs/minibatch.yaml --loaders batch,sample,minibatch
-  python -m gdtrain compare configs/minibatch.yaml --loaders batch,sample,minibatch --tune
-  python -m gdtrain compare configs/minibatch.yaml --loaders minibatch:8,minibatch:64,minibatch:512
-  python -m gdtrain compare one.yaml another.yaml --seconds 10
-  python -m gdtrain compare configs/minibatch.yaml --loaders batch,minibatch --tune --seeds 10
-
-Data, model, loss, seed, device and precision must be the same in all configurations. Early
-stopping, monitors and checkpoints play no part, and averaged weights are not looked at.
-
-Exit codes: 0 done (a form that diverged is a result), 2 bad input, 130/143 interrupted, 129/131
-hung up or quit (what was done is written), 1 else.
+_NOTES = """\
+Data, model, loss, seed, device and precision must be the same in all configurations. Early \
+stopping, monitors, checkpoints and averaging play no part.
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 129/130/131/143 ended by a \
+signal (what was done is written), 1 else.
 """
 
 
@@ -36,6 +36,11 @@ def compare(given: list[str]) -> int:
     faults = _faults(options)
     if faults:
         raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+    with results_alone(options.json) as results:
+        return _compare(options, results)
+
+
+def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
     import_modules(options.imports)
     from gdtrain.config.comparison import load_forms
 
@@ -54,6 +59,8 @@ def compare(given: list[str]) -> int:
         seeds=options.seeds,
         output_dir=options.output_dir,
         signals=current_desk(),
+        quiet=options.quiet,
+        results=results,
     )
     return job.run()
 
@@ -110,14 +117,17 @@ _numbers.__name__ = "list of numbers"  # what argparse calls it when it can't be
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m gdtrain compare",
-        description="Train several forms of gradient descent from the same weights on the same "
+        "compare",
+        "Train several forms of gradient descent from the same weights on the same "
         "samples, measure speed, loss, memory and stability, and write compare.json and a report "
         "that opens in a browser, offline.",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=(
+            "compare minibatch.yaml --loaders batch,sample --updates 30",
+            "compare batch.yaml --loaders batch --tune --updates 9",
+        ),
+        notes=_NOTES,
     )
+    parser.usage = "python -m gdtrain compare CONFIG [CONFIG ...] [options]"
     parser.add_argument(
         "configs",
         nargs="+",
@@ -127,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loaders",
         metavar="NAMES",
-        help="of one configuration, the forms to compare: batch,sample,minibatch; minibatch:B has "
-        "batches of B, minibatch alone those of the configuration, or of 64",
+        help="of one configuration, the forms to compare: batch,sample,minibatch; or "
+        "minibatch:B, with batches of B",
     )
     budget = parser.add_argument_group("budget of each form (default: the configuration's epochs)")
     budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
@@ -169,5 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="where results go (default: runs/compare/<n>); new or empty",
     )
+    add_quiet(parser)
+    add_json(parser, "compare.json")
     add_import(parser)
     return parser

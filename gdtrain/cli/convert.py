@@ -45,10 +45,10 @@ def convert(given: list[str]) -> int:
 
 def _convert_parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m gdtrain convert",
-        description="Make a CSV file, which may be larger than memory, a folder that is read "
+        "convert",
+        "Make a CSV file, which may be larger than memory, a folder that is read "
         "as it is needed: data: {source: mapped, path: OUT}.",
-        allow_abbrev=False,
+        examples=("convert houses.csv houses --target price",),
     )
     parser.add_argument("csv", metavar="CSV", type=Path, help="the file, with a header")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, new or empty")

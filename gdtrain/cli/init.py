@@ -37,10 +37,10 @@ epochs: 50
 def init(given: list[str]) -> int:
     """Write a configuration to start from."""
     parser = Parser(
-        prog="python -m gdtrain init",
-        description="Write a commented configuration to start from: an example that needs no file, "
+        "init",
+        "Write a commented configuration to start from: an example that needs no file, "
         "or one for a CSV file of yours. What is there already is left alone.",
-        allow_abbrev=False,
+        examples=("init", "init --example batch", "init --data houses.csv --target price"),
     )
     parser.add_argument(
         "--example",

@@ -8,12 +8,13 @@ from gdtrain.cli.options import Parser, add_import, add_runs, faults_of_options,
 def landscape(given: list[str]) -> int:
     """Draw the loss around the ways of the weights."""
     parser = Parser(
-        prog="python -m gdtrain landscape",
-        description="Draw the full loss in the plane in which the weights of a run, or of several "
+        "landscape",
+        "Draw the full loss in the plane in which the weights of a run, or of several "
         "on the same data, have moved most, and their way over it. The runs must have been "
         "trained with monitors: [trajectory].",
-        epilog="Needs matplotlib: pip install 'gdtrain[plots]'.",
-        allow_abbrev=False,
+        examples=("landscape moves --resolution 10",),
+        notes="Needs matplotlib: pip install 'gdtrain[plots]'. For a run to draw:\n"
+        "  python -m gdtrain --config batch.yaml monitors=trajectory --output-dir moves",
     )
     add_runs(parser, "landscape.png in the directory of the first run")
     parser.add_argument(

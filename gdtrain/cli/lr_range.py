@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TextIO
 
 from gdtrain.cli.options import (
     Parser,
     add_config,
     add_import,
+    add_json,
     faults_of_options,
     import_modules,
     name_of,
+    results_alone,
 )
 
 
 def lr_range(given: list[str]) -> int:
     """Raise the learning rate from update to update, and watch the full loss."""
     options = _parser().parse_intermixed_args(given)
+    with results_alone(options.json) as results:
+        return _lr_range(options, results)
+
+
+def _lr_range(options: argparse.Namespace, results: TextIO | None) -> int:
     import_modules(options.imports)
     from gdtrain.config.load import load_config
 
@@ -35,18 +43,18 @@ def lr_range(given: list[str]) -> int:
             every=options.every,
             limit=not options.no_limit,
             out=options.out,
-            as_json=options.json,
+            results=results,
         ).run()
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m gdtrain lr-range",
-        description="The learning-rate range test: make updates with a learning rate that rises "
+        "lr-range",
+        "The learning-rate range test: make updates with a learning rate that rises "
         "from one to the next, and watch the loss over the whole training part, until it "
         "diverges. Prints a suggestion and, where it can be computed, the learning rate at which "
         "full-batch descent becomes unstable; draws the curve. Trains nothing.",
-        allow_abbrev=False,
+        examples=("lr-range --config minibatch.yaml --from 0.001 --updates 20",),
     )
     add_config(parser)
     parser.add_argument(
@@ -75,6 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         help="the picture, .png or .svg (default: lr-range-<config name>.png here, if matplotlib "
         "is installed); replaces pictures of gdtrain's, and no other file",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(parser)
     add_import(parser)
     return parser

@@ -15,6 +15,8 @@ from contextlib import closing
 
 from gdtrain.cli.compare import compare
 from gdtrain.cli.convert import convert
+from gdtrain.cli.evaluate import evaluate
+from gdtrain.cli.export import export
 from gdtrain.cli.init import init
 from gdtrain.cli.landscape import landscape
 from gdtrain.cli.list import list_parts
@@ -41,6 +43,8 @@ EXIT_BAD_INPUT = 2
 COMMANDS = {
     "compare": compare,
     "convert": convert,
+    "evaluate": evaluate,
+    "export": export,
     "init": init,
     "landscape": landscape,
     "list": list_parts,

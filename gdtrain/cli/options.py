@@ -7,18 +7,42 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.output.terminal import printable
 from gdtrain.training.safety import signals
 
 
+class _Help(argparse.HelpFormatter):
+    """Keeps the ends of lines, and breaks those that are too long and no example."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        return "\n".join(line if line[:1] == " " else textwrap.fill(line, width) for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
-    """Says of an unknown option what may have been meant."""
+    """Says of an unknown option what may have been meant.
+
+    examples: lines of a shell that work, below the options; notes: below these.
+    """
+
+    def __init__(
+        self, command: str, description: str, *, examples: Sequence[str], notes: str = ""
+    ) -> None:
+        shown = "".join(f"\n  python -m gdtrain {example}" for example in examples)
+        super().__init__(
+            prog=f"python -m gdtrain {command}".rstrip(),
+            description=description,
+            epilog=f"examples:{shown}\n\n{notes}".rstrip(),
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
@@ -39,20 +63,27 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         required=True,
-        help="the configuration (YAML), - for standard input; of several, which are merged, the "
-        "later ones win",
+        help="the configuration (YAML), or -; of several, merged, the later ones win",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="set a setting, in YAML; section=name swaps a whole section, null takes a key out",
+        help="set a setting; section=name swaps a section, null takes a key out",
     )
 
 
 def name_of(configs: list[str]) -> str:
     """What a run of these configuration files is called: by the first of them."""
     return "stdin" if configs[0] == "-" else Path(configs[0]).stem
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that takes the model of a finished run."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="the directory of a finished run")
+    parser.add_argument(
+        "--averaged", action="store_true", help="with the averaged weights of a run that has some"
+    )
 
 
 def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
@@ -67,6 +98,26 @@ def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that says what it does while it works."""
+    parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
+    """The option of a command whose result a program may want; what: is printed."""
+    parser.add_argument(
+        "--json", action="store_true", help=f"print {what} as one line of JSON, and nothing else"
+    )
+
+
+@contextmanager
+def results_alone(as_json: bool) -> Iterator[TextIO | None]:
+    """Give the stream for JSON, and let what else is printed, by a model say, go beside it."""
+    results = sys.stdout
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield results if as_json else None
+
+
 def add_import(parser: argparse.ArgumentParser) -> None:
     """The option that registers a user's own parts."""
     parser.add_argument(
@@ -75,7 +126,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module that registers parts of your own: models, losses, metrics, …",
+        help="import a module that registers parts of your own",
     )
 
 

@@ -26,11 +26,14 @@ def plot(given: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m gdtrain plot",
-        description="Draw loss and learning rate of one or several runs, finished or not, from "
+        "plot",
+        "Draw loss and learning rate of one or several runs, finished or not, from "
         "their metrics.jsonl.",
-        epilog="Needs matplotlib: pip install 'gdtrain[plots]'.",
-        allow_abbrev=False,
+        examples=(
+            "plot runs/minibatch/1",
+            "plot runs/mine runs/minibatch/1 --metric val_loss",
+        ),
+        notes="Needs matplotlib: pip install 'gdtrain[plots]'.",
     )
     add_runs(
         parser,

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gdtrain.cli.options import Parser, add_import, import_modules
+from gdtrain.cli.options import Parser, add_import, add_run, import_modules
 
 
 def predict(given: list[str]) -> int:
     """Predict for the rows of a file, and print them as CSV."""
     parser = Parser(
-        prog="python -m gdtrain predict",
-        description="Predict with the model of a finished run: one row for each row of a CSV file, "
+        "predict",
+        "Predict with the model of a finished run: one row for each row of a CSV file, "
         "in its order. Columns are found by name, and others are left alone. Classes come by "
         "name, with the probability of each; numbers in the units of the target.",
-        allow_abbrev=False,
+        examples=("predict runs/houses/1 new.csv --out prices.csv",),
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the directory of a finished run")
+    add_run(parser)
     parser.add_argument("file", metavar="FILE", type=Path, help="a CSV file with a header")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="where to write (default: standard output)"
-    )
-    parser.add_argument(
-        "--averaged", action="store_true", help="with the averaged weights of a run that has some"
     )
     add_import(parser)
     options = parser.parse_args(given)

@@ -10,9 +10,9 @@ from gdtrain.cli.options import Parser, add_import, import_modules
 def schema(given: list[str]) -> int:
     """Print the JSON Schema of configurations."""
     parser = Parser(
-        prog="python -m gdtrain schema",
-        description="Print the JSON Schema of configurations, which editors use to check them.",
-        allow_abbrev=False,
+        "schema",
+        "Print the JSON Schema of configurations, which editors use to check them.",
+        examples=("schema",),
     )
     add_import(parser)
     options = parser.parse_args(given)

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import SGD, Optimizer
 
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
@@ -84,7 +85,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer: Optimizer = registry.make("optimizer", config.optimizer, trained)
     metrics = _metrics(config)
-    trainer_type = registry.find("trainer", config.trainer).part if config.trainer else Trainer
+    trainer_type = _trainer_type(config)
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader, metrics)
         watchers = _callbacks_of_sections(config, loader, metrics)
@@ -114,6 +115,24 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
     return BuiltRun(config, trainer, loader, validation, data.preprocessing)
+
+
+def evaluated(config: Config, model: nn.Module, num_outputs: int, data: Any) -> dict[str, float]:
+    """The configuration's loss and metrics of a model on samples, and how many ``samples``."""
+    trainer: Trainer = _trainer_type(config)(
+        model,
+        build_loss(config, num_outputs),
+        SGD(model.parameters(), lr=1.0),  # makes no step
+        device="cpu",
+        metrics=_metrics(config),
+        **{key: getattr(config, key) for key in ("precision", "evaluate_in", "memory_limit")},
+    )
+    loader = BatchLoader(data)
+    return {**trainer.evaluate(loader), "samples": loader.num_samples}
+
+
+def _trainer_type(config: Config) -> Any:
+    return registry.find("trainer", config.trainer).part if config.trainer else Trainer
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.checkpoint.expected_tensors import load_weights
+from gdtrain.config.build import evaluated
+from gdtrain.config.building.data import fit_targets
+from gdtrain.config.building.labelled import read_labelled
 from gdtrain.config.building.model import build_model, is_built_in
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
+from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.tables.csv_table import read_inputs
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
@@ -59,16 +64,51 @@ class TrainedRun:
         rows = as_tensor(inputs, "inputs")
         if not len(rows):
             raise DataError("inputs: there are no rows; at least one is needed")
+        ready = self._ready(rows)
+        with torch.no_grad(), autocast(self.config.precision, torch.device("cpu")):
+            parts = torch.split(ready, _ROWS_AT_ONCE)
+            outputs = torch.cat([self.model(part) for part in parts])
+        return self.preprocessing.restore_targets(outputs)
+
+    def _ready(self, rows: Tensor) -> Tensor:
+        """Raw rows as the model takes them."""
         check_finite(rows, "inputs")
         if is_built_in(self.config) and not rows.is_floating_point():
             rows = rows.float()
         ready = self.preprocessing.apply(rows)
         if ready.is_floating_point():
             ready = ready.to(next(self.model.parameters()).dtype)
-        with torch.no_grad(), autocast(self.config.precision, torch.device("cpu")):
-            parts = torch.split(ready, _ROWS_AT_ONCE)
-            outputs = torch.cat([self.model(part) for part in parts])
-        return self.preprocessing.restore_targets(outputs)
+        return ready
+
+    def evaluate(self, path: str | Path) -> dict[str, float]:
+        """The run's loss and metrics on the labelled rows of a file, and how many ``samples``.
+
+        path: a table with the columns of the training one and its targets; a .npz, .pt or
+        .safetensors file of arrays, under the names that the run's own had, or x and y; or a folder
+        that convert wrote. The loss is in the units of training, as ``val_loss`` is.
+
+        Raises DataError for what can't be read or does not fit.
+        """
+        loaded = read_labelled(self.config, self.preprocessing, Path(path))
+        fit = partial(self._fit_targets, str(path))
+        if isinstance(loaded, ConvertedFolder):
+            samples: Any = loaded.samples(fit, self.preprocessing)
+        else:
+            targets = self.preprocessing.apply_to_targets(fit(loaded.targets, 0))
+            samples = (self._ready(loaded.inputs), targets)
+        return evaluated(self.config, self.model, self.preprocessing.num_outputs, samples)
+
+    def _fit_targets(self, path: str, targets: Tensor, first_row: int) -> Tensor:
+        fitted, outputs = (
+            fit_targets(self.config, targets, first_row),
+            self.preprocessing.num_outputs,
+        )
+        if self.config.loss.targets.classes and int(fitted.max()) >= outputs:
+            raise DataError(
+                f"{path}: holds label {int(fitted.max())}, but the model was trained on {outputs} "
+                f"classes, 0 … {outputs - 1}"
+            )
+        return fitted
 
     def columns_of(self, outputs: Tensor) -> dict[str, list[Any]]:
         """What outputs [n, k] say, by name: as the command ``predict`` writes it.

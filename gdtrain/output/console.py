@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -70,7 +71,7 @@ class Console(Callback):
             f"train_loss {record['train_loss']:.4g}",
         ]
         of_epoch = {k: v for k, v in record.items() if k.startswith(("val_", "prequ"))}
-        shown += _readings(of_epoch | _numbers(trainer))
+        shown += readings(of_epoch | _numbers(trainer))
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
         line = printable("  ".join(shown))
         if self._bar is None:
@@ -115,14 +116,15 @@ class Console(Callback):
 
 def _reported(trainer: Trainer) -> list[str]:
     """What the callbacks report, in words."""
-    return _readings(_numbers(trainer))
+    return readings(_numbers(trainer))
 
 
 def _numbers(trainer: Trainer) -> dict[str, float]:
     return {k: v for callback in trainer.callbacks for k, v in callback.report().items()}
 
 
-def _readings(values: dict[str, Any]) -> list[str]:
+def readings(values: Mapping[str, Any]) -> list[str]:
+    """Numbers by name, each as a person reads it."""
     return [f"{name} {_reading(name, value)}" for name, value in values.items()]
 
 

@@ -17,6 +17,8 @@ def finite(record: dict[str, Any]) -> dict[str, Any]:
 def _or_null(value: Any) -> Any:
     if isinstance(value, dict):
         return finite(value)
+    if isinstance(value, list | tuple):
+        return [_or_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

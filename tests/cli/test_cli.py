@@ -177,8 +177,8 @@ def test_a_dry_run_whose_validation_loss_is_not_finite_ends_with_3(capsys, lr, l
         ("moons.yaml", "to train with it: --config moons.yaml"),
         (
             "minimise",
-            "to train, start with --config FILE; the commands are compare, convert, init, "
-            "landscape, list, lr-range, plot, predict, replay, schema, train, verify",
+            "to train, start with --config FILE; the commands are compare, convert, evaluate, "
+            "export, init, landscape, list, lr-range, plot, predict, replay, schema, train, verify",
         ),
     ],
 )
@@ -190,10 +190,14 @@ def test_a_first_word_that_is_no_command(capsys, word, hint):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--help"], 0, "Exit codes: 0 done, 2 bad input, 3 loss not finite, 130/143 interrupted"),
+        (
+            ["--help"],
+            0,
+            "Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 ",
+        ),
         (["--version"], 0, gdtrain.__version__),
         (["schema", "--help"], 0, "Print the JSON Schema of configurations"),
-        ([], 2, "other commands:\n  python -m gdtrain compare "),
+        ([], 2, "commands, each with a --help of its own:\n  compare "),
         (["epochs=2"], 2, "error: the following arguments are required: --config"),
         (
             ["--config", "moons.yaml", "--resum"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -37,7 +38,8 @@ class CompareJob:
 
     budget: unit -> amount, one of them given, or none for the configurations' epochs.
     signals: takes them from the start of the program on. seeds: how many, from the
-    configuration's on; None for one run of each form.
+    configuration's on; None for one run of each form. quiet: say nothing but
+    what went wrong. results: where the comparison goes as JSON, if that is asked for.
     """
 
     forms: list[FormConfig]
@@ -48,6 +50,8 @@ class CompareJob:
     signals: SignalDesk
     seeds: int | None = None
     output_dir: Path | None = None
+    quiet: bool = False
+    results: TextIO | None = None
     _progress: _Progress = field(default_factory=lambda: _Progress())
 
     def run(self) -> int:
@@ -56,7 +60,7 @@ class CompareJob:
             message = "compare measures one process; start it without torchrun"
             raise ConfigError([Fault("WORLD_SIZE", message, "environment")])
         budget = self._budget()
-        with notices():
+        with notices(self.quiet):
             runs = [self._build(form, budget) for form in self.forms]  # before anything is written
             validation = runs[0].validation
             of_seed = self._validation if self.seeds is not None and validation else validation
@@ -68,12 +72,21 @@ class CompareJob:
         self._progress.close()
         comparison.result |= self._origin()
         comparison.save(directory)
-        print(printable(str(comparison)))
-        say(f"look at {directory / REPORT}")
+        if self.results is not None:
+            found = {"directory": str(directory)} | comparison.result
+            print(json.dumps(found, allow_nan=False), file=self.results)
+        elif not self.quiet:
+            print(printable(str(comparison)))
+        self._tell(f"look at {directory / REPORT}")
         if comparison.interrupted:
             say("interrupted; what was done is written")
             return 128 + self.signals.stopped_by
         return 0
+
+    def _tell(self, line: str) -> None:
+        """Say what goes on, unless nobody wants to know."""
+        if not self.quiet:
+            self._progress.tell(line)
 
     def _validation(self, seed: int) -> Loader:
         """The validation part of a seed, which splits the data too."""
@@ -100,8 +113,8 @@ class CompareJob:
             seeds=seeds,
             validation=validation,
             should_stop=lambda: bool(self.signals.stopped_by),
-            tell=self._progress.tell,
-            on_look=self._progress.show,
+            tell=self._tell,
+            on_look=(lambda *_: None) if self.quiet else self._progress.show,
         )
 
     def _budget(self) -> Budget:
@@ -166,12 +179,14 @@ class CompareJob:
         names = ", ".join(form.name for form in self.forms)
         rates = f" at {len(self.lr_grid)} learning rates" if self.lr_grid else ""
         rates += f" with {counted(self.seeds, 'seed')}" if self.seeds is not None else ""
-        say(
+        self._tell(
             f"comparing {names} for {budget} each{rates}, on {run.loader.num_samples:,} samples "
             f"and {run.trainer.device}; results go to {directory}"
         )
         if budget.unit == "seconds" and any(form.config.scheduler for form in self.forms):
-            say("note: schedules are those of the configured epochs, whatever the seconds allow")
+            self._tell(
+                "note: schedules are those of the configured epochs, whatever the seconds allow"
+            )
 
     def _origin(self) -> dict[str, Any]:
         """What to run to get this again."""

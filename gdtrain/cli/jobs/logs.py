@@ -54,13 +54,15 @@ def callbacks(
     return kept
 
 
-def draw_loss(config: Config, directory: Path) -> None:
-    """Leave loss.png in the directory of a run that is over, if matplotlib is installed.
+def draw_loss(config: Config, directory: Path) -> str:
+    """Leave loss.png in the directory of a run that is over; say where it is, or why there is none.
 
     Whatever goes wrong is a note: the run is done.
     """
-    if not config.log.picture or not style.is_installed():
-        return
+    if not config.log.picture:
+        return ""
+    if not style.is_installed():
+        return f"no {run_directory.PICTURE}: {style.MISSING}"
     metrics = directory / run_directory.METRICS
     try:
         if metrics.stat().st_size > _MOST_BYTES:
@@ -68,15 +70,18 @@ def draw_loss(config: Config, directory: Path) -> None:
                 "%s was not drawn, since the log is long; python -m gdtrain plot %s draws it",
                 *(run_directory.PICTURE, directory),
             )
-            return
+            return ""
         with _in_haste():
             (label,) = labels([directory])
             log = RunLog.of(label, read_metrics(metrics), config.loss.name)
             if log.steps or log.epochs:
-                picture_files.save(curves.picture([log]), directory / run_directory.PICTURE)
+                picture = directory / run_directory.PICTURE
+                picture_files.save(curves.picture([log]), picture)
+                return f"drawn: {picture}"
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__
         logger.warning("%s was not drawn: %s", run_directory.PICTURE, message)
+    return ""
 
 
 @contextmanager

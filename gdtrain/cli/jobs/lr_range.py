@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -29,7 +30,8 @@ class LrRangeJob:
 
     document: where each setting stands, for messages. name: of the configuration. start, stop,
     updates, every, limit: as :func:`~gdtrain.analysis.lr_range.lr_range` has them. out: the
-    picture; ``lr-range-<name>.png`` if left out and matplotlib is there.
+    picture; ``lr-range-<name>.png`` if left out and matplotlib is there. results: where what was
+    found goes as JSON, if that is asked for.
     """
 
     config: Config
@@ -41,7 +43,7 @@ class LrRangeJob:
     every: int
     limit: bool
     out: Path | None
-    as_json: bool
+    results: TextIO | None = None
 
     def run(self) -> int:
         """Test, print, draw; return the exit code. Nothing is written if anything is wrong."""
@@ -49,7 +51,10 @@ class LrRangeJob:
         world = distributed.join(self.config.device, self.config.process_timeout)
         found = self._test(world)
         if world.rank == 0:
-            print(json.dumps(finite(found.as_dict())) if self.as_json else printable(str(found)))
+            if self.results is not None:
+                print(json.dumps(finite(found.as_dict())), file=self.results)
+            else:
+                print(printable(str(found)))
             if out is not None:
                 label = f"full loss: {loss_label(self.config.loss.name)}"
                 write(found.draw(label, self.name), out)

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.checkpoint.expected_tensors import tensor_check
@@ -17,6 +17,7 @@ from gdtrain.config.load import load_config
 from gdtrain.data.batch import Block, Plan
 from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
 from gdtrain.output import run_directory
+from gdtrain.output.metrics_file import finite
 from gdtrain.output.terminal import printable
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import present_plan
@@ -52,16 +53,22 @@ class Update:
 
 @dataclass
 class ReplayJob:
-    """One run of the replay command. directory: of the run. step: from 1."""
+    """One run of the replay command.
+
+    directory: of the run. step: from 1. results: where the update goes as JSON, if asked for.
+    """
 
     directory: Path
     step: int
-    as_json: bool = False
+    results: TextIO | None = None
 
     def run(self) -> int:
         """Rebuild, compute the update's gradient, print it; return the exit code."""
         update = self.update()
-        print(json.dumps(asdict(update)) if self.as_json else printable(_described(update)))
+        if self.results is not None:
+            print(json.dumps(finite(asdict(update))), file=self.results)
+        else:
+            print(printable(_described(update)))
         return 0
 
     def update(self) -> Update:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output import run_directory
-from gdtrain.output.terminal import say
 from gdtrain.parts import shown
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.compatibility import check_fits
@@ -38,12 +37,18 @@ def is_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def take_up(run: BuiltRun, directory: Path, checkpoints: Checkpoints, verify_data: bool) -> int:
+def take_up(
+    run: BuiltRun,
+    directory: Path,
+    checkpoints: Checkpoints,
+    verify_data: bool,
+    tell: Callable[[str], None],
+) -> int:
     """Put the trainer into the state of the newest checkpoint that can be used.
 
     verify_data: compare mapped data by their bytes, though the files seem to be unchanged.
-    Returns how many bytes the log must have at least.
-    Says on rank 0 which that is, and which were passed over and why. Raises CheckpointError if
+    tell: is told on rank 0 which that is, and which were passed over and why.
+    Returns how many bytes the log must have at least. Raises CheckpointError if
     there is none, or if it is of another configuration, model or data, naming both sides.
     """
     _check_same_settings(directory, run.config)
@@ -69,8 +74,8 @@ def take_up(run: BuiltRun, directory: Path, checkpoints: Checkpoints, verify_dat
     if trainer.world.rank == 0:
         store.remove_remains()
         for reason in skipped:
-            say(f"skipped a checkpoint: {reason}")
-        say(f"going on from {path}")
+            tell(f"skipped a checkpoint: {reason}")
+        tell(f"going on from {path}")
     least = settings.get("log_bytes", 1 if trainer.progress.step else 0)
     return least if type(least) is int else 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -31,6 +33,7 @@ from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import Console
+from gdtrain.output.metrics_file import finite
 from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.terminal import printable, results_are_files, say
 from gdtrain.training.callbacks.averaging import Averaging
@@ -40,7 +43,6 @@ from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
 from gdtrain.training.placement import distributed
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety import diagnosis
-from gdtrain.training.safety.finite_guard import all_finite
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.keeper import unchanged
@@ -56,7 +58,8 @@ class TrainJob:
     """One run of the train command.
 
     document: where each setting stands, for messages. name: of the configuration, for the
-    default output directory. signals: takes them from the start of the program on.
+    default output directory. signals: takes them from the start of the program on. quiet: say
+    nothing but what went wrong. results: where the summary goes as JSON, if that is asked for.
     """
 
     config: Config
@@ -66,10 +69,13 @@ class TrainJob:
     output_dir: Path | None = None
     resume: bool = False
     verify_data: bool = False
+    quiet: bool = False
+    results: TextIO | None = None
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
-        results_are_files()
+        if self.results is None:
+            results_are_files()
         world = distributed.join(self.config.device, self.config.process_timeout)
         code = self._train(world)
         distributed.leave()
@@ -86,13 +92,13 @@ class TrainJob:
         log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
         checkpoints = self._checkpoints(store, log)
         written = logs.callbacks(self.config.log, log, trainer, directory)
-        shown = [console] if leads else []
+        shown = [console] if leads and not self.quiet else []
         stops = _Stops(self.signals)
         trainer.callbacks += [*(written if leads else []), checkpoints, *shown, stops]
         self.signals.watch(
             lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
         )
-        with notices(), run_directory.locked(directory if leads else None):
+        with notices(self.quiet), run_directory.locked(directory if leads else None):
             self._start(run, directory, checkpoints, log)
             if self.resume:
                 stops.reason = _reason(trainer)
@@ -106,7 +112,10 @@ class TrainJob:
                     self._leave_files(run, directory, faults)
                     write = partial(run_directory.write_summary, directory, trainer, status)
                     faults.attempt(run_directory.SUMMARY, write)
-            self._leave_results(trainer, directory, faults, status)
+            picture = self._leave_results(trainer, directory, faults, status)
+            summary = run_directory.summary_of(trainer, status)
+            if leads:
+                self._result({"directory": str(directory)} | summary)
             if status == "non_finite":
                 if faults.error is not None:
                     say(f"gdtrain: {faults.error}")
@@ -116,12 +125,13 @@ class TrainJob:
             if leads and interrupted:
                 say(f"interrupted; go on with --output-dir {directory} --resume")
             elif leads:
-                say(_closing_line(run_directory.summary_of(trainer, status), directory))
+                self._tell(_closing_line(summary, directory))
+                self._tell(picture)
             return 128 + interrupted if interrupted else 0
 
     def _built(self) -> BuiltRun:
         """What the configuration names, tried on its first batch, with the engine of the run."""
-        with faults_placed(self.document), notices():
+        with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
@@ -144,15 +154,26 @@ class TrainJob:
 
     def _leave_results(
         self, trainer: Trainer, directory: Path, faults: DiskFaults, status: str
-    ) -> None:
-        """The weights of a run that has come to its end, and its picture."""
+    ) -> str:
+        """Write the weights of a run that has come to its end, and its picture; where that is."""
         leads = trainer.world.rank == 0
         if status in ("done", "stopped"):  # all ranks have a part in the weights
             files = {run_directory.WEIGHTS: snapshot.weights(trainer), **_averages(trainer)}
             for name, weights in files.items() if leads else ():
                 faults.attempt(name, partial(run_directory.write_weights, directory, weights, name))
         if leads and status != "interrupted":
-            logs.draw_loss(self.config, directory)
+            return logs.draw_loss(self.config, directory)
+        return ""
+
+    def _tell(self, text: str) -> None:
+        """Say what goes on, unless nobody wants to know."""
+        if text and not self.quiet:
+            say(text)
+
+    def _result(self, summary: dict[str, Any]) -> None:
+        """Print the summary as JSON, if that was asked for."""
+        if self.results is not None:
+            print(json.dumps(finite(summary)), file=self.results, flush=True)
 
     def _leave_files(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
         """Write again what somebody has removed in mid-run, and say so."""
@@ -192,7 +213,7 @@ class TrainJob:
 
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
-        with faults_placed(self.document), notices():
+        with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config)
             self._check_first_batch(run)
@@ -204,18 +225,19 @@ class TrainJob:
             losses = trainer.engine.run(block)
         if not len(losses):
             say(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}")
-            return EXIT_NON_FINITE
-        message = f"one update of {len(batch):,} samples: loss {float(losses[0]):.4g}"
-        seen = [losses]
-        if run.validation is not None:
+        found: dict[str, Any] = {"status": "dry_run", "device": str(trainer.device)}
+        found |= {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+        found |= {"samples": len(batch), "loss": float(losses[0]) if len(losses) else math.nan}
+        if len(losses) and run.validation is not None:
             batch = _first_part(next(trainer.read(run.validation)))
             with torch.no_grad(), unchanged(trainer, training=False):
-                loss = trainer.batch_loss(batch)
-            seen.append(loss)
-            message += f"; one validation batch of {len(batch):,}: loss {float(loss):.4g}"
-        parameters = sum(p.numel() for p in trainer.model.parameters())
-        print(f"dry run on {trainer.device}: {parameters:,} parameters; {message}; nothing written")
-        return 0 if all_finite(seen) else EXIT_NON_FINITE
+                loss = float(trainer.batch_loss(batch))
+            found |= {"validation_samples": len(batch), "validation_loss": loss}
+        if self.results is None and len(losses) and not self.quiet:
+            print(_dry_run_line(found))
+        self._result(found)
+        numbers = (found["loss"], found.get("validation_loss", 0.0))
+        return 0 if all(map(math.isfinite, numbers)) else EXIT_NON_FINITE
 
     def _check_first_batch(self, run: BuiltRun) -> None:
         """Find what does not fit before anything is written: forward passes, then undone.
@@ -281,7 +303,7 @@ class TrainJob:
         """
         leads = run.trainer.world.rank == 0
         if self.resume:
-            log.least_bytes = take_up(run, directory, checkpoints, self.verify_data)
+            log.least_bytes = take_up(run, directory, checkpoints, self.verify_data, self._tell)
             run.trainer.choice.settle(self.config.epochs)  # that of the run
         else:
             checkpoints.save_now(run.trainer)
@@ -290,7 +312,7 @@ class TrainJob:
         if not self.resume:
             self._write_texts(run, directory)
         processes = run.trainer.world.size
-        say(
+        self._tell(
             f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
             + (f" in {processes} processes" if processes > 1 else "")
             + f", {run.loader.extent}; "
@@ -356,10 +378,11 @@ def faults_placed(document: Document) -> Iterator[None]:
 
 
 @contextmanager
-def notices() -> Iterator[None]:
-    """Show what the library has to say about the settings, once and in one line each."""
+def notices(quiet: bool = False) -> Iterator[None]:
+    """Show what the library has to say about the settings, once and in one line each; or not."""
     leads = os.environ.get("RANK", "0") == "0"  # of processes started by torchrun
-    handler = logging.StreamHandler(sys.stderr) if leads else logging.NullHandler()
+    shown = leads and not quiet
+    handler = logging.StreamHandler(sys.stderr) if shown else logging.NullHandler()
     handler.setFormatter(_Printable("note: %(message)s"))
     logger = logging.getLogger("gdtrain")
     logger.addHandler(handler)
@@ -374,6 +397,17 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+def _dry_run_line(found: dict[str, Any]) -> str:
+    line = (
+        f"dry run on {found['device']}: {found['parameters']:,} parameters; "
+        f"one update of {found['samples']:,} samples: loss {found['loss']:.4g}"
+    )
+    if "validation_loss" in found:
+        held_out, loss = found["validation_samples"], found["validation_loss"]
+        line += f"; one validation batch of {held_out:,}: loss {loss:.4g}"
+    return f"{line}; nothing written"
 
 
 def _closing_line(summary: dict[str, Any], directory: Path) -> str:

@@ -51,7 +51,7 @@ def prepare_data(config: Config) -> PreparedData:
     if isinstance(loaded, ConvertedFolder):
         return _prepare_converted(section, loaded, config, labels)
     check_finite(loaded.targets, "targets")
-    targets = _fit_targets(config, loaded.targets)
+    targets = fit_targets(config, loaded.targets)
     num_outputs = _num_outputs(config, [targets], loaded.class_names)
     inputs = loaded.inputs
     if registry.find("model", config.model.name).is_built_in and not inputs.is_floating_point():
@@ -75,7 +75,7 @@ def _prepare_converted(
     section: SourceSettings, folder: ConvertedFolder, config: Config, labels: bool
 ) -> PreparedData:
     """The same without loading the data: the targets are checked in a pass over them."""
-    fit = partial(_fit_targets, config)
+    fit = partial(fit_targets, config)
     outputs = _num_outputs(config, folder.fitted_targets(fit), folder.description.class_names)
     return PreparedData(
         *folder.prepare(
@@ -110,7 +110,7 @@ def _check_names(config: Config, loaded: LoadedData | ConvertedFolder) -> None:
     )
 
 
-def _fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
+def fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
     """Targets, [n, …] from row ``first_row`` on, as the loss takes them; DataError if it can't."""
     if config.loss.targets.classes:
         return class_labels(targets, getattr(config.loss, "ignore_index", None), first_row)
@@ -122,7 +122,7 @@ def _fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
 
 
 def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | None) -> int:
-    """What the model must give for targets that :func:`_fit_targets` made: classes, or columns."""
+    """What the model must give for targets that :func:`fit_targets` made: classes, or columns."""
     if not config.loss.targets.classes:
         return max(int(targets[0].numel()) for targets in fitted)
     highest = samples = 0

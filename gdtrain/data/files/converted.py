@@ -17,7 +17,6 @@ from gdtrain.data.samples import Samples, TransformedSamples
 from gdtrain.data.tables.preparation import (
     Preprocessing,
     sample_shape,
-    standardized,
     usable_statistics,
 )
 from gdtrain.errors import DataError
@@ -100,15 +99,23 @@ class ConvertedFolder:
                 mean, std = moments["targets"].usable()
                 done = replace(done, target_mean=mean, target_std=std)
 
-        def ready(batch: Batch) -> Batch:
-            inputs = None if batch.inputs is None else done.apply(batch.inputs)
-            targets = fit(batch.targets, 0)
-            if done.target_mean:
-                targets = standardized(targets, done.target_mean, done.target_std)
-            return Batch(inputs, targets, batch.indices)
+        validation = MappedSamples(self.arrays, only=held) if len(held) else None
+        return _ready(training, fit, done), validation and _ready(validation, fit, done), done
 
-        validation = TransformedSamples(MappedSamples(self.arrays, only=held), ready)
-        return TransformedSamples(training, ready), validation if len(held) else None, done
+    def samples(self, fit: FitTargets, done: Preprocessing) -> Samples:
+        """All samples, with that done to them as they are read."""
+        return _ready(MappedSamples(self.arrays), fit, done)
+
+
+def _ready(samples: Samples, fit: FitTargets, done: Preprocessing) -> Samples:
+    """The samples as a model takes them."""
+
+    def ready(batch: Batch) -> Batch:
+        inputs = None if batch.inputs is None else done.apply(batch.inputs)
+        targets = done.apply_to_targets(fit(batch.targets, 0))
+        return Batch(inputs, targets, batch.indices)
+
+    return TransformedSamples(samples, ready)
 
 
 class Moments:

@@ -106,6 +106,12 @@ class Preprocessing:
             inputs = standardized(inputs, self.mean, self.std)
         return inputs.reshape(inputs.shape[0], *self.input_shape)
 
+    def apply_to_targets(self, targets: Tensor) -> Tensor:
+        """Targets [n, …] as the loss takes them."""
+        if not self.target_mean:
+            return targets
+        return standardized(targets, self.target_mean, self.target_std)
+
     def restore_targets(self, outputs: Tensor) -> Tensor:
         """Outputs [n, …] of a model trained on standardised targets, in the targets' units."""
         if not self.target_mean:

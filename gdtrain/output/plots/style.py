@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from gdtrain.output.plots.picture import Picture
 
+MISSING = "pictures need matplotlib, which is not installed; pip install 'gdtrain[plots]'"
 
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -105,9 +106,7 @@ def is_installed() -> bool:
 def require_matplotlib() -> None:
     """Raise MissingPackageError unless pictures can be drawn."""
     if not is_installed():
-        raise MissingPackageError(
-            "pictures need matplotlib, which is not installed; pip install 'gdtrain[plots]'"
-        )
+        raise MissingPackageError(MISSING)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""A trained model in files of other programs, with what was done to its data."""
