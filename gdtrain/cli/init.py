@@ -13,7 +13,7 @@ from gdtrain.data.names import is_number
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.output.terminal import say
 
-EXAMPLES = ("minibatch", "batch", "sample")
+EXAMPLES = ("minibatch", "batch", "sample", "edge_of_stability")
 _ROWS = 1000  # that are looked at to tell numbers from classes
 _DELIMITERS = ",;\t|"
 
