@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gdtrain.analysis.comparison.compare import compare as compare
+    from gdtrain.analysis.curvature.curvature import curvature as curvature
     from gdtrain.analysis.landscape import landscape as landscape
     from gdtrain.analysis.lr_range import lr_range as lr_range
     from gdtrain.analysis.monitors.gradients import GradientNorm as GradientNorm
@@ -94,6 +95,7 @@ _HOMES = {
     "Validation": "gdtrain.training.callbacks.validation",
     "Weighted": "gdtrain.data.orders.weighted",
     "compare": "gdtrain.analysis.comparison.compare",
+    "curvature": "gdtrain.analysis.curvature.curvature",
     "landscape": "gdtrain.analysis.landscape",
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",

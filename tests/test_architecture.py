@@ -129,6 +129,7 @@ PUBLIC = [
     "Validation",
     "Weighted",
     "compare",
+    "curvature",
     "landscape",
     "load_run",
     "lr_range",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,31 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from gdtrain.analysis.curvature.descended_function import descended
-from gdtrain.analysis.curvature.full_loss import Objective
-from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.curvature.slices import slice_losses
 from gdtrain.analysis.monitors.trajectory import WeightPath
-from gdtrain.data.batch import Batch
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import DataError
 from gdtrain.training.gradients.flat_vector import Flat
-from gdtrain.training.gradients.loss_weights import adds_up
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture
 
-logger = logging.getLogger("gdtrain")
-
 Array = np.ndarray[Any, Any]
 
 MARGIN = 0.2  # on each side, of the wider of the ways' extents
-_NUMBERS_AT_ONCE = 1 << 22  # of weights, and about of activations
-_ACTIVATIONS = 256  # of a sample, a guess that only decides how much is computed at once
 
 
 @dataclass(frozen=True)
@@ -118,9 +108,10 @@ def landscape(
     ways = [((of_run - centre) @ directions.T).numpy() for of_run in points]
     x, y = _axes(np.concatenate(ways), resolution)
     grid = torch.cartesian_prod(torch.from_numpy(y), torch.from_numpy(x)).flip(1)
-    losses = slice_losses(objective, centre, directions, grid).view(resolution, resolution)
+    losses = slice_losses(objective, held_by(trainer), centre, directions, grid)
     if labels is None:
         labels = [f"run {number}" for number in range(1, len(paths) + 1)]
+    losses = losses.view(resolution, resolution)
     return Landscape(x, y, losses.numpy(), centre, directions, explained, ways, list(labels))
 
 
@@ -149,61 +140,6 @@ def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
         found.append(direction * torch.sign(direction[direction.abs().argmax()]))
         shares.append(float(sizes[number]) ** 2 / total if known else 0.0)
     return torch.stack(found), (shares[0], shares[1])
-
-
-def slice_losses(
-    objective: Objective, centre: Tensor, directions: Tensor, places: Tensor
-) -> Tensor:
-    """J(centre + a · directions), [m] float64, at m places a: [m, 2]."""
-    trainer = objective.trainer
-    sums, weights = torch.zeros(len(places), dtype=torch.float64), 0.0
-    with objective.looked_at(), torch.no_grad():
-        slice_ = _Slice(trainer, centre, directions)
-        for part, weight in objective.parts():
-            weights += weight
-            sums += weight * slice_.losses(places, part)
-    return sums if adds_up(trainer) or not weights else sums / weights
-
-
-class _Slice:
-    """The losses of a batch on a plane of weights, many at a time where that is possible."""
-
-    def __init__(self, trainer: Trainer, centre: Tensor, directions: Tensor) -> None:
-        self.loss = FunctionalLoss(trainer, held_by(trainer))
-        self.flat = Flat(self.loss.replaced)
-        self.centre, self.directions = centre, directions
-        self._vectorised = self.loss.is_mappable
-
-    def losses(self, places: Tensor, part: Batch) -> Tensor:
-        """The losses of the part, [m] float64 on the CPU, at places [m, 2]."""
-        size = max(len(self.flat), _ACTIVATIONS * len(part))
-        chunks = torch.split(places, max(1, _NUMBERS_AT_ONCE // size))
-        return torch.cat([self._chunk(chunk, part).double().cpu() for chunk in chunks])
-
-    def _chunk(self, places: Tensor, part: Batch) -> Tensor:
-        weights = (self.centre + places @ self.directions).to(self.flat.device, self.flat.dtype)
-        if self._vectorised:
-            try:
-                return self._by_vmap(weights, part)
-            except UNMAPPABLE as error:
-                self._vectorised = False
-                message = " ".join(str(error).split())[:100]
-                logger.warning("the slice is computed point by point, which is slow: %s", message)
-        return torch.stack([self.loss.with_values(self._values(row), part) for row in weights])
-
-    def _by_vmap(self, weights: Tensor, part: Batch) -> Tensor:
-        def loss_of(row: Tensor, others: dict[str, Tensor]) -> Tensor:
-            return self.loss.at(self._values(row), others, part)
-
-        mapped = vmap(loss_of, in_dims=(0, None), randomness="different")
-        with self.loss.restored(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-            losses: Tensor = mapped(weights, self.loss.others())
-        return losses
-
-    def _values(self, row: Tensor) -> list[Tensor]:
-        parts = zip(self.flat.split(row), self.loss.replaced, strict=True)
-        return [value.to(parameter.dtype) for value, parameter in parts]
 
 
 def _check_path(path: WeightPath, num_parameters: int) -> None:

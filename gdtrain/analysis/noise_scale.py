@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from gdtrain.analysis.curvature.full_loss import rereadable, trained, undisturbed
+from gdtrain.analysis.curvature.full_loss import by_layer, rereadable, trained, undisturbed
 from gdtrain.analysis.curvature.functional_loss import FunctionalLoss
 from gdtrain.analysis.sample_gradients import PerSample, check_is_mean, mean_weight, take
 from gdtrain.data.batch import Batch
@@ -30,12 +30,14 @@ class GradientNoise:
     covariance_trace: tr Σ, the variance of a sample's gradient summed over its components.
     gradient_square: |G|², of the full loss's gradient. Being unbiased, it may come out below 0
     where the noise of the samples looked at is larger than the gradient.
-    num_samples: that were looked at.
+    num_samples: that were looked at. layers: the same of each layer's gradient alone, by the path
+    of the module that holds its parameters.
     """
 
     covariance_trace: float
     gradient_square: float
     num_samples: int
+    layers: dict[str, GradientNoise] = field(default_factory=dict)
 
     @property
     def scale(self) -> float:
@@ -62,6 +64,7 @@ def gradient_noise(
     num_samples: int | None = None,
     batch_size: int = 1,
     seed: int = 0,
+    parameters: Sequence[Tensor] | None = None,
 ) -> GradientNoise:
     """tr Σ and |G|² at the present weights, estimated without bias (McCandlish, Kaplan, Amodei
     and others, 2018, "An empirical model of large-batch training", section 2.2, appendix A.1).
@@ -79,6 +82,7 @@ def gradient_noise(
     BatchNorm's statistics.
 
     num_samples: N, all n of the loader's data set if left out or more; B < N. seed: of the draw.
+    parameters: what the gradients are of; all that is trained if left out.
     Nothing of the trainer is changed. Raises DataError for a stream or fewer than two groups, and
     ModelError for a loss that is no mean over samples.
     """
@@ -95,8 +99,9 @@ def gradient_noise(
     chosen = torch.randperm(n, generator=draw)[:wanted]
     scatter = Scatter()
     with undisturbed(trainer):
-        each = PerSample(trainer) if batch_size == 1 else None
-        loss = FunctionalLoss(trainer, trained(trainer))
+        held = list(parameters or trained(trainer))
+        each = PerSample(trainer, held) if batch_size == 1 else None
+        loss = FunctionalLoss(trainer, held)
         mean = mean_weight(trainer, loader)
         for indices in torch.split(chosen, max(1024 // batch_size, 1) * batch_size):
             batch = take(trainer, loader, indices)
@@ -110,7 +115,12 @@ def gradient_noise(
                 scatter.add([g[None] for g in gradient], size=len(group))
                 values += [value] * len(group)
             check_is_mean(trainer, batch, loss.once, torch.stack(values))
-    return scatter.noise(n)
+    numbers = {parameter: number for number, parameter in enumerate(held)}
+    layers = {
+        name: scatter.noise_of([numbers[parameter] for parameter in of_layer], n)
+        for name, of_layer in by_layer(trainer, held).items()
+    }
+    return replace(scatter.noise(n), layers=layers)
 
 
 class Scatter:
@@ -122,7 +132,7 @@ class Scatter:
     def __init__(self) -> None:
         self.groups = 0
         self.samples = 0
-        self.between = 0.0  # Σ_k B_k |g_k - ḡ|²
+        self.between: list[float] = []  # Σ_k B_k |g_k - ḡ|², of each parameter
         self.mean: list[Tensor] = []
 
     def add(self, gradients: Sequence[Tensor], size: int = 1) -> None:
@@ -136,23 +146,29 @@ class Scatter:
         # Of a parameter that the loss does not use, vmap gives one zero for all of them.
         wide = [g.contiguous() for g in wide]
         means = [g.mean(0) for g in wide]
-        self.between += size * _square(g.sub_(m) for g, m in zip(wide, means, strict=True))
+        between = [size * _square(g.sub_(m)) for g, m in zip(wide, means, strict=True)]
         if self.mean:
             joint = self.samples + samples
             steps = [new - old for new, old in zip(means, self.mean, strict=True)]
-            self.between += self.samples * samples / joint * _square(steps)
-            for old, step in zip(self.mean, steps, strict=True):
-                old.add_(step, alpha=samples / joint)
+            share = self.samples * samples / joint
+            for number, step in enumerate(steps):
+                self.between[number] += between[number] + share * _square(step)
+                self.mean[number].add_(step, alpha=samples / joint)
         else:
-            self.mean = means
+            self.between, self.mean = between, means
         self.groups += count
         self.samples += samples
 
     def noise(self, population: int | None = None) -> GradientNoise:
         """The estimates; population: n, how many samples there are in all; None: no end of them."""
-        trace = self.between / (self.groups - 1)
+        return self.noise_of(range(len(self.mean)), population)
+
+    def noise_of(self, numbers: Sequence[int], population: int | None = None) -> GradientNoise:
+        """The same of the parameters with these numbers alone."""
+        trace = sum(self.between[number] for number in numbers) / (self.groups - 1)
+        square = sum(_square(self.mean[number]) for number in numbers)
         left_out = 1 / self.samples - (1 / population if population else 0.0)
-        return GradientNoise(trace, _square(self.mean) - left_out * trace, self.samples)
+        return GradientNoise(trace, square - left_out * trace, self.samples)
 
 
 def _group_gradient(
@@ -171,7 +187,7 @@ def _group_gradient(
     return reals, loss.detach()
 
 
-def _square(tensors: Iterable[Tensor]) -> float:
-    """The squared 2-norm of all of them together."""
-    flat = (tensor.flatten() for tensor in tensors)
-    return sum(float(torch.dot(tensor, tensor)) for tensor in flat)
+def _square(tensor: Tensor) -> float:
+    """The squared 2-norm."""
+    flat = tensor.flatten()
+    return float(torch.dot(flat, flat))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,12 +89,13 @@ class PerSample:
     """The gradients of a trainer's ``compute_loss`` for one sample at a time.
 
     To be used while the trainer is :func:`~gdtrain.analysis.curvature.full_loss.undisturbed`. Each
-    sample's pass starts from the same buffers.
+    sample's pass starts from the same buffers. parameters: what the gradients are of; all that is
+    trained if left out.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, parameters: Sequence[Tensor] | None = None) -> None:
         self.trainer = trainer
-        self.loss = FunctionalLoss(trainer, trained(trainer))
+        self.loss = FunctionalLoss(trainer, parameters or trained(trainer))
         self.num_parameters = len(Flat(self.loss.replaced))
         self._vectorised = self.loss.is_mappable
 

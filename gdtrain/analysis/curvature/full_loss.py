@@ -5,33 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch
+from gdtrain.analysis.curvature.matrix import SymmetricMatrix
+from gdtrain.analysis.curvature.products import (
+    OfBatch,
+    Pieces,
+    gauss_newton_products,
+    gradient,
+    hessian_products,
+)
+from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
-from gdtrain.training.evaluation import whole
+from gdtrain.training.evaluation import WithoutGraph, whole
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import adds_up, has_known_mean, weight_of
-from gdtrain.training.gradients.microbatches import (
-    UNMEASURED_SIZE,
-    bytes_per_sample,
-    is_out_of_memory,
-)
+from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, bytes_per_sample
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.state.keeper import as_in_fit, unchanged
+from gdtrain.training.state.snapshot import parameter_names
 from gdtrain.training.trainer import Trainer
 
-Derivatives = Callable[[Tensor], Sequence[Tensor | None]]
+T = TypeVar("T")
+Products = Callable[[Trainer, list[Tensor], list[list[Tensor]]], OfBatch]
 
 
 class Objective:
-    """J(θ), the trainer's loss over every sample of a loader, and its derivatives.
+    """J(θ), the trainer's loss over every sample of some data, and its derivatives.
 
     θ is what the optimizer trains, in one flat vector [P], in the order of its groups. J is what
     :meth:`Trainer.evaluate` gives as ``loss``, also where ``evaluate_in`` is ``"batches"``: model
@@ -41,29 +49,42 @@ class Objective:
     several processes, each computes its share. Any other loss takes all samples in one part, on
     each process. All of it is in the parameters' dtype, also under bf16.
 
-    loader: the trainer's if left out. training: J is the loss of all samples in one batch, in the
-    modes in which ``fit`` trains: what a BatchLoader's descent goes down, with BatchNorm's
-    statistics of all samples.
+    data: a loader, of whose samples J is, the trainer's if left out; or a batch, as a Batch or
+    (inputs, targets). training: J is the loss of all samples in one batch, in the modes in which
+    ``fit`` trains: what a BatchLoader's descent goes down, with BatchNorm's statistics of all
+    samples. Dropout draws the same masks in each look, those of the next update. parameters: those
+    of θ that are looked at; all if left out.
     Nothing of the trainer, and no random number generator, is changed by any of this.
 
     Raises DataError for a stream, whose samples can't be read again, ModelError for a model that
-    is split over processes (``strategy: shard``), and ConfigError for samples that are needed all
-    at once and don't fit ``memory_limit``.
+    is split over processes (``strategy: shard``), or of which a layer mixes samples that training
+    would cut, and ConfigError for samples that are needed all at once and don't fit
+    ``memory_limit``.
     """
 
     def __init__(
-        self, trainer: Trainer, loader: Loader | None = None, *, training: bool = False
+        self,
+        trainer: Trainer,
+        data: Loader | Batch | tuple[Any, Any] | None = None,
+        *,
+        training: bool = False,
+        parameters: Sequence[Tensor] | None = None,
     ) -> None:
         self.trainer = trainer
-        self.loader = rereadable(trainer, loader)
+        self.loader = rereadable(trainer, _loader_of(data))
         self.training = training
+        self._only = parameters
         self._fits = False
         trained(trainer)  # raises
 
     @property
     def parameters(self) -> list[Tensor]:
         """What θ is made of, as of now."""
-        return trained(self.trainer)
+        held = trained(self.trainer)
+        if self._only is None:
+            return held
+        only = set(self._only)
+        return [parameter for parameter in held if parameter in only]
 
     @property
     def num_parameters(self) -> int:
@@ -73,30 +94,72 @@ class Objective:
     @property
     def in_one(self) -> bool:
         """Whether J takes all samples, or all of a batch, at once."""
-        return self.training or not has_known_mean(self.trainer, self.loader.samples)
+        if not has_known_mean(self.trainer, self.loader.samples):
+            return True
+        return self.training and self.trainer.exact_gradient.cut_by is None
 
     @property
     def in_batches(self) -> bool:
         """Whether J is the mean over the loader's own batches."""
         return not self.training and self.trainer.evaluate_in == "batches"
 
+    def loss(self) -> float:
+        """J(θ)."""
+        without_graph = WithoutGraph()
+
+        def once() -> float:
+            total, weights = 0.0, 0.0
+            with self.looked_at():
+                for part, weight in self.parts(shared=True):
+                    loss = without_graph(partial(self.trainer.compute_loss, part))
+                    total, weights = total + weight * float(scalar(loss)), weights + weight
+            if self._is_shared:
+                total, weights = self.trainer.world.sum_floats([total, weights])
+            return total if adds_up(self.trainer) or not weights else total / weights
+
+        return self._look(once)
+
     def gradient(self) -> Tensor:
         """∂J/∂θ, [P]."""
-        return self._add_up(lambda loss: _derivatives([loss], self.parameters))
+        return self._add_up(gradient(self.trainer, self.parameters), 1)[:, 0]
 
-    def hessian_product(self, vector: Tensor) -> Tensor:
-        """∂²J/∂θ² · vector, [P], exactly, by differentiating ∂J/∂θ · vector (Pearlmutter, 1994).
+    def hessian_product(self, vectors: Tensor) -> Tensor:
+        """∂²J/∂θ² · vectors exactly (Pearlmutter, 1994), of the shape of ``vectors``.
 
-        vector: [P]. Takes about as long as two gradients. Raises ModelError if an operator of
-        the model has no second derivative in PyTorch.
+        vectors: [P], or [P, k]. One takes about as long as two gradients; of several the
+        first derivative is made once. Raises ModelError if an operator of the model has no second
+        derivative in PyTorch.
         """
-        return self._add_up(self._along(vector))
+        return self._product(hessian_products, vectors)
+
+    def gauss_newton_product(self, vectors: Tensor) -> Tensor:
+        """G · vectors, of their shape: the mean of Jᵀ (∂²loss/∂f²) J over the samples.
+
+        J = ∂f/∂θ of the model's outputs f (Schraudolph, 2002, "Fast curvature matrix-vector
+        products for second-order gradient descent"). What is left of the Hessian where the
+        outputs' own second derivatives are left out; positive semi-definite for a loss that is
+        convex in f. vectors: [P], or [P, k]. Raises ModelError for a trainer with a
+        ``compute_loss`` of its own, of which the outputs are not known.
+        """
+        return self._product(gauss_newton_products, vectors)
+
+    @property
+    def hessian(self) -> SymmetricMatrix:
+        """∂²J/∂θ², [P, P], at the present weights whenever it is asked; see
+        :meth:`hessian_product`."""
+        return SymmetricMatrix(self.hessian_product, self._zeros())
+
+    @property
+    def gauss_newton(self) -> SymmetricMatrix:
+        """The Gauss–Newton matrix, [P, P], at the present weights whenever it is asked; see
+        :meth:`gauss_newton_product`."""
+        return SymmetricMatrix(self.gauss_newton_product, self._zeros())
 
     def check_second_derivatives(self) -> None:
         """Raise ModelError if :meth:`hessian_product` would; on the first part of the data."""
-        flat = Flat(self.parameters)
-        zero = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
-        self._once(self._along(zero), parts=1)
+        parameters = self.parameters
+        zeros = [torch.zeros_like(parameter) for parameter in parameters]
+        self._once(hessian_products(self.trainer, parameters, [zeros]), 1, parts=1)
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -105,6 +168,8 @@ class Objective:
         with unchanged(self.trainer, training=training), torch.enable_grad():
             if self.training:
                 as_in_fit(self.trainer)
+                if not self.in_one:
+                    self.trainer.check_separable()
             yield
 
     def parts(self, *, shared: bool = False) -> Iterator[tuple[Batch, float]]:
@@ -123,7 +188,7 @@ class Objective:
         elif self.in_one:
             self._check_fits()
             plan = whole(loader.num_samples, loader.num_samples)
-            if self.training:
+            if self.training and loader is trainer.loader and is_one_batch(trainer):
                 plan = loader.plan(trainer.progress.epoch)
             batches = trainer.read(loader, plan, shared=False)
         else:
@@ -156,58 +221,69 @@ class Objective:
             )
         self._fits = True
 
-    def _along(self, vector: Tensor) -> Derivatives:
-        """What gives ∂²loss/∂θ² · vector of a loss."""
+    def _zeros(self) -> Tensor:
+        flat = Flat(self.parameters)
+        return torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
+
+    def _product(self, products: Products, vectors: Tensor) -> Tensor:
         parameters = self.parameters
-        directions = Flat(parameters).split(vector)
+        flat, columns = Flat(parameters), vectors.reshape(len(vectors), -1)
+        pieces = [flat.split(column.to(flat.device).contiguous()) for column in columns.T]
+        typed = [
+            [piece.to(p.dtype) for piece, p in zip(of_one, parameters, strict=True)]
+            for of_one in pieces
+        ]
+        work = products(self.trainer, parameters, typed)
+        return self._add_up(work, len(typed)).reshape(vectors.shape)
 
-        def of(loss: Tensor) -> Sequence[Tensor | None]:
-            first = _derivatives([loss], parameters, create_graph=True)
-            pairs = [
-                (g, v)
-                for g, v in zip(first, directions, strict=True)
-                if g is not None and g.requires_grad  # else a constant
-            ]
-            if not pairs:
-                return [None] * len(directions)
-            outputs, along = [g for g, _ in pairs], [v for _, v in pairs]
-            try:
-                second = _derivatives(outputs, parameters, along)
-            except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error):
-                    raise
-                text = str(error).partition("\n")[0]
-                raise ModelError(f"model: has no second derivatives in PyTorch: {text}") from error
-            if any(found is None for found in second) and _is_cut(outputs):
-                raise ModelError(
-                    "model: has no second derivatives: an autograd.Function in it is marked with "
-                    "once_differentiable"
-                )
-            return second
+    @property
+    def _is_shared(self) -> bool:
+        """Whether each of several processes computes its share alone."""
+        return not (self.in_one or self.in_batches)
 
-        return of
-
-    def _add_up(self, derivatives: Derivatives) -> Tensor:
-        """Σ w · derivatives(J_p) / Σ w over the parts of all ranks, [P]."""
+    def _look(self, work: Callable[[], T]) -> T:
         if self.in_one:  # no smaller size would help where memory runs out
-            return self._once(derivatives)
-        return self.trainer.microbatches.look(lambda: self._once(derivatives))
+            return work()
+        return self.trainer.microbatches.look(work)
 
-    def _once(self, derivatives: Derivatives, parts: int | None = None) -> Tensor:
+    def _add_up(self, of_batch: OfBatch, count: int) -> Tensor:
+        """Σ w · of_batch(part) / Σ w over the parts of all ranks, [P, count]."""
+        return self._look(lambda: self._once(of_batch, count))
+
+    def _once(self, of_batch: OfBatch, count: int, parts: int | None = None) -> Tensor:
         trainer, parameters = self.trainer, self.parameters
-        sums, weights = [torch.zeros_like(p) for p in parameters], 0.0
+        sums, weights = [[torch.zeros_like(p) for p in parameters] for _ in range(count)], 0.0
         with self.looked_at():
             for part, weight in islice(self.parts(shared=True), parts):
                 weights += weight
-                found = derivatives(scalar(trainer.compute_loss(part)))
-                for held, value in zip(sums, found, strict=True):
-                    if value is not None:
-                        held.add_(value.detach(), alpha=weight)
-        total = Flat(parameters).joined(sums)
-        if not (self.in_one or self.in_batches):
+                for held, found in zip(sums, of_batch(part), strict=True):
+                    _add(held, found, weight)
+        flat = Flat(parameters)
+        total = torch.stack([flat.joined(of_one) for of_one in sums], dim=1)
+        if self._is_shared:
             trainer.world.sum(total)
             (weights,) = trainer.world.sum_floats([weights])
         return total if adds_up(trainer) or not weights else total.div_(weights)
+
+
+def _add(sums: list[Tensor], found: Pieces, weight: float) -> None:
+    for held, value in zip(sums, found, strict=True):
+        if value is not None:
+            held.add_(value.detach(), alpha=weight)
+
+
+class _OneBatch(Loader):
+    """All samples in one batch, in sequence."""
+
+    def plan(self, epoch: int) -> Plan:
+        return Plan(epoch, self.num_samples, self.num_samples, None)
+
+
+def _loader_of(data: Loader | Batch | tuple[Any, Any] | None) -> Loader | None:
+    if data is None or isinstance(data, Loader):
+        return data
+    inputs, targets = data
+    return _OneBatch((inputs, targets))
 
 
 @contextmanager
@@ -244,6 +320,18 @@ def trained(trainer: Trainer) -> list[Tensor]:
     return parameters
 
 
+def by_layer(trainer: Trainer, parameters: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The parameters by the path of the module that holds them, in their order.
+
+    Those of the model itself, or of the loss, by their own names: ``weight``, ``loss/weight``.
+    """
+    names, found = parameter_names(trainer), dict[str, list[Tensor]]()
+    for number, parameter in enumerate(parameters):
+        name = names.get(parameter, f"other/{number}")
+        found.setdefault(name.rpartition(".")[0] or name, []).append(parameter)
+    return found
+
+
 def rereadable(trainer: Trainer, loader: Loader | None = None) -> Loader:
     """The loader, or the trainer's, if its samples can be read at any time.
 
@@ -261,37 +349,3 @@ def norm(tensors: list[Tensor]) -> float:
     """The 2-norm of all of them together."""
     dense = (tensor.to_dense() if tensor.is_sparse else tensor for tensor in tensors)
     return math.sqrt(sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in dense))
-
-
-def _derivatives(
-    outputs: list[Tensor],
-    parameters: list[Tensor],
-    along: list[Tensor] | None = None,
-    create_graph: bool = False,
-) -> Sequence[Tensor | None]:
-    """∂ Σ along · outputs / ∂ parameters; None where that is 0 for want of a connection."""
-    if not any(output.requires_grad for output in outputs):
-        return [None] * len(parameters)
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        outputs, parameters, along, create_graph=create_graph, allow_unused=True
-    )
-    return found
-
-
-def _is_cut(gradients: list[Tensor]) -> bool:
-    """Whether some gradient was computed by what can't be differentiated again.
-
-    PyTorch puts an error in its place in the graph, and leaves it unconnected with what the
-    gradient depends on, so that its derivative would silently be none.
-    """
-    todo = [gradient.grad_fn for gradient in gradients]
-    seen = set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":
-            return True
-        seen.add(node)
-        todo += [following for following, _ in node.next_functions]
-    return False

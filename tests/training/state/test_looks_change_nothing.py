@@ -9,7 +9,15 @@ import torch
 from helpers.combinations import combinations
 from torch import Tensor, nn
 
-from gdtrain import Averaging, BatchLoader, Callback, GradientNorm, MiniBatchLoader, Trainer
+from gdtrain import (
+    Averaging,
+    BatchLoader,
+    Callback,
+    GradientNorm,
+    MiniBatchLoader,
+    Trainer,
+    curvature,
+)
 from gdtrain.analysis.comparison.peak_memory import step_memory
 from gdtrain.analysis.landscape import landscape
 from gdtrain.analysis.lr_range import lr_range
@@ -203,6 +211,9 @@ LOOKS = {
     "predict": lambda trainer: trainer.predict(data()[0]),
     "state_dict": lambda trainer: trainer.state_dict(),
     "sharpness": lambda trainer: largest_eigenvalue(trainer, max_products=2),
+    "hessian in training": lambda trainer: curvature(trainer, training=True).hessian.trace(6),
+    "batch": lambda trainer: curvature(trainer, next(iter(trainer.loader))).gradient(),
+    "cosines": lambda trainer: curvature(trainer).cosines(2),
     "gradient norm": lambda trainer: GradientNorm().measure(trainer),
     "noise of samples": lambda trainer: gradient_noise(trainer, num_samples=5),
     "noise of groups": lambda trainer: gradient_noise(trainer, batch_size=4),
