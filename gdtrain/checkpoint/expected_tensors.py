@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gdtrain.checkpoint.format import read_weights
 from gdtrain.checkpoint.safetensors_header import DTYPES, Found, TensorCheck
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
-from gdtrain.training.state import module_state
+from gdtrain.training.state import module_state, own_state
 from gdtrain.training.state.compatibility import PARTS, modules
 from gdtrain.training.state.module_state import Slot
 from gdtrain.training.state.plain_values import shown, shown_names
@@ -43,6 +44,7 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
         own = sum(callback.state_bytes(trainer) for callback in trainer.callbacks)
         if kept > _CALLBACK_BYTES + 4 * model_bytes + own:
             raise CheckpointError(f"the callbacks' state takes {kept:,} bytes, which is too much")
+        _check_own(_below(found, "own"), trainer, _CALLBACK_BYTES + 4 * model_bytes)
         known = tuple(f"{part}." for part in PARTS)
         if foreign := [name for name in found if not name.startswith(known)]:
             raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
@@ -116,6 +118,20 @@ def _check_order(found: Found) -> None:
     kept = sum(_nbytes(*message) for message in _below(found, "source").values())
     if kept > _ORDER_BYTES:
         raise CheckpointError(f"the order's state takes {kept:,} bytes, which is too much")
+
+
+def _check_own(found: Found, trainer: Trainer, spare: int) -> None:
+    """What a subclass has registered, of each process; it may have grown, by so many bytes."""
+    kept: dict[str, int] = {}
+    for full, (dtype, shape) in found.items():
+        rank, _, name = full.partition(".")
+        if name.partition(".")[0] not in trainer.own_state:
+            raise CheckpointError(f"has {shown(full)} of its own, which is not registered here")
+        kept[rank] = kept.get(rank, 0) + _nbytes(dtype, shape)
+    values = [own_state.taken(getattr(trainer, name), name) for name in trainer.own_state]
+    here = sum(tensor.nbytes for tensor in tensors_of(values))
+    if max(kept.values(), default=0) > spare + 4 * here:
+        raise CheckpointError("what is registered takes too many bytes")
 
 
 def _within(name: str, free: tuple[str, ...]) -> bool:

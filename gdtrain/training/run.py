@@ -113,6 +113,7 @@ class Run(Protocol):
     outputs: what the model gave in the batch's passes, for who wants to see it before the update.
     called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
     captured_step: the number of updates, as a tensor, while an engine captures a step.
+    own_state: names of attributes that a subclass has registered as state.
     """
 
     model: nn.Module
@@ -143,6 +144,7 @@ class Run(Protocol):
     outputs: list[tuple[Any, Any]] | None
     called_rungs: set[str]
     captured_step: Tensor | None
+    own_state: list[str]
 
     engine: Engine
 

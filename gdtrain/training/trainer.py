@@ -76,7 +76,7 @@ from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
 from gdtrain.training.sharding import is_sharded
-from gdtrain.training.state import copying
+from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
@@ -159,6 +159,7 @@ class Trainer:
         evaluate_in: Literal["whole", "batches"] = "whole",
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
     ) -> None:
+        self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
         optimizer = checks.check_parts(loss, optimizer, loader, callbacks, needs_loss=not own_loss)
         checks.check_arguments(
@@ -514,6 +515,36 @@ class Trainer:
         structure. Without side effects, as in :meth:`evaluate`.
         """
         return self.microbatches.look(partial(evaluation.predict, self, inputs))
+
+    def register_state(self, name: str, value: Any) -> None:
+        """Hold ``value`` as the attribute ``name``, as a part of the state of training.
+
+        It is saved, resumed, put back with an update that is undone, and as it was after every
+        look, such as an evaluation; bind the attribute anew as you like. value: a tensor, a plain
+        value (numbers, text, None, and dicts, lists and tuples of these and of tensors), a
+        torch.Generator, or an object with ``state_dict`` and ``load_state_dict``, such as a
+        module: a teacher. Of several processes, each has its own.
+
+        Raises ConfigError for a name that is taken and for what can't be saved.
+
+        >>> import torch
+        >>> from gdtrain import BatchLoader, Trainer
+        >>> class Counting(Trainer):
+        ...     def __init__(self, *arguments, **options):
+        ...         super().__init__(*arguments, **options)
+        ...         self.register_state("passes", 0)
+        ...
+        ...     def compute_loss(self, batch):
+        ...         self.passes += 1
+        ...         return self.model(batch.inputs).square().mean()
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = Counting(model, None, optimizer, BatchLoader(torch.ones(4, 2)))
+        >>> history = trainer.fit(3)
+        >>> trainer.evaluate()["loss"] < 10, trainer.passes
+        (True, 3)
+        """
+        own_state.register(self, name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot, in copies, of everything that decides how training goes on."""

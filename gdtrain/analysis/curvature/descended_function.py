@@ -113,7 +113,7 @@ def _losses(trainer: Trainer, batches: Sequence[Batch], training: bool | None) -
     with unchanged(trainer, training=training):
         if training is None:
             as_in_fit(trainer)
-        start, without_graph = Keeper(trainer, "buffers", whole=True), WithoutGraph()
+        start, without_graph = Keeper(trainer, "buffers", "own", whole=True), WithoutGraph()
         values = []
         for batch in batches:  # in copies: a model may work in place
             loss = without_graph(partial(trainer.compute_loss, batch.copy()))

@@ -37,7 +37,7 @@ class FunctionalLoss(nn.Module):
     def __init__(self, trainer: Trainer, parameters: Sequence[Tensor]) -> None:
         super().__init__()
         self._trainer = trainer
-        self._start = Keeper(trainer, "buffers", whole=True)
+        self._start = Keeper(trainer, "buffers", "own", whole=True)
         self.roots = nn.ModuleList(roots_of(trainer, whole=True))
         named: dict[Tensor, str] = {p: name for name, p in self.named_parameters()}
         self.replaced = list(parameters)

@@ -148,7 +148,7 @@ class VarianceReduction(Callback, ABC):
 def _obstacle_in(trainer: Run, batch: Batch) -> str:
     """What keeps the batch's loss from being a mean of functions of single samples, or ""."""
     with unchanged(trainer):
-        start, without_graph = Keeper(trainer, "buffers", whole=True), WithoutGraph()
+        start, without_graph = Keeper(trainer, "buffers", "own", whole=True), WithoutGraph()
 
         def value(part: Batch) -> float:
             loss = without_graph(partial(trainer.batch_loss, part.copy()))

@@ -118,7 +118,7 @@ class ExactGradient:
         trainer.microbatches.settle(self._measured, batch)
         if not trainer.microbatches.is_auto:
             return self._of_parts(batch)
-        before = Keeper(trainer, "buffers", "generators")
+        before = Keeper(trainer, "buffers", "generators", "own")
 
         def undo() -> None:
             before.restore()

@@ -78,7 +78,7 @@ def _other_buffer(
 ) -> str | None:
     halves = list(few.split(-(-len(few) // 2)))
     with unchanged(trainer):
-        start = Keeper(trainer, "buffers", "generators")
+        start = Keeper(trainer, "buffers", "generators", "own")
         before = _buffers(trainer.model, allowed)
         run(few)
         whole = _buffers(trainer.model, allowed)

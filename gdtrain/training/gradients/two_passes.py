@@ -49,7 +49,7 @@ def add_two_passes(
     in that one, and 0 in the others.
     """
     attempt = trainer.microbatches.attempt
-    start = Keeper(trainer, "buffers", "generators")
+    start = Keeper(trainer, "buffers", "generators", "own")
     outputs = attempt(lambda: _first_pass(trainer, parts))
     if trainer.outputs is not None:
         for part, output in zip(parts, outputs, strict=True):
@@ -64,7 +64,7 @@ def add_two_passes(
         for output in outputs[-1:]:
             output.carry_back(accumulator)
         if len(parts) > 1:
-            end = Keeper(trainer, "buffers", "generators")
+            end = Keeper(trainer, "buffers", "generators", "own")
             start.restore()
             for part, output in zip(parts[:-1], outputs[:-1], strict=True):
                 output.graph = forward(trainer, _own_inputs(trainer, part))

@@ -70,7 +70,7 @@ class Guard:
         if self._may_defer and self.deferred:
             return
         if self._before is None:
-            self._before = Keeper(self.trainer, "buffers", "draws")
+            self._before = Keeper(self.trainer, "buffers", "draws", "own")
         else:
             self._before.keep()
 
@@ -150,7 +150,7 @@ class Guard:
         return trainer.is_sharded or trainer.listeners.see_updates
 
     def _keeper(self) -> Keeper:
-        return Keeper(self.trainer, "buffers", "parameters", "optimizer", "generators")
+        return Keeper(self.trainer, "buffers", "parameters", "optimizer", "generators", "own")
 
     # ── a train_step that is somebody's own ─────────────────────────────────────────────────
 

@@ -17,7 +17,7 @@ from gdtrain.errors import CheckpointError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import kept_plan
 from gdtrain.training.run import Run
-from gdtrain.training.state import module_state, optimizer_state, schedule_state
+from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
 from gdtrain.training.state.plain_values import demand, is_count, is_finite, is_number, shown
 from gdtrain.training.state.random_generators import RngState
 
@@ -25,10 +25,10 @@ logger = logging.getLogger("gdtrain")
 
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
-    *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval"),
+    *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval", "own"),
 }
-# Parts that states of 0.1.0 do not have, and one that only some orders have; and counters.
-_SINCE = {"flags", "order", "told", "stays_in_eval"}
+# Parts that states of 0.1.0 do not have, and those that only some trainers have; and counters.
+_SINCE = {"flags", "order", "told", "stays_in_eval", "own"}
 COUNTERS_SINCE = {"epoch_weight"}
 
 
@@ -62,6 +62,8 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
             name in here,
             f"the state has a callback {shown(name)} that this trainer lacks",
         )
+    if "own" in state or trainer.own_state:
+        own_state.check(state.get("own", [{}]), trainer)
     demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
     _check_rng(state["rng"], RngState.take(trainer.device).tensors())
 

@@ -17,9 +17,13 @@ from torch.nn.parameter import is_lazy
 
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.run import Run
+from gdtrain.training.state.own_state import keeps_state, taken
+from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
 
-Part = Literal["modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws"]
+Part = Literal[
+    "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"
+]
 
 
 class Keeper:
@@ -34,7 +38,8 @@ class Keeper:
     * ``gradients``: ``.grad`` of all parameters; while they are kept, there are none;
     * ``optimizer``: its state and settings, the schedule, and the counters of updates;
     * ``generators``: of Python, numpy, torch and the device, and those that modules and trainer
-      hold; ``draws``: torch's on the CPU alone, which takes a microsecond.
+      hold; ``draws``: torch's on the CPU alone, which takes a microsecond;
+    * ``own``: what a subclass of the trainer has registered as its state.
 
     whole: also of modules that a subclass holds beside them, such as a teacher, or several in a
     list or dict.
@@ -70,7 +75,7 @@ def unchanged(
     an update under way has noted, outputs for its metrics and rungs used, is out of sight.
     """
     modules = modules_of(roots_of(trainer, whole=True))
-    parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
+    parts: list[Part] = ["modes", "buffers", "gradients", "generators", "own"]
     if updates or trainer.has_own(*_FOREIGN) or not all(map(is_stock, modules)):
         parts.append("parameters")
     if updates:
@@ -353,6 +358,34 @@ class _Draws(_Part):
         torch.default_generator.set_state(self._kept)
 
 
+class _Own(_Part):
+    """What is registered by name; its value, and which object that was."""
+
+    def keep(self) -> None:
+        held = vars(self.trainer)
+        self._kept = [(name, value := held[name], _kept(value)) for name in self.trainer.own_state]
+
+    def restore(self) -> None:
+        for name, value, kept in self._kept:
+            if isinstance(kept, list) and isinstance(value, nn.Module | Tensor):
+                for memory in kept:
+                    memory.restore()
+            elif isinstance(value, torch.Generator):
+                value.set_state(kept)
+            elif keeps_state(value):
+                value.load_state_dict(copied(kept, name))
+            else:
+                value = copied(kept, name)
+            setattr(self.trainer, name, value)
+
+
+def _kept(value: Any) -> Any:
+    """What a look, or a pass whose update is undone, may change: of modules, buffers."""
+    if isinstance(value, nn.Module | Tensor):
+        return [_Memory(t) for t in (value.buffers() if isinstance(value, nn.Module) else [value])]
+    return taken(value, "")
+
+
 _PARTS: dict[Part, type[_Part]] = {
     "modes": _Modes,
     "buffers": _Buffers,
@@ -361,6 +394,7 @@ _PARTS: dict[Part, type[_Part]] = {
     "optimizer": _Optimizer,
     "generators": _Generators,
     "draws": _Draws,
+    "own": _Own,
 }
 
 

@@ -14,7 +14,7 @@ from gdtrain.errors import CheckpointError
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.run import Run
-from gdtrain.training.state import module_state, optimizer_state, schedule_state
+from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
 from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState, seed_everything
@@ -48,6 +48,8 @@ def take(trainer: Run) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
+    if trainer.own_state:
+        taken["own"] = own_state.take(trainer)
     if (order := order_state(trainer)) is not None:
         taken["order"] = copied(order, "order")
     return taken
@@ -129,6 +131,8 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
             module_state.put_flags(module, state["flags"][part])
     optimizer_state.put(trainer.optimizer, state["optimizer"], parameter_names(trainer))
     schedule_state.put(trainer.schedule.scheduler, state["scheduler"])
+    if "own" in state:
+        own_state.put(trainer, state["own"])
     if state["progress"]["step"]:
         note_step(trainer.optimizer)
     trainer.progress.load_state_dict(state["progress"])

@@ -1,0 +1,256 @@
+"""State that a subclass registers: saved, resumed, kept from looks and from undone updates."""
+
+import copy
+
+import pytest
+import torch
+from helpers.ranks import on_ranks
+from torch import nn
+
+from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
+from gdtrain.checkpoint.expected_tensors import tensor_check
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
+
+LENGTH, LANES, WINDOW = 20, 3, 4
+# Three long series side by side, cut into windows: a batch goes on where the one before it ended.
+SERIES = torch.randn(LENGTH, LANES, 2, generator=torch.Generator().manual_seed(0))
+WINDOWS = SERIES.reshape(LENGTH // WINDOW, WINDOW, LANES, 2).permute(0, 2, 1, 3).reshape(-1, 4, 2)
+
+
+def recurrent() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"rnn": nn.GRU(2, 4, batch_first=True), "head": nn.Linear(4, 2)})
+
+
+def window_loss(model, hidden, windows):
+    """The loss of a window, and the state after it."""
+    outputs, hidden = model["rnn"](windows, hidden)
+    return (model["head"](outputs[:, :-1]) - windows[:, 1:]).square().mean(), hidden.detach()
+
+
+class Truncated(Trainer):
+    """Back-propagation through time, truncated to a window (Williams and Peng, 1990)."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register_state("hidden", None)
+
+    def compute_loss(self, batch):
+        starts = self.progress.step_in_epoch == 0 or not self.model.training
+        loss, self.hidden = window_loss(self.model, None if starts else self.hidden, batch.inputs)
+        return loss
+
+
+def truncated(**options):
+    model = recurrent()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader(WINDOWS, LANES, order="sequential")
+    return Truncated(model, None, optimizer, loader, device="cpu", **options)
+
+
+def by_hand(epochs):
+    model = recurrent()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        hidden = None
+        for windows in WINDOWS.split(LANES):
+            optimizer.zero_grad()
+            loss, hidden = window_loss(model, hidden, windows)
+            loss.backward()
+            optimizer.step()
+    return model, hidden
+
+
+def assert_same(mine, theirs):
+    for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Looks(Callback):
+    """Looks at the model in the middle of an epoch."""
+
+    every_n_steps = 2
+
+    def on_safe_point(self, trainer):
+        trainer.evaluate()
+
+
+class StopsAt(Callback):
+    def __init__(self, step):
+        super().__init__(every_n_steps=step)
+
+    def on_safe_point(self, trainer):
+        trainer.stop("here")
+
+
+def test_carried_state_is_that_of_the_plain_loop_whoever_looks():
+    model, hidden = by_hand(3)
+    trainer = truncated(callbacks=[Looks()])
+    trainer.fit(3)
+    assert_same(trainer.model, model)
+    assert torch.equal(trainer.hidden, hidden)
+
+
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_run_that_is_resumed_in_mid_epoch_ends_with_the_same_bits(step, tmp_path):
+    model, _ = by_hand(3)
+    first = truncated(callbacks=[StopsAt(step)])
+    first.fit(3)
+    store = CheckpointStore(tmp_path)
+    store.save(step, first.state_dict())
+    second = truncated()
+    _, state, _ = store.load_newest(tensor_check(second))
+    second.load_state_dict(state)
+    second.fit(3)
+    assert_same(second.model, model)
+
+
+def test_an_update_that_is_not_made_leaves_the_state():
+    class Breaks(Truncated):
+        def compute_loss(self, batch):
+            loss = super().compute_loss(batch)
+            return loss / 0 if self.step == 7 else loss
+
+    model = recurrent()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader(WINDOWS, LANES, order="sequential")
+    trainer = Breaks(model, None, optimizer, loader, device="cpu")
+    good = truncated(callbacks=[StopsAt(7)])
+    good.fit(2)
+    with pytest.raises(NonFiniteError):
+        trainer.fit(2)
+    assert torch.equal(trainer.hidden, good.hidden)
+    assert trainer.step == 7
+
+
+class Teaching(Trainer):
+    """Distillation from an average of one's own weights."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.register_state("teacher", copy.deepcopy(self.model))
+        self.register_state("seen", {"batches": 0, "last": None})
+        self.register_state("noise", torch.Generator().manual_seed(3))
+
+    def compute_loss(self, batch):
+        noisy = batch.inputs + torch.randn(batch.inputs.shape, generator=self.noise)
+        with torch.no_grad():
+            aim = self.teacher(batch.inputs)
+        self.seen["batches"] += 1
+        self.seen["last"] = noisy
+        return (self.model(noisy) - aim).square().mean() + self.model(noisy).mean()
+
+    def train_step(self, batch):
+        loss = super().train_step(batch)
+        with torch.no_grad():
+            for mean, value in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(value, 0.1)
+        return loss
+
+
+def teaching(**options):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    X = torch.randn(8, 2, generator=torch.Generator().manual_seed(2))
+    return Teaching(model, None, optimizer, MiniBatchLoader(X, 3), device="cpu", **options)
+
+
+def test_teachers_generators_and_plain_values_go_on():
+    whole = teaching()
+    whole.fit(4)
+    first = teaching(callbacks=[StopsAt(5)])
+    first.fit(4)
+    snapshot = first.state_dict()
+    first.fit(4)  # the snapshot is a copy
+    second = teaching()
+    second.load_state_dict(snapshot)
+    second.fit(4)
+    assert_same(second.model, whole.model)
+    assert_same(second.teacher, whole.teacher)
+    assert second.seen["batches"] == whole.seen["batches"] == 12
+    assert torch.equal(second.seen["last"], whole.seen["last"])
+
+
+def test_a_look_leaves_generators_and_what_is_in_a_dict():
+    trainer = teaching()
+    trainer.fit(1)
+    before = trainer.state_dict()["own"]
+    trainer.evaluate()
+    after = trainer.state_dict()["own"]
+    assert after[0]["seen"]["batches"] == before[0]["seen"]["batches"] == 3
+    assert torch.equal(after[0]["noise"], before[0]["noise"])
+
+
+def test_a_state_of_other_names_is_refused():
+    trainer, other = truncated(), teaching()
+    with pytest.raises(CheckpointError, match="own: the state lacks hidden, registered here"):
+        trainer.load_state_dict({k: v for k, v in trainer.state_dict().items() if k != "own"})
+    own = other.state_dict()["own"]
+    with pytest.raises(CheckpointError, match="own: the state lacks hidden, registered here"):
+        trainer.load_state_dict({**trainer.state_dict(), "own": own})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model", 1, r"register_state\('model'\): the trainer has an attribute of that name"),
+        ("fit", 1, r"register_state\('fit'\): the trainer has an attribute of that name"),
+        ("a b", 1, r"register_state\('a b'\): the name must be one that an attribute can have"),
+        ("tools", {1, 2}, r"register_state\('tools'\): a set can't be saved; give tensors, num"),
+    ],
+)
+def test_what_can_not_be_registered(name, value, message):
+    with pytest.raises(ConfigError, match=message):
+        truncated().register_state(name, value)
+
+
+def test_it_can_be_registered_before_the_rest_is_made():
+    class Early(Trainer):
+        def __init__(self, *arguments, **options):
+            self.register_state("count", 0)
+            super().__init__(*arguments, **options)
+
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.ones(4, 2), torch.ones(4, 1)
+    trainer = Early(model, nn.MSELoss(), optimizer, BatchLoader(data), device="cpu")
+    assert trainer.state_dict()["own"] == [{"count": 0}]
+
+
+def on_one_of_two(rank):
+    class Own(Trainer):
+        def train_step(self, batch):
+            self.last = batch.inputs.detach().clone()
+            return super().train_step(batch)
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        X = torch.arange(12.0).view(6, 2)
+        trainer = Own(model, nn.MSELoss(), optimizer, MiniBatchLoader((X, X[:, :1]), 3))
+        trainer.register_state("last", None)
+        return trainer
+
+    trainer, other = make(), make()
+    trainer.fit(1)
+    state = trainer.state_dict()
+    other.load_state_dict(state)
+    return trainer.last, other.last, state["own"]
+
+
+def test_each_process_has_its_own():
+    results = on_ranks(on_one_of_two)
+    for mine, resumed, own in results:
+        assert torch.equal(mine, resumed)
+        assert len(own) == 2
+    assert results[0][0].shape != results[1][0].shape  # of 3 samples, 1 and 2
+    alone = teaching()
+    alone.own_state.clear()
+    for name in ("teacher", "seen", "noise"):
+        delattr(alone, name)
+    alone.register_state("last", None)
+    with pytest.raises(CheckpointError, match="own: last was another in each of 2 processes"):
+        alone.load_state_dict({**alone.state_dict(), "own": results[0][2]})
