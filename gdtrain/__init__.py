@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders.loader import Loader as Loader
     from gdtrain.data.loaders.phased_loader import PhasedLoader as PhasedLoader
     from gdtrain.data.loaders.phases import BatchSizes as BatchSizes
+    from gdtrain.data.loaders.poisson import PoissonLoader as PoissonLoader
+    from gdtrain.data.loaders.token_budget import TokenBudgetLoader as TokenBudgetLoader
     from gdtrain.data.orders.weighted import Weighted as Weighted
     from gdtrain.output.plots.curves import plot_history as plot_history
     from gdtrain.output.tensorboard import TensorBoard as TensorBoard
@@ -78,6 +80,7 @@ _HOMES = {
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
     "Plan": "gdtrain.data.batch",
+    "PoissonLoader": "gdtrain.data.loaders.poisson",
     "Prequential": "gdtrain.training.callbacks.prequential",
     "SAGA": "gdtrain.training.callbacks.saga",
     "SVRG": "gdtrain.training.callbacks.svrg",
@@ -88,6 +91,7 @@ _HOMES = {
     "StepLosses": "gdtrain.training.callbacks.callback",
     "Targets": "gdtrain.settings",
     "TensorBoard": "gdtrain.output.tensorboard",
+    "TokenBudgetLoader": "gdtrain.data.loaders.token_budget",
     "TrainedRun": "gdtrain.config.load_run",
     "Trainer": "gdtrain.training.trainer",
     "Trajectory": "gdtrain.analysis.monitors.trajectory",

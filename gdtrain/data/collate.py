@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.names import counted
-from gdtrain.data.tree import Cutter, Rows, copied
+from gdtrain.data.tree import Cutter, Rows, children, copied, is_inner, rebuilt
 from gdtrain.errors import DataError
 
 CollateFn = Callable[[list[Any]], Any]
@@ -29,6 +29,24 @@ def collate(samples: list[Any]) -> Any:
         ) from error
 
 
+def stack(samples: list[Any]) -> Any:
+    """Samples of tensors in tuples and dicts as one tree of batches, which keeps their types."""
+    first = samples[0]
+    if not is_inner(first):
+        return collate(samples)
+    keys = [key for key, _ in children(first)]
+    others = [[key for key, _ in children(s)] if is_inner(s) else None for s in samples]
+    if other := [keys_there for keys_there in others if keys_there != keys]:
+        text = f"one is made of {keys}, another of {other[0]}; give all of them one structure"
+        raise DataError(f"the samples do not make a batch: {text}")
+    columns = zip(*([child for _, child in children(s)] for s in samples), strict=True)
+    return rebuilt(first, [stack(list(column)) for column in columns])
+
+
+# Of the package, which make batches of as many samples as they are given.
+OWN = (collate, stack)
+
+
 def as_batch(item: Any) -> tuple[Any, Any]:
     """Inputs and targets of a collated item; targets are None for what is not a tuple or list."""
     if isinstance(item, tuple | list) and len(item) > 1:
@@ -40,7 +58,7 @@ class Collated:
     """Makes batches of what one collate function gives, and knows how they are to be cut."""
 
     def __init__(self, collate_fn: CollateFn) -> None:
-        self.cutter = Cutter(lists=collate_fn is not collate)
+        self.cutter = Cutter(lists=collate_fn not in OWN)
 
     def batch(self, item: Any, places: Tensor) -> Batch:
         """The batch of a collated item. places: [k] int64, of the samples that were asked for.

@@ -8,7 +8,7 @@ import re
 import traceback
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from typing import Any
@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, get_worker_info
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.collate import Collated, CollateFn, collate
-from gdtrain.data.orders.order import mix
+from gdtrain.data.collate import OWN, Collated, CollateFn, collate
+from gdtrain.data.orders.order import generator, mix
 from gdtrain.data.samples import Samples
 from gdtrain.errors import DataError
 
 Wanted = tuple[int, list[int]]  # a batch's seed for a worker, and its samples
+Transform = Callable[[Any, torch.Generator], Any]  # of a sample, with numbers of its own to draw
 
 
 class DatasetSamples(Samples):
@@ -33,7 +34,10 @@ class DatasetSamples(Samples):
 
     Items may be ``(x, y)``, ``(x1, x2, …, y)`` or anything else that the collate function
     turns into a batch; what is not a tuple or list counts as inputs without targets. A dataset
-    that has ``set_epoch`` is told the epoch before its items are read.
+    that has ``set_epoch``, or is a subset of one, is told the epoch before its items are read.
+
+    transform: ``(item, generator) -> item``, for each item as it is read. The torch.Generator is
+    seeded from (seed, epoch, index), so what is drawn from it is a pure function of these.
 
     Items and the collate function may draw random numbers. Without workers they draw from the
     global generators, as in a hand-written loop. In a worker, the global generators of Python,
@@ -49,11 +53,13 @@ class DatasetSamples(Samples):
         num_workers: int = 0,
         collate_fn: CollateFn | None = None,
         seed: int = 0,
+        transform: Transform | None = None,
     ) -> None:
         self.dataset = dataset
         self.num_workers = whole_number("num_workers", num_workers, minimum=0)
         self.collate_fn = collate if collate_fn is None else collate_fn
         self.seed = seed
+        self.transform = transform
         self._collated = Collated(self.collate_fn)
         self._told: int | None = None  # the epoch that the dataset was told last
 
@@ -76,7 +82,7 @@ class DatasetSamples(Samples):
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         self._tell(plan.epoch)
         loader = DataLoader(
-            _Items(self.dataset),
+            _Items(self.dataset, self.transform, (self.seed, plan.epoch)),
             batch_sampler=_Batches(plan, start, self.seed),  # type: ignore[arg-type]
             num_workers=self.num_workers,
             collate_fn=_Collate(self.collate_fn),
@@ -107,14 +113,25 @@ class DatasetSamples(Samples):
         return self._collated.batch(item, _stand_in(plan, number)).take(slice(0, 0))
 
     def _tell(self, epoch: int) -> None:
-        if epoch != self._told and hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+        if epoch != self._told:
+            tell_epoch(self.dataset, epoch)
         self._told = epoch
+
+
+def tell_epoch(dataset: Any, epoch: int) -> None:
+    """Tell a dataset the epoch if it has ``set_epoch``; else those of which it is made."""
+    if hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(epoch)
+    elif isinstance(dataset, Subset):
+        tell_epoch(dataset.dataset, epoch)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            tell_epoch(part, epoch)
 
 
 def has_own_collate(samples: Samples) -> bool:
     """Whether a collate function of the user's makes the batches."""
-    return isinstance(samples, DatasetSamples) and samples.collate_fn is not collate
+    return isinstance(samples, DatasetSamples) and samples.collate_fn not in OWN
 
 
 class WorkerError(Exception):
@@ -193,8 +210,8 @@ def _stand_in(plan: Plan, number: int) -> Tensor:
 class _Items(Dataset[Any]):
     """The items of a dataset, a batch at a time."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, transform: Transform | None, seeds: tuple[int, int]) -> None:
+        self.dataset, self.transform, self.seeds = dataset, transform, seeds
 
     def __getitems__(self, wanted: Wanted) -> list[Any] | _Raised:
         seed, rows = wanted
@@ -209,10 +226,15 @@ class _Items(Dataset[Any]):
             return _Raised.of(error)
 
     def _items(self, rows: list[int]) -> list[Any]:
+        items: list[Any]
         if getattr(self.dataset, "__getitems__", None):
-            items: list[Any] = self.dataset.__getitems__(rows)
+            items = self.dataset.__getitems__(rows)
+        else:
+            items = [self.dataset[row] for row in rows]
+        if self.transform is None:
             return items
-        return [self.dataset[row] for row in rows]
+        pairs = zip(items, rows, strict=True)
+        return [self.transform(item, generator(*self.seeds, row)) for item, row in pairs]
 
 
 class _Collate:

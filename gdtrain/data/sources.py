@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.batch import Batch
-from gdtrain.data.collate import collate
-from gdtrain.data.dataset_samples import DatasetSamples
+from gdtrain.data.collate import collate, stack
+from gdtrain.data.dataset_samples import DatasetSamples, Transform
 from gdtrain.data.samples import Samples, TensorSamples, TransformedSamples
 from gdtrain.data.streams.feed import IterableFeed
 from gdtrain.data.streams.stream import StreamSamples
@@ -29,16 +29,25 @@ def as_samples(
     collate_fn: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
     allow_nonfinite: bool = False,
+    transform: Transform | None = None,
 ) -> Samples:
     """Turn what a user has into samples.
 
     data: a tensor or array, a tuple of them (inputs first, targets last), a Dataset, or Samples.
     An ``IterableDataset`` is a stream. A ``TensorDataset`` is taken as its tensors. In a tuple or
     dict of tensors or arrays, inputs and targets have it too, and a dict alone is inputs.
+    transform: see :class:`~gdtrain.data.dataset_samples.DatasetSamples`; tensors are then read
+    one by one, as ``(x, y)``, ``(x1, x2, y)``, ``x`` alone or in the structure that they have.
     Raises DataError for empty data, different lengths, or values that are not finite, and
     ConfigError for a setting that would have no effect.
     """
+    if transform is not None and not callable(transform):
+        text = f"must be a function (sample, generator) -> sample, got {transform!r}"
+        raise ConfigError.of("transform", text)
     if isinstance(data, IterableDataset):
+        if transform is not None:
+            text = "has no effect on an IterableDataset; change its samples where they are made"
+            raise ConfigError.of("transform", text)
         if num_workers:
             text = "has no effect on an IterableDataset, which is read as it is trained on; omit it"
             raise ConfigError.of("num_workers", text)
@@ -47,7 +56,17 @@ def as_samples(
     if isinstance(data, Dataset) and type(data) is not TensorDataset:
         if not hasattr(data, "__len__"):
             raise DataError(f"the dataset {type(data).__name__} has no __len__; give it one")
-        samples = DatasetSamples(data, num_workers, collate_fn, seed)
+        samples = DatasetSamples(data, num_workers, collate_fn, seed, transform)
+    elif transform is not None:
+        rows = as_samples(data, allow_nonfinite=allow_nonfinite)
+        if isinstance(rows, ArrangedSamples):
+            items = TensorItems(rows.samples, rows.function)
+        elif isinstance(rows, TensorSamples):
+            items = TensorItems(rows)
+        else:
+            text = f"can't be applied to {type(data).__name__}; give tensors or a Dataset"
+            raise ConfigError.of("transform", text)
+        samples = TransformedItems(items, num_workers, collate_fn or stack, seed, transform)
     elif num_workers or collate_fn is not None:
         key = "num_workers" if num_workers else "collate_fn"
         raise ConfigError.of(key, "has no effect on tensors, which are sliced, not loaded; omit it")
@@ -113,10 +132,50 @@ def _filled(tree: Any, tensors: Sequence[Any]) -> Any:
 class ArrangedSamples(TransformedSamples):
     """Rows of tensors in memory, in the user's tuples and dicts."""
 
+    samples: TensorSamples
+    function: _Arranged
+
+    def of(self, samples: Samples) -> ArrangedSamples:
+        """Other rows, such as these on a device, in the same tuples and dicts."""
+        return ArrangedSamples(samples, self.function)
+
     @property
     def targets(self) -> Tensor | None:
-        assert isinstance(self.function, _Arranged)
         return self.samples.targets if isinstance(self.function.targets, int) else None
+
+
+class TensorItems(Dataset[Any]):
+    """Rows of tensors in memory one by one, in the user's tuples and dicts."""
+
+    def __init__(self, rows: TensorSamples, arranged: _Arranged | None = None) -> None:
+        self.rows, self.arranged = rows, arranged
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> Any:
+        parts = [tensor[row].clone() for tensor in self.rows.tensors]  # a transform may write
+        if self.arranged is None:
+            return parts[0] if len(parts) == 1 else tuple(parts)
+        inputs = _filled(self.arranged.inputs, parts)
+        if self.arranged.targets is None:
+            return inputs
+        return inputs, _filled(self.arranged.targets, parts)
+
+
+class TransformedItems(DatasetSamples):
+    """Rows of tensors in memory that a transform changes one by one, told apart by their values."""
+
+    dataset: TensorItems
+
+    def state(self) -> Any:
+        return self.dataset.rows.state()
+
+    def fingerprint(self, version: int = 2) -> int | None:
+        return self.dataset.rows.fingerprint(version)
+
+    def digest(self) -> int:
+        return self.dataset.rows.digest()
 
 
 def _arranged_samples(parts: Sequence[Any], allow_nonfinite: bool) -> ArrangedSamples:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
+from gdtrain.data.dataset_samples import Transform
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phases import BatchSizes, following
 from gdtrain.data.names import counted
@@ -48,6 +49,7 @@ class FormLoader(Loader):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.seed = whole_number("seed", seed, minimum=0)
@@ -57,12 +59,18 @@ class FormLoader(Loader):
             collate_fn=collate_fn,
             seed=self.seed,
             allow_nonfinite=allow_nonfinite,
+            transform=transform,
         )
         self.is_stream = isinstance(self.samples, StreamSamples)
         self.order: CheckedOrder = (
             self._stream_order(order)
             if self.is_stream
-            else check_order("reshuffle" if order is None else order, len(self.samples), self.seed)
+            else check_order(
+                "reshuffle" if order is None else order,
+                len(self.samples),
+                self.seed,
+                self.samples.targets,
+            )
         )
         self.order_version = ORDER_VERSION
         self.drop_last = drop_last
@@ -281,6 +289,9 @@ class BatchLoader(FormLoader):
     seed: with the epoch, decides the order. Global RNG state never does.
     num_workers, collate_fn: as in ``torch.utils.data.DataLoader``; only for a ``Dataset``.
     allow_nonfinite: accept NaN and infinity in the data, for models that mask them.
+    transform: ``(sample, generator) -> sample``, for each sample as it is read, such as a random
+    crop; a sample is ``(x, y)``, or what the Dataset gives. The torch.Generator is seeded from
+    (seed, epoch, index). ``evaluate`` reads samples as those of epoch 0.
 
     Raises DataError for data that can't be used and ConfigError for a wrong setting.
 
@@ -300,6 +311,7 @@ class BatchLoader(FormLoader):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         _refuse_more("BatchLoader", more)
         super().__init__(
@@ -310,6 +322,7 @@ class BatchLoader(FormLoader):
             num_workers=num_workers,
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
+            transform=transform,
         )
 
 
@@ -337,6 +350,7 @@ class SampleLoader(FormLoader):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         _refuse_more("SampleLoader", more)
         super().__init__(
@@ -347,6 +361,7 @@ class SampleLoader(FormLoader):
             num_workers=num_workers,
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
+            transform=transform,
         )
 
 
@@ -377,6 +392,7 @@ class MiniBatchLoader(FormLoader):
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         allow_nonfinite: bool = False,
+        transform: Transform | None = None,
     ) -> None:
         _refuse_more("MiniBatchLoader", more or _with_rows(batch_size), "32")
         if isinstance(batch_size, list | tuple):
@@ -392,6 +408,7 @@ class MiniBatchLoader(FormLoader):
             num_workers=num_workers,
             collate_fn=collate_fn,
             allow_nonfinite=allow_nonfinite,
+            transform=transform,
         )
         if self.is_stream or self.calls_order:
             return

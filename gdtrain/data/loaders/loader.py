@@ -28,7 +28,8 @@ class Loader(ABC):
     batch. It is also an iterable for hand-written loops; see ``__iter__``.
 
     A form of one's own needs :meth:`plan` alone; what else depends on it, epoch by epoch, follows.
-    data, seed: as of :class:`BatchLoader`; a stream's batches are those of MiniBatchLoader.
+    data, seed, and num_workers, collate_fn, allow_nonfinite and transform: as of
+    :class:`BatchLoader`; a stream's batches are those of MiniBatchLoader.
 
     samples: what the batches are read from. is_stream: whether they are read as they arrive.
 
@@ -48,9 +49,9 @@ class Loader(ABC):
     _next_epoch: int = 0
     _pinned_epoch: int | None = None
 
-    def __init__(self, data: Any, *, seed: int = 0) -> None:
+    def __init__(self, data: Any, *, seed: int = 0, **reading: Any) -> None:
         self.seed = whole_number("seed", seed, minimum=0)
-        self.samples = as_samples(data, seed=self.seed)
+        self.samples = as_samples(data, seed=self.seed, **reading)
         if isinstance(self.samples, StreamSamples):
             text = f"{type(self).__name__} can't cut a stream; use MiniBatchLoader or SampleLoader"
             raise ConfigError.of("loader", text)

@@ -70,15 +70,19 @@ def generator(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, *keys))
 
 
-def check_order(order: Order, num_samples: int, seed: int = 0) -> CheckedOrder:
+def check_order(
+    order: Order, num_samples: int, seed: int = 0, labels: Tensor | None = None
+) -> CheckedOrder:
     """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
+
+    labels: the targets of all samples, where they are in memory, for orders that go by them.
 
     seed: the loader's, for registered orders.
     Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
     of another number of samples, or a sampler of batches.
     """
     if isinstance(order, str | NamedSettings):
-        order = _by_name(order, num_samples, seed)
+        order = _by_name(order, num_samples, seed, labels)
     if isinstance(order, str):
         return order
     if isinstance(order, Weighted):
@@ -102,7 +106,7 @@ def epoch_indices(
     (2^20), and :class:`~gdtrain.data.orders.permutation.Draws` beyond, which keep no index in
     memory.
 
-    * a name is that of a registered order, of which the package has the four below;
+    * a name is that of a registered order, of which the package has those below;
     * :class:`~gdtrain.data.orders.weighted.Weighted`: draws by weights;
     * a sequence is taken as it is; a callable or a sampler is asked for its indices of this epoch.
     """
@@ -119,7 +123,7 @@ def epoch_indices(
     return indices
 
 
-def _by_name(order: str | NamedSettings, num_samples: int, seed: int) -> Any:
+def _by_name(order: str | NamedSettings, num_samples: int, seed: int, labels: Tensor | None) -> Any:
     """A registered order: one of the package's pure ones by its name, others as a callable."""
     name = order if isinstance(order, str) else order.name
     if name not in registry.names("order"):
@@ -131,6 +135,8 @@ def _by_name(order: str | NamedSettings, num_samples: int, seed: int) -> Any:
         )
     if name in get_args(OrderName):
         return name
+    if name == "class_balanced":
+        return class_balanced(labels)
     part = registry.find("order", name)
     settings = part.settings(name=name) if isinstance(order, str) else order  # type: ignore[call-arg]
     return partial(part.make(settings), num_samples, seed)
@@ -177,3 +183,15 @@ def replacement(num_samples: int, seed: int, epoch: int, _version: int) -> Tenso
     if num_samples > MAX_KEPT:
         return UniformDraws(num_samples, mix(seed, epoch))
     return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
+
+
+class ClassBalanced(NamedSettings):
+    """num_samples independent draws in which all classes of the targets come alike often."""
+
+
+@register_order("class_balanced", ClassBalanced)
+def class_balanced(labels: Any) -> Weighted:
+    if labels is None:
+        message = "class_balanced needs class labels as targets, in memory; use Weighted(weights)"
+        raise ConfigError.of("order", message)
+    return Weighted.balanced(labels)

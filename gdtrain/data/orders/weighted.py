@@ -26,8 +26,8 @@ class Weighted:
     draws: how many there are in an epoch; n, or without replacement all of weight > 0, if left out.
 
     Like every order, that of an epoch depends on the loader's seed and the epoch alone:
-    ``MiniBatchLoader((X, y), 64, order=Weighted(1 / counts[y]), seed=0)`` draws the classes of y
-    alike often. Raises ConfigError for weights that can't be used.
+    ``MiniBatchLoader((X, y), 64, order=Weighted.balanced(y), seed=0)`` draws the classes of y alike
+    often. Raises ConfigError for weights that can't be used.
 
     >>> import torch
     >>> from gdtrain import SampleLoader, Weighted
@@ -51,6 +51,28 @@ class Weighted:
                 f"must be <= {positive}, the samples of weight > 0, without replacement; "
                 f"got {self.draws}",
             )
+
+    @classmethod
+    def balanced(
+        cls, labels: Any, *, replacement: bool = True, draws: int | None = None
+    ) -> Weighted:
+        """The order in which all classes come alike often: w_i = 1 / (samples of i's class).
+
+        labels: [n] class indices, as a tensor, an array or a list. ``order="class_balanced"`` is
+        this of a loader's own targets. Raises ConfigError for labels that are no whole numbers.
+
+        >>> order = Weighted.balanced([0, 0, 0, 1], draws=1000)
+        >>> order.weights.tolist() == [1 / 3, 1 / 3, 1 / 3, 1.0]
+        True
+        """
+        row = torch.as_tensor(labels).cpu()
+        if row.ndim == 2 and row.shape[1] == 1:
+            row = row[:, 0]
+        if row.ndim != 1 or (row.is_floating_point() and not torch.equal(row, row.round())):
+            message = f"must be one class index for each sample, got {row.dtype} {list(row.shape)}"
+            raise ConfigError.of("labels", message)
+        _, places, counts = np.unique(row.numpy(), return_inverse=True, return_counts=True)
+        return cls(1.0 / counts[places], replacement=replacement, draws=draws)
 
     def __len__(self) -> int:
         return self.draws

@@ -16,6 +16,7 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.lazy_batch import through
 from gdtrain.data.samples import Cast, CastSamples, Samples, TensorSamples, map_batch, version_of
+from gdtrain.data.sources import ArrangedSamples
 from gdtrain.errors import ConfigError, DeviceError
 
 Precision = Literal["fp32", "bf16", "fp64"]
@@ -108,6 +109,8 @@ class Placement:
 
     def __call__(self, samples: Samples) -> Samples:
         """The samples as :func:`place` gives them."""
+        if isinstance(samples, ArrangedSamples):
+            return samples.of(self(samples.samples))
         if not isinstance(samples, TensorSamples):  # what it makes holds them, and is made quickly
             return place(samples, self.device, self.dtype)
         placed = self._placed.get(samples)
@@ -118,6 +121,8 @@ class Placement:
 
     def compare(self, samples: Samples) -> None:
         """Forget copies on the CPU that are no longer of the values that the user has now."""
+        if isinstance(samples, ArrangedSamples):
+            samples = samples.samples
         if not isinstance(samples, TensorSamples) or self.device.type != "cpu":
             return
         placed = self._placed.get(samples)

@@ -175,3 +175,29 @@ def test_weights_of_another_data_set_are_refused() -> None:
     said = "order: 5 weights for 6 samples; give one for each"
     with pytest.raises(ConfigError, match=f"^{said}$"):
         MiniBatchLoader(torch.zeros(6), 2, order=Weighted(WEIGHTS))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0] * 90 + [7] * 10, torch.tensor([[0.0]] * 90 + [[7.0]] * 10)],
+    ids=["a list", "a column of floats"],
+)
+def test_classes_come_alike_often(labels):
+    order = Weighted.balanced(labels, draws=4000)
+    rows = order.checked(100).draw(torch.Generator().manual_seed(0))
+    assert abs(int((rows >= 90).sum()) - 2000) < 5 * 1000**0.5
+    by_class = torch.bincount(rows, minlength=100).double()
+    assert by_class[:90].std() < 3 * (2000 / 90) ** 0.5
+
+
+def test_a_loader_balances_its_own_targets_by_name():
+    X, y = torch.zeros(100, 1), torch.tensor([0] * 90 + [1] * 10)
+    loader = MiniBatchLoader((X, y), 10, order="class_balanced", seed=1)
+    same = MiniBatchLoader((X, y), 10, order=Weighted.balanced(y), seed=1)
+    assert torch.equal(loader.plan(3).indices, same.plan(3).indices)
+    with pytest.raises(
+        ConfigError, match="order: class_balanced needs class labels as targets, in"
+    ):
+        MiniBatchLoader(X, 10, order="class_balanced")
+    with pytest.raises(ConfigError, match="labels: must be one class index for each sample, got"):
+        MiniBatchLoader((X, torch.randn(100, 1)), 10, order="class_balanced")
