@@ -24,6 +24,7 @@ from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.forward import forward
 from gdtrain.training.gradients.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, is_out_of_memory
+from gdtrain.training.losses.of_model import LossOfModel, judged
 from gdtrain.training.metrics import MeanOverSamples, Streaming, streams
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
@@ -161,6 +162,9 @@ class _Look:
         kept = _Kept(self, num_samples)
         for part in parts:
             output, loss = self.trainer.microbatches.attempt(partial(self._pass, part))
+            if self.metrics and isinstance(self.trainer.loss, LossOfModel):
+                output, labels = judged(output, part.inputs)
+                part = part.with_trees(part.inputs, labels)
             if len(part):
                 if loss is not None:
                     self._add("loss", loss, weight_of(self.trainer, part))

@@ -130,10 +130,17 @@ class Accuracy(OptionsOnly):
 class AccuracyUnder:
     """Makes the accuracy that goes with a loss. Raises ConfigError if none does."""
 
-    def __new__(cls, loss: LossSettings) -> Any:
+    def __new__(cls, loss: LossSettings | None) -> Any:
+        if loss is None or _is_open(loss):
+            return accuracy
         if "accuracy" not in loss.metrics:
             raise ConfigError.of("metrics", f"accuracy has no meaning under {loss.name}")
         return probability_accuracy if "sigmoid" in loss.output_activations else accuracy
+
+
+def _is_open(loss: LossSettings) -> bool:
+    """Whether it is not known what the loss takes, since the model computes it."""
+    return loss.name == "model"
 
 
 class Mae(OptionsOnly):
@@ -144,8 +151,8 @@ class Mae(OptionsOnly):
 class MeanAbsoluteErrorUnder:
     """Makes the mean absolute error, for a loss of errors. Raises ConfigError for others."""
 
-    def __new__(cls, loss: LossSettings) -> Any:
-        if not loss.targets.unit:
+    def __new__(cls, loss: LossSettings | None) -> Any:
+        if loss is not None and not (_is_open(loss) or loss.targets.unit):
             raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(losses_of_errors())}")
         return mean_absolute_error
 
@@ -161,8 +168,8 @@ def check_metrics(metrics: Any) -> dict[str, Metric]:
     if metrics is None:
         return {}
     wanted = (
-        "must be a mapping of names to functions (output, targets) -> number, or to objects with "
-        "update, compute and reset"
+        "must be a list of names, such as ['mae'], or a mapping of names to functions (output, "
+        "targets) -> number, or to objects with update, compute and reset"
     )
     if not isinstance(metrics, Mapping):
         raise ConfigError.of("metrics", f"{wanted}; got {metrics!r}")

@@ -197,6 +197,12 @@ class ScheduleStepper:
         metric: str | None = None,
     ) -> None:
         _check(per in ("epoch", "step"), "scheduler_per", f"must be epoch or step, got {per!r}")
+        _check(
+            scheduler is None or hasattr(scheduler, "step"),
+            "scheduler",
+            "must be a torch.optim.lr_scheduler, such as torch.optim.lr_scheduler.StepLR("
+            f"optimizer, 10); got {scheduler!r}",
+        )
         by_metric = isinstance(scheduler, ReduceLROnPlateau)
         rises = isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max"
         _check(

@@ -46,7 +46,7 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
-from gdtrain.training import evaluation
+from gdtrain.training import by_name, evaluation
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
@@ -61,6 +61,7 @@ from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.losses.known_means import mean_of
+from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.metrics import Metric, check_metrics
 from gdtrain.training.placement.device import (
     Placement,
@@ -85,8 +86,10 @@ class Trainer:
     """Trains ``model`` by gradient descent on what ``loader`` hands over.
 
     model: moved to the device, and to the precision's dtype, in place.
-    loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss; None if a subclass
-        overrides :meth:`compute_loss`.
+    loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss, or the name that a
+        configuration has for it, such as ``"mse"``; ``"model"`` for a model that is called with the
+        inputs by name and gives its loss, as Hugging Face's do; None if a subclass overrides
+        :meth:`compute_loss`.
     optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too.
     loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
         one of one's own.
@@ -100,7 +103,8 @@ class Trainer:
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
     metrics: name -> ``(output, targets) -> number``, called once on all of a set by
         :meth:`evaluate`; ``mean_over_samples`` of such a function, or an object with ``update``,
-        ``compute`` and ``reset`` (as in torchmetrics), is taken part by part.
+        ``compute`` and ``reset`` (as in torchmetrics), is taken part by part. Or a list of names
+        that a configuration has for them: ``["mae"]``.
     callbacks: called in this order, after the validation.
     clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
     microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
@@ -138,8 +142,8 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[Any, Any], Tensor] | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        loss: str | Callable[[Any, Any], Tensor] | None = None,
+        optimizer: torch.optim.Optimizer | str | None = None,
         loader: Loader | None = None,
         *,
         device: str | torch.device = "auto",
@@ -148,7 +152,7 @@ class Trainer:
         scheduler_per: Literal["epoch", "step"] = "epoch",
         scheduler_metric: str | None = None,
         validation: Loader | Validation | None = None,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric | str] | Sequence[str] | None = None,
         callbacks: Sequence[Callback] = (),
         clip_grad_norm: float | None = None,
         clip_grad_value: float | None = None,
@@ -161,20 +165,24 @@ class Trainer:
     ) -> None:
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
-        optimizer = checks.check_parts(loss, optimizer, loader, callbacks, needs_loss=not own_loss)
+        criterion: Callable[[Any, Any], Tensor] | None = by_name.loss(loss)
+        optimizer = by_name.optimizer(optimizer, model)
+        optimizer = checks.check_parts(
+            criterion, optimizer, loader, callbacks, needs_loss=not own_loss
+        )
         checks.check_arguments(
             clip_grad_norm=(clip_grad_norm, 0),
             clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
             evaluate_in=(evaluate_in, ("whole", "batches")),
         )
-        checks.check_parameters(model, loss, optimizer, own_code=own_loss)
+        checks.check_parameters(model, criterion, optimizer, own_code=own_loss)
 
         self.optimizer = optimizer
-        self._place(model, loss, device, precision)
+        self._place(model, criterion, device, precision)
         self.loader = loader
         self.schedule = ScheduleStepper(scheduler, scheduler_per, scheduler_metric)
-        self.metrics = check_metrics(metrics)
+        self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
@@ -440,7 +448,12 @@ class Trainer:
         return mean.weight(batch)
 
     def forward(self, inputs: Any) -> Any:
-        """The model's output; several input tensors become several arguments."""
+        """The model's output; several input tensors become several arguments.
+
+        With the loss ``model``, those of a dict become arguments by their names.
+        """
+        if isinstance(inputs, Mapping) and isinstance(self.loss, LossOfModel):
+            return self.model(**inputs)
         return self.model(*inputs) if isinstance(inputs, tuple) else self.model(inputs)
 
     def batch_loss(self, batch: Batch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -183,11 +183,13 @@ def _prepare_dataset(
     if len(dataset) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     item = dataset[0]
+    train, validation = split(len(dataset), section.validation_fraction, config.seed)
+    held_out = Subset(dataset, validation.tolist()) if len(validation) else None
+    if config.loss.name == "model" and isinstance(item, Mapping):  # its items are named inputs
+        return PreparedData(Subset(dataset, train.tolist()), held_out, Preprocessing([], 0))
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError("a Dataset must give pairs (input, target)")
     x, y = torch.as_tensor(item[0]), torch.as_tensor(item[1])
     labels = config.loss.targets.classes
     done = Preprocessing(list(x.shape), 0 if labels else max(1, y.numel()))
-    train, validation = split(len(dataset), section.validation_fraction, config.seed)
-    held_out = Subset(dataset, validation.tolist()) if len(validation) else None
     return PreparedData(Subset(dataset, train.tolist()), held_out, done)

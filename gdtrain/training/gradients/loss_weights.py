@@ -11,6 +11,7 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import Samples
 from gdtrain.training.losses.known_means import OVER_SAMPLES, MeanOfTargets, mean_of, of_torch
+from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
 
 
@@ -76,7 +77,7 @@ class StepWeights:
 
 def has_own_loss(trainer: Run) -> bool:
     """Whether the trainer's loss is more than ``loss(model(inputs), targets)``."""
-    return trainer.has_own("compute_loss", "batch_loss")
+    return trainer.has_own("compute_loss", "batch_loss") or isinstance(trainer.loss, LossOfModel)
 
 
 def says_weight(trainer: Run) -> bool:

@@ -44,7 +44,10 @@ def check_parts(
                 f"moments of a run, such as on_epoch_end(trainer, record); got {callback!r}"
             )
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ModelError(f"optimizer: must be a torch.optim optimizer, got {optimizer!r}")
+        raise ModelError(
+            "optimizer: must be a torch.optim optimizer, such as torch.optim.SGD("
+            f"model.parameters(), lr=0.1), got {optimizer!r}"
+        )
     if loader is not None:
         check_loader("loader", loader)
     if loss is None and needs_loss:

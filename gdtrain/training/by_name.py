@@ -1,0 +1,78 @@
+"""Losses, metrics and optimizers by the names that a configuration has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+from torch.optim import Optimizer
+
+from gdtrain import registry
+from gdtrain.errors import ConfigError
+from gdtrain.parts import not_among
+from gdtrain.settings import Settings
+
+
+def loss(given: Any) -> Any:
+    """The loss of this name, with its defaults; what is no name is left as it is."""
+    if not isinstance(given, str):
+        return given
+    part, settings = _part("loss", "loss", given)
+    return part.call({key: value for key, value in settings if key != "name"})
+
+
+def metrics(given: Any, of_loss: Any) -> Any:
+    """A mapping in which names stand for the metrics of these names, if ``given`` has any.
+
+    of_loss: the trainer's loss, which decides what an accuracy is. given: a name, a list of names,
+    or a mapping whose values may be names.
+    """
+    if isinstance(given, str):
+        given = [given]
+    if isinstance(given, list | tuple) and all(isinstance(name, str) for name in given):
+        given = {name: name for name in given}
+    if not isinstance(given, dict):
+        return given
+    return {n: _metric(m, of_loss) if isinstance(m, str) else m for n, m in given.items()}
+
+
+def optimizer(given: Any, model: nn.Module) -> Any:
+    """The optimizer of this name over what the model trains; else what is given."""
+    if not isinstance(given, str):
+        return given
+    part, settings = _part("optimizer", "optimizer", given)
+    made: Optimizer = part.make(settings, [p for p in model.parameters() if p.requires_grad])
+    return made
+
+
+def _metric(name: str, of_loss: Any) -> Any:
+    part, settings = _part("metric", "metrics", name)
+    return part.make(settings, loss=_settings_of(of_loss))
+
+
+def _settings_of(given: Any) -> Settings | None:
+    """The settings, with their defaults, under which a configuration has a loss of this type."""
+    for name in registry.names("loss"):
+        part = registry.find("loss", name)
+        if part.part in (given, type(given)):
+            return part.settings.model_construct(name=name)
+    return None
+
+
+def _part(kind: str, key: str, name: str) -> tuple[registry.Part, Settings]:
+    """The part of this name and its settings. Raises ConfigError if it needs some, or is none."""
+    if name not in registry.names(kind):
+        raise ConfigError.of(key, not_among(name, registry.names(kind)))
+    part = registry.find(kind, name)
+    tag = part.kind.tag
+    try:
+        return part, part.settings.model_validate({tag: name} if tag else {})
+    except ValidationError as error:
+        raise ConfigError.of(key, f"{name} needs {_missing(error)}; give the object") from error
+
+
+def _missing(error: ValidationError) -> str:
+    named: Iterable[str] = (".".join(map(str, fault["loc"])) for fault in error.errors())
+    return ", ".join(named)
