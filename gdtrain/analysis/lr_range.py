@@ -18,6 +18,7 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.html_table import html_table
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -69,6 +70,13 @@ class LrRange:
 
     def __str__(self) -> str:
         """A short table."""
+        width = max(len(name) for name, _ in self._rows())
+        return "\n".join(f"{name:<{width}}  {message}" for name, message in self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table([], self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
         ended = "loss diverged" if self.diverged else "loss did not diverge"
         rows = [
             ("tested", f"{self.lrs[0]:.3g} to {self.lrs[-1]:.3g}, {self.updates} updates; {ended}")
@@ -83,8 +91,7 @@ class LrRange:
         if self.sharpness is not None:
             message = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
             rows.insert(5, ("sharpness λ", message))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {message}" for name, message in rows)
+        return rows
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""

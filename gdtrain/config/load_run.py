@@ -23,6 +23,7 @@ from gdtrain.data.tables.csv_table import read_inputs
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
 from gdtrain.output.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
+from gdtrain.training.html_table import html_table
 from gdtrain.training.placement.device import autocast, parameter_dtype
 from gdtrain.training.state.random_generators import RngState
 
@@ -30,7 +31,7 @@ from gdtrain.training.state.random_generators import RngState
 _ROWS_AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A trained model on the CPU, and what was done to its data before training.
 
@@ -49,6 +50,23 @@ class TrainedRun:
     config: Config
     model: nn.Module
     preprocessing: Preprocessing
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} {value}" for name, value in self._rows())
+        return f"TrainedRun({shown})"
+
+    def _repr_html_(self) -> str:
+        return html_table([], self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return [
+            ("model", f"{self.config.model.name} of {parameters:,} parameters"),
+            ("loss", self.config.loss.name),
+            ("data", self.config.data.source),
+            ("inputs", str(self.preprocessing.input_shape)),
+            ("epochs", f"{self.config.epochs:,}"),
+        ]
 
     @property
     def class_names(self) -> list[str] | None:

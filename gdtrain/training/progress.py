@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block
+from gdtrain.errors import MissingPackageError
+from gdtrain.training.html_table import html_table
 
 _SHOWN_ROWS = 20  # of a long history, at its start and at its end
 # Losses that are added up at once: a core's cache holds them. Of a few, one by one.
@@ -206,9 +208,9 @@ class History:
 
     ``history.train_loss``, ``history["val_loss"]``, … are lists with one value per epoch; None
     stands where an epoch has no such value. ``history[-1]`` is the record of the last epoch.
-    ``history.columns()`` gives them all, as ``pandas.DataFrame`` takes them; ``history.table()`` is
-    a table to print, ``history.plot()`` a picture. In a notebook, the history shows itself as a
-    table.
+    ``history.columns()`` gives them all, ``history.to_pandas()`` as a pandas.DataFrame;
+    ``history.table()`` is a table to print, ``history.plot()`` a picture. In a notebook, the
+    history shows itself as a table.
     """
 
     def __init__(self) -> None:
@@ -233,6 +235,14 @@ class History:
         """Every column by name, each with one value per epoch."""
         names = {name: None for record in self.epochs for name in record}
         return {name: [record.get(name) for record in self.epochs] for name in names}
+
+    def to_pandas(self) -> Any:
+        """The epochs as a pandas.DataFrame, one a row; MissingPackageError without pandas."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise MissingPackageError("pandas is not installed; pip install pandas") from error
+        return pandas.DataFrame(self.columns())
 
     def table(self, *columns: str) -> str:
         """The epochs as a table in Markdown, one a row; of the named columns, or of all."""
@@ -260,8 +270,7 @@ class History:
         if len(rows) > 2 * _SHOWN_ROWS:
             left_out = ["…"] * len(head)
             rows = [*rows[:_SHOWN_ROWS], left_out, *rows[-_SHOWN_ROWS:]]
-        body = "".join(_html_row(row, "td") for row in rows)
-        return f"<table><thead>{_html_row(head, 'th')}</thead><tbody>{body}</tbody></table>"
+        return html_table(head, rows)
 
     def _cells(self, names: tuple[str, ...]) -> list[list[str]]:
         """The names of columns, by default of all, and below them the values, as text."""
@@ -277,7 +286,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _html_row(cells: list[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

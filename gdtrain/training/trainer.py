@@ -32,6 +32,7 @@ What a part of the loop needs of the trainer stands in :mod:`gdtrain.training.ru
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.names import counted
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
@@ -80,6 +82,8 @@ from gdtrain.training.sharding import is_sharded
 from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
+
+logger = logging.getLogger("gdtrain")
 
 
 class Trainer:
@@ -251,6 +255,12 @@ class Trainer:
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
         num_epochs = checks.check_epochs(num_epochs)
+        if 0 < num_epochs <= self.progress.epoch and self.told_of_end is None:
+            logger.warning(
+                "fit(%d): nothing to do, %s; the number is that of all epochs in total",
+                num_epochs,
+                counted(self.progress.epoch, "epoch") + " done already",
+            )
         if not self.stays_in_eval:
             as_in_fit(self)
         self.stays_in_eval = False

@@ -1,13 +1,19 @@
 """What a notebook shows of objects, and what it completes: short texts, columns by key."""
 
+import logging
+import sys
 from types import ModuleType
 
 import pytest
 import torch
+from helpers.paths import CONFIGS
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import gdtrain
 from gdtrain import BatchLoader, MiniBatchLoader, PhasedLoader, SampleLoader, Trainer
+from gdtrain.cli.main import main
+from gdtrain.errors import MissingPackageError, ModelError
 
 X = torch.linspace(-1, 1, 40)[:, None]
 Y = 3 * X
@@ -88,3 +94,57 @@ def test_tab_offers_public_names_and_modules() -> None:
         value = getattr(gdtrain, name)
         assert isinstance(value, ModuleType)
         assert value.__name__ == f"gdtrain.{name}"
+
+
+def test_a_history_as_a_data_frame(monkeypatch) -> None:
+    history = make().fit(3)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingPackageError, match="pandas is not installed; pip install pandas"):
+        history.to_pandas()
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    frame = history.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["train_loss"].tolist() == history.train_loss
+    assert frame["epoch"].tolist() == [1, 2, 3]
+
+
+def test_results_are_tables_in_a_notebook_and_nothing_in_them_is_obeyed() -> None:
+    compared_forms = gdtrain.compare({"<b>one</b>": make, "two": make}, epochs=1)
+    tables = [make().fit(1), compared_forms, gdtrain.lr_range(make())]
+    for table in tables:
+        html = table._repr_html_()
+        assert html.startswith("<table>")
+        assert html.count("<tr>") == html.count("</tr>") >= 2
+    assert "&lt;b&gt;one&lt;/b&gt;" in compared_forms._repr_html_()
+    assert "<b>" not in compared_forms._repr_html_()
+
+
+def test_a_run_that_is_read_back_is_shown_in_a_line(tmp_path) -> None:
+    config = str(CONFIGS / "minibatch.yaml")
+    assert main(["--config", config, "epochs=1", "--output-dir", str(tmp_path / "run")]) == 0
+    run = gdtrain.load_run(tmp_path / "run")
+    assert repr(run) == (
+        "TrainedRun(model mlp of 19,210 parameters, loss cross_entropy, data digits, inputs [64], "
+        "epochs 1)"
+    )
+    assert "mlp of 19,210 parameters" in run._repr_html_()
+
+
+def test_a_fit_that_has_nothing_to_do_says_so(caplog) -> None:
+    trainer = make()
+    trainer.fit(3)
+    with caplog.at_level(logging.WARNING, "gdtrain"):
+        trainer.fit(3)
+        trainer.fit(2)
+        trainer.fit(0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "fit(3): nothing to do, 3 epochs done already; the number is that of all epochs in total",
+        "fit(2): nothing to do, 3 epochs done already; the number is that of all epochs in total",
+    ]
+
+
+def test_a_data_loader_of_torch_is_answered_with_what_to_write() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16)
+    with pytest.raises(ModelError, match=r"loader: a torch DataLoader has .*MiniBatchLoader\(d"):
+        make(loader=loader)

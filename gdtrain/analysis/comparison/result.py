@@ -19,6 +19,7 @@ from gdtrain.data.names import counted
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
 from gdtrain.output.report.when_to_use import when_to_use
+from gdtrain.training.html_table import html_table
 from gdtrain.training.trainer import Trainer
 from gdtrain.version import __version__
 
@@ -47,6 +48,11 @@ class Comparison:
         names = ", ".join(form["name"] for form in self.result["forms"])
         message = textwrap.shorten(names, 200, placeholder=" …")
         return f"Comparison({self.result['status']}: {message}; print it for the table)"
+
+    def _repr_html_(self) -> str:
+        names = [form["name"] for form in self.result["forms"]]
+        rows = [(row.label, *row.cells) for row in comparison_table.rows(self.result)]
+        return html_table(["", *names], rows, self.result["when_to_use"])
 
     def __str__(self) -> str:
         return f"{comparison_table.text(self.result)}\n\n{self.result['when_to_use']}"

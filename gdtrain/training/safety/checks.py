@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
@@ -21,6 +22,11 @@ from gdtrain.training.safety.broadcasting import Watch, is_compiled
 
 def check_loader(name: str, loader: Any) -> None:
     """Raise ModelError for data, or somebody else's loader, in the place of one of ours."""
+    if isinstance(loader, DataLoader):
+        raise ModelError(
+            f"{name}: a torch DataLoader has no order by seed and epoch; give its data set to a "
+            f"loader, as in MiniBatchLoader(dataset, {loader.batch_size or 32})"
+        )
     if not isinstance(loader, Loader):
         raise ModelError(
             f"{name}: must be a Loader (BatchLoader, SampleLoader, MiniBatchLoader, PhasedLoader "

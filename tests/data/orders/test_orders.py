@@ -228,6 +228,6 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
         check_order("suffle", 7)  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "order: must be one of reshuffle, shuffle_once, sequential, replacement, "
+        "order: must be one of reshuffle, shuffle_once, sequential, replacement, class_balanced, "
         "a sequence of indices, Weighted, a sampler or a callable; got 'suffle'"
     )
