@@ -29,7 +29,7 @@ class PoissonSettings(LoaderSettings):
     """How often an epoch draws a batch; 1 / rate if left out. Empty batches make no update."""
 
 
-@register_loader("poisson", PoissonSettings)
+@register_loader("poisson_sampling", PoissonSettings)
 class PoissonLoader(Loader):
     """Poisson sampling: each batch has each sample with probability ``rate``, independently.
 
