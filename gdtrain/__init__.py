@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
+
+# `python -m gdtrain` comes here first, while its __main__ is looked for and compiled.
+if sys.argv[:1] == ["-m"] and sys.orig_argv[sys.orig_argv.index("-m") + 1 :][:1] == ["gdtrain"]:
+    from gdtrain.interrupted import leave_if_interrupted
+
+    leave_if_interrupted()
 
 from gdtrain.version import __version__ as __version__
 

@@ -1,21 +1,16 @@
 """Run the command line as a program: ``python -m gdtrain``."""
 
-import os
-import signal
-import sys
-from types import FrameType
+from gdtrain.interrupted import leave_if_interrupted
 
+leave_if_interrupted()  # before anything else: see there
 
-def _leave(signum: int, _frame: FrameType | None) -> None:
-    """End at once: nothing has begun yet, or all is done."""
-    os.write(2, b"gdtrain: ended by SIGINT\n")
-    os._exit(128 + signum)
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
 
 
 def run() -> None:
     """Run the command that was asked for, and end the process with its exit code."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)  # rather than with a traceback of half an import
     # Before anything that takes a while, so that a signal in the first moment is not lost.
     from gdtrain.training.safety.signals import hold
 

@@ -22,6 +22,7 @@ ROOMS = [
     "settings",
     "errors",
     "version",
+    "interrupted",
 ]
 TOP = ("__main__",)
 FILES = sorted(PACKAGE.rglob("*.py"))
