@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from gdtrain.analysis.curvature.curvature import curvature as curvature
     from gdtrain.analysis.landscape import landscape as landscape
     from gdtrain.analysis.lr_range import lr_range as lr_range
+    from gdtrain.analysis.monitors.batch_gradients import Alpha as Alpha
+    from gdtrain.analysis.monitors.batch_gradients import GradientCosine as GradientCosine
+    from gdtrain.analysis.monitors.batch_gradients import (
+        GradientTestsMonitor as GradientTestsMonitor,
+    )
+    from gdtrain.analysis.monitors.curvature import CurvatureMonitor as CurvatureMonitor
     from gdtrain.analysis.monitors.gradients import GradientNorm as GradientNorm
     from gdtrain.analysis.monitors.gradients import NoiseScale as NoiseScale
     from gdtrain.analysis.monitors.gradients import SampleGradients as SampleGradients
@@ -74,14 +80,18 @@ if TYPE_CHECKING:
 # Names are imported at their first use, so that the command line can answer --help, schema and
 # every configuration error without importing torch.
 _HOMES = {
+    "Alpha": "gdtrain.analysis.monitors.batch_gradients",
     "Averaging": "gdtrain.training.callbacks.averaging",
     "Batch": "gdtrain.data.batch",
     "BatchLoader": "gdtrain.data.loaders.forms",
     "BatchSizes": "gdtrain.data.loaders.phases",
     "Callback": "gdtrain.training.callbacks.callback",
+    "CurvatureMonitor": "gdtrain.analysis.monitors.curvature",
     "EarlyStopping": "gdtrain.training.callbacks.validation",
     "FullLoss": "gdtrain.analysis.monitors.updates",
+    "GradientCosine": "gdtrain.analysis.monitors.batch_gradients",
     "GradientNorm": "gdtrain.analysis.monitors.gradients",
+    "GradientTestsMonitor": "gdtrain.analysis.monitors.batch_gradients",
     "Loader": "gdtrain.data.loaders.loader",
     "MiniBatchLoader": "gdtrain.data.loaders.forms",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
@@ -93,8 +103,8 @@ _HOMES = {
     "SVRG": "gdtrain.training.callbacks.svrg",
     "SampleGradients": "gdtrain.analysis.monitors.gradients",
     "SampleLoader": "gdtrain.data.loaders.forms",
-    "SharpnessMonitor": "gdtrain.analysis.monitors.sharpness",
     "Settings": "gdtrain.settings",
+    "SharpnessMonitor": "gdtrain.analysis.monitors.sharpness",
     "StepLosses": "gdtrain.training.callbacks.callback",
     "Targets": "gdtrain.settings",
     "TensorBoard": "gdtrain.output.tensorboard",

@@ -100,14 +100,18 @@ def test_the_loop_does_not_know_which_form_it_runs() -> None:
 
 
 PUBLIC = [
+    "Alpha",
     "Averaging",
     "Batch",
     "BatchLoader",
     "BatchSizes",
     "Callback",
+    "CurvatureMonitor",
     "EarlyStopping",
     "FullLoss",
+    "GradientCosine",
     "GradientNorm",
+    "GradientTestsMonitor",
     "Loader",
     "MiniBatchLoader",
     "NoiseScale",

@@ -100,13 +100,22 @@ class PerSample:
         self._vectorised = self.loss.is_mappable
 
     def of(self, batch: Batch, mean: float = 1.0) -> Iterator[list[Tensor]]:
-        """The gradients of the batch's samples in order, in chunks: a tensor [b, …] a parameter.
+        """The gradients of the batch's samples in order; see :meth:`with_losses`."""
+        return (gradients for gradients, _ in self.with_losses(batch, mean))
 
-        Of a complex parameter [b, …, 2], real and imaginary parts. mean: of the samples' weights,
-        see :func:`mean_weight`. Raises ModelError if the batch's loss turns out not to be the mean
-        of its samples' losses, where it is not known to be.
+    def with_losses(
+        self, batch: Batch, mean: float | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """∂f_i/∂θ and f_i of the batch's samples in order, in chunks of b samples.
+
+        The gradients are a tensor [b, …] a parameter, of a complex one [b, …, 2], real and
+        imaginary parts; the f_i are [b]. mean: of the samples' weights, see :func:`mean_weight`;
+        that of the batch's if left out. Raises ModelError if the batch's loss turns out not to be
+        the mean of its samples' losses, where it is not known to be.
         """
         weights = sample_weights(self.trainer, batch)
+        if mean is None:
+            mean = 1.0 if weights is None else float(weights.mean()) or 1.0
         rows = torch.arange(len(batch), device=_device(batch))
         values = []
         for chunk in torch.split(rows, max(1, CHUNK_NUMBERS // self.num_parameters)):
@@ -114,14 +123,10 @@ class PerSample:
             values.append(losses)
             found = [torch.view_as_real(g) if g.is_complex() else g for g in found]
             if weights is None:
-                yield found
+                yield found, losses
                 continue
             share = (weights[chunk.to(weights.device)] / mean).to(found[0])
-            # An ignored target's loss is 0/0, and its share of J is 0.
-            yield [
-                torch.where(_beside(share != 0, g), g * _beside(share, g), torch.zeros_like(g))
-                for g in found
-            ]
+            yield [_weighed(g, share) for g in found], _weighed(losses, share)
         check_is_mean(self.trainer, batch, self.loss.once, torch.cat(values))
 
     def _chunk(self, batch: Batch, rows: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -212,8 +217,10 @@ def _weighs(trainer: Trainer, data: Batch | Samples) -> bool:
     return says_weight(trainer) or isinstance(mean_of(trainer.loss, data), MeanOfTargets)
 
 
-def _beside(share: Tensor, gradient: Tensor) -> Tensor:
-    return share.view(-1, *[1] * (gradient.ndim - 1))
+def _weighed(values: Tensor, share: Tensor) -> Tensor:
+    """Each sample's values times its share; 0 of an ignored target, whose own are 0/0."""
+    beside = share.view(-1, *[1] * (values.ndim - 1))
+    return torch.where(beside != 0, values * beside.to(values), torch.zeros_like(values))
 
 
 def _device(batch: Batch) -> torch.device:

@@ -1,5 +1,9 @@
 """Configurations that are wrong, each in one way, and what is said of each, word for word."""
 
+from gdtrain.registry import names
+
+MONITORS = ", ".join(names("monitor"))
+
 # What is right; a case changes it. Lines of the file: data 1, model 2, loss 3, loader 4, and so on.
 RIGHT = {
     "data": "{source: csv, path: data.csv, target: y}",
@@ -847,21 +851,14 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"monitors": "[sharpness, hessian]"},
         [
             (
-                "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
-                "sharpness, noise_scale, sample_gradients, trajectory, each with options or alone; "
+                f"a.yaml:7:11: monitors: must be among {MONITORS}, each with options or alone; "
                 "got 'hessian'"
             )
         ],
     ),
     "monitors is a number": (
         {"monitors": "3"},
-        [
-            (
-                "a.yaml:7:11: monitors: must be among gradient_norm, full_loss, update_ratio, "
-                "sharpness, noise_scale, sample_gradients, trajectory, each with options or alone; "
-                "got 3"
-            )
-        ],
+        [(f"a.yaml:7:11: monitors: must be among {MONITORS}, each with options or alone; got 3")],
     ),
     "a monitor twice": (
         {"monitors": "[sharpness, sharpness]"},
@@ -869,21 +866,11 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "no monitor": (
         {"monitors": "[]"},
-        [
-            (
-                "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
-                "update_ratio, sharpness, noise_scale, sample_gradients, trajectory, or remove it"
-            )
-        ],
+        [(f"a.yaml:7:11: monitors: names no monitor; name some of {MONITORS}, or remove it")],
     ),
     "no monitor but nothing": (
         {"monitors": "{sharpness: null}"},
-        [
-            (
-                "a.yaml:7:11: monitors: names no monitor; name some of gradient_norm, full_loss, "
-                "update_ratio, sharpness, noise_scale, sample_gradients, trajectory, or remove it"
-            )
-        ],
+        [(f"a.yaml:7:11: monitors: names no monitor; name some of {MONITORS}, or remove it")],
     ),
     "a monitor that never looks": (
         {"monitors": "{sharpness: {every_n_steps: 0}}"},

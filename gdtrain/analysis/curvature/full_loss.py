@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -155,11 +155,14 @@ class Objective:
         :meth:`gauss_newton_product`."""
         return SymmetricMatrix(self.gauss_newton_product, self._zeros())
 
-    def check_second_derivatives(self) -> None:
-        """Raise ModelError if :meth:`hessian_product` would; on the first part of the data."""
+    def check_second_derivatives(
+        self, matrix: Literal["hessian", "gauss_newton"] = "hessian"
+    ) -> None:
+        """Raise ModelError if products with a matrix would; on the first part of the data."""
         parameters = self.parameters
         zeros = [torch.zeros_like(parameter) for parameter in parameters]
-        self._once(hessian_products(self.trainer, parameters, [zeros]), 1, parts=1)
+        products = hessian_products if matrix == "hessian" else gauss_newton_products
+        self._once(products(self.trainer, parameters, [zeros]), 1, parts=1)
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:

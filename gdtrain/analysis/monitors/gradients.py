@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 
-from gdtrain.analysis.curvature.full_loss import norm, rereadable, trained
+from gdtrain.analysis.curvature.full_loss import by_layer, norm, rereadable, trained
 from gdtrain.analysis.monitors.monitor import (
     LOOK_SECONDS,
     PASS_SECONDS,
@@ -33,6 +33,9 @@ from gdtrain.training.trainer import Trainer
 class GradientNormSettings(MonitorSettings):
     """The 2-norm of the gradient of the next update's batch, before clipping."""
 
+    layers: bool = False
+    """Also of each layer: gradient_norm/<path of the module>."""
+
 
 @register_monitor("gradient_norm", GradientNormSettings)
 class GradientNorm(Monitor):
@@ -41,7 +44,8 @@ class GradientNorm(Monitor):
     Exactly the gradient that the next update will use, before clipping: at the present weights, in
     training mode, with its dropout masks, in microbatches and over all processes as set. After an
     epoch's last update it is that of the epoch's first batch. With a BatchLoader it is the norm of
-    the full gradient, which is 0 at a stationary point.
+    the full gradient, which is 0 at a stationary point. layers: also of each layer, as
+    ``gradient_norm/<path>``.
 
     >>> import torch
     >>> from torch import nn
@@ -60,14 +64,28 @@ class GradientNorm(Monitor):
 
     name = "gradient_norm"
 
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        layers: bool = False,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps, every_n_epochs=every_n_epochs)
+        self.layers = layers
+
     def cost(self, trainer: Trainer) -> Cost:
         return Cost(LOOK_SECONDS + PASS_SECONDS, first_batch_size(rereadable(trainer)))
 
     def measure(self, trainer: Trainer) -> dict[str, Any]:
         with unchanged(trainer), torch.enable_grad():
-            trainer.batch_gradient(_next_batch(trainer))
-            length = norm([whole(p.grad) for p in held_by(trainer) if p.grad is not None])
-        return {"gradient_norm": length}
+            trainer.batch_gradient(next_batch(trainer))
+            found = {p: whole(p.grad) for p in held_by(trainer) if p.grad is not None}
+        measured = {"gradient_norm": norm(list(found.values()))}
+        if self.layers:
+            for name, parameters in by_layer(trainer, list(found)).items():
+                measured[f"gradient_norm/{name}"] = norm([found[p] for p in parameters])
+        return measured
 
 
 class NoiseScaleSettings(MonitorSettings):
@@ -227,12 +245,12 @@ class SampleGradients(Monitor):
         }
 
 
-def _next_batch(trainer: Trainer) -> Batch:
-    """This rank's share of the next batch of the epoch; after its last, of its first."""
+def next_batch(trainer: Trainer, *, shared: bool = True) -> Batch:
+    """The next batch of the epoch, after its last its first; or this rank's share of it."""
     loader = rereadable(trainer)
     plan = trainer.plan or known_plan(trainer, loader, trainer.progress.epoch)
     number = trainer.progress.step_in_epoch % len(plan)
     if len(plan) == 1 or trainer.world.size > 1:
-        return next(trainer.read(loader, plan, number))
+        return next(trainer.read(loader, plan, number, shared=shared))
     indices = plan.batch_indices(number)  # reading by the plan would gather many batches at once
     return next(trainer.read(loader, Plan(0, len(indices), len(indices), indices), shared=False))

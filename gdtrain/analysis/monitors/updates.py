@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gdtrain.analysis.curvature.full_loss import norm, rereadable, trained
+from gdtrain.analysis.curvature.full_loss import by_layer, norm, rereadable, trained
 from gdtrain.analysis.monitors.monitor import (
     LOOK_SECONDS,
     PASS_SECONDS,
@@ -58,15 +58,79 @@ class FullLoss(Monitor):
         return {"full_loss": trainer.evaluate(trainer.loader)["loss"]}
 
 
-class UpdateRatioSettings(OptionsOnly):
-    """The length of an update over that of the weights, ‖Δθ‖ / ‖θ‖."""
+class UpdateSettings(OptionsOnly):
+    """What a monitor of single updates takes."""
 
     every_n_steps: Positive | None = None
     """Look at every k-th update; the monitor's own default if left out."""
 
 
+class UpdateMonitor(Monitor):
+    """A monitor that looks at both ends of an update.
+
+    It looks at two safe points: before each k-th update, where it keeps what :meth:`begin` gives,
+    and after it, where it measures. every_n_steps: k; there is no cadence by epochs.
+    """
+
+    def __init__(self, *, every_n_steps: int | None = None) -> None:
+        super().__init__(every_n_steps=every_n_steps)
+        self._every = every_n_steps
+        self._before: tuple[int, Any] | None = None
+
+    def begin(self, trainer: Trainer) -> Any:
+        """What is to be known of the moment before the update."""
+        raise NotImplementedError
+
+    def compare(self, trainer: Trainer, before: Any) -> dict[str, Any]:
+        """What is measured after the update, beside what :meth:`begin` gave."""
+        raise NotImplementedError
+
+    def settle_cadence(self, trainer: Trainer) -> None:
+        assert trainer.loader is not None
+        is_stream = trainer.loader.is_stream
+        self._every = 1000 if is_stream else steps_between(trainer, self.cost(trainer))
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        super().on_fit_start(trainer)
+        self._aim(trainer)
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        step = trainer.progress.step
+        if self._before is not None and self._before[0] == step - 1:
+            self.look(trainer, trainer.progress.epoch + 1)
+        self._aim(trainer)
+
+    def measure(self, trainer: Trainer) -> dict[str, Any]:
+        assert self._before is not None
+        return self.compare(trainer, self._before[1])
+
+    def _aim(self, trainer: Trainer) -> None:
+        """Have the next safe point where it looks or, one update earlier, begins.
+
+        A block ends at multiples of ``every_n_steps``, of which the step that it is set to is the
+        first that comes.
+        """
+        if self._every is None:  # added in mid-run
+            self.settle_cadence(trainer)
+        assert self._every is not None
+        step, every = trainer.progress.step, self._every
+        if (step + 1) % every == 0:
+            self._before = step, self.begin(trainer)
+            self.every_n_steps = step + 1
+        else:
+            self._before = None
+            self.every_n_steps = (step // every + 1) * every - 1
+
+
+class UpdateRatioSettings(UpdateSettings):
+    """The length of an update over that of the weights, ‖Δθ‖ / ‖θ‖."""
+
+    layers: bool = False
+    """Also of each layer: update_ratio/<path of the module>."""
+
+
 @register_monitor("update_ratio", UpdateRatioSettings)
-class UpdateRatio(Monitor):
+class UpdateRatio(UpdateMonitor):
     """``update_ratio``: |Δθ| / |θ|, the length of one update beside that of the weights.
 
     Δθ = θ_t - θ_{t-1} of the update t that ends at the safe point, whatever optimizer made it, and
@@ -74,7 +138,8 @@ class UpdateRatio(Monitor):
     tears the weights about, with far less it does not move them. It looks at two safe points,
     before and after the update, keeps a copy of the weights between them, and reads no data, so
     that streams have it too. What is trained at both counts. every_n_steps: the
-    cadence; it has none by epochs.
+    cadence; it has none by epochs. layers: also of each layer, as ``update_ratio/<path>`` and,
+    of its weights, ``weight_norm/<path>``.
 
     >>> import torch
     >>> from torch import nn
@@ -93,54 +158,42 @@ class UpdateRatio(Monitor):
 
     name = "update_ratio"
 
-    def __init__(self, *, every_n_steps: int | None = None) -> None:
+    def __init__(self, *, every_n_steps: int | None = None, layers: bool = False) -> None:
         super().__init__(every_n_steps=every_n_steps)
-        self._every = every_n_steps
-        self._before: tuple[int, dict[Tensor, Tensor]] | None = None
+        self.layers = layers
 
     def check(self, trainer: Trainer) -> None:
         trained(trainer)
 
-    def settle_cadence(self, trainer: Trainer) -> None:
-        assert trainer.loader is not None
-        is_stream = trainer.loader.is_stream
-        self._every = 1000 if is_stream else steps_between(trainer, Cost(LOOK_SECONDS, 0))
+    def cost(self, trainer: Trainer) -> Cost:
+        return Cost(LOOK_SECONDS, 0)
 
-    def on_fit_start(self, trainer: Trainer) -> None:
-        super().on_fit_start(trainer)
-        self._aim(trainer)
+    def begin(self, trainer: Trainer) -> dict[Tensor, Tensor]:
+        return copies(trainer)
 
-    def on_safe_point(self, trainer: Trainer) -> None:
-        step = trainer.progress.step
-        if self._before is not None and self._before[0] == step - 1:
-            self.look(trainer, trainer.progress.epoch + 1)
-        self._aim(trainer)
-
-    def measure(self, trainer: Trainer) -> dict[str, Any]:
-        assert self._before is not None
-        now = set(_moving(trainer))
-        before = {p: b for p, b in self._before[1].items() if p in now and p.shape == b.shape}
-        length = norm(list(before.values()))
-        moved = norm([p.detach() - b for p, b in before.items()])
-        return {"update_ratio": moved / length if length else math.inf}
-
-    def _aim(self, trainer: Trainer) -> None:
-        """Have the next safe point where it looks or, one update earlier, takes its copy.
-
-        A block ends at multiples of ``every_n_steps``, of which the step that it is set to is the
-        first that comes.
-        """
-        if self._every is None:  # added in mid-run
-            self.settle_cadence(trainer)
-        assert self._every is not None
-        step, every = trainer.progress.step, self._every
-        if (step + 1) % every == 0:
-            self._before = step, {p: p.detach().clone() for p in _moving(trainer)}
-            self.every_n_steps = step + 1
-        else:
-            self._before = None
-            self.every_n_steps = (step // every + 1) * every - 1
+    def compare(self, trainer: Trainer, before: dict[Tensor, Tensor]) -> dict[str, Any]:
+        now = set(moving(trainer))
+        before = {p: b for p, b in before.items() if p in now and p.shape == b.shape}
+        measured = {"update_ratio": _ratio(before)}
+        if self.layers:
+            for name, parameters in by_layer(trainer, list(before)).items():
+                own = {p: before[p] for p in parameters}
+                measured[f"update_ratio/{name}"] = _ratio(own)
+                measured[f"weight_norm/{name}"] = norm([p.detach() for p in own])
+        return measured
 
 
-def _moving(trainer: Trainer) -> list[Tensor]:
+def moving(trainer: Trainer) -> list[Tensor]:
+    """The parameters that the next update may change."""
     return [parameter for parameter in held_by(trainer) if parameter.requires_grad]
+
+
+def copies(trainer: Trainer) -> dict[Tensor, Tensor]:
+    """The same, with copies of their values."""
+    return {parameter: parameter.detach().clone() for parameter in moving(trainer)}
+
+
+def _ratio(before: dict[Tensor, Tensor]) -> float:
+    length = norm(list(before.values()))
+    moved = norm([parameter.detach() - value for parameter, value in before.items()])
+    return moved / length if length else math.inf
