@@ -297,6 +297,8 @@ class Block:
     losses, weights, made: of each update as it is made, in order: the batch's loss before it, [],
         detached; what that loss is divided by; the samples on all ranks. Empty where an engine
         makes all updates at once.
+    terms: of updates of which there are some, by their place in the block: the terms of the loss by
+        name, each this process's share, and other numbers that were logged.
     rates: the learning rates, each with the number of updates that the block had made before it.
     added: of how many updates the losses are in the sums of epochs.
     """
@@ -308,6 +310,7 @@ class Block:
     losses: list[Tensor] = field(default_factory=list)
     weights: list[Any] = field(default_factory=list)
     made: list[int] = field(default_factory=list)
+    terms: dict[int, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     rates: list[tuple[int, float]] = field(default_factory=list)
     added: int = 0
 
@@ -319,6 +322,11 @@ class Block:
         self.losses.append(loss)
         self.weights.append(weight)
         self.made.append(size)
+
+    def terms_of(self, step: int) -> dict[str, float]:
+        """The terms and logged numbers of the block's update number ``step``, from 0."""
+        of_loss, logged = self.terms.get(step, ({}, {}))
+        return {name: float(value) for name, value in {**of_loss, **logged}.items()}
 
     def note_rate(self, rate: float | Tensor) -> None:
         """Keep the learning rate of the update that has been noted last."""

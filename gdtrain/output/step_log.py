@@ -78,6 +78,7 @@ class StepLog(Callback):
             "loss": float(losses[place]),
             "lr": block.rate(place),
             "seconds": round(self._seconds(trainer, step, step - place - 1), 6),
+            **block.terms_of(place),
             **reported,
         }
 

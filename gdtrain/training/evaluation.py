@@ -18,7 +18,7 @@ from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
-from gdtrain.errors import ConfigError, DataError
+from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.forward import forward
@@ -181,7 +181,10 @@ class _Look:
         return metric.part(output, part.targets, len(part), self.trainer.loss)
 
     def result(self) -> dict[str, float]:
-        """The loss and each metric."""
+        """The loss, its terms and each metric."""
+        if self.own_loss and self.world.size > 1:  # some processes may have had no samples
+            for name in sorted(set().union(*self.world.gather_objects(list(self.sums)))):
+                self.sums.setdefault(name, [0.0, 0.0])
         numbers = self.world.sum_floats([number for pair in self.sums.values() for number in pair])
         found: dict[str, float] = {}
         for name, total, weight in zip(self.sums, numbers[::2], numbers[1::2], strict=True):
@@ -200,6 +203,14 @@ class _Look:
             self.sums[name][0] += float(value) * weight
             self.sums[name][1] += weight
 
+    def _add_terms(self, weight: float) -> None:
+        for name, value in self.trainer.terms.passed.items():
+            if name in self.metrics:
+                raise ModelError(f"compute_loss: {name!r} is a metric's name too; choose another")
+            self.sums.setdefault(name, [0.0, 0.0])
+            self._add(name, value, weight)
+        self.trainer.terms.passed = {}
+
     def _pass(self, part: Batch) -> tuple[Any, Tensor | None]:
         """The outputs for a part, and its loss, if the part's loss says something of the whole."""
         if not len(part):
@@ -208,6 +219,7 @@ class _Look:
         if self.own_loss:
             again = copied(part.inputs) if self.metrics else None  # the model may work in place
             loss = self.without_graph(lambda: trainer.batch_loss(part))
+            self._add_terms(weight_of(trainer, part))
             if self.metrics:
                 output = self.without_graph(lambda: forward(trainer, again))
             return output, scalar(loss)

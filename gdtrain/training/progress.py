@@ -31,6 +31,8 @@ class Progress:
     as an update is made. seconds: time spent in blocks, so without evaluation, logging and
     checkpoints, up to the end of the last block or epoch. epoch_loss_sum, epoch_weight: of the
     current epoch's blocks, Σ w J and Σ w, with J a batch's loss and w what it is divided by.
+    epoch_terms: of the current epoch, by the key of its record: Σ w t and Σ w of each term t of the
+    loss, and of each number that was logged.
     position: where a stream stands after the last block, for its source alone to understand;
     None for data that is not a stream.
     last: the last block and its losses, where it has run.
@@ -46,6 +48,7 @@ class Progress:
     epoch_loss_sum: float = 0.0
     epoch_samples: int = 0
     epoch_weight: float = 0.0
+    epoch_terms: dict[str, tuple[float, float]] = field(default_factory=dict)
     position: list[int] | None = None
     last: tuple[Block, Tensor] | None = field(default=None, repr=False, compare=False)
     lr: float | Tensor = field(default=math.nan, repr=False, compare=False)
@@ -125,7 +128,29 @@ class Progress:
             self.epoch_weight = _summed(self.epoch_weight, weights)
         if adds:
             self.epoch_weight = 1.0
+        for place in range(first, first + steps) if block.terms else ():
+            weight = float(block.weights[place]) if block.weights and not adds else 1.0
+            self._add_terms(block.terms.get(place, ({}, {})), weight)
         block.added += steps
+
+    def _add_terms(self, terms: tuple[Terms, Terms], weight: float) -> None:
+        of_loss, logged = terms
+        for name, value in {**{f"train_{n}": v for n, v in of_loss.items()}, **logged}.items():
+            total, weights = self.epoch_terms.get(name, (0.0, 0.0))
+            if weight:  # else it may be 0/0: no target counts
+                self.epoch_terms[name] = total + weight * float(value), weights + weight
+
+    def log(self, name: str, value: Any, last: dict[str, Any] | None) -> None:
+        """Note a number of the last update that was made; ``last``: the newest epoch's record."""
+        block, losses = self.last or (None, ())
+        if self.step_in_epoch == 0 and last is not None:  # the epoch has been closed
+            last[name] = float(value)
+        if block is not None and len(losses):
+            of_loss, logged = block.terms.get(len(losses) - 1, ({}, {}))
+            block.terms[len(losses) - 1] = of_loss, {**logged, name: float(value)}
+            if self.step_in_epoch:
+                weight = float(block.weights[-1]) if block.weights else float(block.sizes[-1])
+                self._add_terms(({}, {name: value}), weight)
 
     def close_epoch(self) -> dict[str, Any]:
         """Count a finished epoch and return its record.
@@ -142,7 +167,8 @@ class Progress:
             "train_loss": self.epoch_loss_sum / weight if weight else math.nan,
             "seconds": self.seconds,
         }
-        self.step_in_epoch, self.epoch_samples = 0, 0
+        record |= {n: total / w for n, (total, w) in self.epoch_terms.items()}
+        self.step_in_epoch, self.epoch_samples, self.epoch_terms = 0, 0, {}
         self.epoch_loss_sum, self.epoch_weight = 0.0, 0.0
         self.position = None
         return record
@@ -164,6 +190,7 @@ class Progress:
             self.epoch_weight = float(self.epoch_samples)
 
 
+Terms = dict[str, Any]
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 

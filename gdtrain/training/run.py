@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from gdtrain.training.placement.device import Placement, Precision
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
 from gdtrain.training.schedules import ScheduleStepper
+from gdtrain.training.terms import StepTerms
 
 
 class Kept(Protocol):
@@ -113,6 +114,7 @@ class Run(Protocol):
     outputs: what the model gave in the batch's passes, for who wants to see it before the update.
     called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
     captured_step: the number of updates, as a tensor, while an engine captures a step.
+    terms: what is noted of the update that is being made, besides its loss.
     own_state: names of attributes that a subclass has registered as state.
     """
 
@@ -145,6 +147,7 @@ class Run(Protocol):
     called_rungs: set[str]
     captured_step: Tensor | None
     own_state: list[str]
+    terms: StepTerms
 
     engine: Engine
 
@@ -174,8 +177,8 @@ class Run(Protocol):
     def batch_loss(self, batch: Batch) -> Tensor:
         """``compute_loss`` in the run's precision, with its graph."""
 
-    def compute_loss(self, batch: Batch) -> Tensor:
-        """The loss of a batch (or microbatch), shape []."""
+    def compute_loss(self, batch: Batch) -> Tensor | Mapping[str, Any]:
+        """The loss of a batch (or microbatch), shape [], or a mapping with it and its terms."""
 
     def loss_weight(self, batch: Batch) -> float | Tensor:
         """What the loss of a batch is divided by."""

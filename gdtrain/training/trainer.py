@@ -48,7 +48,7 @@ from gdtrain.data.names import counted
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
-from gdtrain.training import by_name, evaluation
+from gdtrain.training import by_name, evaluation, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
@@ -217,6 +217,7 @@ class Trainer:
         self.running: Block | None = None  # that runs, or ran last
         self._output_check = checks.OutputCheck()
         self.step_weights = loss_weights.StepWeights(self)
+        self.terms = terms.StepTerms()
         self.called_rungs: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
@@ -350,11 +351,23 @@ class Trainer:
             return False
         block, progress = self.running, self.progress
         assert block is not None
+        self._share_terms(block)
         progress.add(block, stacked(block.losses[block.added :]), adds=loss_weights.adds_up(self))
         progress.read_clock()
         self._close_epoch()
         self.plan = plan
         return True
+
+    def _share_terms(self, block: Block) -> None:
+        """Bring together what the processes have noted of the updates whose losses come next."""
+        if self.world.size == 1 or not self.has_own("compute_loss", "train_step"):
+            return
+        places = [place for place in block.terms if place >= block.added]
+        noted = {p: map_tensors(block.terms[p], lambda t: t.cpu()) for p in places}
+        everyone = self.world.gather_objects(noted)
+        for place in sorted({place for rows in everyone for place in rows}):
+            rows = [rows[place] for rows in everyone if place in rows]
+            block.terms[place] = terms.summed(rows)
 
     def _close_epoch(self) -> None:
         """Count the epoch, keep its record, and let the schedule move on."""
@@ -408,6 +421,7 @@ class Trainer:
                 raise died from error
             raise
         if made := found.shape[0]:
+            self._share_terms(block)
             adds, done = loss_weights.adds_up(self), block.head(made)
             if not block.made:  # all at once, and nobody has looked since
                 progress.count(made, int(done.sizes.sum()))
@@ -434,10 +448,13 @@ class Trainer:
         self.called_rungs.add("batch_gradient")
         return self.exact_gradient.compute(batch)
 
-    def compute_loss(self, batch: Batch) -> Tensor:
+    def compute_loss(self, batch: Batch) -> Tensor | Mapping[str, Any]:
         """The loss of a batch (or microbatch), averaged over its samples, shape [].
 
-        This is the research override. Its default is ``loss(model(inputs), targets)``.
+        This is the research override. Its default is ``loss(model(inputs), targets)``. It may give
+        a mapping: of ``"loss"``, and of further numbers by name, such as the loss's terms. They are
+        logged of each step, averaged over the epoch as the loss is (``train_<name>``), and
+        evaluated (``val_<name>``).
         """
         output = self.forward(batch.inputs)
         if self.outputs is not None and torch.is_grad_enabled():
@@ -473,12 +490,14 @@ class Trainer:
             batch = batch.copy()
         try:
             if self.precision != "bf16":
-                return self.compute_loss(batch)
-            with autocast(self.precision, self.device):
-                return self.compute_loss(batch)
+                loss: Any = self.compute_loss(batch)
+            else:
+                with autocast(self.precision, self.device):
+                    loss = self.compute_loss(batch)
         except (ValueError, RuntimeError) as error:
             checks.explain(error, batch.inputs)
             raise
+        return loss if type(loss) is Tensor else self.terms.loss_of(loss)
 
     # ── what research code calls ────────────────────────────────────────────────────────────
 
@@ -489,6 +508,20 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""
         self.should_stop, self.stop_reason = True, reason
+
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Log a number, shape [], of the update that is being made, or else of the last one.
+
+        It stands in the step's record, and its mean over the updates that have one in the epoch's;
+        what is logged between two epochs in the record of the first. Of several processes the mean
+        counts. To be called in ``train_step`` and ``compute_loss``, and by callbacks that stand
+        before the logs. Raises ModelError for what is not one number.
+        """
+        noted = terms.number(name, value)
+        if self.terms.under_way:
+            self.terms.logged[name] = noted
+        else:
+            self.progress.log(name, noted, self.history.epochs[-1] if self.history.epochs else None)
 
     def read(
         self,

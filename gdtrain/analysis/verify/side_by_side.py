@@ -18,6 +18,7 @@ from gdtrain.data.batch import Batch
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.hooks import overridden
+from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.safety.checks import needs_closure
 from gdtrain.training.state.snapshot import parameter_names
@@ -141,7 +142,7 @@ def _batches(trainer: Trainer, epoch: int) -> Iterator[Batch]:
 def _loss(trainer: Trainer, batch: Batch) -> Tensor:
     with autocast(trainer.precision, trainer.device):
         if overridden(trainer, ("compute_loss", "forward")):
-            return trainer.compute_loss(batch)
+            return scalar(trainer.compute_loss(batch))
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         assert trainer.loss is not None
         return trainer.loss(trainer.model(*inputs), batch.targets)

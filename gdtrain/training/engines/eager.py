@@ -44,7 +44,7 @@ class EagerEngine:
         if sound < len(block.losses):
             start.restore()
             trainer.optimizer.zero_grad()
-            for kept in (block.losses, block.weights, block.made, block.rates):
+            for kept in (block.losses, block.weights, block.made, block.rates, block.terms):
                 kept.clear()
             assert trainer.loader is not None
             again = trainer.read(trainer.loader, block.plan, block.start)
@@ -95,8 +95,9 @@ class EagerEngine:
         guard.before_step(own_step)
         if own_step and batch.is_view:
             batch = batch.copy()
-        before = progress.step
+        before, terms = progress.step, trainer.terms
         progress.begin(size)
+        terms.under_way = True
         try:
             loss = trainer.train_step(batch)
             if own_step:
@@ -106,6 +107,7 @@ class EagerEngine:
             if own_step:
                 guard.check_made(loss)
         except BaseException as error:
+            terms.take()
             moved = progress.step > before  # by a train_step that goes on after its update
             if moved:
                 block.note(torch.tensor(math.nan), 0, size)
@@ -117,6 +119,10 @@ class EagerEngine:
             if not moved:
                 guard.undo()
             return False
+        finally:
+            terms.under_way = False
+        if terms.first or terms.sums or terms.passed or terms.logged:
+            block.terms[len(block.made)] = terms.take()
         weights = trainer.step_weights
         weight = weights.of(batch, size) if weights.computed is None else weights.computed
         block.note(loss, weight, size)

@@ -76,6 +76,8 @@ class _Pass:
             try:
                 with operators, unread(trainer), step_number(trainer, number):
                     loss = scalar(trainer.batch_loss(batch))
+                    if terms := ", ".join(trainer.terms.passed):
+                        raise ModelError(f"compute_loss gives more than the loss: {terms}")
                     loss.backward()  # type: ignore[no-untyped-call]
                 left = [loss.detach(), *places.left(places.tensors, like).values()]
             except BaseException:

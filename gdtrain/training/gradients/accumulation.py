@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from gdtrain.training.run import Run
 def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
     """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
     loss = trainer.batch_loss(batch)
+    if trainer.terms.passed:
+        trainer.terms.add(1.0)
     if loss.ndim:
         scalar(loss)
     backward(loss)
@@ -58,7 +60,10 @@ def add_parts(
         for part, share in zip(parts, shares, strict=True):
             value = scalar(trainer.batch_loss(part))
             if share is None:
+                trainer.terms.passed = {}
                 continue
+            if trainer.terms.passed:
+                trainer.terms.add(share.to(value) if isinstance(share, Tensor) else share)
             value = value * (share.to(value) if isinstance(share, Tensor) else share)
             value.backward()  # type: ignore[no-untyped-call]
             result = result.to(value) + value.detach()
@@ -127,11 +132,12 @@ def clip(parameters: Iterable[Tensor], norm: float | None, value: float | None) 
         nn.utils.clip_grad_norm_(held, norm)
 
 
-def scalar(value: Tensor) -> Tensor:
-    """A batch's loss. Raises ModelError if it is not one number."""
-    if value.ndim:
+def scalar(value: Tensor | Mapping[str, Any]) -> Tensor:
+    """A batch's loss, alone or among its terms. Raises ModelError if it is not one number."""
+    loss: Tensor = value["loss"] if isinstance(value, Mapping) else value
+    if loss.ndim:
         raise ModelError(
-            f"loss: must be one number per batch, got shape {list(value.shape)}; "
+            f"loss: must be one number per batch, got shape {list(loss.shape)}; "
             "use a loss with reduction='mean'"
         )
-    return value
+    return loss

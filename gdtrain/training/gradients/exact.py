@@ -107,6 +107,8 @@ class ExactGradient:
         if trainer.outputs:
             trainer.outputs.clear()
         trainer.step_weights.computed = None
+        if trainer.terms.sums:
+            trainer.terms.begin_gradient()
         size = trainer.microbatches
         if trainer.world.size == 1 and size.size is None and not size.is_auto:
             return whole_gradient(trainer, batch)
@@ -122,6 +124,7 @@ class ExactGradient:
 
         def undo() -> None:
             before.restore()
+            trainer.terms.begin_again()
             zero_gradients(trainer.optimizer)
             if trainer.outputs:
                 trainer.outputs.clear()
@@ -186,6 +189,8 @@ class ExactGradient:
         for part, weight in zip(parts, weights, strict=True):
             if weight:
                 value = scalar(trainer.batch_loss(part)) * (weight * scale)
+                if trainer.terms.passed:
+                    trainer.terms.add(weight / total)
             else:  # takes part in the pass and adds nothing; its mean loss may be 0/0
                 value = trainer.forward(part.inputs).sum() * 0.0
             value.backward()  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ PARTS = {
 }
 # Parts that states of 0.1.0 do not have, and those that only some trainers have; and counters.
 _SINCE = {"flags", "order", "told", "stays_in_eval", "own"}
-COUNTERS_SINCE = {"epoch_weight"}
+COUNTERS_SINCE = {"epoch_weight", "epoch_terms"}
 
 
 def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
@@ -156,6 +156,8 @@ def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | No
                 theirs is None or (isinstance(theirs, list) and all(map(is_count, theirs))),
                 "progress: position is no list of whole numbers",
             )
+        elif name == "epoch_terms":
+            demand(_are_sums(theirs), "progress: epoch_terms are no sums by name")
         elif isinstance(value, int):
             demand(is_count(theirs), f"progress: {name} is not a whole number >= 0")
         else:
@@ -178,6 +180,18 @@ def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | No
         demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
         most = min(plan.first_draw(steps), plan.num_samples)
         demand(samples <= most, f"progress: epoch_samples is {samples}, at most {most} can be")
+
+
+def _are_sums(found: Any) -> bool:
+    """Whether it is a mapping of names to pairs of numbers, the second of which is a weight."""
+    return isinstance(found, dict) and all(
+        isinstance(name, str)
+        and isinstance(pair, list | tuple)
+        and len(pair) == 2
+        and all(map(is_number, pair))
+        and pair[1] > 0
+        for name, pair in found.items()
+    )
 
 
 def _is_record(record: Any) -> bool:

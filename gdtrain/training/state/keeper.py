@@ -20,6 +20,7 @@ from gdtrain.training.run import Run
 from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
+from gdtrain.training.terms import StepTerms
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"
@@ -71,8 +72,8 @@ def unchanged(
 
     training: the mode of model and loss meanwhile; None leaves each module's own. updates: whether
     updates are made meanwhile, so that the optimizer's part is undone too. Parameters are copied
-    only for that, or where code that is not PyTorch's might change them in a forward pass. What
-    an update under way has noted, outputs for its metrics and rungs used, is out of sight.
+    only for that, or where code that is not PyTorch's might change them in a forward pass. What an
+    update under way has noted, outputs for its metrics, terms and rungs used, is out of sight.
     """
     modules = modules_of(roots_of(trainer, whole=True))
     parts: list[Part] = ["modes", "buffers", "gradients", "generators", "own"]
@@ -80,17 +81,17 @@ def unchanged(
         parts.append("parameters")
     if updates:
         parts.append("optimizer")
-    noted = trainer.outputs, trainer.called_rungs
+    noted = trainer.outputs, trainer.called_rungs, trainer.terms
     with _same_versions(modules):
         keeper = Keeper(trainer, *parts, whole=True)
-        trainer.outputs, trainer.called_rungs = None, set()
+        trainer.outputs, trainer.called_rungs, trainer.terms = None, set(), StepTerms()
         try:
             if training is not None:
                 for root in roots_of(trainer):
                     root.train(training)
             yield
         finally:
-            trainer.outputs, trainer.called_rungs = noted
+            trainer.outputs, trainer.called_rungs, trainer.terms = noted
             keeper.restore()
 
 
