@@ -260,6 +260,8 @@ class _Reader:
             "object": dict[str, Any],
             "string": str,
         }.get(schema.get("type", ""), Any)
+        if isinstance(schema.get("additionalProperties"), dict):
+            kind = dict[str, self.annotation(schema["additionalProperties"])]  # type: ignore[misc]
         if schema.get("type") == "array":
             kind = list[self.annotation(schema.get("items", {}))]  # type: ignore[misc]
         bounds = {word: schema[key] for key, word in _BOUNDS.items() if key in schema}

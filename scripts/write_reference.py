@@ -184,6 +184,8 @@ def _kind(setting: dict[str, Any], parts: dict[str, Any]) -> str:
     }
     if setting.get("type") == "array":
         return f"list of: {_kind(setting['items'], parts)}"
+    if "additionalProperties" in setting:
+        return f"mapping of names to: {_kind(setting['additionalProperties'], parts)}"
     bounds = [
         f"{sign} {_number(setting[key])}"
         for key, sign in (

@@ -1,4 +1,4 @@
-"""The command ``convert``: make a CSV file a folder of arrays."""
+"""The command ``convert``: make a table a folder of arrays."""
 
 from __future__ import annotations
 
@@ -9,25 +9,37 @@ from gdtrain.cli.options import Parser
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
 
+_OF_DIALECT = ("delimiter", "decimal", "encoding")
+_OF_READING = ("target", "features", "exclude", "keep", "categorical")
+_OF_NAMES = {
+    "categorical": "a column of numbers that stand for categories",
+    "exclude": "a column that is no input",
+    "keep": "a column that is an input though it looks like none",
+}
+
 
 def convert(given: list[str]) -> int:
-    """Make a CSV file a folder of arrays."""
+    """Make a table a folder of arrays."""
     options = _convert_parser().parse_args(given)
     from tqdm import tqdm
 
     from gdtrain.data.files import convert as conversion
+    from gdtrain.data.tables.csv_text import Dialect
+    from gdtrain.data.tables.loaded import MissingRules
+    from gdtrain.data.tables.table import TableReading
+    from gdtrain.data.tables.table_files import TableFiles
 
     out: Path = options.out
-    size = options.csv.stat().st_size if options.csv.is_file() else 0
     try:
-        with tqdm(total=2 * size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
+        files = TableFiles(str(options.table), dialect)
+        reading = TableReading(files, **{key: getattr(options, key) for key in _OF_READING})
+        reading.rules = MissingRules(options.missing)
+        total = 2 * files.nbytes()
+        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             done = conversion.convert(
-                str(options.csv),
+                reading,
                 out,
-                options.target,
-                features=options.features,
-                categorical=options.categorical,
-                delimiter=options.delimiter,
                 dtype=options.dtype,
                 rows_per_shard=options.rows_per_shard,
                 advance=bar.update,
@@ -36,7 +48,7 @@ def convert(given: list[str]) -> int:
         message = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
         raise ConfigError([Fault(*fault, "command line") for fault in message]) from error
     except DataError as error:
-        raise ConfigError([Fault("CSV", str(error), "command line")]) from error
+        raise ConfigError([Fault("TABLE", str(error), "command line")]) from error
     except OutputError as error:
         raise ConfigError([Fault("OUT", str(error), "command line")]) from error
     say(f"converted {done.num_samples:,} rows; train with data: {{source: mapped, path: {out}}}")
@@ -46,11 +58,13 @@ def convert(given: list[str]) -> int:
 def _convert_parser() -> argparse.ArgumentParser:
     parser = Parser(
         "convert",
-        "Make a CSV file, which may be larger than memory, a folder that is read "
-        "as it is needed: data: {source: mapped, path: OUT}.",
+        "Make a table (CSV, Parquet, Feather, JSON lines), which may be larger than memory, a "
+        "folder that is read as it is needed: data: {source: mapped, path: OUT}.",
         examples=("convert houses.csv houses --target price",),
     )
-    parser.add_argument("csv", metavar="CSV", type=Path, help="the file, with a header")
+    parser.add_argument(
+        "table", metavar="TABLE", type=Path, help="the file, or a folder of such files"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder, new or empty")
     parser.add_argument(
         "--target", action="append", required=True, metavar="NAME", help="a target column"
@@ -58,14 +72,19 @@ def _convert_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--features", action="append", metavar="NAME", help="an input column (default: all others)"
     )
+    for name, what in _OF_NAMES.items():
+        parser.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=what)
     parser.add_argument(
-        "--categorical",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a column of numbers that stand for categories",
+        "--missing",
+        choices=["error", "drop"],
+        default="error",
+        help="what rows with missing cells are: an error (default), or left out",
     )
-    parser.add_argument("--delimiter", default=",", metavar="CHARACTER", help="default: a comma")
+    parser.add_argument(
+        "--delimiter", metavar="CHARACTER", help="between cells (default: by the header)"
+    )
+    parser.add_argument("--decimal", default=".", metavar="CHARACTER", help="default: a point")
+    parser.add_argument("--encoding", default="utf-8", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument(
         "--rows-per-shard", type=int, default=1_000_000, metavar="N", help="default: %(default)s"

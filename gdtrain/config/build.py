@@ -52,13 +52,17 @@ _OF_TRAINER = (
 
 @dataclass(frozen=True)
 class BuiltRun:
-    """A configuration made real: what the train command needs."""
+    """A configuration made real: what the train command needs.
+
+    notes: what is to be said of the data before training.
+    """
 
     config: Config
     trainer: Trainer
     loader: Loader
     validation: Loader | None
     preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
 
 
 def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
@@ -114,7 +118,7 @@ def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
         _check_monitors(monitors, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
-    return BuiltRun(config, trainer, loader, validation, data.preprocessing)
+    return BuiltRun(config, trainer, loader, validation, data.preprocessing, data.notes)
 
 
 def evaluated(config: Config, model: nn.Module, num_outputs: int, data: Any) -> dict[str, float]:

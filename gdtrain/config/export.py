@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.config.load_run import TrainedRun
-from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.column import Column
 from gdtrain.errors import ModelError
 from gdtrain.output.export import onnx_file, torch_export
 from gdtrain.output.export.raw_model import RawModel
@@ -85,9 +85,9 @@ def _with_categories(rows: Tensor, columns: list[Column]) -> Tensor:
     """The rows with a one for one of its categories in each column that has some."""
     start = 0
     for column in columns:
-        width = len(column.categories or [""])
+        width = len(column.categories or ())
         if column.categories is not None:
             places = torch.arange(len(rows)) % width
             rows[:, start : start + width] = torch.nn.functional.one_hot(places, width).double()
-        start += width
+        start += column.width
     return rows

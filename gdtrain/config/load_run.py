@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.tables.csv_table import read_inputs
+from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
 from gdtrain.output.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
@@ -160,11 +160,19 @@ class TrainedRun:
         columns = self.preprocessing.columns
         if columns is None:
             raise DataError(
-                f"{path}: the model was not trained on a CSV file, so its columns have no names; "
+                f"{path}: the model was not trained on a table, so its columns have no names; "
                 "give predict an array"
             )
-        own = getattr(self.config.data, "delimiter", ",")
-        return self.predict(read_inputs(str(path), columns, delimiter or own))
+        style = TableStyle.of(self.config.data)
+        if delimiter is not None:
+            style = replace(style, dialect=replace(style.dialect, delimiter=delimiter))
+        table = KnownTable(str(path), columns, style)
+        outputs = []
+        for inputs, faults in table.batches():
+            if faults:
+                raise table.fault(inputs, faults)
+            outputs.append(self.predict(inputs))
+        return torch.cat(outputs)
 
 
 def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:

@@ -245,4 +245,5 @@ class Config(Settings):
 def _is_all_trained_on(info: ValidationInfo) -> bool:
     """Whether no part of the data is kept for validation."""
     data = info.data.get("data")
-    return isinstance(data, SourceSettings) and not data.validation_fraction
+    own_file = getattr(data, "validation", None)
+    return isinstance(data, SourceSettings) and not data.validation_fraction and own_file is None

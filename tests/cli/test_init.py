@@ -10,8 +10,8 @@ from gdtrain.cli.init import EXAMPLES
 from gdtrain.cli.main import main
 from gdtrain.config.load import load_config
 
-NUMBERS = "a,b,price\n" + "".join(f"{n},{n * n % 7},{2 * n + 0.5}\n" for n in range(40))
-NAMES = "a;b;kind\n" + "".join(f"{n};{n % 3};{'even' if n % 2 else 'odd'}\n" for n in range(40))
+NUMBERS = "a,b,price\n" + "".join(f"{n * n},{n * n % 7},{2 * n + 0.5}\n" for n in range(40))
+NAMES = "a;b;kind\n" + "".join(f"{n * n};{n % 3};{'even' if n % 2 else 'odd'}\n" for n in range(40))
 
 
 @pytest.fixture(autouse=True)

@@ -152,7 +152,7 @@ def test_a_model_of_digits_has_no_columns_to_find_in_a_csv_file(digits_run):
     with pytest.raises(DataError) as caught:
         load_run(digits_run).predict_csv("x.csv")
     assert str(caught.value) == (
-        "x.csv: the model was not trained on a CSV file, so its columns have no names; "
+        "x.csv: the model was not trained on a table, so its columns have no names; "
         "give predict an array"
     )
 

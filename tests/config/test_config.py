@@ -145,7 +145,7 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         load_config(path, ["log.every_n_steps=0", "nonsense", "modle=x"])
     sources = (
         "digits, teaching, linear_regression, two_moons, quadratic, csv, npz, npy, pt, "
-        "safetensors, mapped, stream"
+        "safetensors, mapped, stream, table"
     )
     activations = "relu, tanh, sigmoid, gelu, silu, elu, leaky_relu, softplus, identity"
     losses = (
@@ -217,7 +217,7 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         ),
         (
             {"data": {"source": "csv", "path": "a", "target": "y", "delimiter": "::"}},
-            "data.delimiter: must hold at most 1, got '::'",
+            "data.delimiter: must be one character, got '::'",
         ),
         (
             {"data": {"source": "linear_regression", "num_features": 2, "weights": [1.0]}},

@@ -35,6 +35,7 @@ assert "torch" not in sys.modules
 SEEN_LATER = {
     "a NUL in a path",
     "a batch size that does not grow",
+    "a long delimiter",
     "a monitor with two cadences",
     "a stream in another order",
     "a stream in one batch",

@@ -71,7 +71,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             (
                 "a.yaml:1:7: data.source: must be one of digits, teaching, "
                 "linear_regression, two_moons, quadratic, csv, npz, npy, pt, safetensors, "
-                "mapped, stream; got 'nothing_like_it'"
+                "mapped, stream, table; got 'nothing_like_it'"
             )
         ],
     ),
@@ -241,7 +241,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             (
                 "a.yaml:1:7: data.source: missing; it must be one of digits, teaching, "
                 "linear_regression, two_moons, quadratic, csv, npz, npy, pt, safetensors, "
-                "mapped, stream"
+                "mapped, stream, table"
             )
         ],
     ),
@@ -954,7 +954,12 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "a directory": (
         {"data": "{source: csv, path: ., target: y}"},
-        ["a.yaml:1:7: data: .: is a directory; give a file"],
+        [
+            (
+                "a.yaml:1:7: data: .: holds a.yaml, which is no table by the end of its name; give "
+                "a pattern, such as ./*.csv"
+            )
+        ],
     ),
     "an empty path": (
         {"data": "{source: csv, path: '', target: y}"},
@@ -990,11 +995,16 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "a long delimiter": (
         {"data": "{source: csv, path: data.csv, target: y, delimiter: ', '}"},
-        ["a.yaml:1:59: data.delimiter: must hold at most 1, got ', '"],
+        ["a.yaml:1:59: data.delimiter: must be one character, got ', '"],
     ),
     "another delimiter": (
         {"data": "{source: csv, path: data.csv, target: y, delimiter: ;}"},
-        ["a.yaml:1:7: data: data.csv: has no column 'y'; it has a,b,y"],
+        [
+            (
+                "a.yaml:1:7: data: data.csv: has no column 'y'; it has a,b,y; if it should have "
+                "several, set delimiter"
+            )
+        ],
     ),
     "a quote as delimiter": (
         {"data": "{source: csv, path: data.csv, target: y, delimiter: '\"'}"},

@@ -134,6 +134,8 @@ class TrainJob:
         with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config)
+            for note in run.notes if run.trainer.world.rank == 0 else ():
+                say(note)
             self._check_first_batch(run)
             with stage(""):
                 run.trainer.choice.settle(self.config.epochs)
@@ -216,6 +218,8 @@ class TrainJob:
         with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config)
+            for note in run.notes if run.trainer.world.rank == 0 else ():
+                say(note)
             self._check_first_batch(run)
         trainer, plan = run.trainer, run.loader.plan(0)
         with faults_placed(self.document), stage("data"):  # of a stream, it may come only now

@@ -16,6 +16,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite, check_range
 from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.names import is_number
+from gdtrain.data.tables.loaded import LoadedTable
 from gdtrain.data.tables.preparation import (
     LoadedData,
     PreparedData,
@@ -50,6 +51,10 @@ def prepare_data(config: Config) -> PreparedData:
         )
     if isinstance(loaded, ConvertedFolder):
         return _prepare_converted(section, loaded, config, labels)
+    parts = _parts(section, loaded, config)
+    notes: tuple[str, ...] = ()
+    if isinstance(loaded, LoadedTable):
+        notes, loaded = loaded.notes, loaded.data(parts[0])
     check_finite(loaded.targets, "targets")
     targets = fit_targets(config, loaded.targets)
     num_outputs = _num_outputs(config, [targets], loaded.class_names)
@@ -61,14 +66,32 @@ def prepare_data(config: Config) -> PreparedData:
         check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
         LoadedData(inputs, targets, loaded.class_names if labels else None, loaded.columns),
-        validation_fraction=section.validation_fraction,
+        parts,
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
         shape=section.shape,
         num_outputs=num_outputs,
-        seed=config.seed,
     )
-    return PreparedData(training, validation, preprocessing)
+    return PreparedData(training, validation, preprocessing, notes)
+
+
+def _parts(
+    section: SourceSettings, loaded: LoadedData | LoadedTable, config: Config
+) -> tuple[Tensor, Tensor]:
+    """Which samples train and which validate."""
+    fraction, seed = section.validation_fraction, config.seed
+    if not isinstance(loaded, LoadedTable):
+        return split(len(loaded.targets), fraction, seed)
+    if loaded.parts is not None:
+        return loaded.parts
+    labels = None
+    if loaded.stratify:
+        if not config.loss.targets.classes:
+            raise ConfigError.of(
+                "stratify", f"needs classes, and {config.loss.name} learns numbers; remove it"
+            )
+        labels = fit_targets(config, loaded.targets)
+    return split(len(loaded), fraction, seed, shuffle=loaded.shuffle, labels=labels)
 
 
 def _prepare_converted(
@@ -91,7 +114,7 @@ def _prepare_converted(
     )
 
 
-def _check_names(config: Config, loaded: LoadedData | ConvertedFolder) -> None:
+def _check_names(config: Config, loaded: LoadedData | LoadedTable | ConvertedFolder) -> None:
     """Refuse a table's text as targets of a loss for numbers: places in the alphabet mean nothing.
 
     Built-in classes are 0 and 1 to begin with, and only bear names.
@@ -137,7 +160,9 @@ def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | No
     return max(highest + 1, len(names or ()))
 
 
-def _read(config: Config) -> LoadedData | ConvertedFolder | Dataset[Any] | PreparedData:
+def _read(
+    config: Config,
+) -> LoadedData | LoadedTable | ConvertedFolder | Dataset[Any] | PreparedData:
     section = config.data
     given = registry.make(
         "source",
@@ -147,7 +172,7 @@ def _read(config: Config) -> LoadedData | ConvertedFolder | Dataset[Any] | Prepa
         loss=config.loss,
         in_float32=config.precision != "fp64",
     )
-    if isinstance(given, LoadedData | ConvertedFolder | Dataset | PreparedData):
+    if isinstance(given, LoadedData | LoadedTable | ConvertedFolder | Dataset | PreparedData):
         return given
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"source {section.source!r} must give (inputs, targets) or a Dataset")

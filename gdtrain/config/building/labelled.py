@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.tables.csv_table import read_inputs
-from gdtrain.data.tables.preparation import Column, LoadedData, Preprocessing
+from gdtrain.data.names import is_number
+from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.known import KnownTable, TableStyle
+from gdtrain.data.tables.preparation import LoadedData, Preprocessing
 from gdtrain.errors import DataError
 
 # Files of arrays that say themselves what they are, and their sources.
@@ -46,8 +49,28 @@ def _read_table(config: Config, preprocessing: Preprocessing, path: Path) -> Loa
         )
     classes = preprocessing.class_names
     names = [target] if isinstance(target, str) else target
-    wanted = [Column(name, classes) for name in names]
-    both = read_inputs(str(path), [*columns, *wanted], getattr(config.data, "delimiter", ","))
-    width = len(names) if classes is None else len(classes)
+    numbered = classes is not None and all(map(is_number, classes))
+    wanted = [Column(name, None if numbered else classes) for name in names]
+    table = KnownTable(str(path), [*columns, *wanted], TableStyle.of(config.data))
+    parts = []
+    for inputs, faults in table.batches():
+        if faults:
+            raise table.fault(inputs, faults)
+        parts.append(inputs)
+    both = torch.cat(parts)
+    width = sum(column.width for column in wanted)
     inputs, targets = torch.split(both, [both.shape[1] - width, width], dim=1)
-    return LoadedData(inputs, targets if classes is None else targets.argmax(1))
+    if classes is None:
+        return LoadedData(inputs, targets)
+    labels = _places(path, targets[:, 0], classes) if numbered else targets.argmax(1)
+    return LoadedData(inputs, labels)
+
+
+def _places(path: Path, numbers: Tensor, classes: list[str]) -> Tensor:
+    """The places of numbers among those that are the names of classes."""
+    places = {float(name): place for place, name in enumerate(classes)}
+    found = [places.get(number, -1) for number in numbers.tolist()]
+    if -1 in found:
+        number = float(numbers[found.index(-1)])
+        raise DataError(f"{path}: row {found.index(-1)} has the class {number:g}, a new one")
+    return torch.tensor(found)

@@ -1,11 +1,11 @@
-"""From a CSV file of any size to a folder of shards that is read without loading it."""
+"""From a table of any size to a folder of shards that is read without loading it."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -13,17 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import Tensor
 
 from gdtrain.data.files.array_files import check_file
-from gdtrain.data.tables.csv_cells import ColumnScan, Rows, read_rows
-from gdtrain.data.tables.csv_table import check_columns, labels_of
-from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.column import Array, Column, inputs_of
+from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.table import Seen, TableReading
 from gdtrain.errors import ConfigError, DataError, OutputError
 
-ROWS_AT_ONCE = 4096
 ROWS_PER_SHARD = 1_000_000
 MOST_CATEGORIES = 10_000
 INPUTS, TARGETS, DESCRIPTION = "inputs", "targets", "data.json"
@@ -43,6 +40,10 @@ class Converted:
     columns: list[Column]
     targets: list[str]
     class_names: list[str] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return asdict(self) | {"columns": [column.fields() for column in self.columns]}
 
     @classmethod
     def load(cls, folder: str) -> Converted:
@@ -72,50 +73,41 @@ def _checked() -> TypeAdapter[Converted]:
 
 
 def convert(
-    path: str,
+    reading: TableReading,
     out: Path,
-    target: str | list[str],
     *,
-    features: list[str] | None = None,
-    categorical: Sequence[str] = (),
-    delimiter: str = ",",
     dtype: str = "float32",
     rows_per_shard: int = ROWS_PER_SHARD,
     advance: Callable[[int], object] = lambda _: None,
 ) -> Converted:
-    """Write a CSV file as ``out/inputs`` and ``out/targets``, folders of .npy shards.
+    """Write a table as ``out/inputs`` and ``out/targets``, folders of .npy shards.
 
-    The rules are those of :func:`gdtrain.data.tables.csv_table.read_csv`, in two passes over the
-    file and in memory for a few thousand rows: the first finds what each column is, the second
-    writes.
+    The rules are those of :func:`gdtrain.data.tables.table.read_table`, in two passes over the
+    file and in memory for a batch of rows: the first finds what each column is, the second writes.
     inputs: [n, …] of ``dtype``; targets: the same, or [n] int64 labels of classes. ``out``
     appears when it is complete, and not at all if something goes wrong.
 
-    advance: is told the bytes read, twice the file's in all. Raises DataError as read_csv does,
+    advance: is told the bytes read, twice the file's in all. Raises DataError as read_table does,
     or for a number that ``dtype`` does not hold, and OutputError for an ``out`` that is in use.
     """
     if rows_per_shard < 1:
         raise ConfigError.of("rows_per_shard", f"must be >= 1, got {rows_per_shard}")
     _check_out(out)
-    wanted = [target] if isinstance(target, str) else target
-    plan = _Columns(path, wanted, features, categorical)
-    for rows in read_rows(path, delimiter, ROWS_AT_ONCE, advance):
-        plan.scan(rows)
-    description = plan.decide()
+    reading.advance = advance
+    rows = _Rows(reading, reading.scanned(keep=False), dtype)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
-        shapes = (rows_per_shard, description.num_samples)
-        inputs = _ShardWriter(partial / INPUTS, *shapes)
-        targets = _ShardWriter(partial / TARGETS, *shapes)
+        inputs = _ShardWriter(partial / INPUTS, rows_per_shard)
+        targets = _ShardWriter(partial / TARGETS, rows_per_shard)
         with inputs, targets:
-            for rows in read_rows(path, delimiter, ROWS_AT_ONCE, advance):
-                inputs.write(plan.inputs(rows, dtype))
-                targets.write(plan.targets(rows, dtype))
-        for writer in (inputs, targets):
-            if writer.written != description.num_samples:
-                raise DataError(f"{path}: changed while it was read; convert it again")
-        text = json.dumps(asdict(description), indent=1, ensure_ascii=False) + "\n"
+            for input_rows, target_rows in rows.read():
+                inputs.write(input_rows)
+                targets.write(target_rows)
+        if not inputs.written:
+            raise DataError(f"{reading.files.path}: no row is left without missing cells")
+        description = rows.description(inputs.written)
+        text = json.dumps(description.fields(), indent=1, ensure_ascii=False) + "\n"
         (partial / DESCRIPTION).write_text(text, "utf-8")
         partial.replace(out)
     except OSError as error:
@@ -133,81 +125,78 @@ def _check_out(out: Path) -> None:
         raise OutputError(f"{out}: is there already; give a new or an empty directory")
 
 
-class _Columns:
-    """What the columns are, and rows made into numbers by it."""
+class _Rows:
+    """The second pass: rows made into numbers by what the first has seen."""
 
-    def __init__(
-        self,
-        path: str,
-        wanted: list[str],
-        features: list[str] | None,
-        categorical: Sequence[str],
-    ) -> None:
-        self.path = path
-        self.wanted = wanted
-        self.features = features
-        self.categorical = categorical
-        self.chosen: list[str] = []
-        self.scans: dict[str, ColumnScan] = {}
-        self.num_samples = 0
+    def __init__(self, reading: TableReading, seen: Seen, dtype: str) -> None:
+        self.reading = reading
+        self.seen = seen
+        self.dtype = np.dtype(dtype)
+        for column in seen.columns:
+            many = len(column.categories or ())
+            if many > MOST_CATEGORIES:
+                raise DataError(
+                    f"{reading.files.path}: column {column.name!r} has {many:,} categories, more "
+                    f"than {MOST_CATEGORIES:,}; exclude it, or train on the table itself"
+                )
+            rule = reading.rules.of(column.name)
+            if column.missing and rule not in ("drop", "error"):
+                raise ConfigError.of(
+                    "missing",
+                    f"{rule} is learnt on the training part, which is not known yet; use drop, or "
+                    "train on the table itself",
+                )
 
-    def scan(self, rows: Rows) -> None:
-        """First pass: take notice of some rows."""
-        if not self.scans:
-            self.chosen = check_columns(
-                self.path, rows.header, self.features, self.wanted, self.categorical
-            )
-            for name in (*self.chosen, *self.wanted):
-                self.scans[name] = ColumnScan(name in self.categorical, MOST_CATEGORIES)
-        for name, scan in self.scans.items():
-            scan.add(rows.column(name))
-        self.num_samples += len(rows.cells)
+    def description(self, num_samples: int) -> Converted:
+        names = self.seen.target_columns[0].categories
+        return Converted(num_samples, self.seen.columns, self.reading.targets, names)
 
-    def decide(self) -> Converted:
-        """Between the passes: what each column is."""
-        self._inputs = [self.scans[name].column() for name in self.chosen]
-        self._targets = [self.scans[name].column() for name in self.wanted]
-        self._labels = labels_of(self.path, self._targets)
-        names = None if self._labels is None else self._labels.categories
-        return Converted(self.num_samples, self._inputs, self.wanted, names)
+    def read(self) -> Iterator[tuple[Array, Array]]:
+        """Inputs and targets of consecutive rows."""
+        seen, width, row = self.seen, len(self.seen.columns), 0
+        labels = seen.target_columns[0].categories is not None
+        encode, encode_targets = (
+            TableEncoder(columns, self.reading.marks, self.reading.files.dialect.decimal)
+            for columns in (seen.columns, seen.target_columns)
+        )
+        for batch in self.reading.batches():
+            cells, faults = encode.cells(batch[:width])
+            targets, more = encode_targets.cells(batch[width:])
+            if more or faults or row + len(cells) > seen.inputs.rows:
+                raise self._changed()
+            self._check_range(cells, seen.columns, row)
+            self._check_range(targets, seen.target_columns, row)
+            row += len(cells)
+            if seen.dropped:
+                stay = seen.staying(cells, targets)
+                cells, targets = cells[stay], targets[stay]
+            inputs = inputs_of(cells, seen.columns).numpy().astype(self.dtype)
+            yield inputs, targets[:, 0].astype(np.int64) if labels else targets.astype(self.dtype)
+        if row != seen.inputs.rows:
+            raise self._changed()
 
-    def inputs(self, rows: Rows, dtype: str) -> np.ndarray[Any, Any]:
-        return self._numbers(rows, self._inputs, dtype)
+    def _changed(self) -> DataError:
+        return DataError(f"{self.reading.files.path}: changed while it was read; convert it again")
 
-    def targets(self, rows: Rows, dtype: str) -> np.ndarray[Any, Any]:
-        if self._labels is None:
-            return self._numbers(rows, self._targets, dtype)
-        return rows.column(self._labels.name).numbers_of_categories(self._labels).numpy()
-
-    def _numbers(self, rows: Rows, columns: list[Column], dtype: str) -> np.ndarray[Any, Any]:
-        parts = []
-        for column in columns:
-            cells = rows.column(column.name)
-            part = cells.encode(column).to(getattr(torch, dtype))
-            self._check_range(part, cells.cells, rows.lines, column, dtype)
-            parts.append(part)
-        return torch.cat(parts, dim=1).numpy()
-
-    def _check_range(
-        self, part: Tensor, cells: list[str], lines: list[int], column: Column, dtype: str
-    ) -> None:
-        over = (~part.isfinite()).nonzero()
+    def _check_range(self, cells: Array, columns: Sequence[Column], row: int) -> None:
+        """Raise DataError for a number that the dtype does not hold."""
+        over = np.argwhere(np.abs(cells) > np.finfo(self.dtype).max)
         if len(over):
-            row = int(over[0][0])
+            at, place = over[0].tolist()
+            files = self.reading.files
             raise DataError(
-                f"{self.path}: line {lines[row]}, column {column.name!r} is {cells[row]}, "
-                f"which {dtype} does not hold; use float64"
+                f"{files.path}: {files.places([row + at])[0]}, column {columns[place].name!r} is "
+                f"{cells[at, place]:g}, which {self.dtype} does not hold; use float64"
             )
 
 
 class _ShardWriter:
     """Writes rows as .npy files of ``rows_per_shard`` rows, the last one with those left over."""
 
-    def __init__(self, folder: Path, rows_per_shard: int, num_rows: int) -> None:
+    def __init__(self, folder: Path, rows_per_shard: int) -> None:
         folder.mkdir()
         self.folder = folder
         self.rows_per_shard = rows_per_shard
-        self.num_rows = num_rows
         self.written = 0
         self._file: BinaryIO | None = None
 
@@ -224,21 +213,25 @@ class _ShardWriter:
     def _next_shard(self, like: np.ndarray[Any, Any]) -> None:
         self.__exit__()
         number = self.written // self.rows_per_shard
-        count = min(self.rows_per_shard, self.num_rows - self.written)
         self._file = (self.folder / f"{number:06}.npy").open("wb")
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {
-                "descr": np.lib.format.dtype_to_descr(like.dtype),
-                "fortran_order": False,
-                "shape": (max(0, count), *like.shape[1:]),
-            },
-        )
+        self._head = {"descr": np.lib.format.dtype_to_descr(like.dtype), "fortran_order": False}
+        self._row_shape = like.shape[1:]
+        self._write_head(self.rows_per_shard)
+
+    def _write_head(self, count: int) -> None:
+        """Of the same length for any count: numpy leaves room for more rows."""
+        assert self._file is not None
+        head = {**self._head, "shape": (count, *self._row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, head)
 
     def __enter__(self) -> _ShardWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
+            last = self.written % self.rows_per_shard
+            if last:  # how many there are in it is known only now
+                self._file.seek(0)
+                self._write_head(last)
             self._file.close()
             self._file = None

@@ -12,8 +12,9 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from gdtrain.data.arrays import as_tensor, check_finite
+from gdtrain.data.arrays import CHECKED_ROWS, as_tensor, check_finite
 from gdtrain.data.orders.order import generator
+from gdtrain.data.tables.column import Column
 from gdtrain.errors import DataError
 
 SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
@@ -56,20 +57,16 @@ class LoadedData:
 
 
 @dataclass(frozen=True)
-class Column:
-    """An input column of a table: a number as it is, or one input for each of its categories."""
-
-    name: str
-    categories: list[str] | None = None
-
-
-@dataclass(frozen=True)
 class PreparedData:
-    """Samples as loaders take them, (inputs, targets) or a Dataset, and what was done to them."""
+    """Samples as loaders take them, (inputs, targets) or a Dataset, and what was done to them.
+
+    notes: what is to be said of them before training.
+    """
 
     training: Any
     validation: Any | None
     preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,10 @@ class Preprocessing:
 
     def text(self) -> str:
         """What :meth:`save` writes."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        fields = asdict(self)
+        if self.columns is not None:
+            fields["columns"] = [column.fields() for column in self.columns]
+        return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Preprocessing:
@@ -185,11 +185,19 @@ def number_targets(targets: Tensor) -> Tensor:
     return floating[:, None] if floating.ndim == 1 else floating
 
 
-def split(num_samples: int, validation_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(
+    num_samples: int,
+    validation_fraction: float,
+    seed: int,
+    *,
+    shuffle: bool = True,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Which samples train and which validate: two rising rows of int64 indices.
 
     The validation part is a uniformly random round(validation_fraction · n) of the samples, at
-    least one unless the fraction is 0. Raises DataError if that leaves none to train on.
+    least one unless the fraction is 0. shuffle: or else the last ones. labels: [n] int64, of which
+    each has its share of them, up to rounding. Raises DataError if that leaves none to train on.
     """
     if validation_fraction == 0:
         return torch.arange(num_samples), torch.arange(0)
@@ -199,42 +207,75 @@ def split(num_samples: int, validation_fraction: float, seed: int) -> tuple[Tens
             f"no samples to train on: validation_fraction {validation_fraction:g} takes "
             f"{count} of {num_samples}; use a smaller fraction"
         )
+    if not shuffle:
+        everything = torch.arange(num_samples)
+        return everything[:-count], everything[-count:]
     shuffled = torch.randperm(num_samples, generator=generator(seed, SPLIT_KEY))
+    if labels is not None:
+        shuffled = shuffled[_spread(labels[shuffled])]
     return shuffled[count:].sort().values, shuffled[:count].sort().values
+
+
+def _spread(labels: Tensor) -> Tensor:
+    """An order in which every part from the front on has its share of each label.
+
+    The k-th of m samples of a label stands where (k + ½) / m says.
+    """
+    order = torch.argsort(labels, stable=True)
+    _, counts = torch.unique_consecutive(labels[order], return_counts=True)
+    places = torch.cat([(torch.arange(int(m)) + 0.5) / int(m) for m in counts])
+    return order[torch.argsort(places, stable=True)]
 
 
 def prepare(
     data: LoadedData,
+    parts: tuple[Tensor, Tensor],
     *,
-    validation_fraction: float,
     standardize: bool,
     standardize_targets: bool,
     shape: list[int] | None,
     num_outputs: int,
-    seed: int,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None, Preprocessing]:
-    """Split the data and standardise it by the statistics of the training part.
+    """Cut the data in two and standardise it by the statistics of the training part.
 
+    parts: which samples train and which validate, as :func:`split` gives them.
     Returns (training inputs, targets), the same for validation or None, and what was done.
-    Raises DataError for values that are not finite, a shape that does not hold the inputs, or
-    a split that leaves nothing.
+    Raises DataError for values that are not finite, or a shape that does not hold the inputs.
     """
     inputs, targets = data.inputs, data.targets
     check_finite(inputs, "inputs")
     check_finite(targets, "targets")
-    train, validation = split(inputs.shape[0], validation_fraction, seed)
+    train, validation = parts
     input_shape = sample_shape(list(inputs.shape[1:]), shape)
     done = Preprocessing(input_shape, num_outputs, data.class_names, data.columns)
     if standardize:
-        mean, std = _statistics(inputs[train], "inputs")
+        mean, std = _statistics(_rows(inputs, train), "inputs")
         done = replace(done, mean=mean, std=std)
     if standardize_targets:
-        mean, std = _statistics(targets[train], "targets")
+        mean, std = _statistics(_rows(targets, train), "targets")
         done = replace(done, target_mean=mean, target_std=std)
         targets = standardized(targets, mean, std)
-    ready = done.apply(inputs)
+    ready = _in_parts(done, inputs)
     held_out = (ready[validation], targets[validation]) if len(validation) else None
-    return (ready[train], targets[train]), held_out, done
+    return (_rows(ready, train), _rows(targets, train)), held_out, done
+
+
+def _in_parts(done: Preprocessing, inputs: Tensor) -> Tensor:
+    """``done.apply(inputs)`` without further copies of all rows in between."""
+    if not done.mean:
+        return done.apply(inputs)
+    ready = torch.empty(0)
+    for start in range(0, len(inputs), CHECKED_ROWS):
+        part = done.apply(inputs[start : start + CHECKED_ROWS])
+        if not start:
+            ready = part.new_empty((len(inputs), *part.shape[1:]))
+        ready[start : start + CHECKED_ROWS] = part
+    return ready
+
+
+def _rows(tensor: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen rows, rising; all of them are no copy."""
+    return tensor if len(chosen) == len(tensor) else tensor[chosen]
 
 
 def sample_shape(held: list[int], shape: list[int] | None) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.column import Column
 from gdtrain.errors import DataError, MissingPackageError, ModelError
 from gdtrain.output.export.raw_model import RawModel, captured, first_line, in_silence
 
@@ -58,7 +58,7 @@ def encoded(
         module, names = _WithProbabilities(model, probabilities), [OUTPUTS, PROBABILITIES]
     proto = _translated(captured(module, rows), names)
     _forget_origin(proto)
-    if any(column.categories is not None for column in columns):
+    if _are_taken_by_name(columns):
         _take_columns(proto, columns)
     for key, value in facts.items():
         proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
@@ -90,6 +90,15 @@ def _forget_origin(proto: Any) -> None:
     for part in (proto.functions, graph.initializer):
         for each in part:
             each.ClearField("metadata_props")
+
+
+def _are_taken_by_name(columns: list[Column]) -> bool:
+    """Whether the file's inputs are the columns of a table: for numbers and categories."""
+    as_they_are = all(
+        column.first_day is None and column.fill is None and not column.indicator
+        for column in columns
+    )
+    return as_they_are and any(column.categories is not None for column in columns)
 
 
 def _take_columns(proto: Any, columns: list[Column]) -> None:

@@ -13,10 +13,13 @@ from gdtrain.config.building.data import prepare_data
 from gdtrain.config.load import load_config
 from gdtrain.data.files import convert as convert_module
 from gdtrain.data.files import mapped
-from gdtrain.data.files.convert import convert
 from gdtrain.data.files.converted import Moments
 from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
-from gdtrain.data.tables.csv_table import read_csv
+from gdtrain.data.tables import csv_file
+from gdtrain.data.tables.csv_text import Dialect
+from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.data.tables.table import TableReading, read_table
+from gdtrain.data.tables.table_files import TableFiles
 from gdtrain.errors import DataError
 
 CONFIG = """\
@@ -34,7 +37,8 @@ log: {picture: false}
 def here(tmp_path, monkeypatch) -> Path:
     """A directory with a table of 7 rows, read three rows at a time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(convert_module, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(csv_file, "_BLOCK", 100)
+    monkeypatch.setattr(csv_file, "_ROWS_OF_HEADER", 1)
     draw = random.Random(0)
     rows = [
         f'{draw.gauss(0, 1)!r}," {draw.choice(["red", "blue"])}",{draw.choice("xyz")},{i % 3},{i}.5'
@@ -42,6 +46,16 @@ def here(tmp_path, monkeypatch) -> Path:
     ]
     Path("t.csv").write_text("size,colour,kind,room,price\n" + "\n".join(rows) + "\n", "utf-8")
     return tmp_path
+
+
+def convert(path: str, out: Path, target, categorical=(), **options) -> None:
+    reading = TableReading(TableFiles(path, Dialect()), target, categorical=categorical)
+    convert_module.convert(reading, out, **options)
+
+
+def read_csv(path: str, target, **options) -> LoadedData:
+    table = read_table(path, target, **options)
+    return table.data(torch.arange(len(table)))
 
 
 def arrays(folder: str = "out") -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -164,16 +178,17 @@ def test_what_the_command_refuses(capsys) -> None:
         "command line:1:1: OUT: full/a/b: can't be written: Not a directory"
     )
     assert refused(capsys, "u.csv", "out", *price) == (
-        "command line:1:1: CSV: u.csv: file not found; paths are relative to the working directory"
+        "command line:1:1: TABLE: u.csv: file not found; paths are relative to the working "
+        "directory"
     )
     assert refused(capsys, "t.csv", "out", "--target", "prize") == (
-        "command line:1:1: CSV: t.csv: has no column 'prize'; did you mean price?"
+        "command line:1:1: TABLE: t.csv: has no column 'prize'; did you mean price?"
     )
     assert refused(capsys, "t.csv", "out", *price, "--rows-per-shard", "0") == (
         "command line:1:1: --rows-per-shard: must be >= 1, got 0"
     )
     assert refused(capsys, "t.csv", "out", *price, "--delimiter", "::") == (
-        "command line:1:1: --delimiter: must be one character, no quote, got '::'"
+        "command line:1:1: --delimiter: must be one character, got '::'"
     )
 
 
@@ -181,21 +196,27 @@ def test_what_the_command_refuses(capsys) -> None:
     ("row", "said"),
     [
         ("1,red", "line 9 has 2 cells, but the header has 5"),
-        ("1,red,x,0,", "line 9, column 'price' is empty; fill it in or remove the row"),
+        (
+            "1,red,x,0,",
+            "missing cells: 1 of 8 in 'price' (first in line 9); missing: drop leaves those rows "
+            "out; what a target is can't be filled in",
+        ),
         (
             "nan,red,x,0,1",
-            "line 9, column 'size' is nan; remove the row or fill in a finite number",
+            "missing cells: 1 of 8 in 'size' (first in line 9); missing: drop leaves those rows "
+            "out; missing: mean, median or most_frequent fills them in from the training part (of "
+            "text always most_frequent), and indicator: true adds inputs that say where",
         ),
         (
             "1e39,red,x,0,1",
-            "line 9, column 'size' is 1e39, which float32 does not hold; use float64",
+            "line 9, column 'size' is 1e+39, which float32 does not hold; use float64",
         ),
     ],
 )
 def test_rows_that_can_not_be_converted_leave_nothing(capsys, row, said) -> None:
     Path("t.csv").write_text(Path("t.csv").read_text() + row + "\n")
     told = refused(capsys, "t.csv", "out", "--target", "price")
-    assert told == f"command line:1:1: CSV: t.csv: {said}"
+    assert told == f"command line:1:1: TABLE: t.csv: {said}"
 
 
 def test_a_column_of_names_is_refused(monkeypatch) -> None:
@@ -204,7 +225,8 @@ def test_a_column_of_names_is_refused(monkeypatch) -> None:
     with pytest.raises(DataError) as error:
         convert("n.csv", Path("out"), "y")
     assert str(error.value) == (
-        "n.csv: column 'name' has more than 5 categories; leave it out of the features"
+        "n.csv: column 'name' has 6 categories, more than 5; exclude it, or train on the table "
+        "itself"
     )
 
 

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.preparation import (
-    Column,
     LoadedData,
     Preprocessing,
     class_labels,
@@ -39,8 +39,9 @@ def prepared(inputs: Any, targets: Any, **settings: Any) -> Any:
         "shape": None,
         "num_outputs": 1,
         "seed": 0,
-    }
-    return prepare(LoadedData(inputs, targets), **(plain | settings))
+    } | settings
+    parts = split(len(inputs), plain.pop("validation_fraction"), plain.pop("seed"))
+    return prepare(LoadedData(inputs, targets), parts, **plain)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -14,8 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdtrain.data.tables.csv_table import read_csv, read_inputs
-from gdtrain.data.tables.preparation import Column, LoadedData
+from gdtrain.data.tables.cells import marks_of
+from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.csv_text import Dialect
+from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.data.tables.table import read_table
+from gdtrain.data.tables.table_files import TableFiles
 from gdtrain.errors import ConfigError, DataError
 
 
@@ -26,7 +31,12 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def read(text: str | bytes, target: Any = "y", **options: Any) -> LoadedData:
     Path("a.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_csv("a.csv", target, **options)
+    return read_file("a.csv", target, **options)
+
+
+def read_file(path: str, target: Any = "y", **options: Any) -> LoadedData:
+    table = read_table(path, target, **options)
+    return table.data(torch.arange(len(table)))
 
 
 def refuses(kind: type[Exception], message: str) -> Any:
@@ -45,6 +55,10 @@ def refuses(kind: type[Exception], message: str) -> Any:
         " x , y \n 1 , 2 \n3,4.0\n",
         "x,y\n1,2\n\n3,4\n\n",
         "x,y\n1e0,+2\n0.3e1,4.\n",
+        "\n\nx,y\n1,2\n3,4\n",
+        "x;y\n1;2\n3;4\n",
+        "x\ty\n1\t2\n3\t4\n",
+        "x|y\n1|2\n3|4\n",
     ],
 )
 def test_the_same_numbers_in_any_common_dialect(text: str) -> None:
@@ -65,7 +79,7 @@ def test_the_same_numbers_in_any_common_dialect(text: str) -> None:
 def test_every_float_that_csv_writes_is_read_back_to_the_bit(rows: list[Any]) -> None:
     with Path("f.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("a", "y", "b"), *rows])
-    data = read_csv("f.csv", "y")
+    data = read_file("f.csv")
     assert data.inputs.tolist() == [[a, b] for a, _, b in rows]
     assert data.targets.tolist() == [[y] for _, y, _ in rows]
 
@@ -119,43 +133,57 @@ def test_a_wide_table_is_read() -> None:
 
 
 MANY = "x,y\n" + "1,2\n" * 30
-SLIP = "where nearly all cells are numbers; correct it, or name the column in categorical"
-FILL = "remove the row or fill in a finite number"
+FINITE = "remove the rows or fill in finite numbers"
+FILLS = (
+    "missing: drop leaves those rows out; missing: mean, median or most_frequent fills them in "
+    "from the training part (of text always most_frequent), and indicator: true adds inputs that "
+    "say where"
+)
+MARKS = (
+    'correct them; or, if they stand for no value, set missing_values: ["", NA, "N/A", "NaN", '
+    '"?", "NULL", "None", oops] and missing: drop, mean, median or most_frequent'
+)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "has no header in its first line; it must name the columns"),
-        ("\nx,y\n1,2\n", "has no header in its first line; it must name the columns"),
         ("x,y\n", "has no rows below its header; at least one is needed"),
         ("x,y\n\n\n", "has no rows below its header; at least one is needed"),
-        ("x,,y\n1,2,3\n", "column 2 has no name in the header"),
         ("x,y, x\n1,2,3\n", "column 'x' stands twice in the header; rename one"),
         ("y\n1\n", "has no input columns besides the target; at least one is needed"),
         ("x,y\n1,2\n1,2,3\n", "line 3 has 3 cells, but the header has 2"),
         ("x,y\n1,2\n\n1\n", "line 4 has 1 cells, but the header has 2"),
         ('x,y\n"a\nb",2\n"c\nd"\n', "line 4 has 1 cells, but the header has 2"),
-        ("x,y\n1,2\n ,3\n", "line 3, column 'x' is empty; fill it in or remove the row"),
-        ("x,y\n1,2\n1,\n", "line 3, column 'y' is empty; fill it in or remove the row"),
-        ("x,y\n1,2\nnan,2\n", f"line 3, column 'x' is nan; {FILL}"),
-        ("x,y\n1,2\n1,-inf\n", f"line 3, column 'y' is -inf; {FILL}"),
-        ("x,y\n1,2\n1e999,2\n", f"line 3, column 'x' is 1e999; {FILL}"),
-        ('c,x,y\n"a\nb",1,2\n"c\nd",NaN,1\n', f"line 4, column 'x' is NaN; {FILL}"),
-        (MANY + "oops,2\n", f"line 32, column 'x' is 'oops' {SLIP}"),
-        (MANY + "1,N/A\n", f"line 32, column 'y' is 'N/A' {SLIP}"),
-        ("x,y\né,2\n".encode("latin-1"), "is not UTF-8 text; save it as UTF-8"),
-        ("x,y\n1,2\n".encode("utf-16"), "is not UTF-8 text; save it as UTF-8"),
+        ("x,y\n1,2\n ,3\n", f"missing cells: 1 of 2 in 'x' (first in line 3); {FILLS}"),
+        (
+            "x,y\n1,2\n1,\n",
+            "missing cells: 1 of 2 in 'y' (first in line 3); missing: drop leaves those rows out; "
+            "what a target is can't be filled in",
+        ),
+        ("x,y\n1,2\nnan,2\n", f"missing cells: 1 of 2 in 'x' (first in line 3); {FILLS}"),
+        ("x,y\n1,2\n1,-inf\n", f"column 'y': 1 cell is not finite, first in line 3; {FINITE}"),
+        ("x,y\n1,2\n1e999,2\n", f"column 'x': 1 cell is not finite, first in line 3; {FINITE}"),
+        (MANY + "oops,2\n", f"column 'x': 1 of 31 cells is no number: 'oops' in line 32; {MARKS}"),
+        (
+            MANY + "1,N.A\n1,?\n",
+            f"column 'y': 1 of 31 cells is no number: 'N.A' in line 32; {MARKS}".replace(
+                "oops", '"N.A"'
+            ),
+        ),
+        (
+            "x,y\né,2\n".encode("latin-1"),
+            "is not UTF-8 text; save it as UTF-8, or set encoding, such as encoding: latin-1",
+        ),
+        ("x,y\n1,2\n".encode("utf-16"), "is UTF-16 text; set encoding: utf-16"),
         (
             "x,y\n1,2\n".encode("utf-16-le"),
-            "holds a NUL character, so it is not text; save it as UTF-8",
+            "holds a NUL character, so it is not text; save it as UTF-8, or set encoding",
         ),
         ('x,y\n"a,2\n', "line 2: unexpected end of data"),
         ('x,y\n"a"b,2\n', "line 2: ',' expected after '\"'"),
-        (
-            f"x,y\n1,2\n{'a' * (csv.field_size_limit() + 1)},2\n",
-            f"line 3: field larger than field limit ({csv.field_size_limit()})",
-        ),
+        ('x,y\n "a",2\n', "line 2: a blank stands before a quote; remove the blank"),
     ],
 )
 def test_faults_of_the_file_are_told_with_their_place(text: str | bytes, said: str) -> None:
@@ -203,11 +231,22 @@ def test_columns_that_can_not_be_chosen_are_refused(options: dict[str, Any], sai
             {"features": ["x"], "categorical": ["z"]},
             "categorical: 'z' is neither a feature nor the target",
         ),
-        ({"delimiter": ""}, "delimiter: must be one character, no quote, got ''"),
-        ({"delimiter": "::"}, "delimiter: must be one character, no quote, got '::'"),
+        ({"delimiter": ""}, "delimiter: must be one character, got ''"),
+        ({"delimiter": "::"}, "delimiter: must be one character, got '::'"),
         ({"delimiter": '"'}, "delimiter: must be one character, no quote, got '\"'"),
-        ({"delimiter": "\n"}, r"delimiter: must be one character, no quote, got '\n'"),
-        ({"delimiter": None}, "delimiter: must be one character, no quote, got None"),
+        ({"delimiter": "\n"}, r"delimiter: must be one character, got '\n'"),
+        ({"delimiter": "→"}, "delimiter: must be an ASCII character, got '→'"),
+        ({"decimal": "·"}, """decimal: must be "." or ",", got '·'"""),
+        (
+            {"encoding": "utf-99"},
+            "encoding: 'utf-99' is unknown; utf-8, latin-1 and utf-16 are among the known",
+        ),
+        ({"keep": ["z"], "features": ["x"]}, "keep: 'z' is neither a feature nor the target"),
+        (
+            {"exclude": ["z"], "features": ["x"]},
+            "exclude: has no effect beside features; remove one of the two",
+        ),
+        ({"exclude": ["y"]}, "exclude: 'y' is a feature or the target too; remove one"),
     ],
 )
 def test_settings_that_can_not_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -219,51 +258,71 @@ def test_a_missing_file_and_a_directory_are_refused() -> None:
     with refuses(
         DataError, "none.csv: file not found; paths are relative to the working directory"
     ):
-        read_csv("none.csv", "y")
-    with refuses(DataError, ".: is a directory; give a file"):
-        read_csv(".", "y")
+        read_table("none.csv", "y")
+    Path("empty").mkdir()
+    with refuses(DataError, "empty: is a folder without files; give one with tables"):
+        read_table("empty", "y")
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with refuses(DataError, f"{'a' * 5000}: can't be read: {strerror(ENAMETOOLONG)}"):
-        read_csv("a" * 5000, "y")
+        read_table("a" * 5000, "y")
 
 
 COLUMNS = [Column("c", ["blue", "red"]), Column("x")]
 
 
-def inputs(text: str) -> list[Any]:
+def encoded(
+    text: str, columns: list[Column] = COLUMNS, **options: Any
+) -> tuple[Any, dict[int, str]]:
+    """Inputs as for predictions, and what is wrong with rows."""
     Path("new.csv").write_text(text, encoding="utf-8")
-    return read_inputs("new.csv", COLUMNS).tolist()
+    marks = marks_of(None)
+    (batch,) = TableFiles("new.csv", Dialect()).batches([c.name for c in columns], marks)
+    inputs, faults = TableEncoder(columns, marks, **options).inputs(batch)
+    return inputs.tolist(), faults
 
 
 def test_inputs_for_predictions_are_laid_out_as_in_training() -> None:
     training = read("x,c,y\n1,red,0\n2,blue,1\n")
     assert training.columns is not None
-    assert torch.equal(read_inputs("a.csv", training.columns), training.inputs)
+    text = Path("a.csv").read_text()
+    assert encoded(text, training.columns) == (training.inputs.tolist(), {})
     # Other order, further columns, no target, fewer categories: the same inputs.
-    assert inputs("extra,x,c\n?,5,red\n") == [[0, 1, 5]]
+    assert encoded("extra,x,c\n?,5,red\n") == ([[0, 1, 5]], {})
+
+
+def test_a_new_category_is_all_zeros_if_it_is_to_be_ignored() -> None:
+    assert encoded("x,c\n5,green\n", ignore_unknown=True) == ([[0, 0, 5]], {})
+
+
+def test_what_was_learnt_stands_for_missing_cells_and_a_flag_says_where() -> None:
+    columns = [
+        Column("x", fill=2.5, indicator=True),
+        Column("c", ["a", "b"], fill="b"),
+        Column("d", first_day=19723.0, fill=19724.0),
+    ]
+    found = encoded("x,c,d\n1,a,2024-01-03\n,NA,?\n", columns)
+    assert found == ([[1, 0, 1, 0, 2], [2.5, 1, 0, 1, 1]], {})
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("cells", "said"),
     [
-        ("c\nred\n", "has no column 'x', which the model was trained on"),
-        (
-            "c,x\nred,1\ngreen,2\n",
-            "line 3, column 'c' is 'green', a category that was not there in training",
-        ),
-        ("c,x\nred,1\nred,one\n", "line 3, column 'x' is 'one', which is not a number"),
-        ("c,x\nred,\n", "line 2, column 'x' is '', which is not a number"),
-        ("c,x\nred,1_000\n", "line 2, column 'x' is '1_000', which is not a number"),
-        ("c,x\nred,inf\n", f"line 2, column 'x' is inf; {FILL}"),
+        ("green,1", "column 'c' is 'green', a category that was not there in training"),
+        ("red,one", "column 'x' is 'one', which is no number"),
+        ("red,", "column 'x' has no value, and in training nothing was learnt to stand for it"),
+        ("NA,1", "column 'c' has no value, and in training nothing was learnt to stand for it"),
+        ("red,1_000", "column 'x' is '1_000', which is no number"),
+        ("red,inf", "column 'x' is not finite"),
     ],
 )
-def test_inputs_that_do_not_fit_the_training_are_refused(text: str, said: str) -> None:
-    with refuses(DataError, f"new.csv: {said}"):
-        inputs(text)
+def test_rows_that_do_not_fit_the_training_are_told_of(cells: str, said: str) -> None:
+    assert encoded(f"c,x\nred,1\n{cells}\n")[1] == {1: said}
 
 
-def test_a_few_mixed_cells_are_categories_and_no_slip() -> None:
-    data = read("x,y\n1,0\n2,0\nmany,0\n")
-    assert data.columns == [Column("x", ["1", "2", "many"])]
+def test_a_column_is_numbers_if_most_of_its_cells_are() -> None:
+    with pytest.raises(DataError, match=r"^a\.csv: column 'x': 1 of 3 cells is no number: 'many'"):
+        read("x,y\n1,0\n2,0\nmany,0\n")
+    data = read("x,y\n1,0\nmore,0\nmany,0\n")
+    assert data.columns == [Column("x", ["1", "many", "more"])]

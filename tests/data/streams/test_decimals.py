@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdtrain.data.tables.csv_records import CsvRecords
-from gdtrain.data.tables.decimals import DecimalGrid
+from gdtrain.data.streams.csv_records import CsvRecords
+from gdtrain.data.streams.decimals import DecimalGrid
 
 digits = st.text("0123456789", max_size=9)
 

@@ -1,0 +1,119 @@
+"""What the columns of a table are, and how their cells become inputs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+Array = np.ndarray[Any, Any]
+Fill = Literal["error", "drop", "mean", "median", "most_frequent"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: a number as it is, days, or one input for each category.
+
+    first_day: of a column of dates, whose input is the days since then, counted from 1970-01-01.
+    fill: what stands for a missing cell, a number or a category; None: none may be missing.
+    indicator: a further input, 1 where the cell is missing. missing, distinct: how many cells
+    were missing in training, and different values there were (None: too many to count).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
+
+    name: str
+    categories: list[str] | None = None
+    first_day: float | None = None
+    fill: float | str | None = None
+    indicator: bool = False
+    missing: int = field(default=0, compare=False)
+    distinct: int | None = field(default=None, compare=False)
+
+    @property
+    def kind(self) -> Literal["number", "date", "category"]:
+        if self.categories is not None:
+            return "category"
+        return "number" if self.first_day is None else "date"
+
+    @property
+    def width(self) -> int:
+        """How many inputs it makes."""
+        return (1 if self.categories is None else len(self.categories)) + self.indicator
+
+    def fields(self) -> dict[str, Any]:
+        """Its fields as JSON holds them; of those that came after 0.1.0, the ones that say more."""
+        known = asdict(self)
+        extra = {key: known[key] for key in _LATER if known[key]}
+        if self.first_day is not None:
+            extra["first_day"] = self.first_day
+        if self.fill is not None:
+            extra["fill"] = self.fill
+        return {"name": self.name, "categories": self.categories} | extra
+
+    def learn(self, cells: Array, rule: Fill) -> Column:
+        """The column with what stands for missing cells, learnt from those of the training part.
+
+        cells: [n] float64 as :class:`TableScan` keeps them.
+        """
+        if rule in ("error", "drop"):
+            return self
+        present = cells[~np.isnan(cells)]
+        if not len(present):
+            return replace(self, fill=self.categories[0] if self.categories else 0.0)
+        if self.categories is not None or rule == "most_frequent":
+            values, counts = np.unique(present, return_counts=True)
+            value = float(values[counts.argmax()])
+            return replace(self, fill=self.categories[int(value)] if self.categories else value)
+        value = float(np.mean(present) if rule == "mean" else np.median(present))
+        return replace(self, fill=value)
+
+
+_CACHED = 1 << 17  # numbers that stay in a core's cache
+_LATER = ("indicator", "missing", "distinct")
+
+
+def inputs_of(cells: Array, columns: Sequence[Column]) -> Tensor:
+    """Inputs [n, width] float64 of cells [n, columns] float64: numbers, days, places of categories.
+
+    A missing cell is NaN, and so is what it makes, unless its column has a ``fill``; a category
+    of -1, one that is none of the column's, is all zeros.
+    """
+    plain = all(column.kind == "number" and not column.indicator for column in columns)
+    filled = any(column.fill is not None for column in columns)
+    if plain and not (filled and np.isnan(cells).any()):
+        return torch.from_numpy(cells)
+    out = np.zeros((len(cells), sum(column.width for column in columns)))
+    rows = max(1, _CACHED // max(1, out.shape[1]))
+    for start in range(0, len(cells), rows):
+        _fill_rows(out[start : start + rows], cells[start : start + rows], columns)
+    return torch.from_numpy(out)
+
+
+def _fill_rows(out: Array, cells: Array, columns: Sequence[Column]) -> None:
+    at = 0
+    for place, column in enumerate(columns):
+        _fill_in(out[:, at : at + column.width], cells[:, place], column)
+        at += column.width
+
+
+def _fill_in(out: Array, cells: Array, column: Column) -> None:
+    missing = np.isnan(cells)
+    if column.indicator:
+        out[:, -1] = missing
+    if column.fill is not None and missing.any():
+        fill = column.fill
+        value = column.categories.index(str(fill)) if column.categories else fill
+        cells = np.where(missing, value, cells)
+        missing[:] = False
+    if column.categories is None:
+        out[:, 0] = cells if column.first_day is None else cells - column.first_day
+        return
+    known = np.flatnonzero(~missing & (cells >= 0))
+    out[known, cells[known].astype(np.int64)] = 1.0
+    out[missing, : len(column.categories)] = np.nan

@@ -1,0 +1,153 @@
+"""CSV files through Arrow, in batches of rows of text; what is wrong is told with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from gdtrain.data.names import is_number
+from gdtrain.data.tables.csv_text import MAX_LINE, CsvText, Dialect, cells_of, delimiter_of, records
+from gdtrain.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BLOCK = 1 << 20
+_ROWS_OF_HEADER = 64  # a block holds about this many rows at least
+
+
+class CsvFile:
+    """A CSV file with named columns, whose cells are text.
+
+    Raises DataError for a file that can't be read, or a header that does not name the columns.
+    """
+
+    def __init__(self, path: str, dialect: Dialect) -> None:
+        self.path = path
+        self.dialect = dialect
+        with CsvText(path, dialect) as text:
+            record, line = text.first_record()
+        self.delimiter = delimiter_of(record, dialect)
+        cells = cells_of(record, self.delimiter, dialect, f"{path}: line {line}")
+        self.header_bytes = len(record)
+        self.unnamed: set[str] = set()
+        self.names = self._names(cells)
+
+    def _names(self, cells: list[str]) -> list[str]:
+        if not cells:
+            raise DataError(
+                f"{self.path}: has no header in its first line; it must name the columns"
+            )
+        numbered = [f"column_{place}" for place in range(1, len(cells) + 1)]
+        if self.dialect.header is False:
+            return numbered
+        if self.dialect.header is None and all(map(is_number, cells)):
+            raise DataError(
+                f"{self.path}: the first line holds numbers where a header names the columns; set "
+                "header: false, and the columns are column_1, column_2, … (or header: true, if "
+                "these numbers are the names)"
+            )
+        quoted = next((c for c in cells if len(c) > 1 and c[0] == c[-1] and c[0] in "'\"`"), None)
+        if quoted is not None:
+            raise DataError(
+                f"{self.path}: the name {quoted} stands in quotes of another kind; "
+                f"set quote: {_yaml_of(quoted[0])}"
+            )
+        names = [cell or number for cell, number in zip(cells, numbered, strict=True)]
+        self.unnamed = {name for name, cell in zip(names, cells, strict=True) if not cell}
+        seen: set[str] = set()
+        for name in names:
+            if name in seen:
+                text = f"column {name!r} stands twice in the header; rename one"
+                raise DataError(f"{self.path}: {text}")
+            seen.add(name)
+        return names
+
+    def batches(
+        self, names: Sequence[str], missing: Sequence[str], advance: Any = None
+    ) -> Iterator[list[pa.Array]]:
+        """Consecutive rows, each batch as one array of text for each of the named columns.
+
+        missing: cells of these texts are null. advance: is told the bytes read.
+        """
+        read = 0
+        block = max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
+        while True:
+            try:
+                for batch in self._arrow_batches(names, missing, block, read, advance):
+                    read += len(batch[0])
+                    yield batch
+                return
+            except _TooLong:
+                block = 2 * MAX_LINE
+
+    def _arrow_batches(
+        self, names: Sequence[str], missing: Sequence[str], block: int, skip: int, advance: Any
+    ) -> Iterator[list[pa.Array]]:
+        import pyarrow as pa
+        from pyarrow import csv
+
+        places = {name: str(place) for place, name in enumerate(self.names)}
+        chosen = [places[name] for name in names]
+        quote = self.dialect.quote
+        with CsvText(self.path, self.dialect) as text:
+            if self.dialect.header is not False:
+                text.first_record()
+            text.watch(self.delimiter)
+            position = 0
+            try:
+                reader = csv.open_csv(
+                    pa.PythonFile(text, "r"),
+                    csv.ReadOptions(block_size=block, column_names=list(places.values())),
+                    csv.ParseOptions(
+                        delimiter=self.delimiter, quote_char=quote, newlines_in_values=True
+                    ),
+                    csv.ConvertOptions(
+                        include_columns=chosen,
+                        column_types=dict.fromkeys(chosen, pa.string()),
+                        null_values=list(missing),
+                        strings_can_be_null=True,
+                    ),
+                )
+                for batch in reader:
+                    if text.odd:
+                        self.explain(None)
+                        text.odd = False
+                    if advance is not None:
+                        advance(text.position - position)
+                        position = text.position
+                    if batch.num_rows > skip:
+                        yield batch.slice(skip).columns
+                    skip = max(0, skip - batch.num_rows)
+                if text.odd:
+                    self.explain(None)
+            except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+                self.explain(error)
+
+    def explain(self, error: Exception | None) -> None:
+        """Raise what reading the file with all care finds wrong, or else ``error``."""
+        for _ in records(self.path, self.dialect, self.delimiter, len(self.names)):
+            pass
+        if error is not None:
+            if "straddling" in str(error):
+                raise _TooLong from error
+            if "Empty CSV" not in str(error):
+                raise DataError(f"{self.path}: {str(error).splitlines()[0]}") from error
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """What the rows of these numbers, rising from 0, are called: the lines they stand in."""
+        lines = records(self.path, self.dialect, self.delimiter, len(self.names))
+        found, at = [], 0
+        for row in rows:
+            found.append(f"line {next(islice(lines, row - at, None))}")
+            at = row + 1
+        return found
+
+
+class _TooLong(Exception):  # noqa: N818
+    """A row is longer than the block that Arrow reads."""
+
+
+def _yaml_of(mark: str) -> str:
+    return '"\'"' if mark == "'" else f"'{mark}'"

@@ -1,0 +1,298 @@
+"""The text of a CSV file: unpacked, made UTF-8, and looked at while it is read."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gdtrain.data.tables.compressed import Unpacked
+from gdtrain.errors import ConfigError, DataError
+
+MAX_LINE = 1 << 24  # bytes
+_AT_ONCE = 1 << 20
+_DELIMITERS = b",;\t|"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV file is written.
+
+    delimiter: between cells; None: the one of comma, semicolon, tab and | that is in the header
+    first. quote: around cells that hold delimiters or ends of lines. decimal: before the
+    fraction of a number. comment: how lines begin that are passed over. skip_rows: lines before the
+    header. header: whether the first line names the columns; None: it does, and is no numbers.
+    """
+
+    delimiter: str | None = None
+    quote: str = '"'
+    decimal: str = "."
+    encoding: str = "utf-8"
+    comment: str | None = None
+    skip_rows: int = 0
+    header: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("delimiter", "quote"):
+            mark = getattr(self, name)
+            if mark is not None and (
+                not isinstance(mark, str) or len(mark) != 1 or mark in "\r\n\0"
+            ):
+                raise ConfigError.of(name, f"must be one character, got {mark!r}")
+            if mark is not None and not mark.isascii():
+                raise ConfigError.of(name, f"must be an ASCII character, got {mark!r}")
+        if self.delimiter == self.quote:
+            text = f"must be one character, no quote, got {self.delimiter!r}"
+            raise ConfigError.of("delimiter", text)
+        if self.decimal not in (".", ","):
+            raise ConfigError.of("decimal", f'must be "." or ",", got {self.decimal!r}')
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            text = f"{self.encoding!r} is unknown; utf-8, latin-1 and utf-16 are among the known"
+            raise ConfigError.of("encoding", text) from None
+
+
+class CsvText(io.RawIOBase):
+    """The bytes of a CSV file in UTF-8; lines that are passed over are empty, so numbers stay.
+
+    Has ``odd`` set once a quote stands where the rules of quoting do not have one.
+
+    Raises DataError for what is not text of the encoding, for NUL characters, and for damage of a
+    compressed file.
+    """
+
+    def __init__(self, path: str, dialect: Dialect) -> None:
+        self.path = path
+        self.dialect = dialect
+        self.odd = False
+        self._raw = Unpacked(path)
+        self._decoder: Any = None
+        if codecs.lookup(dialect.encoding).name != "utf-8":
+            self._decoder = codecs.getincrementaldecoder(dialect.encoding)()
+        self._ahead = b""  # of the text, not yet given
+        self._line = b""  # of a line whose end is not yet there
+        self._quotes: _Quotes | None = None
+        self._left_to_skip = dialect.skip_rows
+        self._starts = True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
+        if not self._ahead:
+            self._ahead = self._next(_AT_ONCE if size < 0 else size)
+        block, self._ahead = self._ahead[:size], self._ahead[size:]
+        if self._quotes is not None:
+            self._quotes.look(block)
+            self.odd |= self._quotes.odd or (not block and self._quotes.inside)
+        return block
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_raw"):
+            self._raw.close()
+        super().close()
+
+    def first_record(self) -> tuple[bytes, int]:
+        """The first line that is not empty, with those that belong to its quoted cells.
+
+        Also gives the number of the line it begins in; after it, quotes are looked at.
+        """
+        line, number, begins, record = b"", 0, 0, b""
+        while line := self._readline():
+            number += 1
+            if not record and not line.strip():
+                continue
+            begins = begins or number
+            record += line
+            if not record.count(self.dialect.quote.encode()) % 2:
+                break
+        return record.rstrip(b"\r\n"), begins
+
+    def watch(self, delimiter: str) -> None:
+        """From here on, see whether quotes stand where they may."""
+        self._quotes = _Quotes(ord(self.dialect.quote), ord(delimiter))
+
+    def _readline(self) -> bytes:
+        while True:
+            end = _END.search(self._ahead)
+            if end is not None and end.end() < len(self._ahead):
+                break
+            more = self._next(_AT_ONCE)
+            if not more:
+                break
+            self._ahead += more
+            if len(self._ahead) > MAX_LINE and _END.search(self._ahead) is None:
+                raise self.too_long()
+        stop = len(self._ahead) if end is None else end.end()
+        line, self._ahead = self._ahead[:stop], self._ahead[stop:]
+        return line
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as it is, that have been read."""
+        return self._raw.position
+
+    def too_long(self) -> DataError:
+        message = f"a line is longer than {MAX_LINE >> 20} MiB; is it text with one row a line?"
+        return DataError(f"{self.path}: {message}")
+
+    def _next(self, size: int) -> bytes:
+        """Further text, whole lines where some are to be passed over; none at the end only."""
+        passes_over = bool(self.dialect.comment or self.dialect.skip_rows)
+        while True:
+            block = self._raw.read(size)
+            text = self._decoded(block)
+            if b"\0" in text:
+                what = "holds a NUL character, so it is not text; save it as UTF-8"
+                raise DataError(f"{self.path}: {what}, or set encoding")
+            if not passes_over:
+                if text or not block:
+                    return text
+                continue
+            self._line += text
+            whole, end, rest = self._line.rpartition(b"\n") if block else (self._line, b"", b"")
+            self._line = rest
+            if whole or end or not block:
+                return self._without(whole + end)
+
+    def _decoded(self, block: bytes) -> bytes:
+        try:
+            text = block
+            if self._decoder is not None:
+                text = self._decoder.decode(block, final=not block).encode()
+        except UnicodeError as error:
+            raise self.not_text() from error
+        if self._starts and block:
+            self._starts = False
+            if self._decoder is None and text.startswith(
+                (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+            ):
+                raise DataError(f"{self.path}: is UTF-16 text; set encoding: utf-16")
+            text = text.removeprefix(codecs.BOM_UTF8)
+        return bytes(text)
+
+    def not_text(self) -> DataError:
+        name = "UTF-8" if self._decoder is None else self.dialect.encoding
+        hint = "save it as UTF-8, or set encoding, such as encoding: latin-1"
+        return DataError(f"{self.path}: is not {name} text; {hint}")
+
+    def _without(self, text: bytes) -> bytes:
+        """The text with lines that are to be skipped, and comments, made empty."""
+        if self._left_to_skip:
+            *skipped, text = text.split(b"\n", self._left_to_skip)
+            self._left_to_skip -= len(skipped)
+            text = b"\n" * len(skipped) + (b"" if self._left_to_skip else text)
+        if self.dialect.comment:
+            text = re.sub(b"(?m)^" + re.escape(self.dialect.comment.encode()) + b".*$", b"", text)
+        return text
+
+
+_END = re.compile(rb"\r\n|\n|\r")
+
+
+class _Quotes:
+    """Sees whether each quote opens or closes a cell, or is one of two within a cell."""
+
+    def __init__(self, quote: int, delimiter: int) -> None:
+        self.quote = quote
+        self.beside = np.zeros(256, dtype=bool)  # what may stand beside a quoted cell
+        self.beside[[delimiter, 10, 13, quote]] = True
+        self.odd = self.inside = False
+        self._last = 10
+        self._closed = False  # the last character was a closing quote
+
+    def look(self, block: bytes) -> None:
+        if not block:
+            return
+        text = np.frombuffer(block, dtype=np.uint8)
+        if self._closed and not self.beside[text[0]]:
+            self.odd = True
+        self._closed = False
+        if bytes([self.quote]) in block:
+            places = np.flatnonzero(text == self.quote)
+            opening, closing = places[self.inside :: 2], places[not self.inside :: 2]
+            before = text[opening - 1]
+            if len(opening) and opening[0] == 0:
+                before[0] = self._last
+            after = text[closing[closing < len(text) - 1] + 1]
+            if not (self.beside[before].all() and self.beside[after].all()):
+                self.odd = True
+            self.inside ^= bool(len(places) % 2)
+            self._closed = bool(len(closing)) and int(closing[-1]) == len(text) - 1
+        self._last = int(text[-1])
+
+
+# ── with all care ───────────────────────────────────────────────────────────────────────────
+
+
+def delimiter_of(record: bytes, dialect: Dialect) -> str:
+    """The delimiter of a file whose header is ``record``: that of the dialect, or by the rule."""
+    if dialect.delimiter is not None:
+        return dialect.delimiter
+    outside = b"".join(record.split(dialect.quote.encode())[::2])
+    return next((chr(mark) for mark in _DELIMITERS if mark in outside), ",")
+
+
+def cells_of(record: bytes, delimiter: str, dialect: Dialect, place: str) -> list[str]:
+    """The cells of one record. Raises DataError, naming ``place``, for bad quoting."""
+    try:
+        text = io.StringIO(record.decode(errors="replace"), newline="")
+        reader = csv.reader(text, delimiter=delimiter, quotechar=dialect.quote, strict=True)
+        return [cell.strip() for cell in next(reader, [])]
+    except csv.Error as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def records(path: str, dialect: Dialect, delimiter: str, width: int) -> Iterator[int]:
+    """The lines that the rows below the header begin in, one by one.
+
+    Slow, and strict about quotes: what says which line it is that can't be read. Raises DataError
+    with that line, for a row without ``width`` cells too.
+    """
+    csv.field_size_limit(MAX_LINE)
+    stream = CsvText(path, dialect)
+    with io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8", newline="") as text:
+        reader = csv.reader(
+            _lines(stream, text), delimiter=delimiter, quotechar=dialect.quote, strict=True
+        )
+        line, named = 1, dialect.header is False
+        try:
+            for row in reader:
+                if row and not named:
+                    named = True
+                elif row:
+                    if len(row) != width:
+                        raise DataError(
+                            f"{path}: line {line} has {len(row)} cells, but the header has {width}"
+                        )
+                    for cell in row:
+                        if cell[:1] in (" ", "\t") and cell.lstrip()[:1] == dialect.quote:
+                            what = "a blank stands before a quote; remove the blank"
+                            raise DataError(f"{path}: line {line}: {what}")
+                    yield line
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}: line {reader.line_num}: {error}") from error
+        except UnicodeDecodeError as error:
+            raise stream.not_text() from error
+
+
+def _lines(stream: CsvText, file: io.TextIOWrapper) -> Iterator[str]:
+    """The lines, none of them longer than can be a row."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) > MAX_LINE:
+            raise stream.too_long()
+        yield line

@@ -1,0 +1,77 @@
+"""Tables whose columns are known: those that a trained model predicts for, or is evaluated on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from gdtrain.data.tables.cells import marks_of
+from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.csv_text import Dialect
+from gdtrain.data.tables.encoding import Faults, TableEncoder
+from gdtrain.data.tables.table_files import TableFiles
+from gdtrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class TableStyle:
+    """How a run's tables are written and read: the settings of its data source that say so."""
+
+    dialect: Dialect
+    marks: Sequence[str]
+    ignore_unknown: bool = False
+
+    @classmethod
+    def of(cls, data: Any) -> TableStyle:
+        """That of a data section, which need not be a table's."""
+        there = {each.name: getattr(data, each.name, None) for each in fields(Dialect)}
+        dialect = Dialect(**{name: value for name, value in there.items() if value is not None})
+        ignore = getattr(data, "unknown_category", "error") == "ignore"
+        return cls(dialect, marks_of(getattr(data, "missing_values", None)), ignore)
+
+
+class KnownTable:
+    """The rows of a table with known columns, as inputs.
+
+    Raises DataError for a column that is missing.
+    """
+
+    def __init__(
+        self, path: str, columns: Sequence[Column], style: TableStyle, files: Any = None
+    ) -> None:
+        self.path = path
+        self.files = TableFiles(path, style.dialect) if files is None else files
+        self.names = [column.name for column in columns]
+        self._marks = style.marks
+        self._encoder = TableEncoder(
+            columns, style.marks, style.dialect.decimal, ignore_unknown=style.ignore_unknown
+        )
+        there = set(self.files.names)
+        for name in self.names:
+            if name not in there:
+                text = f"has no column {name!r}, which the model was trained on"
+                raise DataError(f"{path}: {text}")
+        self.rows = 0
+
+    def batches(self) -> Iterator[tuple[Tensor, Faults]]:
+        """Inputs [n, …] float64 of consecutive rows, and what is wrong with some of them.
+
+        A row that is wrong has some inputs, which mean nothing. Raises DataError if there are no
+        rows.
+        """
+        self.rows = 0
+        for batch in self.files.batches(self.names, self._marks):
+            inputs, faults = self._encoder.inputs(batch)
+            self.rows += len(inputs)
+            yield inputs, faults
+        if not self.rows:
+            raise DataError(f"{self.path}: has no rows; at least one is needed")
+
+    def fault(self, inputs: Tensor, faults: Faults) -> DataError:
+        """The error of the first row that is wrong, of the batch that was given last."""
+        first = min(faults)
+        place = self.files.places([self.rows - len(inputs) + first])[0]
+        return DataError(f"{self.path}: {place}, {faults[first]}")

@@ -1,0 +1,242 @@
+"""A table that has been read: its cells as numbers, and how they become inputs and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from gdtrain.data.names import counted
+from gdtrain.data.tables.column import Array, Column, Fill, inputs_of
+from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.data.tables.scan import ColumnScan
+from gdtrain.data.tables.understanding import (
+    FEWEST_COUNTED,
+    MANY_SHARE,
+    MANY_VALUES,
+    Places,
+    yaml_text,
+)
+from gdtrain.errors import DataError
+
+_SHOWN = 30  # columns of a table that are shown
+
+
+@dataclass(frozen=True)
+class MissingRules:
+    """What is done about missing cells: one rule for all columns, or one for each by name.
+
+    indicator: whether columns with missing cells get a further input that says where.
+    """
+
+    rule: Fill | Mapping[str, Fill] = "error"
+    indicator: bool | Sequence[str] = False
+
+    def of(self, name: str) -> Fill:
+        if isinstance(self.rule, str):
+            return self.rule
+        return self.rule.get(name, "error")
+
+    def indicated(self, name: str) -> bool:
+        return self.indicator if isinstance(self.indicator, bool) else name in self.indicator
+
+
+@dataclass(frozen=True)
+class LoadedTable:
+    """Rows of a table as a source gives them, before the split.
+
+    cells: [n, columns] float64, as :func:`inputs_of` takes them. targets: [n, k] float64, or labels
+    [n] int64 of ``class_names``. parts: which rows train and which validate, where that is said;
+    else stratify and shuffle say how they are drawn, as in :func:`split`.
+    """
+
+    cells: Array
+    columns: list[Column]
+    targets: Tensor
+    class_names: list[str] | None
+    missing: MissingRules
+    notes: tuple[str, ...] = ()
+    parts: tuple[Tensor, Tensor] | None = None
+    stratify: bool = False
+    shuffle: bool = True
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def learnt(self, training: Tensor) -> list[Column]:
+        """The columns with what stands for missing cells, by the rows of the training part."""
+        rows = None if len(training) == len(self) else training.numpy()
+        columns = []
+        for place, column in enumerate(self.columns):
+            part = self.cells[:, place] if rows is None else self.cells[rows, place]
+            column = column.learn(part, self.missing.of(column.name))
+            flagged = bool(column.missing) and self.missing.indicated(column.name)
+            columns.append(replace(column, indicator=flagged))
+        return columns
+
+    def data(self, training: Tensor) -> LoadedData:
+        """Inputs and targets, missing cells filled in by the training part."""
+        columns = self.learnt(training)
+        inputs = inputs_of(self.cells, columns)
+        return LoadedData(inputs, self.targets, self.class_names, columns)
+
+
+# ── what is suspicious ──────────────────────────────────────────────────────────────────────
+
+
+def check_suspicious(
+    path: str,
+    scans: Sequence[ColumnScan],
+    columns: Sequence[Column],
+    unnamed: set[str],
+    asked_for: set[str],
+) -> None:
+    """Raise DataError for columns that are hardly meant as inputs, unless they are asked for.
+
+    Those without a name, a first one that counts the rows, dates, and text of many values.
+    """
+    faults, names = [], []
+    for place, (scan, column) in enumerate(zip(scans, columns, strict=True)):
+        if scan.name in asked_for:
+            continue
+        reason = _suspicion(scan, column, place == 0 and len(columns) > 1, scan.name in unnamed)
+        if reason is not None:
+            makes = "no input" if not column.width else counted(column.width, "input")
+            faults.append(f"column {scan.name!r} {reason}, and would make {makes}")
+            names.append(scan.name)
+    if faults:
+        listed = ", ".join(map(yaml_text, names))
+        raise DataError(
+            f"{path}: {'; '.join(faults)}; leave out what is no input with exclude: [{listed}], or "
+            f"take it as it is with keep: [{listed}]" + _of_dates(columns, names)
+        )
+
+
+def _of_dates(columns: Sequence[Column], names: Sequence[str]) -> str:
+    dates = any(column.first_day is not None and column.name in names for column in columns)
+    return "; a date is then the days since the first one" if dates else ""
+
+
+def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: bool) -> str | None:
+    if is_unnamed:
+        return "has no name"
+    if column.first_day is not None:
+        return f"holds dates ({column.distinct:,} different)" if column.distinct else "holds dates"
+    if column.categories is None:
+        counts = scan.text is None and scan.counts_rows and scan.begins in (0, 1)
+        if is_first and counts and scan.rows >= FEWEST_COUNTED:
+            return f"counts the rows, from {scan.begins:g} on"
+        return None
+    many = len(column.categories)
+    if many > MANY_VALUES and many > MANY_SHARE * scan.rows:
+        return f"is text with {many:,} different values in {counted(scan.rows, 'row')}"
+    return None
+
+
+# ── missing cells ───────────────────────────────────────────────────────────────────────────
+
+
+def check_missing(
+    path: str,
+    places: Places,
+    scans: Sequence[ColumnScan],
+    columns: Sequence[Column],
+    targets: Sequence[str],
+    rules: MissingRules,
+) -> list[str]:
+    """Names of the columns whose rows are dropped where they have no value.
+
+    Raises DataError, naming all columns with missing cells and the ways out, if some are left.
+    """
+    missing, unsaid, dropped = [], [], []
+    for scan, column in zip(scans, columns, strict=True):
+        if not scan.missing:
+            continue
+        name, rule = scan.name, rules.of(scan.name)
+        if scan.missing == scan.rows and name not in targets:
+            text = f"column {name!r} has no values at all; leave it out: exclude:"
+            raise DataError(f"{path}: {text} [{yaml_text(name)}]")
+        if not isinstance(rules.rule, str) and column.categories and rule in ("mean", "median"):
+            raise DataError(
+                f"{path}: column {name!r} is text, which has no {rule}; "
+                f"set missing: {{{yaml_text(name)}: most_frequent}}"
+            )
+        missing.append((scan, column))
+        if rule == "drop":
+            dropped.append(name)
+        elif rule == "error" or name in targets:
+            unsaid.append(scan)
+    if unsaid:
+        told = _counts_of_missing(unsaid, places)
+        raise DataError(f"{path}: missing cells: {told}; {_ways_out(missing, targets, rules)}")
+    return dropped
+
+
+def _counts_of_missing(scans: Sequence[ColumnScan], places: Places) -> str:
+    firsts = sorted({scan.first_missing or 0 for scan in scans})
+    found = dict(zip(firsts, places(firsts), strict=True))
+    return ", ".join(
+        f"{scan.missing:,} of {scan.rows:,} in {scan.name!r} (first in "
+        f"{found[scan.first_missing or 0]})"
+        for scan in scans
+    )
+
+
+def _ways_out(
+    missing: Sequence[tuple[ColumnScan, Column]], targets: Sequence[str], rules: MissingRules
+) -> str:
+    """The settings that say what to do about missing cells."""
+    drop = "missing: drop leaves those rows out"
+    of_targets = any(scan.name in targets for scan, _ in missing)
+    if isinstance(rules.rule, str) and not of_targets:
+        return (
+            f"{drop}; missing: mean, median or most_frequent fills them in from the training part "
+            "(of text always most_frequent), and indicator: true adds inputs that say where"
+        )
+    each = {}
+    for scan, column in missing:
+        rule = rules.of(scan.name)
+        if rule == "error":
+            rule = "mean" if column.categories is None else "most_frequent"
+        each[scan.name] = "drop" if scan.name in targets else rule
+    by_name = ", ".join(f"{yaml_text(name)}: {rule}" for name, rule in each.items())
+    said = f"; missing: {{{by_name}}} says it column by column" if len(each) > 1 else ""
+    return drop + said + ("; what a target is can't be filled in" if of_targets else "")
+
+
+# ── the table of columns ────────────────────────────────────────────────────────────────────
+
+
+def described(columns: Sequence[Column], missing: MissingRules) -> str:
+    """The columns as a table of text: type, missing cells, different values, what they become."""
+    head = ("column", "type", "missing", "distinct", "becomes")
+    rows = [head, *(_described(column, missing) for column in columns[:_SHOWN])]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if len(columns) > _SHOWN:
+        lines.append(f"… and {len(columns) - _SHOWN:,} more columns")
+    return "\n".join(lines)
+
+
+def _described(column: Column, missing: MissingRules) -> tuple[str, str, str, str, str]:
+    distinct = "many" if column.distinct is None else f"{column.distinct:,}"
+    becomes = {"number": "a number", "date": "days since the first one"}.get(column.kind)
+    if column.categories is not None:
+        becomes = f"{counted(len(column.categories), 'one-hot input')}"
+    if column.missing:
+        becomes = f"{becomes}, {_filled(column, missing.of(column.name))}"
+        if missing.indicated(column.name):
+            becomes += ", a flag where missing"
+    kind = "text" if column.kind == "category" else column.kind
+    return column.name[:40], kind, f"{column.missing:,}", distinct, str(becomes)
+
+
+def _filled(column: Column, rule: Fill) -> str:
+    if rule == "drop":
+        return "rows without it left out"
+    name = "most_frequent" if column.categories is not None else rule
+    return f"missing: {name.replace('_', ' ')}"

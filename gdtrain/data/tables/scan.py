@@ -1,0 +1,424 @@
+"""One pass over the rows of a table: what each column is, and its cells as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gdtrain.data.tables.cells import Kind, days, kind_of
+from gdtrain.data.tables.column import Array, Column
+
+MOST_COUNTED = 32  # different numbers that are counted of a column
+_ROWS_TOLD = 8  # numbers of rows that are remembered of what is wrong with a column
+
+
+@dataclass
+class ColumnScan:
+    """What has been seen of a column.
+
+    text: its cells are taken as text; else they are numbers so far. missing: cells without a
+    value; not_finite: infinities, or NaN that is not missing; each with the row of the first.
+    distinct: the different numbers, None once they are more than are counted.
+    """
+
+    name: str
+    text: TextCells | None = None
+    rows: int = 0
+    numbers: int = 0  # before it was text
+    missing: int = 0
+    first_missing: int | None = None
+    not_finite: int = 0
+    first_not_finite: int | None = None
+    distinct: Array | None = field(default_factory=lambda: np.empty(0))
+    counts_rows: bool = True  # each number is the one before it and 1
+    last: float | None = None
+    begins: float | None = None
+    from_dates: bool = False  # the file itself says that these are dates
+    least: float = 0.0  # of dates, the first day
+
+    def add_numbers(self, cells: Array, first_row: int, missing: int) -> None:
+        """Take notice of further cells, NaN where ``missing`` of them are."""
+        if missing and self.first_missing is None:
+            self.first_missing = first_row + int(np.isnan(cells).argmax())
+        self.missing += missing
+        self.rows += len(cells)
+        self.numbers += len(cells) - missing
+        if self.counts_rows:
+            self._look_whether_it_counts(cells)
+        if self.distinct is not None:
+            self._count(cells)
+
+    def add_not_finite(self, wrong: Array, first_row: int) -> None:
+        self.not_finite += int(wrong.sum())
+        if self.first_not_finite is None:
+            self.first_not_finite = first_row + int(wrong.argmax())
+
+    def _look_whether_it_counts(self, cells: Array) -> None:
+        first = float(cells[0])
+        self.begins = first if self.begins is None else self.begins
+        last, goes_on = float(cells[-1]), self.last is None or first == self.last + 1
+        self.counts_rows = (
+            goes_on
+            and last == first + (len(cells) - 1)
+            and np.array_equal(cells, first + np.arange(len(cells)))
+        )
+        self.last = last
+
+    def _count(self, cells: Array) -> None:
+        assert self.distinct is not None
+        for part in (cells[:256], cells):
+            known = (
+                np.isin(part, self.distinct) if len(self.distinct) else np.zeros(len(part), bool)
+            )
+            new = part[~(known | np.isnan(part))]
+            if len(new):
+                self.distinct = np.union1d(self.distinct, new)
+                if len(self.distinct) > MOST_COUNTED:
+                    self.distinct = None
+                    return
+
+
+class TextCells:
+    """The different texts of a column, numbered as they come, and how often each stands there.
+
+    missing: texts that stand for no value. start: the row from which on the column is text.
+    """
+
+    def __init__(self, missing: frozenset[str], start: int = 0) -> None:
+        self.missing = missing
+        self.start = start
+        self.numbers: dict[str, int] = {}
+        self.counts = np.zeros(0, dtype=np.int64)
+        self.first_rows = np.zeros(0, dtype=np.int64)
+
+    def add(self, cells: Any, first_row: int) -> Array:
+        """The number of each cell of an Arrow array of text, NaN where it is missing."""
+        coded = cells.dictionary_encode()
+        places = np.array([self._number(text) for text in coded.dictionary.to_pylist()] + [-1])
+        local = coded.indices.fill_null(len(places) - 1).to_numpy(zero_copy_only=False)
+        codes = places[local]
+        self._note(codes, first_row)
+        return np.where(codes < 0, np.nan, codes)
+
+    def _number(self, text: str | None) -> int:
+        text = (text or "").strip()
+        if text in self.missing:
+            return -1
+        return self.numbers.setdefault(text, len(self.numbers))
+
+    def _note(self, codes: Array, first_row: int) -> None:
+        before, now = len(self.counts), len(self.numbers)
+        present = codes[codes >= 0]
+        counts = np.bincount(present, minlength=now)
+        counts[:before] += self.counts
+        self.counts = counts
+        if now > before:
+            firsts = np.full(now, -1, dtype=np.int64)
+            firsts[codes[::-1]] = first_row + np.arange(len(codes))[::-1]
+            firsts[:before] = self.first_rows
+            self.first_rows = firsts
+
+    @property
+    def texts(self) -> list[str]:
+        return list(self.numbers)
+
+
+class TableScan:
+    """Finds what the columns of a table are from all of its rows, and keeps the cells if asked to.
+
+    names: of the columns. text: those to be taken as text from the first row on. missing: texts
+    that stand for no value. decimal: what stands before a fraction.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        text: Iterable[str] = (),
+        missing: Iterable[str] = (),
+        decimal: str = ".",
+        keep: bool = True,
+        before: Callable[[int], object] | None = None,
+    ) -> None:
+        self.missing = frozenset(missing)
+        self.decimal = decimal
+        taken_as_text = set(text)
+        self.columns = [
+            ColumnScan(n, TextCells(self.missing) if n in taken_as_text else None) for n in names
+        ]
+        self.rows = 0
+        self._trim = False
+        self._cells = GrowingRows(len(self.columns), before) if keep else None
+
+    def add(self, arrays: Sequence[Any]) -> None:
+        """Take in further rows: an Arrow array for each column, of one length."""
+        size = len(arrays[0])
+        block = np.empty((size, len(self.columns)))
+        arrays = [in_one_way(array) for array in arrays]
+        plain = [place for place, column in enumerate(self.columns) if column.text is None]
+        strings = [place for place in plain if is_text(arrays[place])]
+        self._add_strings(strings, arrays, block)
+        there = set(strings)
+        for place in plain:
+            if place not in there:
+                self._add_typed(place, arrays[place], block)
+        for place, column in enumerate(self.columns):
+            if column.text is not None and place not in there:
+                block[:, place] = self._add_text(column, arrays[place])
+        if self._cells is not None:
+            self._cells.add(block)
+        self.rows += size
+
+    def _add_strings(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
+        """Columns of text that have been numbers so far: read together, which is fastest."""
+        if not places:
+            return
+        import pyarrow as pa
+
+        joined = pa.concat_arrays([arrays[place] for place in places])
+        numbers = self._as_numbers(joined)
+        if numbers is not None:
+            self._note(places, numbers.reshape(len(places), len(block)), block, joined)
+            return
+        for place in places:
+            numbers = self._as_numbers(arrays[place])
+            if numbers is not None:
+                self._note([place], numbers[None], block, arrays[place])
+                continue
+            column = self.columns[place]
+            column.text = TextCells(self.missing, self.rows)
+            block[:, place] = self._add_text(column, arrays[place])
+
+    def _as_numbers(self, cells: Any) -> Array | None:
+        """Text as float64, NaN where it is missing; None if some of it is no number."""
+        for trim in (False, True) if not self._trim else (True,):
+            numbers = as_numbers(cells, self.decimal, self.missing if trim else None)
+            if numbers is not None:
+                self._trim = trim
+                return numbers
+        return None
+
+    def _note(self, places: list[int], numbers: Array, block: Array, source: Any) -> None:
+        """numbers: [places, rows], made of ``source``."""
+        missing = np.zeros(len(places), dtype=np.int64)
+        finite = np.isfinite(numbers)
+        if not finite.all():
+            null = self._null(source).reshape(numbers.shape)
+            missing, wrong = null.sum(axis=1), ~(finite | null)
+            for row in np.flatnonzero(wrong.any(axis=1)).tolist():
+                self.columns[places[row]].add_not_finite(wrong[row], self.rows)
+            numbers = np.where(wrong, 0.0, numbers)  # they are told of as what they are
+        for place, cells, count in zip(places, numbers, missing.tolist(), strict=True):
+            self.columns[place].add_numbers(cells, self.rows, count)
+        block[:, places] = numbers.T
+
+    def _null(self, source: Any) -> Array:
+        if self._trim:
+            source = _trimmed(source, self.missing)
+        null: Array = source.is_null().to_numpy(zero_copy_only=False)
+        return null
+
+    def _add_typed(self, place: int, cells: Any, block: Array) -> None:
+        """A column that the file itself says the type of."""
+        column = self.columns[place]
+        try:
+            numbers, is_date = typed_numbers(cells)
+        except TypeError as error:
+            text = f"holds {error}, which is no number, text or date; leave it out with exclude"
+            raise TypeError(f"column {column.name!r} {text}") from None
+        missing = np.isnan(numbers)
+        if is_date and not missing.all():
+            first = float(np.floor(np.nanmin(numbers)))
+            column.least = min(first, column.least) if column.from_dates else first
+            column.from_dates = True
+        wrong = ~np.isfinite(numbers) & ~missing
+        if wrong.any():
+            column.add_not_finite(wrong, self.rows)
+            numbers = np.where(wrong, 0.0, numbers)
+        column.add_numbers(numbers, self.rows, int(missing.sum()))
+        block[:, place] = numbers
+
+    def _add_text(self, column: ColumnScan, cells: Any) -> Array:
+        assert column.text is not None
+        codes = column.text.add(as_text(cells), self.rows)
+        missing = np.isnan(codes)
+        if missing.any() and column.first_missing is None:
+            column.first_missing = self.rows + int(missing.argmax())
+        column.missing += int(missing.sum())
+        column.rows += len(codes)
+        return codes
+
+    def cells(self) -> Array:
+        """[n, columns] float64; of text, the number of each, before :meth:`settle`."""
+        assert self._cells is not None
+        return self._cells.joined()
+
+
+def settle(cells: Array, text: TextCells, column: Column, decimal: str) -> None:
+    """Put numbers, days or places of categories for the numbers of texts, in a column's cells."""
+    if column.categories is not None:
+        places = {category: place for place, category in enumerate(column.categories)}
+        values = [float(places[each]) for each in text.numbers]
+    elif column.first_day is not None:
+        values = [days(each) or 0.0 for each in text.numbers]
+    else:
+        values = [float(each.replace(decimal, ".")) for each in text.numbers]
+    table = np.array([*values, np.nan])
+    part = cells[text.start :]
+    part[:] = table[np.where(np.isnan(part), len(values), part).astype(np.int64)]
+
+
+def kinds_of(text: TextCells, decimal: str) -> tuple[list[Kind], dict[Kind, int]]:
+    """The kind of each text, and how many cells there are of each kind."""
+    kinds = [kind_of(each if decimal == "." else _with_point(each)) for each in text.numbers]
+    totals: dict[Kind, int] = {}
+    for kind, count in zip(kinds, text.counts.tolist(), strict=True):
+        totals[kind] = totals.get(kind, 0) + count
+    return kinds, totals
+
+
+def _with_point(text: str) -> str:
+    """With a decimal point, where a comma stands for it."""
+    return text.translate(_SWAPPED)
+
+
+_SWAPPED = str.maketrans(",.", ".,")
+
+
+class GrowingRows:
+    """Rows of float64 in pieces that are as many as are needed, and at last one array.
+
+    before: called with the bytes that are to be taken, before they are.
+    """
+
+    def __init__(self, width: int, before: Callable[[int], object] | None = None) -> None:
+        self.width = width
+        self.length = 0
+        self._before = before
+        self._pieces: list[Array] = []
+        self._room = 0
+
+    def add(self, rows: Array) -> None:
+        while len(rows):
+            if not self._room:
+                self._room = 1 + _PIECE // (8 * self.width)
+                if self._before is not None:
+                    self._before(_PIECE)
+                self._pieces.append(np.empty((self._room, self.width)))
+            piece, taken = self._pieces[-1], min(self._room, len(rows))
+            at = len(piece) - self._room
+            piece[at : at + taken] = rows[:taken]
+            rows = rows[taken:]
+            self._room -= taken
+            self.length += taken
+
+    def joined(self) -> Array:
+        """All rows, [n, width]; each piece is given back as soon as it is copied."""
+        if len(self._pieces) == 1:
+            return self._pieces[0][: self.length]
+        out, at = np.empty((self.length, self.width)), 0
+        self._pieces.reverse()
+        while self._pieces:
+            piece = self._pieces.pop()[: self.length - at]
+            out[at : at + len(piece)] = piece
+            at += len(piece)
+        return out
+
+
+# From this size on, the C library gives memory back to the system when it is freed.
+_PIECE = 32 << 20
+
+
+# ── Arrow's arrays ──────────────────────────────────────────────────────────────────────────
+
+
+def in_one_way(cells: Any) -> Any:
+    """Text, in whatever way a file holds it, as Arrow's plain strings; else the cells."""
+    import pyarrow as pa
+
+    kind = cells.type
+    if pa.types.is_string(kind):
+        return cells
+    if pa.types.is_dictionary(kind):
+        return in_one_way(cells.dictionary_decode())
+    others = ("is_large_string", "is_string_view", "is_binary", "is_large_binary")
+    return cells.cast(pa.string()) if any(getattr(pa.types, o)(kind) for o in others) else cells
+
+
+def is_text(cells: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(cells.type))
+
+
+def as_text(cells: Any) -> Any:
+    """Cells as text, whole numbers without a point."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if is_text(cells):
+        return cells
+    if pa.types.is_floating(cells.type) and pc.all(pc.equal(pc.floor(cells), cells)).as_py():
+        cells = cells.cast(pa.int64())
+    return cells.cast(pa.string())
+
+
+def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Array | None:
+    """Text as float64, NaN for null; None if some of it is no number.
+
+    missing: take blanks off, and these texts for null.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if missing is not None:
+        cells = _trimmed(cells, missing)
+    if decimal == ",":
+        if pc.any(pc.match_substring(cells, ".")).as_py():
+            return None
+        cells = pc.replace_substring(cells, ",", ".")
+    try:
+        numbers: Array = cells.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        return None
+    return numbers
+
+
+def _trimmed(cells: Any, missing: frozenset[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    bare = pc.utf8_trim_whitespace(cells)
+    marks = pa.array(sorted(missing), pa.string())
+    return pc.if_else(pc.is_in(bare, marks), pa.scalar(None, pa.string()), bare)
+
+
+def typed_numbers(cells: Any) -> tuple[Array, bool]:
+    """Numbers, truth values and dates as float64, NaN for null, and whether they are dates.
+
+    Dates are days since 1970-01-01. Raises TypeError for what is none of these.
+    """
+    import pyarrow as pa
+
+    kind = cells.type
+    is_date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    if is_date:
+        unit = pa.int64()
+        moments = cells.cast(pa.timestamp("us")).cast(unit).cast(pa.float64())
+        found: Array = moments.to_numpy(zero_copy_only=False) / 86400e6
+        return found, True
+    if pa.types.is_null(kind):
+        return np.full(len(cells), np.nan), False
+    if not (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        raise TypeError(str(kind))
+    if pa.types.is_boolean(kind):
+        cells = cells.cast(pa.int8())
+    return cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), False

@@ -1,0 +1,410 @@
+"""The data source ``table``: CSV, Parquet, Feather and JSON lines with named columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
+
+from gdtrain.data.free_memory import check_memory
+from gdtrain.data.names import counted
+from gdtrain.data.tables.cells import MISSING, marks_of
+from gdtrain.data.tables.choice import check_columns
+from gdtrain.data.tables.column import Array, Column, Fill
+from gdtrain.data.tables.csv_text import Dialect
+from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.loaded import (
+    LoadedTable,
+    MissingRules,
+    check_missing,
+    check_suspicious,
+    described,
+)
+from gdtrain.data.tables.scan import TableScan
+from gdtrain.data.tables.table_files import TableFiles
+from gdtrain.data.tables.understanding import (
+    AsText,
+    Understanding,
+    settle_columns,
+)
+from gdtrain.errors import ConfigError, DataError
+from gdtrain.registry import register_source
+from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings
+
+Names = Annotated[list[str], Field(min_length=1)]
+Mark = Annotated[str, Field(min_length=1, max_length=1)]
+
+
+class ValidationTable(Settings):
+    """Where the validation part is, if it is not a part of the table."""
+
+    path: FilePath
+    """A table with the same columns, relative to the working directory."""
+
+
+class Table(SourceSettings):
+    """A table: CSV, Parquet, Feather or JSON lines, plain or compressed, or a folder of these.
+
+    Numeric columns are taken as they are, text one-hot by category.
+    """
+
+    path: FilePath
+    """The file, relative to the working directory; a folder, or a pattern such as data/*.csv, is
+    all of its files."""
+    target: str | Names
+    """Name of the target column, or of several."""
+    features: Names | None = None
+    """Names of the input columns; all but the targets if left out."""
+    exclude: list[str] = Field([])
+    """Columns that are no inputs."""
+    keep: list[str] = Field([])
+    """Columns that are inputs though they look like none: row numbers, names, dates."""
+    categorical: list[str] = Field([])
+    """Columns of numbers that stand for categories."""
+    missing: (
+        Literal["error", "drop", "mean", "median", "most_frequent"]
+        | dict[str, Literal["error", "drop", "mean", "median", "most_frequent"]]
+    ) = "error"
+    """What is done about missing cells: an error, rows left out (drop), or what is filled in,
+    learnt on the training part; for all columns, or a mapping of columns to it. Of text, the mean
+    and the median are its most frequent category."""
+    indicator: bool | list[str] = False
+    """Inputs that are 1 where a cell is missing: for all columns with missing cells, or these."""
+    missing_values: list[str] | None = None
+    """Cells that stand for no value; if left out, empty ones, NA, N/A, NaN, ?, NULL and None, in
+    upper or lower case."""
+    unknown_category: Literal["error", "ignore"] = "error"
+    """What a category is that was not there in training: an error, or all zeros (ignore)."""
+    validation: ValidationTable | None = None
+    """The validation part, of a file of its own."""
+    stratify: bool = False
+    """Of the validation fraction: each class has its share in both parts."""
+    shuffle: bool = True
+    """Of the validation fraction: drawn at random, or else the last rows (false)."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=2)] | None = None
+    """Of CSV, the character between cells; if left out, the first of comma, semicolon, tab and |
+    that is in the header."""
+    quote: Mark = '"'
+    """Of CSV, the character around cells that hold delimiters."""
+    decimal: Literal[".", ","] = "."
+    """Of CSV, what stands before the fraction of a number."""
+    encoding: str = "utf-8"
+    """Of CSV, the encoding, such as latin-1 or utf-16."""
+    comment: Mark | None = None
+    """Of CSV, how lines begin that are passed over."""
+    skip_rows: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of CSV, how many lines stand before the header."""
+    header: bool | None = None
+    """Of CSV, whether the first line names the columns; without, they are column_1, column_2, …"""
+
+    @field_validator("validation", "stratify", "shuffle")
+    @classmethod
+    def _has_an_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        fraction, own_file = info.data.get("validation_fraction"), info.data.get("validation")
+        if info.field_name == "validation" and value is not None and fraction:
+            raise ValueError(
+                "can't be set together with validation_fraction; remove one of the two"
+            )
+        if info.field_name == "stratify" and value and (not fraction or own_file):
+            raise ValueError("has no effect without validation_fraction; set it")
+        if info.field_name == "shuffle" and not value:
+            if not fraction or own_file:
+                raise ValueError("has no effect without validation_fraction; set it")
+            if info.data.get("stratify"):
+                raise ValueError(
+                    "has no effect beside stratify, which draws; remove one of the two"
+                )
+        return value
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        r"""A tab may be written as '\t', which YAML reads as a backslash and a t."""
+        if value is not None and value != "\\t" and len(value) != 1:
+            raise ValueError(f"must be one character, got {value!r}")
+        return "\t" if value == "\\t" else value
+
+
+@register_source("table", Table)
+@register_source("csv", Table)
+def read_table(
+    path: str,
+    target: str | list[str],
+    *,
+    features: list[str] | None = None,
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    missing: Fill | Mapping[str, Fill] = "error",
+    indicator: bool | Sequence[str] = False,
+    missing_values: Sequence[str] | None = None,
+    unknown_category: str = "error",
+    delimiter: str | None = None,
+    quote: str = '"',
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    comment: str | None = None,
+    skip_rows: int = 0,
+    header: bool | None = None,
+    validation: ValidationTable | None = None,
+    stratify: bool = False,
+    shuffle: bool = True,
+    loss: LossSettings | None = None,
+) -> LoadedTable:
+    """Read a table whose columns are understood by stated rules; see docs/tables.md.
+
+    loss: says whether targets are numbers or classes; without one, text is classes.
+
+    Raises DataError, with place and count, for what is not understood, and ConfigError for
+    settings that can't work.
+    """
+    dialect = Dialect(delimiter, quote, decimal, encoding, comment, skip_rows, header)
+    files = TableFiles(path, dialect)
+    reading = TableReading(files, target, features, exclude, keep, categorical)
+    reading.missing_values = missing_values
+    reading.rules = MissingRules(missing, indicator)
+    reading.loss = loss
+    reading.ignore_unknown = unknown_category == "ignore"
+    table = reading.loaded(None if validation is None else validation.path)
+    return replace(table, stratify=stratify, shuffle=shuffle)
+
+
+class TableReading:
+    """One reading of a table: its columns chosen, looked at, and kept as numbers."""
+
+    def __init__(
+        self,
+        files: TableFiles,
+        target: str | list[str],
+        features: list[str] | None = None,
+        exclude: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+    ) -> None:
+        if features is not None and exclude:
+            raise ConfigError.of("exclude", "has no effect beside features; remove one of the two")
+        self.files = files
+        self.targets = [target] if isinstance(target, str) else target
+        self.chosen = check_columns(
+            files.path, files.names, features, self.targets, categorical, exclude, keep
+        )
+        self.asked_for = {*(features or ()), *keep, *categorical}
+        self.categorical = set(categorical)
+        self.missing_values: Sequence[str] | None = None
+        self.rules = MissingRules()
+        self.loss: LossSettings | None = None
+        self.ignore_unknown = False
+        self.advance: Callable[[int], object] | None = None
+
+    def loaded(self, validation: str | None = None) -> LoadedTable:
+        """All of it in memory. validation: the path of a table that is the validation part."""
+        check_memory(self.files.path, self.files.nbytes())
+        seen = self.scanned(keep=True)
+        cells, target_cells = seen.inputs.cells(), seen.targets.cells()
+        decimal = self.files.dialect.decimal
+        settle_columns(cells, seen.inputs.columns, seen.columns, decimal)
+        settle_columns(target_cells, seen.targets.columns, seen.target_columns, decimal)
+        if seen.dropped:
+            stay = seen.staying(cells, target_cells)
+            cells, target_cells = cells[stay], target_cells[stay]
+            if not len(cells):
+                text = "no row is left where those with missing cells are left out"
+                raise DataError(f"{self.files.path}: {text}")
+        parts = None
+        if validation is not None:
+            held_out = self._held_out(validation, seen)
+            parts = torch.arange(len(cells)), len(cells) + torch.arange(len(held_out[0]))
+            cells, target_cells = map(
+                np.concatenate, zip((cells, target_cells), held_out, strict=True)
+            )
+        labels, names = self._labels(target_cells, seen.target_columns)
+        notes = (described(seen.columns, self.rules),)
+        return LoadedTable(cells, seen.columns, labels, names, self.rules, notes, parts)
+
+    def _held_out(self, path: str, seen: Seen) -> tuple[Array, Array]:
+        """Cells and targets of a table that has the columns of this one."""
+        files = TableFiles(path, self.files.dialect)
+        names = [*self.chosen, *self.targets]
+        check_columns(files.path, files.names, self.chosen, self.targets)
+        encoders = [
+            TableEncoder(columns, self.marks, files.dialect.decimal, ignore_unknown=ignored)
+            for columns, ignored in (
+                (seen.columns, self.ignore_unknown),
+                (seen.target_columns, False),
+            )
+        ]
+        found: list[tuple[Array, Array]] = []
+        row = 0
+        for batch in files.batches(names, self.marks):
+            halves = (batch[: len(self.chosen)], batch[len(self.chosen) :])
+            (cells, wrong), (targets, more) = (
+                encoder.cells(half) for encoder, half in zip(encoders, halves, strict=True)
+            )
+            stay = seen.staying(cells, targets)
+            faults = self._unfilled(cells, targets, seen, stay) | more | wrong
+            if faults:
+                first = min(faults)
+                place = files.places([row + first])[0]
+                raise DataError(f"{path}: {place}, {faults[first]}")
+            row += len(cells)
+            found.append((cells[stay], targets[stay]))
+        if not any(len(cells) for cells, _ in found):
+            raise DataError(f"{path}: has no rows for the validation part; at least one is needed")
+        inputs, outputs = zip(*found, strict=True)
+        return np.concatenate(inputs), np.concatenate(outputs)
+
+    def _unfilled(self, cells: Array, targets: Array, seen: Seen, stay: Array) -> dict[int, str]:
+        """Rows that stay and have a missing cell which nothing is to stand for."""
+        faults = {}
+        for part, columns in ((cells, seen.columns), (targets, seen.target_columns)):
+            for place, column in enumerate(columns):
+                filled = part is cells and self.rules.of(column.name) not in ("error", "drop")
+                for row in (
+                    () if filled else np.flatnonzero(np.isnan(part[:, place]) & stay).tolist()
+                ):
+                    faults[row] = f"column {column.name!r} has no value"
+        return faults
+
+    def scanned(self, keep: bool) -> Seen:
+        """What a pass over the rows says of the columns, or another where one is text late.
+
+        keep: whether the cells stay in memory. Raises DataError for what can't be trained on.
+        """
+        text = set(self.categorical)
+        while True:
+            inputs, targets = (
+                self._scan(names, text, keep) for names in (self.chosen, self.targets)
+            )
+            self._read_through(inputs, targets)
+            try:
+                columns, target_columns = self._understood(inputs), self._understood(targets)
+            except AsText as late:
+                text.update(late.names)
+                continue
+            seen = Seen(inputs, targets, columns, target_columns)
+            return replace(seen, dropped=self._checked(seen))
+
+    def _read_through(self, inputs: TableScan, targets: TableScan) -> None:
+        width = len(self.chosen)
+        for batch in self.batches():
+            try:
+                inputs.add(batch[:width])
+                targets.add(batch[width:])
+            except TypeError as error:
+                raise DataError(f"{self.files.path}: {error}") from error
+        if not inputs.rows:
+            text = "has no rows below its header; at least one is needed"
+            raise DataError(f"{self.files.path}: {text}")
+
+    def batches(self) -> Iterator[list[Any]]:
+        """Consecutive rows: an Arrow array for each input column, then for each target."""
+        return self.files.batches([*self.chosen, *self.targets], self.marks, self.advance)
+
+    @property
+    def marks(self) -> list[str]:
+        return marks_of(self.missing_values)
+
+    def _scan(self, names: Sequence[str], text: set[str], keep: bool) -> TableScan:
+        return TableScan(
+            names,
+            text=text,
+            missing=self.marks,
+            decimal=self.files.dialect.decimal,
+            keep=keep,
+            before=lambda nbytes: check_memory(self.files.path, nbytes),
+        )
+
+    def _understood(self, scan: TableScan) -> list[Column]:
+        understanding = Understanding(
+            self.files.path,
+            self.files.places,
+            self.categorical,
+            self.asked_for,
+            MISSING if self.missing_values is None else self.missing_values,
+            self.files.dialect.decimal,
+        )
+        return understanding.columns(scan.columns)
+
+    def _checked(self, seen: Seen) -> list[str]:
+        """Refuse what can't be trained on; names of columns whose rows are left out if missing."""
+        path, inputs = self.files.path, seen.inputs.columns
+        self._check_targets(seen.targets, seen.target_columns)
+        check_suspicious(path, inputs, seen.columns, self.files.unnamed, self.asked_for)
+        scans, columns = [*inputs, *seen.targets.columns], [*seen.columns, *seen.target_columns]
+        return check_missing(path, self.files.places, scans, columns, self.targets, self.rules)
+
+    def _check_targets(self, targets: TableScan, columns: list[Column]) -> None:
+        path = self.files.path
+        for scan, column in zip(targets.columns, columns, strict=True):
+            if column.kind == "number":
+                continue
+            if column.kind == "category" and len(columns) > 1:
+                text = f"target {column.name!r} is not numeric; of several, all must be"
+                raise DataError(f"{path}: {text}")
+            if self.loss is None or self.loss.targets.classes:
+                continue
+            if not self.loss.targets.binary or len(column.categories or ()) != 2:
+                raise ConfigError.of("target", self._not_numbers(scan, column, self.loss))
+
+    def _not_numbers(self, scan: Any, column: Column, loss: LossSettings) -> str:
+        kind = "text" if column.categories is not None else "dates"
+        first = "" if not column.categories or scan.text is None else f" {scan.text.texts[0]!r}"
+        row = 0 if scan.text is None or not len(scan.text.first_rows) else scan.text.first_rows[0]
+        place = self.files.places([int(row)])[0]
+        present = scan.rows - scan.missing
+        return (
+            f"{column.name!r} of {self.files.path} holds {kind} in {counted(present, 'cell')}, the "
+            f"first{first} in {place}, and {loss.name} learns numbers; use a loss over classes, "
+            "such as cross_entropy, or write numbers"
+        )
+
+    def _labels(self, cells: Array, columns: Sequence[Column]) -> tuple[Tensor, list[str] | None]:
+        """Targets as numbers, or as labels and the names of the classes."""
+        if columns[0].categories is not None:
+            return torch.from_numpy(cells[:, 0].astype(np.int64)), columns[0].categories
+        if self.loss is None or not self.loss.targets.classes or len(columns) > 1:
+            return torch.from_numpy(cells), None
+        return _numbered_classes(cells, getattr(self.loss, "ignore_index", None))
+
+
+_FEW = 10  # numbers that are taken for classes, however few rows there are
+
+
+def _numbered_classes(cells: Array, ignored: int | None) -> tuple[Tensor, list[str] | None]:
+    """Numbers [n, 1] as labels of classes that bear them as names; 0, 1, … are what they are."""
+    labels = cells[:, 0]
+    there = np.unique(labels[labels != ignored])
+    whole = bool(len(there)) and bool((there == np.round(there)).all())
+    counted = whole and bool((there == np.arange(len(there))).all())
+    hardly_classes = len(there) > max(_FEW, len(labels) // 2)
+    if not whole or counted or hardly_classes:
+        return torch.from_numpy(cells), None
+    places = np.searchsorted(there, labels)
+    if ignored is not None:
+        places = np.where(labels == ignored, ignored, places)
+    return torch.from_numpy(places), [f"{label:.0f}" for label in there]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass over a table has seen. dropped: columns whose rows are left out if missing."""
+
+    inputs: TableScan
+    targets: TableScan
+    columns: list[Column]
+    target_columns: list[Column]
+    dropped: Sequence[str] = ()
+
+    def staying(self, cells: Array, targets: Array) -> Array:
+        """Which rows have values in all columns where that is asked for, [n] bool."""
+        bad = np.zeros(len(cells), dtype=bool)
+        for part, columns in ((cells, self.columns), (targets, self.target_columns)):
+            for place, column in enumerate(columns):
+                if column.name in self.dropped:
+                    bad |= np.isnan(part[:, place])
+        return ~bad
