@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gdtrain.analysis.monitors.trajectory import Trajectory as Trajectory
     from gdtrain.analysis.monitors.updates import FullLoss as FullLoss
     from gdtrain.analysis.monitors.updates import UpdateRatio as UpdateRatio
+    from gdtrain.analysis.sweep.sweep import sweep as sweep
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.data.batch import Batch as Batch
@@ -135,6 +136,7 @@ _HOMES = {
     "register_source": "gdtrain.registry",
     "register_trainer": "gdtrain.registry",
     "register_variance_reduction": "gdtrain.registry",
+    "sweep": "gdtrain.analysis.sweep.sweep",
 }
 
 __all__ = sorted(_HOMES)

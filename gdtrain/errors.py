@@ -80,3 +80,10 @@ class ProcessError(GdtrainError, RuntimeError):
 
 class MissingPackageError(GdtrainError, ImportError):
     """A package that belongs to an extra of gdtrain is not installed."""
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    own = type(error).__module__.startswith("gdtrain.")
+    return text if own and text else f"{type(error).__name__}: {text}".rstrip(": ")

@@ -143,6 +143,7 @@ PUBLIC = [
     "mapped",
     "mean_over_samples",
     "plot_history",
+    "sweep",
 ]
 
 

@@ -14,6 +14,7 @@ from gdtrain.cli.options import (
     add_quiet,
     import_modules,
     results_alone,
+    split_settings,
 )
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.training.safety.signals import current_desk
@@ -44,7 +45,7 @@ def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
     import_modules(options.imports)
     from gdtrain.config.comparison import load_forms
 
-    paths, overrides = _split(options.configs)
+    paths, overrides = split_settings(options.configs)
     forms = load_forms(paths, overrides, _names(options.loaders))
     from gdtrain.cli.jobs.compare import CompareJob
     from gdtrain.training.placement.compiler_import import leave_compiler_out
@@ -68,7 +69,7 @@ def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
 def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
     """What is wrong with the options themselves: (option, what)."""
     found = []
-    paths, _ = _split(options.configs)
+    paths, _ = split_settings(options.configs)
     if not paths:
         found.append(("config", "missing; give at least one configuration file"))
     if options.loaders is not None and len(paths) > 1:
@@ -100,12 +101,6 @@ def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _names(loaders: str | None) -> list[str]:
     return [] if loaders is None else [name.strip() for name in loaders.split(",")]
-
-
-def _split(given: list[str]) -> tuple[list[str], list[str]]:
-    """Configuration files, and settings on the command line."""
-    overrides = [word for word in given if "=" in word and not Path(word).is_file()]
-    return [word for word in given if word not in overrides], overrides
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from gdtrain.cli.plot import plot
 from gdtrain.cli.predict import predict
 from gdtrain.cli.replay import replay
 from gdtrain.cli.schema import schema
+from gdtrain.cli.sweep import sweep
 from gdtrain.cli.train import train
 from gdtrain.cli.verify import verify
 from gdtrain.errors import (
@@ -53,6 +54,7 @@ COMMANDS = {
     "predict": predict,
     "replay": replay,
     "schema": schema,
+    "sweep": sweep,
     "train": train,
     "verify": verify,
 }

@@ -98,6 +98,12 @@ def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def split_settings(given: list[str]) -> tuple[list[str], list[str]]:
+    """Of words in any order: configuration files, and settings, ``section.key=value``."""
+    settings = [word for word in given if "=" in word and not Path(word).is_file()]
+    return [word for word in given if word not in settings], settings
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """The option of a command that says what it does while it works."""
     parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")

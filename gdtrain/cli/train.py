@@ -34,6 +34,7 @@ commands, each with a --help of its own:
   predict    predict for the rows of a file with the model of a run
   replay     rebuild the state before any update of a run, and look at it
   schema     the JSON Schema of configurations, for editors
+  sweep      train at each point of a grid of settings, and compare
   train      the same as without a command
   verify     whether gradient and updates are those of plain PyTorch
 

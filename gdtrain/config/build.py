@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
-from gdtrain.config.building.data import prepare_data
+from gdtrain.config.building.data import SharedSources, prepare_data, read_source
 from gdtrain.config.building.loss import build_loss
 from gdtrain.config.building.memory import out_of_memory
 from gdtrain.config.building.model import sized_model
@@ -65,15 +65,20 @@ class BuiltRun:
     notes: tuple[str, ...] = ()
 
 
-def build(config: Config, callbacks: list[Callback] | None = None) -> BuiltRun:
+def build(
+    config: Config,
+    callbacks: list[Callback] | None = None,
+    sources: SharedSources | None = None,
+) -> BuiltRun:
     """Build everything that the configuration names, with its seed.
 
-    callbacks: appended to those that the configuration asks for.
+    callbacks: appended to those that the configuration asks for. sources: keeps what it has read,
+    for the next call.
     Raises ConfigError whose faults bear the keys of the sections at fault, without places.
     """
     seed_everything(config.seed)
     with stage("data"):
-        data = prepare_data(config)
+        data = prepare_data(config, read_source if sources is None else sources.read)
     loader = _loader(config, data.training)
     with stage("data"):
         validation = None if data.validation is None else BatchLoader(data.validation)

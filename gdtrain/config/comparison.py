@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gdtrain import registry
+from gdtrain.config.grid import loader_settings
 from gdtrain.config.load import load_config
 from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import Config
@@ -17,7 +18,6 @@ from gdtrain.settings import Settings
 
 # What decides the problem, the start and the arithmetic; the rest is how it is gone about.
 COMMON = ("seed", "device", "data", "model", "loss", "precision", "strategy", "trainer")
-DEFAULT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,10 @@ def load_forms(
 
 
 def _under(path: str, overrides: Sequence[str], loader: str) -> FormConfig:
-    """The configuration with another loader; its own loader keeps its settings."""
-    name, _, size = loader.partition(":")
+    """The configuration with another loader."""
     config, document = load_config(path, overrides)
-    if getattr(config.loader, "name", None) != name:
-        size = size or (str(DEFAULT_BATCH_SIZE) if name == "minibatch" else "")
-        swapped = f"loader={{name: {name}, batch_size: {size}}}" if size else f"loader={name}"
-        config, document = load_config(path, [*overrides, swapped])
-    elif size:
-        config, document = load_config(path, [*overrides, f"loader.batch_size={size}"])
+    if settings := loader_settings(loader, getattr(config.loader, "name", None)):
+        config, document = load_config(path, [*overrides, *settings])
     return FormConfig(loader, config, document)
 
 

@@ -121,13 +121,14 @@ def read_text(text: str, name: str) -> Document:
     return reader.document
 
 
-def apply_overrides(document: Document, overrides: list[str]) -> None:
+def apply_overrides(document: Document, overrides: list[str], first: int = 1) -> None:
     """Put ``section.key=value`` settings into the document, in order; ``null`` removes a key.
 
     Values are YAML, with the same rules as in a file. A place on the command line is given as
-    (number of the override, column in it). Faults go into the document.
+    (number of the override, column in it). first: the number of the first one. Faults go into the
+    document.
     """
-    for number, text in enumerate(overrides, start=1):
+    for number, text in enumerate(overrides, start=first):
         key, equals, value = text.partition("=")
         place = Place("command line", number, 1)
         if not equals or not _OVERRIDE_KEY.fullmatch(key):

@@ -178,7 +178,8 @@ def test_a_dry_run_whose_validation_loss_is_not_finite_ends_with_3(capsys, lr, l
         (
             "minimise",
             "to train, start with --config FILE; the commands are compare, convert, evaluate, "
-            "export, init, landscape, list, lr-range, plot, predict, replay, schema, train, verify",
+            "export, init, landscape, list, lr-range, plot, predict, replay, schema, sweep, train, "
+            "verify",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from gdtrain.data.builtin.digits import digits
 from gdtrain.data.tables.preparation import Preprocessing, split
 from gdtrain.errors import CheckpointError, DataError, OutputError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.run_directory import write_summary
+from gdtrain.output.run_results import write_summary
 
 DIGITS = """\
 seed: 3

@@ -24,6 +24,7 @@ from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.jobs import logs
 from gdtrain.cli.jobs.resume import is_restart, settings_of, take_up
 from gdtrain.config.build import BuiltRun, build, stage
+from gdtrain.config.building.data import SharedSources
 from gdtrain.config.load import dump
 from gdtrain.config.places import Document, key_path
 from gdtrain.config.schema import Config
@@ -31,7 +32,7 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
-from gdtrain.output import run_directory
+from gdtrain.output import run_directory, run_results
 from gdtrain.output.console import Console
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.metrics_log import MetricsLog
@@ -71,6 +72,7 @@ class TrainJob:
     verify_data: bool = False
     quiet: bool = False
     results: TextIO | None = None
+    sources: SharedSources | None = None
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
@@ -110,10 +112,10 @@ class TrainJob:
                 console.close()
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
-                    write = partial(run_directory.write_summary, directory, trainer, status)
+                    write = partial(run_results.write_summary, directory, trainer, status)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
-            summary = run_directory.summary_of(trainer, status)
+            summary = run_results.summary_of(trainer, status)
             if leads:
                 self._result({"directory": str(directory)} | summary)
             if status == "non_finite":
@@ -133,7 +135,7 @@ class TrainJob:
         """What the configuration names, tried on its first batch, with the engine of the run."""
         with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
-            run = build(self.config)
+            run = build(self.config, sources=self.sources)
             for note in run.notes if run.trainer.world.rank == 0 else ():
                 say(note)
             self._check_first_batch(run)
@@ -162,7 +164,7 @@ class TrainJob:
         if status in ("done", "stopped"):  # all ranks have a part in the weights
             files = {run_directory.WEIGHTS: snapshot.weights(trainer), **_averages(trainer)}
             for name, weights in files.items() if leads else ():
-                faults.attempt(name, partial(run_directory.write_weights, directory, weights, name))
+                faults.attempt(name, partial(run_results.write_weights, directory, weights, name))
         if leads and status != "interrupted":
             return logs.draw_loss(self.config, directory)
         return ""

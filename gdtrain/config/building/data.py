@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,16 @@ from gdtrain.training.metrics import losses_of_errors
 logger = logging.getLogger("gdtrain")
 
 
-def prepare_data(config: Config) -> PreparedData:
-    """Read, check, split and standardise what the data section names."""
+Loaded = LoadedData | LoadedTable | ConvertedFolder | Dataset[Any] | PreparedData
+
+
+def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None) -> PreparedData:
+    """Read, check, split and standardise what the data section names.
+
+    read: :func:`read_source`, or what keeps what that has given.
+    """
     section = config.data
-    loaded = _read(config)
+    loaded = (read or read_source)(config)
     if isinstance(loaded, PreparedData):
         return loaded
     if isinstance(loaded, Dataset):
@@ -160,9 +166,8 @@ def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | No
     return max(highest + 1, len(names or ()))
 
 
-def _read(
-    config: Config,
-) -> LoadedData | LoadedTable | ConvertedFolder | Dataset[Any] | PreparedData:
+def read_source(config: Config) -> Loaded:
+    """What the source of the data gives, before it is split."""
     section = config.data
     given = registry.make(
         "source",
@@ -177,6 +182,26 @@ def _read(
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise DataError(f"source {section.source!r} must give (inputs, targets) or a Dataset")
     return LoadedData(as_tensor(given[0], "inputs"), as_tensor(given[1], "targets"))
+
+
+class SharedSources:
+    """Data that several runs of one process read once: the newest, since others may be large.
+
+    A generated source draws anew for each seed; what is split and standardised is each run's own.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._loaded: Loaded | None = None
+
+    def read(self, config: Config) -> Loaded:
+        """The same as :func:`read_source`."""
+        source = registry.find("source", config.data.source)
+        seed = config.seed if source.takes("seed") else None
+        key = (config.data, config.loss, config.precision == "fp64", seed)
+        if self._loaded is None or key != self._key or config.data.source == "stream":
+            self._key, self._loaded = key, read_source(config)
+        return self._loaded
 
 
 def _check_range(targets: Tensor, loss: LossSettings, first_row: int) -> None:

@@ -1,0 +1,1 @@
+"""Many runs of one problem, over the settings of a grid."""

@@ -1,0 +1,66 @@
+"""What a run leaves in its directory when it is over: its weights, and its summary."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.format import write_weights as write_file
+from gdtrain.output.metrics_file import finite
+from gdtrain.output.run_directory import SUMMARY, WEIGHTS
+from gdtrain.training.trainer import Trainer
+from gdtrain.version import __version__
+
+
+def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS) -> None:
+    """Put the final weights in the place of what may be there; raises StorageError on failure."""
+    unfinished = directory / f"{disk.UNFINISHED}{name}"
+    with disk.needed(name):
+        unfinished.unlink(missing_ok=True)
+        with disk.cleaned_up(unfinished):
+            write_file(unfinished, weights)
+            unfinished.replace(directory / name)
+        disk.sync_directory(directory)
+
+
+def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
+    """Write summary.json, with null for numbers that are not finite, and return its content.
+
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
+    Raises StorageError if it can't be written.
+    """
+    summary = summary_of(trainer, status)
+    with disk.needed(SUMMARY):
+        text = json.dumps(finite(summary), indent=1) + "\n"
+        disk.replace_file(directory / SUMMARY, text.encode())
+    return summary
+
+
+def summary_of(trainer: Trainer, status: str) -> dict[str, Any]:
+    """How a run has ended, in numbers."""
+    record = trainer.history.epochs[-1] if trainer.history.epochs else {}
+    validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
+    return {
+        "status": status,
+        "reason": trainer.stop_reason,
+        "epochs": trainer.progress.epoch,
+        "steps": trainer.progress.step,
+        "samples": trainer.progress.samples,
+        "seconds": round(trainer.progress.seconds, 3),
+        "train": {"loss": record["train_loss"]} if record else {},
+        "validation": validation,
+        "device": str(trainer.device),
+        "engine": trainer.engine.name,
+        "versions": {
+            "gdtrain": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }

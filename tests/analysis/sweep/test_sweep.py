@@ -1,0 +1,273 @@
+"""``gdtrain.sweep``: each point once, as if it had been trained alone, whatever happens between."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.processes import start
+from scipy import stats
+from torch import nn
+
+import gdtrain
+from gdtrain import BatchLoader, Trainer
+from gdtrain.analysis.sweep.grid import points_of
+from gdtrain.analysis.sweep.result import Sweep
+from gdtrain.errors import ConfigError, MissingPackageError, OutputError
+
+X = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True)
+
+
+def make(lr, seed=0, fails=False):
+    if fails:
+        raise RuntimeError("no such\nthing")
+    torch.manual_seed(seed)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, Y)), device="cpu")
+
+
+def alone(epochs, **point):
+    trainer = make(**point)
+    return trainer.fit(epochs)[-1]["train_loss"]
+
+
+def test_each_row_is_the_run_alone():
+    grid = {"lr": [0.01, 0.1], "seed": range(3)}
+    rows = gdtrain.sweep(make, grid, epochs=7)
+    assert [(row["lr"], row["seed"]) for row in rows] == [
+        (lr, s) for lr in grid["lr"] for s in (0, 1, 2)
+    ]
+    assert [row["run"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert (row["status"], row["updates"], row["epochs"]) == ("done", 7, 7)
+        assert row["train_loss"] == alone(7, lr=row["lr"], seed=row["seed"])
+    assert rows.best["lr"] == 0.1
+    assert not rows.interrupted
+
+
+def test_rows_are_ready_for_pandas():
+    pandas = pytest.importorskip("pandas")
+    rows = gdtrain.sweep(make, {"lr": [0.01, 0.1], "seed": [0, 1]}, epochs=2)
+    frame = pandas.DataFrame(rows)
+    assert len(frame) == 4
+    assert frame.groupby("lr").train_loss.mean()[0.1] == pytest.approx(
+        np.mean([alone(2, lr=0.1, seed=seed) for seed in (0, 1)])
+    )
+
+
+def test_what_diverges_or_raises_is_a_row_with_its_reason():
+    rows = gdtrain.sweep(make, {"lr": [0.1, 1e30], "fails": [False, True]}, epochs=9)
+    assert [row["status"] for row in rows] == ["done", "failed", "diverged", "failed"]
+    assert rows[1]["reason"] == "RuntimeError: no such thing"
+    assert rows[2]["reason"].startswith("loss is ")
+    assert rows.best["lr"] == 0.1
+    text = str(rows)
+    assert "1 diverged" in text
+    assert "1 failed" in text
+
+
+def test_a_function_may_measure_by_itself():
+    def measure(a, b):
+        return {"cost": torch.tensor(a * b), "big": math.inf, "name": "x"}
+
+    rows = gdtrain.sweep(measure, {"a": [1.0, 2.0], "b": [3.0]}, by="cost")
+    assert [row["cost"] for row in rows] == [3.0, 6.0]
+    assert (rows[0]["big"], rows[0]["name"]) == (None, "x")
+    assert rows.best["a"] == 1.0
+
+
+def test_a_sweep_goes_on_where_it_was_and_may_grow(tmp_path):
+    made = []
+
+    def counted(lr, seed):
+        made.append((lr, seed))
+        return make(lr, seed)
+
+    first = gdtrain.sweep(
+        counted, {"lr": [0.1], "seed": [0, 1]}, epochs=3, directory=tmp_path / "s"
+    )
+    again = gdtrain.sweep(
+        counted, {"lr": [0.1, 0.2], "seed": [0, 1, 2]}, epochs=3, directory=tmp_path / "s"
+    )
+    assert sorted(made) == sorted({(lr, seed) for lr in (0.1, 0.2) for seed in (0, 1, 2)})
+    assert [again[0], again[1]] == list(first)
+    assert sorted(row["run"] for row in again) == [1, 2, 3, 4, 5, 6]
+    lines = (tmp_path / "s" / "rows.csv").read_text().splitlines()
+    assert len(lines) == 7
+    with pytest.raises(OutputError, match="another configuration, which differs in epochs"):
+        gdtrain.sweep(counted, {"lr": [0.1]}, epochs=4, directory=tmp_path / "s")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(OutputError, match="holds no sweep"):
+        gdtrain.sweep(counted, {"lr": [0.1]}, epochs=4, directory=tmp_path / "notes")
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    class Dies(gdtrain.Callback):
+        def on_epoch_end(self, trainer, record):
+            if record["epoch"] == 5 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                raise KeyboardInterrupt
+
+    def fragile(lr):
+        trainer = make(lr)
+        trainer.callbacks.append(Dies())
+        return trainer
+
+    cut = gdtrain.sweep(fragile, {"lr": [0.1, 0.2]}, epochs=9, directory=tmp_path / "s")
+    assert cut.interrupted
+    assert list(cut) == []
+    whole = gdtrain.sweep(fragile, {"lr": [0.1, 0.2]}, epochs=9, directory=tmp_path / "s")
+    assert [row["train_loss"] for row in whole] == [alone(9, lr=0.1), alone(9, lr=0.2)]
+
+
+def test_random_points_have_all_seeds():
+    grid = {"a": range(10), "b": range(10), "seed": range(3)}
+    points = points_of(grid, random=7)
+    assert len(points) == 21
+    assert len({(p["a"], p["b"]) for p in points}) == 7
+    assert points == points_of(grid, random=7)
+    assert points != points_of(grid, random=7, random_seed=1)
+    assert len(points_of(grid, random=1000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("grid", "options", "message"),
+    [
+        ({}, {}, "grid: is empty; give at least one setting with its values"),
+        ({"lr": []}, {}, "grid.lr: has no values; give at least one"),
+        ({"lr": 0.1}, {}, "grid.lr: must be a list of values, got 0.1"),
+        ({"lr": [0.1, 0.1]}, {}, "grid.lr: holds 0.1 twice; give each value once"),
+        ({"run": [1]}, {}, "grid.run: is a column of the rows; name it otherwise"),
+        ({"lr": [0.1]}, {"random": 0}, "random: must be >= 1, got 0"),
+        ({"lr": [0.1]}, {"jobs": 0}, "jobs: must be >= 1, got 0"),
+        (
+            {"lr": [0.1]},
+            {"epochs": None},
+            "epochs: missing; give the number of epochs to train for",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(grid, options, message):
+    with pytest.raises(ConfigError) as error:
+        gdtrain.sweep(make, grid, **({"epochs": 1} | options))
+    assert str(error.value) == message
+
+
+def test_what_a_file_cannot_keep_is_refused_with_a_directory(tmp_path):
+    grid = {"lr": [0.1], "seed": [object()]}
+    with pytest.raises(ConfigError, match=r"^grid.seed: holds what a file can't keep"):
+        gdtrain.sweep(make, grid, epochs=1, directory=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_missing_extra_is_named_with_its_install_line(monkeypatch):
+    for name, options in (("joblib", {"jobs": 2}), ("distributed", {"cluster": "tcp://x:1"})):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+        with pytest.raises(MissingPackageError, match=r"pip install 'gdtrain\[(sweep|cluster)\]'"):
+            gdtrain.sweep(make, {"lr": [0.1]}, epochs=1, **options)
+
+
+# ── what the rows say ───────────────────────────────────────────────────────────────────────
+
+
+def rows_of(values, status="done"):
+    return [
+        {"lr": lr, "seed": seed, "run": 0, "status": "done" if v is not None else "diverged"}
+        | {"train_loss": v}
+        for lr, own in values.items()
+        for seed, v in enumerate(own)
+    ]
+
+
+def test_settings_are_compared_over_their_seeds():
+    draw = np.random.default_rng(0)
+    hard = draw.lognormal(0, 1, 8)
+    values = {lr: list(f * hard * draw.lognormal(0, 0.1, 8)) for lr, f in ((0.1, 3), (0.3, 1))}
+    sweep = Sweep(rows_of(values), ["lr", "seed"], None, interrupted=False)
+    first, second = sweep.groups()
+    assert (first.setting, second.setting) == ({"lr": 0.3}, {"lr": 0.1})
+    assert first.mean(log=True).center == pytest.approx(stats.gmean(values[0.3]))
+    (pair,) = sweep.pairs()
+    expected = stats.ttest_rel(np.log(values[0.1]), np.log(values[0.3]))
+    assert pair.p == pytest.approx(expected.pvalue)
+    assert sweep.sentence() == "Use lr=0.3: it is better than every other setting."
+    few = Sweep(
+        rows_of({lr: own[:4] for lr, own in values.items()}),
+        ["lr", "seed"],
+        None,
+        interrupted=False,
+    )
+    assert few.sentence() == (
+        "lr=0.3 was best; 4 runs of it can't say whether to use it, 5 seeds or more can."
+    )
+
+
+def test_equal_settings_are_not_told_apart():
+    draw = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        values = {lr: list(draw.lognormal(0, 1, 5)) for lr in (0.1, 0.2, 0.3)}
+        sweep = Sweep(rows_of(values), ["lr", "seed"], None, interrupted=False)
+        wrong += sweep.sentence().startswith("Use ")
+    assert wrong <= 10
+
+
+def test_rates_that_diverge_are_counted_and_out_of_the_running():
+    values = {0.1: [1.0] * 5, 0.2: [0.95] * 5, 0.3: [2.0] * 5, 9.0: [None] * 5}
+    sweep = Sweep(rows_of(values), ["lr", "seed"], None, interrupted=False)
+    assert sweep.sensitivity() == {"all": 0.5}
+    assert sweep.sentence() == "Use lr=0.2: it is better than every other setting."
+    assert "5 diverged" in str(sweep)
+    none = Sweep(rows_of({9.0: [None] * 5}), ["lr", "seed"], None, interrupted=False)
+    assert none.sentence() == "No setting has a number for each of its runs."
+    assert none.best is None
+
+
+# ── several processes, and kills ────────────────────────────────────────────────────────────
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+import gdtrain
+from gdtrain import BatchLoader, Trainer
+
+X = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True)
+
+def make(lr, seed):
+    torch.manual_seed(seed)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, Y)), device="cpu")
+
+rows = gdtrain.sweep(make, {"lr": [0.01, 0.1], "seed": range(6)}, epochs=300, jobs=int(sys.argv[1]),
+                     directory=sys.argv[2])
+print(rows)
+"""
+
+
+def rows_on_disk(directory):
+    """(settings, train_loss) of each row."""
+    found = [json.loads(path.read_text()) for path in Path(directory, "rows").glob("*.json")]
+    return sorted((row["lr"], row["seed"], row["train_loss"]) for row in found)
+
+
+@pytest.mark.long
+def test_two_processes_give_the_same_rows_and_a_killed_sweep_goes_on(tmp_path):
+    whole = [(lr, seed, alone(300, lr=lr, seed=seed)) for lr in (0.01, 0.1) for seed in range(6)]
+    arguments = ["-c", SCRIPT, "2", str(tmp_path / "s")]
+    with start(*arguments) as running:
+        running.wait_for(lambda: len(list((tmp_path / "s/rows").glob("*.json"))) >= 2)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+    before = rows_on_disk(tmp_path / "s")
+    assert set(before) <= set(whole)
+    with start(*arguments) as running:
+        assert running.wait() == 0, running.err
+    assert rows_on_disk(tmp_path / "s") == whole
