@@ -63,7 +63,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         required=True,
-        help="the configuration (YAML), or -; of several, merged, the later ones win",
+        help="the configuration (YAML), or -; of several the later win",
     )
     parser.add_argument(
         "overrides",
