@@ -38,6 +38,8 @@ def check_consistent(state: Mapping[str, Any], trainer: Trainer) -> None:
     """
     _check_counters(state, trainer)
     _check_generators(state)
+    if len(trainer.optimizers) > 1:  # each of which has been compared with its own
+        return
     _check_settings(state["optimizer"]["groups"], trainer)
     _check_schedule(state, trainer)
     _check_rates(state, trainer)

@@ -73,6 +73,9 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
             torch._C._set_grad_enabled(True)
         optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
         made()
+    elif isinstance(several := getattr(optimizer, "of", None), dict):
+        for one in several.values():  # which is counted when the first has stepped
+            descend(one, made, gathered(one))
     else:
         with before_hooks(optimizer, made):
             optimizer.step()

@@ -34,11 +34,13 @@ class UpdateGuard(Protocol):
     """What is asked of the guard outside of it.
 
     found: what :meth:`check` saw last: the loss, if it was asked of it, and the first gradient
-        that is not finite. broken_off: whether the last update was made in part.
+        that is not finite. broken_off: whether the last update was made in part; stepped: by
+        which of several optimizers.
     """
 
     found: tuple[float | None, str | None]
     broken_off: bool
+    stepped: list[str]
 
     @property
     def deferred(self) -> bool:
@@ -47,7 +49,12 @@ class UpdateGuard(Protocol):
     def before_step(self, own_step: bool) -> None:
         """Keep what a forward pass changes."""
 
-    def check(self, loss: Tensor | None = None, work: Work | None = None) -> None:
+    def check(
+        self,
+        loss: Tensor | None = None,
+        work: Work | None = None,
+        of: torch.optim.Optimizer | None = None,
+    ) -> None:
         """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag."""
 
     def check_rungs(self) -> None:
@@ -114,20 +121,22 @@ class Run(Protocol):
     outputs: what the model gave in the batch's passes, for who wants to see it before the update.
     called_rungs: methods of the trainer that an own ``train_step`` has called in this update.
     captured_step: the number of updates, as a tensor, while an engine captures a step.
+    clip_grad_norm, clip_grad_value: a bound, or several by the names of optimizers, or None.
+    updater: the optimizer, or several as one, of which groups and state are to be read alone.
     terms: what is noted of the update that is being made, besides its loss.
     own_state: names of attributes that a subclass has registered as state.
     """
 
     model: nn.Module
     loss: Callable[[Any, Any], Tensor] | None
-    optimizer: torch.optim.Optimizer
+    updater: torch.optim.Optimizer
     loader: Loader | None
     schedule: ScheduleStepper
     metrics: dict[str, Metric]
     callbacks: list[Callback]
     evaluate_in: Literal["whole", "batches"]
-    clip_grad_norm: float | None
-    clip_grad_value: float | None
+    clip_grad_norm: Any
+    clip_grad_value: Any
     microbatches: MicrobatchSize
 
     device: torch.device
@@ -158,6 +167,14 @@ class Run(Protocol):
     @property
     def guard(self) -> UpdateGuard:
         """What keeps updates from doing harm."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The only one. Raises ModelError if there are several."""
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """All of them by name; a single one has none."""
 
     @property
     def step_weights(self) -> LossWeights:

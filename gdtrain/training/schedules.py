@@ -239,6 +239,11 @@ class ScheduleStepper:
             group["lr"] = rate
 
     @property
+    def schedulers(self) -> dict[str, Scheduler]:
+        """Those that there are, by the names of their optimizers; a single one has none."""
+        return {} if self.scheduler is None else {"": self.scheduler}
+
+    @property
     def own_code(self) -> list[Any]:
         """Schedulers, and functions of t, that are neither PyTorch's nor the project's."""
         waiting, found = [self.scheduler] if self.scheduler is not None else [], []

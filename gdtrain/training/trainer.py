@@ -60,6 +60,7 @@ from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.gradients import accumulation as gradient
 from gdtrain.training.gradients import loss_weights
+from gdtrain.training.gradients.accumulation import trained
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.losses.known_means import mean_of
@@ -77,7 +78,8 @@ from gdtrain.training.progress import History, Progress
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
-from gdtrain.training.schedules import Scheduler, ScheduleStepper
+from gdtrain.training.schedules import Scheduler
+from gdtrain.training.several import Optimizers, check_bounds, each, stepper, together
 from gdtrain.training.sharding import is_sharded
 from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
@@ -94,14 +96,17 @@ class Trainer:
         configuration has for it, such as ``"mse"``; ``"model"`` for a model that is called with the
         inputs by name and gives its loss, as Hugging Face's do; None if a subclass overrides
         :meth:`compute_loss`.
-    optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too.
+    optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too. Or several
+        by name, of different parameters: after one backward pass each is stepped, in this order;
+        an own :meth:`train_step` steps those of :attr:`optimizers` that it wants.
     loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
         one of one's own.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
         keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
-    scheduler: any ``torch.optim.lr_scheduler``, stepped once per ``scheduler_per``:
-        ``"epoch"`` or ``"step"``, before callbacks are told of the epoch's end.
+    scheduler: any ``torch.optim.lr_scheduler``, or several by the names of their optimizers,
+        stepped once per ``scheduler_per``: ``"epoch"`` or ``"step"``, before callbacks are told of
+        the epoch's end.
     scheduler_metric: what ReduceLROnPlateau is given, after the epochs that have it: a key of
         their records; by default val_loss, or train_loss in a run without validation.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
@@ -110,7 +115,8 @@ class Trainer:
         ``compute`` and ``reset`` (as in torchmetrics), is taken part by part. Or a list of names
         that a configuration has for them: ``["mae"]``.
     callbacks: called in this order, after the validation.
-    clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element.
+    clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element; of all
+        that is trained, or of each optimizer, by its name.
     microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
         as many as ``memory_limit`` allows.
     memory_limit: bytes, or text such as ``512MB``, for the activations of a slice, and for the
@@ -147,19 +153,19 @@ class Trainer:
         self,
         model: nn.Module,
         loss: str | Callable[[Any, Any], Tensor] | None = None,
-        optimizer: torch.optim.Optimizer | str | None = None,
+        optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | str | None = None,
         loader: Loader | None = None,
         *,
         device: str | torch.device = "auto",
         precision: Precision | None = None,
-        scheduler: Scheduler | None = None,
+        scheduler: Scheduler | Mapping[str, Scheduler] | None = None,
         scheduler_per: Literal["epoch", "step"] = "epoch",
         scheduler_metric: str | None = None,
         validation: Loader | Validation | None = None,
         metrics: Mapping[str, Metric | str] | Sequence[str] | None = None,
         callbacks: Sequence[Callback] = (),
-        clip_grad_norm: float | None = None,
-        clip_grad_value: float | None = None,
+        clip_grad_norm: float | Mapping[str, float] | None = None,
+        clip_grad_value: float | Mapping[str, float] | None = None,
         microbatch_size: int | Literal["auto"] | None = None,
         memory_limit: int | str | None = None,
         microbatch_allow: Sequence[str] = (),
@@ -170,26 +176,26 @@ class Trainer:
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
         criterion: Callable[[Any, Any], Tensor] | None = by_name.loss(loss)
-        optimizer = by_name.optimizer(optimizer, model)
-        optimizer = checks.check_parts(
-            criterion, optimizer, loader, callbacks, needs_loss=not own_loss
-        )
+        given = by_name.optimizer(optimizer, model)
+        checks.check_parts(criterion, given, loader, callbacks, needs_loss=not own_loss)
+        updater = together(given)
         checks.check_arguments(
-            clip_grad_norm=(clip_grad_norm, 0),
-            clip_grad_value=(clip_grad_value, 0),
             accumulate_in=(accumulate_in or "fp64", ("fp64",)),
             evaluate_in=(evaluate_in, ("whole", "batches")),
         )
-        checks.check_parameters(model, criterion, optimizer, own_code=own_loss)
+        checks.check_parameters(model, criterion, updater, own_code=own_loss)
 
-        self.optimizer = optimizer
+        check_bounds("clip_grad_norm", clip_grad_norm, updater)
+        check_bounds("clip_grad_value", clip_grad_value, updater)
+
+        self.updater = updater
         self._place(model, criterion, device, precision)
         self.loader = loader
-        self.schedule = ScheduleStepper(scheduler, scheduler_per, scheduler_metric)
+        self.schedule = stepper(scheduler, scheduler_per, scheduler_metric, updater)
         self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
-        self.clip_grad_norm = clip_grad_norm
-        self.clip_grad_value = clip_grad_value
+        self.clip_grad_norm: Any = clip_grad_norm
+        self.clip_grad_value: Any = clip_grad_value
         self.engine: Engine = EagerEngine(self)  # until fit settles the choice
         if not isinstance(validation, Validation | None):
             validation = Validation(validation)
@@ -197,7 +203,8 @@ class Trainer:
 
         self.progress = Progress()
         self.history = History()
-        self.progress.lr = self.lr
+        self.progress.lr = float(updater.param_groups[0]["lr"])
+        self.rates: dict[str, float] = {}  # of the last update, of several optimizers
         self.num_epochs = 0
         self.is_fitting = False
         self.stays_in_eval = False
@@ -373,6 +380,7 @@ class Trainer:
         """Count the epoch, keep its record, and let the schedule move on."""
         record = self.progress.close_epoch()
         record["lr"] = float(self.progress.lr)
+        record |= {f"lr_{name}": rate for name, rate in self.rates.items()}
         self.history.epochs.append(record)
         if self.callbacks or self.schedule.scheduler is not None:
             self.told_of_end, self._untold = [], self._untold + 1
@@ -438,9 +446,9 @@ class Trainer:
         if self.callbacks:  # here and below: nobody's is no call, which a small model would feel
             self.emit("on_gradient", batch, loss)
         self.finish_gradient()
-        work = gathered(self.optimizer)
+        work = gathered(self.updater)
         self.guard.check(loss, work)
-        descend(self.optimizer, self.progress.made, work)
+        descend(self.updater, self.progress.made, work)
         return loss
 
     def batch_gradient(self, batch: Batch) -> Tensor:
@@ -617,9 +625,10 @@ class Trainer:
         parameters = sum(p.numel() for p in self.model.parameters())
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
         progress = self.progress
+        optimizers = " and ".join(type(one).__name__ for one in self.optimizers.values())
         return (
             f"{type(self).__name__}({type(self.model).__name__} of {parameters:,} parameters, "
-            f"{loss}, {type(self.optimizer).__name__}, {self.loader!r}, on {self.device}; "
+            f"{loss}, {optimizers}, {self.loader!r}, on {self.device}; "
             f"{progress.epoch:,} epochs, {progress.step:,} updates)"
         )
 
@@ -638,26 +647,37 @@ class Trainer:
 
     def after_update(self) -> None:
         """What an engine calls after each update: the schedule, where it goes by steps."""
-        rate = self.optimizer.param_groups[0]["lr"]  # which a schedule may change in place
+        rate = self.updater.param_groups[0]["lr"]  # which a schedule may change in place
         self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate
+        if isinstance(self.updater, Optimizers):
+            self.rates = {n: float(o.param_groups[0]["lr"]) for n, o in self.updater.of.items()}
         if self.schedule.scheduler is not None and self.schedule.by_step:
             self.schedule.after_step()
 
-    def finish_gradient(self) -> None:
-        """Clip, then show the gradient to the callbacks."""
+    def finish_gradient(self, name: str | None = None) -> None:
+        """Clip, then show the gradient to the callbacks. name: of the optimizer, of several."""
         self.called_rungs.add("finish_gradient")
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
-            self.guard.check()  # clipping would make what is infinite finite
-            gradient.clip(self._clipped(), self.clip_grad_norm, self.clip_grad_value)
+            # Clipping would make what is infinite finite.
+            self.guard.check(of=None if name is None else self.optimizers[name])
+            self._clip(name)
         if self.callbacks:
             self.emit("on_before_update")
+
+    def _clip(self, name: str | None) -> None:
+        norm, value = self.clip_grad_norm, self.clip_grad_value
+        apart = isinstance(norm, Mapping) or isinstance(value, Mapping)
+        for of in [name] if name else [*self.optimizers] if apart else [""]:
+            bounds = [b.get(of) if isinstance(b, Mapping) else b for b in (norm, value)]
+            held = trained(self.optimizers[of]) if of else self._clipped()
+            gradient.clip(held, *bounds)
 
     def _clipped(self) -> list[Tensor]:
         """Parameters in the order in which a norm is added up: model, loss, then any others.
 
         The order decides the last bits, and everybody clips ``model.parameters()``.
         """
-        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        held = [p for group in self.updater.param_groups for p in group["params"]]
         of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
         return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
@@ -680,28 +700,51 @@ class Trainer:
         return self._listeners
 
     @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """All optimizers by name; a single one has the name ``""``."""
+        return each(self.updater)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer. Raises ModelError if there are several: ``optimizers`` has them."""
+        self._check_single("optimizer")
+        return self.updater
+
+    @optimizer.setter
+    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self.updater = together(optimizer)
+
+    def _check_single(self, what: str) -> None:
+        if isinstance(self.updater, Optimizers):
+            names = ", ".join(self.updater.of)
+            message = f"trainer.{what}: there are several ({names}); use trainer.optimizers[name]"
+            raise ModelError(message)
+
+    @property
     def lr(self) -> float:
         """The learning rate as it stands, of the optimizer's first group.
 
         Setting it does what ``for group in optimizer.param_groups: group["lr"] = rate`` does, from
         the next update on. Raises ConfigError for what is no rate, and beside a schedule that
-        computes each rate anew, and so would undo it.
+        computes each rate anew, and so would undo it; ModelError if there are several optimizers.
         """
-        return float(self.optimizer.param_groups[0]["lr"])
+        self._check_single("lr")
+        return float(self.updater.param_groups[0]["lr"])
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        self.schedule.set_rate(self.optimizer, rate)
+        self._check_single("lr")
+        self.schedule.set_rate(self.updater, rate)
 
     @property
     def needs_closure(self) -> bool:
         """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
-        return checks.needs_closure(type(self.optimizer).step)
+        return checks.needs_closure(type(self.updater).step)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the data: that of the first parameter which is trained, its real one if complex."""
-        for group in self.optimizer.param_groups:
+        for group in self.updater.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
                     dtype: torch.dtype = parameter.dtype

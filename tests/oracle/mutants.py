@@ -108,11 +108,11 @@ LISTS_THAT_GO_STALE = (
         "a parameter that is unfrozen later is not guarded",
         "training/safety/finite_guard.py",
         "        if work is None:\n            seen = [",
-        "        first = vars(self).setdefault('_first', trained(self.trainer.optimizer))\n"
+        "        first = vars(self).setdefault('_first', trained(self.trainer.updater))\n"
         "        if True:\n            seen = [",
         also=(
             (
-                "                for group in self.trainer.optimizer.param_groups\n"
+                "                for group in (of or self.trainer.updater).param_groups\n"
                 '                for parameter in group["params"]\n'
                 "                if (gradient",
                 "                for parameter in first\n                if (gradient",
@@ -139,9 +139,9 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "ranks exchange the gradients of what was trained at first",
         "training/gradients/exact.py",
-        "return exchange_gradients(world, trained(trainer.optimizer), loss)",
+        "return exchange_gradients(world, trained(trainer.updater), loss)",
         "return exchange_gradients("
-        "world, vars(self).setdefault('_first', trained(trainer.optimizer)), loss)",
+        "world, vars(self).setdefault('_first', trained(trainer.updater)), loss)",
         RANKS,
     ),
     Mutant(

@@ -43,7 +43,7 @@ class EagerEngine:
         sound = guard.sound_steps(block.losses)
         if sound < len(block.losses):
             start.restore()
-            trainer.optimizer.zero_grad()
+            trainer.updater.zero_grad()
             for kept in (block.losses, block.weights, block.made, block.rates, block.terms):
                 kept.clear()
             assert trainer.loader is not None

@@ -104,7 +104,7 @@ class _Pass:
 def reached(trainer: Run, places: Places) -> PythonState:
     """What a step reads that is not in its place in a module, and takes for constant."""
     roots = {"model": trainer.model, "loss": trainer.loss, "trainer": trainer}
-    groups = {"optimizer.param_groups": trainer.optimizer.param_groups}
+    groups = {"optimizer.param_groups": trainer.updater.param_groups}
     return PythonState(roots | groups | _GENERATORS, places.tensors.values(), opened=trainer)
 
 

@@ -41,7 +41,7 @@ def obstacles(trainer: Run, name: str) -> Iterator[str]:
 def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:
     """The same, of what may come and go in mid-run."""
     yield from _of_trainer(trainer, name)
-    yield from _of_optimizer(trainer.optimizer)
+    yield from _of_optimizer(trainer.updater)
     yield from _of_model(trainer, name)
 
 

@@ -103,7 +103,7 @@ class ExactGradient:
         batch: this rank's share, which may be empty if there are several.
         """
         trainer = self.trainer
-        zero_gradients(trainer.optimizer)
+        zero_gradients(trainer.updater)
         if trainer.outputs:
             trainer.outputs.clear()
         trainer.step_weights.computed = None
@@ -124,8 +124,8 @@ class ExactGradient:
 
         def undo() -> None:
             before.restore()
+            zero_gradients(trainer.updater)
             trainer.terms.begin_again()
-            zero_gradients(trainer.optimizer)
             if trainer.outputs:
                 trainer.outputs.clear()
 
@@ -150,7 +150,7 @@ class ExactGradient:
             parts = list(batch.split(size))
         if trainer.is_sharded:
             return self._of_shards(parts)
-        accumulator = Accumulator(trainer.optimizer) if self.in_float64 else None
+        accumulator = Accumulator(trainer.updater) if self.in_float64 else None
         world = trainer.world
         loss, trainer.step_weights.computed = add_gradient(
             trainer, batch, parts, world, accumulator
@@ -159,7 +159,7 @@ class ExactGradient:
             accumulator.give_back()
         if world.size == 1:
             return loss
-        return exchange_gradients(world, trained(trainer.optimizer), loss)
+        return exchange_gradients(world, trained(trainer.updater), loss)
 
     def _of_shards(self, parts: list[Batch]) -> Tensor:
         """As above where FSDP adds the gradients up: it takes their mean over the ranks."""
@@ -237,5 +237,5 @@ def closure_step(trainer: Run, batch: Batch) -> Tensor:
         loss = float(losses[-1])
         return math.inf if math.isnan(loss) else loss  # torch's search can't compare a NaN
 
-    trainer.guard.protect(lambda: trainer.optimizer.step(closure))
+    trainer.guard.protect(lambda: trainer.updater.step(closure))
     return losses[0]

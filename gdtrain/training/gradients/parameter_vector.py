@@ -108,4 +108,4 @@ def with_values(trainer: Run, values: Mapping[Tensor, Tensor]) -> Iterator[None]
 
 def held_by(trainer: Run) -> list[Tensor]:
     """What the optimizer holds, in the order of its groups."""
-    return [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    return [p for group in trainer.updater.param_groups for p in group["params"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,7 +36,7 @@ def check_loader(name: str, loader: Any) -> None:
 
 def check_parts(
     loss: Any, optimizer: Any, loader: Any, callbacks: Sequence[Any], *, needs_loss: bool
-) -> torch.optim.Optimizer:
+) -> None:
     """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
         got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
@@ -49,7 +49,7 @@ def check_parts(
                 "callbacks: must be objects of subclasses of Callback, whose methods are the "
                 f"moments of a run, such as on_epoch_end(trainer, record); got {callback!r}"
             )
-    if not isinstance(optimizer, torch.optim.Optimizer):
+    if not isinstance(optimizer, torch.optim.Optimizer | Mapping):
         raise ModelError(
             "optimizer: must be a torch.optim optimizer, such as torch.optim.SGD("
             f"model.parameters(), lr=0.1), got {optimizer!r}"
@@ -58,7 +58,6 @@ def check_parts(
         check_loader("loader", loader)
     if loss is None and needs_loss:
         raise ModelError("loss: missing; give a loss, or override compute_loss")
-    return optimizer
 
 
 def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:

@@ -47,8 +47,9 @@ def non_finite(trainer: Run, block: Block, steps: int) -> NonFiniteError:
     number_of_step = trainer.progress.step + (not trainer.guard.broken_off)
     kept = "weights and optimizer are as they were before this update"
     if trainer.guard.broken_off:
+        which = ", ".join(trainer.guard.stepped) or "the optimizer"
         kept = (
-            f"{type(trainer).__name__}.train_step had stepped the optimizer before that was seen, "
+            f"{type(trainer).__name__}.train_step had stepped {which} before that was seen, "
             "and what the step changed is kept"
         )
     loss = trainer.guard.found[0]
@@ -56,7 +57,7 @@ def non_finite(trainer: Run, block: Block, steps: int) -> NonFiniteError:
     return NonFiniteError(
         (f"loss is {loss}" if bad_loss else "gradient is not finite")
         + f" in epoch {plan.epoch + 1}, step {number_of_step}, with lr "
-        f"{trainer.optimizer.param_groups[0]['lr']:g}, on sample{'s' * (len(indices) > 1)} "
+        f"{trainer.updater.param_groups[0]['lr']:g}, on sample{'s' * (len(indices) > 1)} "
         f"{shown}{more}; first tensor that is not finite: {first}; {kept}; {remedy}"
     )
 

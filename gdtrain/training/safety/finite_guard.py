@@ -37,7 +37,7 @@ class Guard:
     deferred: look after the block, if that can be.
     found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
     broken_off: whether the last update was made in part: an own ``train_step`` had stepped the
-        optimizer once before what is not finite.
+        optimizer once before what is not finite. stepped: the names of those, of several.
     """
 
     def __init__(self, trainer: Run, *, deferred: bool) -> None:
@@ -45,6 +45,7 @@ class Guard:
         self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
         self.broken_off = False
+        self.stepped: list[str] = []
         self._before: Keeper | None = None
         self._watched: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
@@ -74,15 +75,18 @@ class Guard:
         else:
             self._before.keep()
 
-    def check(self, loss: Tensor | None = None, work: Work | None = None) -> None:
+    def check(
+        self, loss: Tensor | None = None, work: Work | None = None, of: Optimizer | None = None
+    ) -> None:
         """Raise NotFinite if ``loss`` (shape []) or a gradient is not finite; or keep a flag.
 
-        work: the gradients, where they have been gathered.
+        work: the gradients, where they have been gathered. of: the optimizer whose gradients they
+        are, if there are several.
         """
         if work is None:
             seen = [
                 gradient
-                for group in self.trainer.optimizer.param_groups
+                for group in (of or self.trainer.updater).param_groups
                 for parameter in group["params"]
                 if (gradient := parameter.grad) is not None
             ]
@@ -113,7 +117,7 @@ class Guard:
         """Put back buffers and torch's generator as they were at :meth:`before_step`."""
         assert self._before is not None
         self._before.restore()
-        self.trainer.optimizer.zero_grad()
+        self.trainer.updater.zero_grad()
 
     def protect(self, update: Callable[[], object]) -> None:
         """Make an update that moves the weights while it looks for a step (L-BFGS), or none.
@@ -122,7 +126,7 @@ class Guard:
         that are not finite; and likewise whatever else breaks it off.
         """
         before = self._keeper()
-        optimizer = self.trainer.optimizer
+        optimizer = self.trainer.updater
         try:
             update()
             held = [p for group in optimizer.param_groups for p in group["params"]]
@@ -136,7 +140,7 @@ class Guard:
     def _gradients(self) -> Iterable[tuple[str, Tensor | None]]:
         """The gradients of what is trained, by name."""
         names = {p: name for name, p in self.trainer.model.named_parameters()}
-        for group in self.trainer.optimizer.param_groups:
+        for group in self.trainer.updater.param_groups:
             for parameter in group["params"]:
                 yield names.get(parameter, "the loss's parameter"), parameter.grad
 
@@ -160,14 +164,15 @@ class Guard:
         Whatever it does ends in ``optimizer.step``: before it, gradients must be finite and the
         trainer's settings have been used; after it, the update has been made.
         """
-        optimizer = self.trainer.optimizer
-        if self._watched is not optimizer:
+        if self._watched is not self.trainer.updater:
             self.unwatch()
-            self._watched = optimizer
-            made = optimizer.register_step_post_hook(self._after_step)
-            optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
-            self._hooks = [optimizer.register_step_pre_hook(self._ahead_of_step), made]
+            self._watched = self.trainer.updater
+            for optimizer in self.trainer.optimizers.values():
+                made = optimizer.register_step_post_hook(self._after_step)
+                optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
+                self._hooks += [optimizer.register_step_pre_hook(self._ahead_of_step), made]
         self.trainer.called_rungs.clear()
+        self.stepped = []
 
     def unwatch(self) -> None:
         """Take the hooks of :meth:`watch` away."""
@@ -204,12 +209,14 @@ class Guard:
             self.found = (value, None)
             raise NotFinite
 
-    def _ahead_of_step(self, *_: Any) -> None:
+    def _ahead_of_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.check_rungs()
-        self.check()
+        self.check(of=optimizer)
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.trainer.progress.made()
+        names = [n for n, one in self.trainer.optimizers.items() if one is optimizer]
+        self.stepped += [name for name in names if name and name not in self.stepped]
 
     # ── after a block whose flags stayed on the device ──────────────────────────────────────
 

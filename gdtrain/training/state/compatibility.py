@@ -18,7 +18,14 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import kept_plan
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
-from gdtrain.training.state.plain_values import demand, is_count, is_finite, is_number, shown
+from gdtrain.training.state.plain_values import (
+    demand,
+    is_count,
+    is_finite,
+    is_number,
+    shown,
+    shown_names,
+)
 from gdtrain.training.state.random_generators import RngState
 
 logger = logging.getLogger("gdtrain")
@@ -40,12 +47,11 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
     whole = isinstance(state, dict) and state.keys() | _SINCE == PARTS
     demand(whole, "it is not a trainer's state")
     _check_modules(state, trainer)
-    optimizer_state.check(state["optimizer"], trainer.optimizer, names)
+    optimizer_state.check_all(state["optimizer"], trainer.optimizers, names)
     _check_trained(state, trainer)
     _check_data(state["data"], trainer.loader)
     _check_progress(state, trainer.progress.state_dict(), trainer.loader)
-    groups = len(trainer.optimizer.param_groups), len(state["optimizer"]["groups"])
-    schedule_state.check(state["scheduler"], trainer.schedule.scheduler, groups)
+    _check_schedules(state, trainer)
     demand(is_finite(state["lr"]), "lr is not a number")
     history = state["history"]
     demand(
@@ -109,13 +115,29 @@ def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:
             module_state.check_flags(part, flags[part], here[part])
 
 
+def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:
+    here, found, optimizers = trainer.schedule.schedulers, state["scheduler"], state["optimizer"]
+    if "" in here or not here:
+        groups = len(trainer.updater.param_groups), len(optimizer_state.groups_of(optimizers))
+        schedule_state.check(found, here.get(""), groups)
+        return
+    several: Any = found.get("several") if isinstance(found, dict) else None
+    same = isinstance(several, dict) and several.keys() == here.keys()
+    demand(same, f"scheduler: the state's are not those here, {shown_names(here)}")
+    for name, scheduler in here.items():
+        of_state = len(optimizers["several"][name]["groups"])
+        groups = len(trainer.optimizers[name].param_groups), of_state
+        schedule_state.check(several[name], scheduler, groups)
+
+
 def _check_trained(state: Mapping[str, Any], trainer: Run) -> None:
     """Raise CheckpointError if nothing that the optimizer holds would be left to train."""
     flags, starts = state.get("flags", {}), {"model": "", "loss": "loss/"}
     known = [part for part in modules(trainer) if part in flags]
     frozen = {f"{starts[part]}{name}" for part in known for name in flags[part]["frozen"]}
-    held = {name for group in state["optimizer"]["groups"] for name in group["params"]}
-    here = [p.requires_grad for group in trainer.optimizer.param_groups for p in group["params"]]
+    groups = optimizer_state.groups_of(state["optimizer"])
+    held = {name for group in groups for name in group["params"]}
+    here = [p.requires_grad for group in trainer.updater.param_groups for p in group["params"]]
     demand(not (held <= frozen and any(here)), "flags: every parameter is frozen")
 
 

@@ -25,21 +25,24 @@ def contents(trainer: Run) -> dict[str, Any]:
     if trainer.engine is None:  # a copy that computes losses alone
         return dict(vars(trainer))
     trainer.engine.publish()
-    held = {key: v for key, v in vars(trainer.optimizer).items() if key not in _OWN}
-    wrapped = "step" in vars(trainer.optimizer)
-    left_out = {"engine": None, "running": None}
-    return {**vars(trainer), **left_out, "_of_optimizer": (held, wrapped)}
+    held = {}
+    for name, optimizer in trainer.optimizers.items():
+        own = {key: v for key, v in vars(optimizer).items() if key not in _OWN}
+        held[name] = own, "step" in vars(optimizer)
+    return {**vars(trainer), "engine": None, "running": None, "_of_optimizers": held}
 
 
 def fill(trainer: Run, contents: dict[str, Any]) -> None:
     """Make a trainer of copies of what :func:`contents` gives."""
-    held, wrapped = contents.pop("_of_optimizer", ({}, False))
+    held = contents.pop("_of_optimizers", {})
     vars(trainer).update(contents)
-    if trainer.optimizer is None:
+    if trainer.updater is None:
         return
-    vars(trainer.optimizer).update(held)
-    if wrapped:
-        _wrap_step(trainer.optimizer)
+    for name, (own, wrapped) in held.items():
+        optimizer = trainer.optimizers[name]
+        vars(optimizer).update(own)
+        if wrapped:
+            _wrap_step(optimizer)
     trainer.engine = EagerEngine(trainer)
 
 

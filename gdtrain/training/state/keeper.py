@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.run import Run
@@ -176,7 +177,7 @@ class _Part:
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
         held = [p for m in modules_of(self.roots()) for p in m._parameters.values()]
-        optimizer = self.trainer.optimizer
+        optimizer = self.trainer.updater
         if optimizer is not None:  # as in a copy that is sent to another process
             held += [p for group in optimizer.param_groups for p in group["params"]]
         return list(dict.fromkeys(p for p in held if p is not None and not is_lazy(p)))
@@ -302,29 +303,41 @@ class _Buffers(_Part):
 
 class _Optimizer(_Part):
     def keep(self) -> None:
-        optimizer, schedule = self.trainer.optimizer, self.trainer.schedule.scheduler
+        trainer = self.trainer
+        self._of = [_OneOptimizer(optimizer) for optimizer in trainer.optimizers.values()]
+        schedules = trainer.schedule.schedulers.values()
+        self._schedules = [(one, copy.deepcopy(one.state_dict())) for one in schedules]
+        self._progress = trainer.progress.state_dict()
+        self._lr = trainer.progress.lr
+
+    def restore(self) -> None:
+        for kept in self._of:
+            kept.restore()
+        for schedule, state in self._schedules:
+            schedule.load_state_dict(state)
+        self.trainer.progress.load_state_dict(self._progress)
+        self.trainer.progress.lr = self._lr
+
+
+class _OneOptimizer:
+    """Settings and state of an optimizer."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
         self._state = {p: map_tensors(dict(s), torch.clone) for p, s in optimizer.state.items()}
         self._groups = [
             (group, {k: v for k, v in group.items() if k != "params"}, list(group["params"]))
             for group in optimizer.param_groups
         ]
-        self._schedule = copy.deepcopy(schedule.state_dict()) if schedule else {}
-        self._progress = self.trainer.progress.state_dict()
-        self._lr = self.trainer.progress.lr
 
     def restore(self) -> None:
-        optimizer, schedule = self.trainer.optimizer, self.trainer.schedule.scheduler
-        optimizer.state.clear()
-        copies = {p: map_tensors(kept, torch.clone) for p, kept in self._state.items()}
-        optimizer.state.update(copies)
+        state, groups = self.optimizer.state, self.optimizer.param_groups
+        state.clear()
+        state.update({p: map_tensors(kept, torch.clone) for p, kept in self._state.items()})
         for group, settings, parameters in self._groups:
             group.clear()
             group.update(params=parameters, **settings)
-        optimizer.param_groups[:] = [group for group, _, _ in self._groups]
-        if schedule:
-            schedule.load_state_dict(self._schedule)
-        self.trainer.progress.load_state_dict(self._progress)
-        self.trainer.progress.lr = self._lr
+        groups[:] = [group for group, _, _ in self._groups]
 
 
 class _Generators(_Part):

@@ -39,6 +39,38 @@ _FAILURES = (
 )
 
 
+def take_all(optimizers: Mapping[str, Optimizer], names: Names) -> dict[str, Any]:
+    """:func:`take` of the only optimizer, or of each by its name, below ``several``."""
+    if list(optimizers) == [""]:
+        return take(optimizers[""], names)
+    return {"several": {name: take(one, names) for name, one in optimizers.items()}}
+
+
+def check_all(found: Any, optimizers: Mapping[str, Optimizer], names: Names) -> None:
+    """:func:`check` of what :func:`take_all` gives."""
+    if list(optimizers) == [""]:
+        check(found, optimizers[""], names)
+        return
+    several: Any = found.get("several") if isinstance(found, dict) else None
+    same = isinstance(several, dict) and several.keys() == optimizers.keys()
+    demand(same, f"optimizer: the state's are not those here, {shown_names(optimizers)}")
+    for name, one in optimizers.items():
+        held = {p for group in one.param_groups for p in group["params"]}
+        check(several[name], one, {p: n for p, n in names.items() if p in held})
+
+
+def put_all(optimizers: Mapping[str, Optimizer], saved: Mapping[str, Any], names: Names) -> None:
+    """:func:`put` of what :func:`check_all` has let pass."""
+    for name, one in optimizers.items():
+        put(one, saved["several"][name] if "several" in saved else saved, names)
+
+
+def groups_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of all optimizers in a state."""
+    several = found["several"].values() if "several" in found else [found]
+    return [group for one in several for group in one["groups"]]
+
+
 def take(optimizer: Optimizer, names: Names) -> dict[str, Any]:
     """What ``optimizer.state_dict()`` has, in copies, with names instead of numbers.
 

@@ -35,6 +35,19 @@ _FUNCTIONS = (
 )
 
 
+def take_all(schedulers: Mapping[str, LRScheduler]) -> dict[str, Any] | None:
+    """:func:`take` of the only schedule, if there is one, or of each by its optimizer's name."""
+    if "" in schedulers or not schedulers:
+        return take(schedulers.get(""))
+    return {"several": {name: take(one) for name, one in schedulers.items()}}
+
+
+def put_all(schedulers: Mapping[str, LRScheduler], saved: Mapping[str, Any] | None) -> None:
+    """:func:`put` of what :func:`take_all` gives."""
+    for name, one in schedulers.items():
+        put(one, saved["several"][name] if saved and "several" in saved else saved)
+
+
 def take(scheduler: LRScheduler | None) -> dict[str, Any] | None:
     """What ``scheduler.state_dict()`` has, in copies; functions are left out.
 

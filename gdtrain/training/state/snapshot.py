@@ -32,8 +32,8 @@ def take(trainer: Run) -> dict[str, Any]:
         "model": module_state.take(trainer.model, "model"),
         "loss": module_state.take(parts["loss"], "loss") if "loss" in parts else {},
         "flags": {part: module_state.take_flags(module) for part, module in parts.items()},
-        "optimizer": optimizer_state.take(trainer.optimizer, parameter_names(trainer)),
-        "scheduler": schedule_state.take(trainer.schedule.scheduler),
+        "optimizer": optimizer_state.take_all(trainer.optimizers, parameter_names(trainer)),
+        "scheduler": schedule_state.take_all(trainer.schedule.schedulers),
         "progress": trainer.progress.state_dict(),
         "history": [dict(record) for record in trainer.history.epochs],
         "callbacks": {
@@ -129,12 +129,13 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
         module_state.put(module, state[part], trainer.device)
         if part in state.get("flags", {}):
             module_state.put_flags(module, state["flags"][part])
-    optimizer_state.put(trainer.optimizer, state["optimizer"], parameter_names(trainer))
-    schedule_state.put(trainer.schedule.scheduler, state["scheduler"])
+    optimizer_state.put_all(trainer.optimizers, state["optimizer"], parameter_names(trainer))
+    schedule_state.put_all(trainer.schedule.schedulers, state["scheduler"])
     if "own" in state:
         own_state.put(trainer, state["own"])
     if state["progress"]["step"]:
-        note_step(trainer.optimizer)
+        for optimizer in trainer.optimizers.values():
+            note_step(optimizer)
     trainer.progress.load_state_dict(state["progress"])
     trainer.plan = kept_plan(state.get("order"), trainer.loader, trainer.progress.epoch)
     trainer.history.epochs = [dict(record) for record in state["history"]]
