@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gdtrain.analysis.monitors.updates import FullLoss as FullLoss
     from gdtrain.analysis.monitors.updates import UpdateRatio as UpdateRatio
     from gdtrain.analysis.sweep.sweep import sweep as sweep
+    from gdtrain.checkpoint.checkpoints import Checkpoints as Checkpoints
     from gdtrain.config.load_run import TrainedRun as TrainedRun
     from gdtrain.config.load_run import load_run as load_run
     from gdtrain.data.batch import Batch as Batch
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders.poisson import PoissonLoader as PoissonLoader
     from gdtrain.data.loaders.token_budget import TokenBudgetLoader as TokenBudgetLoader
     from gdtrain.data.orders.weighted import Weighted as Weighted
+    from gdtrain.output.console import ProgressBar as ProgressBar
+    from gdtrain.output.metrics_csv import MetricsCsv as MetricsCsv
+    from gdtrain.output.metrics_log import MetricsLog as MetricsLog
     from gdtrain.output.plots.curves import plot_history as plot_history
     from gdtrain.output.tensorboard import TensorBoard as TensorBoard
     from gdtrain.registry import register_callback as register_callback
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
     from gdtrain.training.callbacks.averaging import Averaging as Averaging
     from gdtrain.training.callbacks.callback import Callback as Callback
     from gdtrain.training.callbacks.callback import StepLosses as StepLosses
+    from gdtrain.training.callbacks.keep_best import KeepBest as KeepBest
     from gdtrain.training.callbacks.prequential import Prequential as Prequential
     from gdtrain.training.callbacks.saga import SAGA as SAGA
     from gdtrain.training.callbacks.svrg import SVRG as SVRG
@@ -87,19 +92,24 @@ _HOMES = {
     "BatchLoader": "gdtrain.data.loaders.forms",
     "BatchSizes": "gdtrain.data.loaders.phases",
     "Callback": "gdtrain.training.callbacks.callback",
+    "Checkpoints": "gdtrain.checkpoint.checkpoints",
     "CurvatureMonitor": "gdtrain.analysis.monitors.curvature",
     "EarlyStopping": "gdtrain.training.callbacks.validation",
     "FullLoss": "gdtrain.analysis.monitors.updates",
     "GradientCosine": "gdtrain.analysis.monitors.batch_gradients",
     "GradientNorm": "gdtrain.analysis.monitors.gradients",
     "GradientTestsMonitor": "gdtrain.analysis.monitors.batch_gradients",
+    "KeepBest": "gdtrain.training.callbacks.keep_best",
     "Loader": "gdtrain.data.loaders.loader",
+    "MetricsCsv": "gdtrain.output.metrics_csv",
+    "MetricsLog": "gdtrain.output.metrics_log",
     "MiniBatchLoader": "gdtrain.data.loaders.forms",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
     "Plan": "gdtrain.data.batch",
     "PoissonLoader": "gdtrain.data.loaders.poisson",
     "Prequential": "gdtrain.training.callbacks.prequential",
+    "ProgressBar": "gdtrain.output.console",
     "SAGA": "gdtrain.training.callbacks.saga",
     "SVRG": "gdtrain.training.callbacks.svrg",
     "SampleGradients": "gdtrain.analysis.monitors.gradients",

@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from gdtrain.checkpoint.background_writer import Background
 from gdtrain.checkpoint.disk_faults import CHECKPOINTS, LOG, DiskFaults, is_full, with_room
+from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks.callback import Callback
@@ -38,6 +40,9 @@ class Checkpoints(Callback):
     waits where the disk can't follow, and for the one at the end of a fit. Of several processes
     all have this callback, since each has a part of the state; rank 0 writes.
 
+    store: the directory, made if need be, in which the ``keep_last`` newest are kept; or a
+    CheckpointStore, which says so itself. ``trainer.fit(100, resume=directory)`` goes on from the
+    newest in it.
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
     it was best is kept besides the last ones. mode: ``min`` or ``max``; if left out, by the
     metric's name: max of an accuracy.
@@ -51,12 +56,24 @@ class Checkpoints(Callback):
     then later and later. At the end of a fit a save that fails raises StorageError or
     CheckpointError; with ``faults``, which keeps them for whoever has made it, nothing is raised.
     A fit ends early if log and checkpoints have failed for as long as checkpoints are apart.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, Checkpoints, Trainer
+    >>> data = torch.ones(4, 1), torch.ones(4, 1)
+    >>> def make():
+    ...     model, kept = nn.Linear(1, 1), Checkpoints("kept", every_n_epochs=5)
+    ...     return Trainer(model, "mse", "adam", BatchLoader(data), callbacks=[kept])
+    >>> history = make().fit(7)
+    >>> make().fit(10, resume="kept").epochs[:7] == history.epochs
+    True
     """
 
     def __init__(
         self,
-        store: CheckpointStore,
+        store: CheckpointStore | str | Path,
         *,
+        keep_last: int = 3,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         every_seconds: float | None = None,
@@ -72,6 +89,8 @@ class Checkpoints(Callback):
             every_n_epochs=every_n_epochs if keep_best is None else 1,
             every_seconds=every_seconds,
         )
+        if not isinstance(store, CheckpointStore):
+            store = CheckpointStore(Path(store), keep_last)
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
@@ -93,6 +112,26 @@ class Checkpoints(Callback):
         self.best = math.inf
         self._end_of_epoch: State | None = None
         self._background = Background(self._tell)
+
+    @classmethod
+    def take_up(cls, trainer: Trainer, directory: str | Path) -> None:
+        """Put a trainer into the state of the newest checkpoint that can be used.
+
+        directory: of checkpoints, or of a run, which has them in ``checkpoints``. Raises
+        CheckpointError if there is none, or if it is of another model, data or optimizer.
+        """
+        directory = Path(directory)
+        inner = directory / "checkpoints"
+        store = CheckpointStore((inner if inner.is_dir() else directory).absolute())
+        path, state, skipped = store.load_newest(tensor_check(trainer))
+        for reason in skipped:
+            logger.warning("skipped a checkpoint: %s", reason)
+        settings = state.pop("settings", None) or {}
+        trainer.load_state_dict(state)
+        for callback in trainer.callbacks:
+            if isinstance(callback, cls) and callback.store.directory.absolute() == path.parent:
+                callback.best = float(settings.get("best", math.inf))
+                callback.saved_at = (trainer.progress.epoch, trainer.progress.step)
 
     def save_soon(self) -> None:
         """Save at the next safe point, of whatever rank asked for it."""

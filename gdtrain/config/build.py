@@ -115,6 +115,7 @@ def build(
             callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
             **{key: getattr(config, key) for key in _OF_TRAINER},
         )
+        trainer.shows_progress = False  # commands have their own
         trainer.check_separable()
         for callback in trainer.callbacks:
             if isinstance(callback, VarianceReduction | Averaging):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -13,12 +14,25 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
 
 
-class Console(Callback):
-    """Shows loss, learning rate and samples per second on ``stream`` (standard error).
+class ProgressBar(Callback):
+    """Shows loss, its terms, learning rate and samples per second on ``stream`` (standard error).
 
-    On a terminal, a bar over the steps of the whole run, with a line for each epoch above it;
-    elsewhere only the lines, at most ``max_lines`` of them in equal distances and the last.
-    What can't be printed is dropped.
+    On a terminal and in a notebook, a bar over the steps of the whole run, with a line for each
+    epoch above it; elsewhere only the lines, at most ``max_lines`` of them in equal distances and
+    the last; 0: no lines. What can't be printed is dropped.
+
+    ``fit`` has such a bar, without lines, on terminals and in notebooks; see its ``progress``.
+
+    >>> import io
+    >>> import torch
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, ProgressBar, Trainer
+    >>> stream = io.StringIO()
+    >>> model, data = nn.Linear(1, 1), (torch.ones(4, 1), torch.ones(4, 1))
+    >>> bar = ProgressBar(stream, max_lines=2)
+    >>> history = Trainer(model, "mse", "adam", BatchLoader(data), callbacks=[bar]).fit(10)
+    >>> [line.split()[1] for line in stream.getvalue().splitlines()]
+    ['5/10', '10/10']
     """
 
     def __init__(self, stream: TextIO | None = None, max_lines: int = 50) -> None:
@@ -29,6 +43,11 @@ class Console(Callback):
         self._start = (0, 0.0)
         self._next_line = 1024
         self._trainer: Trainer | None = None
+
+    @staticmethod
+    def can_be_seen() -> bool:
+        """Whether standard error is a terminal, or this is a notebook."""
+        return (sys.stderr is not None and sys.stderr.isatty()) or in_notebook()
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -47,6 +66,8 @@ class Console(Callback):
     def on_records(self, records: list[dict[str, Any]]) -> None:
         assert self._trainer is not None
         last = self._trainer.num_epochs
+        if not self.max_lines:
+            return
         between = -(-last // self.max_lines)
         for record in records:
             is_end = record["epoch"] == last or (
@@ -70,7 +91,9 @@ class Console(Callback):
             f"epoch {epoch:>{len(str(last))}}/{last}",
             f"train_loss {record['train_loss']:.4g}",
         ]
-        of_epoch = {k: v for k, v in record.items() if k.startswith(("val_", "prequ"))}
+        shown_too = ("train_", "val_", "prequ")
+        of_epoch = {k: v for k, v in record.items() if k.startswith(shown_too)}
+        del of_epoch["train_loss"]
         shown += readings(of_epoch | _numbers(trainer))
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
         line = printable("  ".join(shown))
@@ -90,11 +113,12 @@ class Console(Callback):
             print(printable(line), file=self.stream, flush=True)
 
     def _open(self, trainer: Trainer) -> None:
-        if self._bar is not None or not self.stream.isatty() or trainer.plan is None:
+        shown = self.stream.isatty() or in_notebook()
+        if self._bar is not None or not shown or trainer.plan is None:
             return
         loader = trainer.loader
         assert loader is not None
-        self._bar = tqdm(
+        self._bar = _kind_of_bar()(
             total=None if loader.is_stream else loader.updates(trainer.num_epochs),
             initial=trainer.progress.step,
             unit="step",
@@ -114,9 +138,27 @@ class Console(Callback):
         return f"{rate:,.0f} samples/s"
 
 
+def in_notebook() -> bool:
+    """Whether this code runs in a cell of a notebook."""
+    python = sys.modules.get("IPython")
+    shell = python.get_ipython() if python is not None else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _kind_of_bar() -> Any:
+    """tqdm's for notebooks, where what it needs is installed; else its text."""
+    if in_notebook() and find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm as notebook
+
+        return notebook
+    return tqdm
+
+
 def _reported(trainer: Trainer) -> list[str]:
-    """What the callbacks report, in words."""
-    return readings(_numbers(trainer))
+    """The last update's terms and what the callbacks report, in words."""
+    block, losses = trainer.progress.last or (None, ())
+    terms = block.terms_of(len(losses) - 1) if block is not None else {}
+    return readings({**terms, **_numbers(trainer)})
 
 
 def _numbers(trainer: Trainer) -> dict[str, float]:

@@ -23,13 +23,25 @@ class MetricsCsv(Callback):
     Made anew at the end of a fit, and of the epochs 1, 2, 4, 8, …, so that it costs no more than
     writing every record twice. To be called after the callback that writes ``metrics``.
     Raises StorageError if the disk fails; attempt: or whatever is to be done then.
+
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, MetricsCsv, MetricsLog, Trainer
+    >>> data = torch.ones(4, 1), torch.ones(4, 1)
+    >>> logs = [MetricsLog("metrics.jsonl"), MetricsCsv("metrics.jsonl", "metrics.csv")]
+    >>> history = Trainer(nn.Linear(1, 1), "mse", "adam", BatchLoader(data), callbacks=logs).fit(3)
+    >>> Path("metrics.csv").read_text().splitlines()[0].split(",")[:3]
+    ['kind', 'step', 'epoch']
     """
 
-    def __init__(self, metrics: Path, path: Path, attempt: Attempt = disk.required) -> None:
+    def __init__(
+        self, metrics: str | Path, path: str | Path, attempt: Attempt = disk.required
+    ) -> None:
         super().__init__()
         self.attempt = attempt
-        self.metrics = metrics
-        self.path = path
+        self.metrics = Path(metrics)
+        self.path = Path(path)
         self._leads = True
 
     def on_fit_start(self, trainer: Trainer) -> None:

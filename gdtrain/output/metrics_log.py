@@ -33,7 +33,8 @@ class MetricsLog(StepLog):
     * ``{"kind": "resume", "epoch", "step"}`` where a run was taken up again from a checkpoint:
       lines above it that lie after that step were made again below it.
 
-    Numbers that are not finite are written as null. :func:`read_metrics` reads the file back.
+    Numbers that are not finite are written as null. Of several processes, rank 0 writes.
+    :func:`read_metrics` reads the file back.
 
     What can't be written is kept, up to :data:`MAX_KEPT_BYTES`, and tried again with the next line
     and when the fit ends; if that fails too, StorageError is raised then, or kept by ``faults``. If
@@ -41,16 +42,32 @@ class MetricsLog(StepLog):
     checkpoint, that is told, and the lines of epochs that it lacks are written again.
 
     least_bytes: how long the file was when the state was saved with which the next fit goes on.
+
+    >>> import json
+    >>> import torch
+    >>> from pathlib import Path
+    >>> from torch import nn
+    >>> from gdtrain import BatchLoader, MetricsLog, Trainer
+    >>> data = torch.ones(4, 1), torch.ones(4, 1)
+    >>> log = MetricsLog("metrics.jsonl", every_n_steps=2)
+    >>> history = Trainer(nn.Linear(1, 1), "mse", "adam", BatchLoader(data), callbacks=[log]).fit(3)
+    >>> [json.loads(line)["kind"] for line in Path("metrics.jsonl").read_text().splitlines()]
+    ['epoch', 'step', 'epoch', 'epoch']
     """
 
     def __init__(
-        self, path: Path, every_n_steps: int = 50, *, faults: DiskFaults | None = None
+        self,
+        path: str | Path,
+        every_n_steps: int = 50,
+        *,
+        faults: DiskFaults | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        self.path = path
+        self.path = Path(path)
         self.least_bytes = 0
         self.faults = DiskFaults() if faults is None else faults
         self._raises = faults is None
+        self._leads = True  # of several processes, rank 0 writes
         self._waiting = bytearray()
         self._lost = 0  # lines for which there was no room in memory either
         self._state: FileState | None = None
@@ -62,6 +79,9 @@ class MetricsLog(StepLog):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         super().on_fit_start(trainer)
+        self._leads = trainer.world.rank == 0
+        if not self._leads:
+            return
         progress, least = trainer.progress, self.least_bytes
         with disk.needed(LOG):
             size = self._end_line()
@@ -101,6 +121,8 @@ class MetricsLog(StepLog):
             self._add({"kind": "step", **record})
 
     def _add(self, record: dict[str, Any]) -> None:
+        if not self._leads:
+            return
         line = json.dumps(finite(record)).encode() + b"\n"
         if len(self._waiting) + len(line) > MAX_KEPT_BYTES:
             self._lost += 1
@@ -109,7 +131,8 @@ class MetricsLog(StepLog):
 
     def _flush(self, trainer: Trainer) -> None:
         """Write what waits, or keep it."""
-        self.faults.attempt(LOG, partial(self._write, trainer))
+        if self._leads:
+            self.faults.attempt(LOG, partial(self._write, trainer))
 
     def _write(self, trainer: Trainer) -> None:
         disk.make_anew(self.path.parent)

@@ -230,6 +230,13 @@ def _summed(total: float, numbers: Numbers) -> float:
     return float(sums[-1])
 
 
+def public(name: str) -> Any:
+    """What lies in a room above this one, by its public name, when it is used."""
+    import gdtrain
+
+    return getattr(gdtrain, name)
+
+
 class History:
     """One record per finished epoch, readable by row (``epochs``) or by column.
 
@@ -288,9 +295,7 @@ class History:
         Returns a matplotlib Figure, which a notebook shows; ``savefig`` writes it. Raises
         DataError before an epoch has finished, MissingPackageError without matplotlib.
         """
-        import gdtrain  # which knows where pictures are drawn: above this room
-
-        return gdtrain.plot_history(self, *columns)
+        return public("plot_history")(self, *columns)
 
     def _repr_html_(self) -> str:
         head, *rows = self._cells(())

@@ -36,6 +36,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,7 @@ from gdtrain.training.placement.device import (
     resolve_device,
 )
 from gdtrain.training.placement.distributed import World
-from gdtrain.training.progress import History, Progress
+from gdtrain.training.progress import History, Progress, public
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
@@ -128,6 +129,8 @@ class Trainer:
     engine: ``eager``, with the bits of the hand-written loop; ``scan`` (XLA, on a CPU) or
         ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
 
+    progress: whether ``fit`` shows a bar, on terminals and in notebooks alone.
+
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
 
     >>> import torch
@@ -172,6 +175,7 @@ class Trainer:
         accumulate_in: Literal["fp64"] | None = None,
         evaluate_in: Literal["whole", "batches"] = "whole",
         engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
+        progress: bool = True,
     ) -> None:
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
@@ -194,6 +198,7 @@ class Trainer:
         self.schedule = stepper(scheduler, scheduler_per, scheduler_metric, updater)
         self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
+        self.shows_progress = progress
         self.clip_grad_norm: Any = clip_grad_norm
         self.clip_grad_value: Any = clip_grad_value
         self.engine: Engine = EagerEngine(self)  # until fit settles the choice
@@ -250,18 +255,30 @@ class Trainer:
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
 
-    def fit(self, num_epochs: int) -> History:
+    def fit(
+        self,
+        num_epochs: int,
+        *,
+        progress: bool | None = None,
+        resume: str | Path | None = None,
+    ) -> History:
         """Train until ``num_epochs`` epochs are done in total, and return the history.
 
         After ``fit(100)``, ``fit(150)`` trains 50 more; after a stop it goes on where it was.
         Ctrl-C stops at the next safe point, with weights and progress in step, and then raises
         KeyboardInterrupt; a second Ctrl-C does so at once.
 
+        progress: whether terminals and notebooks get a bar; as the trainer says if left out.
+        resume: a directory of :class:`gdtrain.Checkpoints`, or of a run; first goes on from the
+        newest in it, to the same bits. Raises CheckpointError if there is none, or it does not fit.
+
         Raises ModelError if model, loss and data do not fit, and NonFiniteError, with everything as
         before that update, if a loss or gradient is NaN or infinite.
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
+        if resume is not None:
+            public("Checkpoints").take_up(self, resume)
         num_epochs = checks.check_epochs(num_epochs)
         if 0 < num_epochs <= self.progress.epoch and self.told_of_end is None:
             logger.warning(
@@ -279,12 +296,23 @@ class Trainer:
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
         self.is_fitting = True
+        bar = self._bar(self.shows_progress if progress is None else progress)
+        self.callbacks += bar
         try:
             with interruptible(self.stop):
                 self._fit(num_epochs)
         finally:
             self.is_fitting = False
+            self.callbacks[:] = [one for one in self.callbacks if one not in bar]
         return self.history
+
+    def _bar(self, wanted: bool) -> list[Callback]:
+        """The bar of a fit, if it is wanted and can be seen, and there is no other."""
+        if not wanted or self.world.rank or not public("ProgressBar").can_be_seen():
+            return []
+        kind = public("ProgressBar")
+        there = any(isinstance(callback, kind) for callback in self.callbacks)
+        return [] if there else [kind(max_lines=0)]
 
     def _fit(self, num_epochs: int) -> None:
         try:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, PhasedLoader, Trainer
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.output.console import Console
+from gdtrain.output.console import ProgressBar
 
 DATA = (torch.ones(7, 1), torch.ones(7, 1))
 
@@ -24,7 +24,7 @@ def train(stream, epochs: int, max_lines: int = 50, loader: Loader | None = None
         torch.optim.SGD(model.parameters(), lr=0.1),
         loader or MiniBatchLoader(DATA, batch_size=3),
         device="cpu",
-        callbacks=[Console(stream, max_lines)],
+        callbacks=[ProgressBar(stream, max_lines)],
     ).fit(epochs)
 
 

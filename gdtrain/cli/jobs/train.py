@@ -33,7 +33,7 @@ from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory, run_results
-from gdtrain.output.console import Console
+from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.terminal import printable, results_are_files, say
@@ -87,7 +87,7 @@ class TrainJob:
         run, leads = self._built(), world.rank == 0
         trainer = run.trainer
         directory = self._directory(leads)
-        console = Console()
+        console = ProgressBar()
         store = self._store(directory)
         faults = DiskFaults(store.make_room)
         metrics = directory / run_directory.METRICS
