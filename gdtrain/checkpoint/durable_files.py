@@ -36,13 +36,16 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.fsync(handle)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in the place of what may be there; after a crash it is the old or the new one."""
+def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Put a file in the place of what may be there; after a crash it is the old or the new one.
+
+    content: of the file, or of its parts, one after another.
+    """
     unfinished = path.with_name(f"{UNFINISHED}{path.name}")
     with suppress(FileNotFoundError):
         os.unlink(unfinished)
     with cleaned_up(unfinished):
-        write_file(unfinished, [content])
+        write_file(unfinished, [content] if isinstance(content, bytes) else content)
         os.rename(unfinished, path)
     sync_directory(path.parent)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.files.converted import ConvertedFolder
+from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
@@ -152,27 +155,71 @@ class TrainedRun:
         return ["prediction"] if count == 1 else [f"prediction_{n}" for n in range(count)]
 
     def predict_csv(self, path: str | Path, delimiter: str | None = None) -> Tensor:
-        """:meth:`predict` for the rows of a CSV file with the input columns of the training one.
+        """:meth:`predict` for the rows of a table in a file, by the columns of the training one.
 
-        delimiter: the training file's if left out. Raises DataError for a missing column, a new
-        category, or a run whose data was not a CSV file.
+        delimiter: of a CSV file, the training file's if left out. Raises DataError for a missing
+        column, a row that does not fit, or a run whose data was not a table.
         """
-        columns = self.preprocessing.columns
-        if columns is None:
+        style = TableStyle.of(self.config.data)
+        if delimiter is not None:
+            style = replace(style, dialect=replace(style.dialect, delimiter=delimiter))
+        table = KnownTable(str(path), self._columns(str(path)), style)
+        return torch.cat([outputs for outputs, _ in self._predicted(table, "error")])
+
+    def predict_table(self, table: Any, *, on_bad_row: OnBadRow = "error") -> dict[str, list[Any]]:
+        """What :meth:`columns_of` says of the rows of a table, in their order.
+
+        table: a path, a pandas, polars or Arrow table, a mapping of names to columns, or a list of
+        mappings. on_bad_row: what a row is that does not fit: an error, none in the result (skip),
+        or None in all columns (empty).
+
+        Raises DataError for a missing column, or a row that does not fit.
+        """
+        parts = list(self.predictions(table, on_bad_row=on_bad_row))
+        return {name: [v for part in parts for v in part[name]] for name in parts[0]}
+
+    def predictions(
+        self, table: Any, *, on_bad_row: OnBadRow = "error"
+    ) -> Iterator[dict[str, list[Any]]]:
+        """The same, some rows at a time, in memory for these."""
+        is_path = isinstance(table, str | Path)
+        name = str(table) if is_path else GivenTable.path
+        given = None if is_path else GivenTable(table)
+        known = KnownTable(name, self._columns(name), TableStyle.of(self.config.data), given)
+        for outputs, bad in self._predicted(known, on_bad_row):
+            columns = self.columns_of(outputs)
+            for values in columns.values() if on_bad_row == "empty" else ():
+                for row in bad:
+                    values[row] = None
+            if on_bad_row == "skip" and bad:
+                gone = set(bad)
+                columns = {
+                    name: [value for row, value in enumerate(values) if row not in gone]
+                    for name, values in columns.items()
+                }
+            yield columns
+
+    def _columns(self, path: str) -> list[Column]:
+        if self.preprocessing.columns is None:
             raise DataError(
                 f"{path}: the model was not trained on a table, so its columns have no names; "
                 "give predict an array"
             )
-        style = TableStyle.of(self.config.data)
-        if delimiter is not None:
-            style = replace(style, dialect=replace(style.dialect, delimiter=delimiter))
-        table = KnownTable(str(path), columns, style)
-        outputs = []
+        return self.preprocessing.columns
+
+    def _predicted(
+        self, table: KnownTable, on_bad_row: OnBadRow
+    ) -> Iterator[tuple[Tensor, list[int]]]:
+        """Outputs for consecutive rows, and which of these are bad and have outputs of zeros."""
         for inputs, faults in table.batches():
-            if faults:
+            if faults and on_bad_row == "error":
                 raise table.fault(inputs, faults)
-            outputs.append(self.predict(inputs))
-        return torch.cat(outputs)
+            bad = list(faults)
+            inputs[bad] = 0.0
+            yield self.predict(inputs), bad
+
+
+OnBadRow = Literal["error", "skip", "empty"]
 
 
 def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:

@@ -1,14 +1,20 @@
 """The command ``predict``: a row for each row, as numpy computes it from the run's files."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file
 
+from gdtrain import load_run
 from gdtrain.cli.main import main
+from gdtrain.data.tables import csv_file
+from gdtrain.errors import DataError
 
 ROWS = [(50.0, "a"), (110.5, "c"), (20.25, "b")]
 TABLE = "area,kind\n" + "".join(f"{area},{kind}\n" for area, kind in ROWS)
@@ -154,3 +160,71 @@ def test_what_is_no_finished_run(folder: Path, capsys, tmp_path: Path) -> None:
     assert capsys.readouterr().err == (
         f"command line:1:1: RUN: {tmp_path} is not a finished run: it has no config.yaml\n"
     )
+
+
+# ── other tables, other rows ────────────────────────────────────────────────────────────────
+
+
+def test_tables_in_memory_say_what_a_file_does(folder: Path) -> None:
+    run = load_run(folder / "price")
+    expected = outputs(folder / "price")[:, 0]
+    frame = pd.DataFrame({"kind": [k for _, k in ROWS], "area": [a for a, _ in ROWS]})
+    frame.to_parquet(folder / "new.parquet")
+    for table in (
+        folder / "new.csv",
+        str(folder / "new.parquet"),
+        frame,
+        pa.Table.from_pandas(frame),
+        frame.to_dict("list"),
+        frame.to_dict("records"),
+    ):
+        found = run.predict_table(table)
+        assert list(found) == ["price"]
+        np.testing.assert_allclose(found["price"], expected, rtol=1e-12)
+    with pytest.raises(DataError, match="has no column 'area', which the model was trained on"):
+        run.predict_table(frame[["kind"]])
+    with pytest.raises(DataError, match=r"^the table: can't be taken as one: "):
+        run.predict_table(3)
+
+
+BAD_ROWS = "area,kind\n50.0,a\n,c\n110.5,c\n1,z\nmany,a\n20.25,b\n"
+
+
+@pytest.mark.parametrize("at_once", [20, 1 << 20])
+def test_rows_that_do_not_fit(folder: Path, capsys, monkeypatch, at_once: int) -> None:
+    """An error with its line, or left out, or a row without a prediction."""
+    monkeypatch.setattr(csv_file, "_BLOCK", at_once)
+    monkeypatch.setattr(csv_file, "_ROWS_OF_HEADER", 1)
+    (folder / "bad.csv").write_text(BAD_ROWS)
+    arguments = ["predict", str(folder / "price"), str(folder / "bad.csv")]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "bad.csv: line 3, column 'area' has no value" in err
+    expected = outputs(folder / "price")[:, 0]
+    assert main([*arguments, "--on-bad-row", "skip"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    np.testing.assert_allclose(numbers(rows, "price"), expected, rtol=1e-12)
+    assert main([*arguments, "--on-bad-row", "empty", "--out", str(folder / "told.csv")]) == 0
+    cells = (folder / "told.csv").read_text().splitlines()[1:]
+    assert [cell in ("", '""') for cell in cells] == [False, True, False, True, True, False]
+
+
+def test_columns_of_the_result(folder: Path, capsys) -> None:
+    rows = predicted(folder, "flower", capsys, "--columns", "rose,prediction")
+    assert list(rows[0]) == ["rose", "prediction"]
+    whole = predicted(folder, "flower", capsys)
+    assert [row["rose"] for row in rows] == [row["rose"] for row in whole]
+    arguments = ["predict", str(folder / "flower"), str(folder / "new.csv")]
+    assert main([*arguments, "--columns", "violet"]) == 2
+    assert capsys.readouterr().err == (
+        "command line:1:1: --columns: 'violet' is no column of the predictions; they have "
+        "prediction, lily, rose, tulip\n"
+    )
+
+
+def test_standard_input(folder: Path, capsys, monkeypatch) -> None:
+    expected = predicted(folder, "price", capsys)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TABLE.encode())))
+    assert main(["predict", str(folder / "price"), "-"]) == 0
+    assert list(csv.DictReader(capsys.readouterr().out.splitlines())) == expected

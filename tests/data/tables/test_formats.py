@@ -1,0 +1,229 @@
+"""The same rows in every format, plain and compressed, alone and in folders; others are named."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+import torch
+
+from gdtrain.data.tables.table import read_table
+from gdtrain.errors import DataError
+
+N = 23
+FRAME = pd.DataFrame(
+    {
+        "size": [3.5 * i % 17 for i in range(N)],
+        "rooms": [i % 4 + 1 for i in range(N)],
+        "colour": ["red", "green", "blue dark"] * 7 + ["red", "green"],
+        "price": [10.0 * (3.5 * i % 17) + i % 4 for i in range(N)],
+    }
+)
+ONE_HOT = pd.get_dummies(FRAME["colour"])[["blue dark", "green", "red"]].to_numpy(float)
+INPUTS = np.column_stack([FRAME["size"], FRAME["rooms"], ONE_HOT])
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def inputs(path: str, **options: Any) -> Any:
+    table = read_table(path, "price", **options)
+    data = table.data(torch.arange(len(table)))
+    np.testing.assert_array_equal(data.targets[:, 0].numpy(), FRAME["price"])
+    return data.inputs.numpy()
+
+
+CSV = FRAME.to_csv(index=False)
+JSONL = FRAME.to_json(orient="records", lines=True)
+
+
+def feather(compression: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.feather.write_feather(FRAME, sink, compression=compression)
+    return bytes(sink.getvalue())
+
+
+def parquet(**options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(pa.Table.from_pandas(FRAME), sink, **options)
+    return bytes(sink.getvalue())
+
+
+FILES: dict[str, tuple[str, bytes]] = {
+    "csv": ("a.csv", CSV.encode()),
+    "semicolons": ("a.csv", FRAME.to_csv(index=False, sep=";").encode()),
+    "tabs": ("a.tsv", FRAME.to_csv(index=False, sep="\t").encode()),
+    "all quoted": ("a.csv", FRAME.to_csv(index=False, quoting=1).encode()),
+    "carriage returns": ("a.csv", CSV.replace("\n", "\r\n").encode()),
+    "a byte order mark": ("a.csv", CSV.encode("utf-8-sig")),
+    "gzip": ("a.csv.gz", gzip.compress(CSV.encode())),
+    "bzip2": ("a.csv.bz2", bz2.compress(CSV.encode())),
+    "zstd": ("a.csv.zst", bytes(pa.compress(CSV.encode(), "zstd", asbytes=True))),
+    "no ending": ("data", CSV.encode()),
+    "JSON lines": ("a.jsonl", JSONL.encode()),
+    "compressed JSON lines": ("a.jsonl.gz", gzip.compress(JSONL.encode())),
+    "Parquet": ("a.parquet", parquet()),
+    "Parquet of row groups": ("a.parquet", parquet(row_group_size=5, compression="zstd")),
+    "Parquet, called CSV": ("a.csv", parquet()),
+    "Feather": ("a.feather", feather("uncompressed")),
+    "compressed Feather": ("a.arrow", feather("lz4")),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), FILES.values(), ids=FILES)
+def test_the_same_rows_in_every_format(name: str, content: bytes) -> None:
+    Path(name).write_bytes(content)
+    np.testing.assert_array_equal(inputs(name), INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        (FRAME.to_csv(index=False, sep=";", decimal=","), {"decimal": ","}),
+        (FRAME.to_csv(index=False, quotechar="'", quoting=1), {"quote": "'"}),
+        ("made by hand\nin 2024\n" + CSV, {"skip_rows": 2}),
+        ("# a note\n" + CSV.replace("\n", "\n#, no row\n", 3), {"comment": "#"}),
+    ],
+)
+def test_dialects_that_are_said(text: str, options: dict[str, Any]) -> None:
+    Path("a.csv").write_text(text)
+    np.testing.assert_array_equal(inputs("a.csv", **options), INPUTS)
+
+
+def test_another_encoding() -> None:
+    Path("a.csv").write_text(CSV.replace("green", "grün"), "utf-16")
+    with pytest.raises(DataError, match=r"^a\.csv: is UTF-16 text; set encoding: utf-16$"):
+        read_table("a.csv", "price")
+    np.testing.assert_array_equal(inputs("a.csv", encoding="utf-16"), INPUTS)
+    Path("a.csv").write_text(CSV.replace("green", "grün"), "latin-1")
+    np.testing.assert_array_equal(inputs("a.csv", encoding="latin-1"), INPUTS)
+
+
+def test_without_a_header_columns_have_numbers() -> None:
+    Path("a.csv").write_text(FRAME.to_csv(index=False, header=False))
+    table = read_table("a.csv", "column_4", header=False)
+    assert [column.name for column in table.columns] == ["column_1", "column_2", "column_3"]
+    np.testing.assert_array_equal(table.targets[:, 0].numpy(), FRAME["price"])
+
+
+def halves(folder: Path) -> None:
+    FRAME[:9].to_csv(folder / "part-0.csv", index=False)
+    FRAME[9:].to_parquet(folder / "part-1.parquet")
+    (folder / "_SUCCESS").write_text("")
+
+
+@pytest.mark.parametrize("path", ["parts", "parts/part-*", "~/parts"])
+def test_a_folder_and_a_pattern_are_all_files_in_the_order_of_their_names(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("parts").mkdir()
+    halves(Path("parts"))
+    np.testing.assert_array_equal(inputs(path), INPUTS)
+
+
+def test_places_in_a_folder_name_the_file() -> None:
+    Path("parts").mkdir()
+    Path("parts/a.csv").write_text(CSV)
+    lines = CSV.splitlines()
+    lines[4] = ",".join(["many", *lines[4].split(",")[1:]])
+    Path("parts/b.csv").write_text("\n".join(lines))
+    with pytest.raises(
+        DataError, match=r"1 of 46 cells is no number: 'many' in parts/b.csv, line 5"
+    ):
+        read_table("parts", "price")
+    Path("parts/b.csv").write_text("size,price\n1,2\n")
+    with pytest.raises(
+        DataError, match=r"parts/b.csv: has no column 'rooms', which parts/a.csv has"
+    ):
+        read_table("parts", "price")
+
+
+def test_types_that_a_file_says_are_taken_as_they_are() -> None:
+    table = pa.table(
+        {
+            "whole": pa.array([1, 2, None], pa.int8()),
+            "truth": pa.array([True, False, True]),
+            "named": pa.array(["b", "a", "b"]).dictionary_encode(),
+            "large": pa.array(["u", "v", "u"], pa.large_string()),
+            "day": pa.array([19723, 19725, 19724], pa.date32()),
+            "moment": pd.to_datetime(["2024-01-01 00:00", "2024-01-01 12:00", "2024-01-04 00:00"]),
+            "money": pa.array(["1.50", "2.25", "0.10"]).cast(pa.decimal128(9, 2)),
+            "y": [1.0, 2.0, 3.0],
+        }
+    )
+    pyarrow.parquet.write_table(table, "a.parquet")
+    read = read_table("a.parquet", "y", keep=["day", "moment"], missing="mean")
+    assert read.data(torch.arange(3)).inputs.tolist() == [
+        [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.5],
+        [2.0, 0.0, 1.0, 0.0, 0.0, 1.0, 2.0, 0.5, 2.25],
+        [1.5, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 3.0, 0.1],
+    ]
+    pyarrow.parquet.write_table(pa.table({"x": [[1], [2]], "y": [1, 2]}), "a.parquet")
+    with pytest.raises(DataError, match=r"column 'x' holds list<.*>, which is no number, text or"):
+        read_table("a.parquet", "y")
+
+
+def zipped(**files: str) -> bytes:
+    with zipfile.ZipFile("made.zip", "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name.replace("__", "/"), text)
+    return Path("made.zip").read_bytes()
+
+
+RECORDS = FRAME.to_json(orient="records")
+NAMED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "xlsx": (lambda: zipped(xl__workbook="x"), r"an Excel spreadsheet \(XLSX\).*read_excel\('f'\)"),
+    "zip": (lambda: zipped(a="x,y\n1,2\n"), r"a zip archive; .*read_csv\('f'\).to_parquet"),
+    "xls": (lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel spreadsheet"),
+    "JSON": (RECORDS.encode, r"JSON, but not one object a line .*pd.read_json"),
+    "indented JSON": (lambda: json.dumps(json.loads(RECORDS), indent=1).encode(), "is JSON, but"),
+    "ARFF": (lambda: b"% made\n\n@RELATION x\n@ATTRIBUTE a NUMERIC\n", "an ARFF file; .*loadarff"),
+    "LIBSVM": (lambda: b"+1 1:0.5 3:2\n-1 2:1\n", "a LIBSVM file; .*load_svmlight_file"),
+    "numpy": (lambda: b"\x93NUMPY\x01\x00", "a numpy array; use source: npy"),
+    "SQLite": (lambda: b"SQLite format 3\x00", "an SQLite database"),
+    "HTML": (lambda: b"<!DOCTYPE html><html>", "an HTML page"),
+    "damaged Parquet": (lambda: parquet()[:-20], "is a Parquet file that can't be read: "),
+    "damaged Feather": (lambda: feather("lz4")[:-20], "is a Feather file that can't be read: "),
+    "damaged gzip": (lambda: gzip.compress(CSV.encode())[:-20], "is damaged, or no gzip file"),
+    "compressed Parquet": (lambda: gzip.compress(parquet()), "is a compressed Parquet or Feather"),
+    "a record that is none": (
+        lambda: b'{"size":1,"price":2}\n[3]\n',
+        "line 2 is not a JSON object",
+    ),
+    "a broken record": (lambda: b'{"size":1,"price":2}\n{"size"\n', "line 2 is not JSON: "),
+    "another record": (
+        lambda: b'{"size":1,"price":2}\n{"size":1,"width":2}\n',
+        "line 2 has a field 'width', which the first line does not have",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), NAMED.values(), ids=NAMED)
+def test_what_is_not_read_is_named(make: Callable[[], bytes], said: str) -> None:
+    Path("f").write_bytes(make())
+    with pytest.raises(DataError, match=said) as told:
+        read_table("f", "price")
+    assert "\n" not in str(told.value)
+
+
+def test_no_address_is_read() -> None:
+    for path in ("https://example.org/a.csv", "s3://bucket/a.parquet"):
+        with pytest.raises(
+            DataError, match=f"^{re.escape(path)}: is an address; download the file"
+        ):
+            read_table(path, "y")
