@@ -28,6 +28,10 @@ class CsvFile:
         self.dialect = dialect
         with CsvText(path, dialect) as text:
             record, line = text.first_record()
+            try:
+                record.decode()
+            except UnicodeDecodeError as error:
+                raise text.not_text() from error
         self.delimiter = delimiter_of(record, dialect)
         cells = cells_of(record, self.delimiter, dialect, f"{path}: line {line}")
         self.header_bytes = len(record)

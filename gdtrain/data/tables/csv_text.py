@@ -249,7 +249,7 @@ def delimiter_of(record: bytes, dialect: Dialect) -> str:
 def cells_of(record: bytes, delimiter: str, dialect: Dialect, place: str) -> list[str]:
     """The cells of one record. Raises DataError, naming ``place``, for bad quoting."""
     try:
-        text = io.StringIO(record.decode(errors="replace"), newline="")
+        text = io.StringIO(record.decode(), newline="")
         reader = csv.reader(text, delimiter=delimiter, quotechar=dialect.quote, strict=True)
         return [cell.strip() for cell in next(reader, [])]
     except csv.Error as error:

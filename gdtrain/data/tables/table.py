@@ -325,6 +325,7 @@ class TableReading:
             self.files.places,
             self.categorical,
             self.asked_for,
+            self.targets,
             MISSING if self.missing_values is None else self.missing_values,
             self.files.dialect.decimal,
         )

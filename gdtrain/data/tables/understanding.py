@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import NEARLY_NUMBERS, Kind, days
 from gdtrain.data.tables.column import Array, Column
-from gdtrain.data.tables.scan import ColumnScan, TextCells, kinds_of, settle
+from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settle
 from gdtrain.errors import DataError
 
 # Text of more different values than these, and than this share of the rows, is no category.
@@ -34,13 +34,15 @@ class Understanding:
     """How columns are understood. path: of the table, for messages; places: see TableFiles.
 
     categorical: columns that are categories, whatever stands in them. asked_for: columns that were
-    named as inputs. missing_values: texts that stand for no value. decimal: before a fraction.
+    named as inputs. targets: columns that are none. missing_values: texts that stand for no value.
+    decimal: before a fraction.
     """
 
     path: str
     places: Places
     categorical: Collection[str] = ()
     asked_for: Collection[str] = ()
+    targets: Collection[str] = ()
     missing_values: Sequence[str] = ()
     decimal: str = "."
 
@@ -81,7 +83,7 @@ class Understanding:
         numbers = scan.numbers + totals.get("number", 0)
         nearly = sum(n for k, n in totals.items() if k in NEARLY_NUMBERS or k == "not finite")
         dates = totals.get("date", 0)
-        if 2 * (numbers + nearly) > present:
+        if 2 * (numbers + nearly) >= present:
             if numbers < present:
                 raise self._odd(scan, text, kinds, "number", present)
             return found
@@ -131,10 +133,20 @@ class Understanding:
         if kind == "not finite":
             return "remove the row or fill in a finite number"
         marks = ", ".join(map(yaml_text, [*self.missing_values, *cells]))
-        return (
+        way = (
             f"correct them; or, if they stand for no value, set missing_values: [{marks}] and "
             "missing: drop, mean, median or most_frequent"
         )
+        if self._may_be_names(scan):
+            way += f"; or, if all of them are names, categorical: [{yaml_text(scan.name)}]"
+        return way
+
+    def _may_be_names(self, scan: ColumnScan) -> bool:
+        """Whether the numbers of a column are so few that they may stand for categories."""
+        if scan.name in self.targets or scan.text is None or scan.distinct is None:
+            return False
+        different = len(scan.distinct) + len(scan.text.numbers)
+        return different <= MOST_COUNTED and 4 * different <= scan.rows
 
     def _bad(self, scan: ColumnScan, count: int, first: int, what: str) -> DataError:
         place = self.places([first])[0]

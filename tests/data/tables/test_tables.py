@@ -165,7 +165,11 @@ MARKS = (
         ("x,y\n1,2\nnan,2\n", f"missing cells: 1 of 2 in 'x' (first in line 3); {FILLS}"),
         ("x,y\n1,2\n1,-inf\n", f"column 'y': 1 cell is not finite, first in line 3; {FINITE}"),
         ("x,y\n1,2\n1e999,2\n", f"column 'x': 1 cell is not finite, first in line 3; {FINITE}"),
-        (MANY + "oops,2\n", f"column 'x': 1 of 31 cells is no number: 'oops' in line 32; {MARKS}"),
+        (
+            MANY + "oops,2\n",
+            f"column 'x': 1 of 31 cells is no number: 'oops' in line 32; {MARKS}; or, if all of "
+            "them are names, categorical: [x]",
+        ),
         (
             MANY + "1,N.A\n1,?\n",
             f"column 'y': 1 of 31 cells is no number: 'N.A' in line 32; {MARKS}".replace(
