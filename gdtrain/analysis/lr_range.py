@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gdtrain.analysis.curvature.full_loss import rereadable
+from gdtrain.analysis.lr_trials import Trial, best_rate
 from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.epoch_plan import known_plan
@@ -43,6 +46,8 @@ class LrRange:
     can't settle in its direction; 2/λ without momentum. None where it can't be computed, or
     there is none, for ``no_limit``, a reason in words.
     gradient_evaluations: what λ cost, in gradients of the full loss.
+    epochs: the budget for which rates were tried out, if one was given; trials: these runs.
+    ``suggestion`` is then the best of them, or None if none of them descends.
     """
 
     lrs: list[float]
@@ -58,6 +63,8 @@ class LrRange:
     stability_limit: float | None = None
     no_limit: str | None = None
     gradient_evaluations: float = 0.0
+    epochs: int | None = None
+    trials: list[Trial] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """All of it in plain values."""
@@ -86,12 +93,24 @@ class LrRange:
             ("steepest descent at", _said(self.steepest)),
             ("lowest loss at", _said(self.lowest)),
             ("stability limit", _said(self.stability_limit, self.no_limit or "not asked for")),
-            ("suggestion", _said(self.suggestion, "none: the full loss never fell")),
+            ("suggestion", self._suggested()),
         ]
         if self.sharpness is not None:
             message = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
             rows.insert(5, ("sharpness λ", message))
         return rows
+
+    def _suggested(self) -> str:
+        """The suggestion, and what it promises."""
+        if self.epochs is None:
+            return _said(self.suggestion, "none: the full loss never fell")
+        length = counted(self.epochs, "epoch")
+        if self.suggestion is None:
+            return f"none: no rate that was tried descends over {length}, on two orders"
+        updates = max(trial.updates for trial in self.trials)
+        finals = [trial for trial in self.trials if trial.updates == updates]
+        at = next(t.full_loss for t in finals if t.learning_rate == self.suggestion)
+        return f"{self.suggestion:.3g}: full loss {at:.4g} after {length} at that rate"
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""
@@ -126,6 +145,7 @@ def lr_range(
     every: int = 1,
     limit: bool = True,
     loader: Loader | None = None,
+    epochs: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> LrRange:
     """The learning-rate range test (Smith, 2017; Smith and Topin, 2018), on the full loss.
@@ -143,6 +163,11 @@ def lr_range(
     rules of thumb: where smoothed J falls fastest against log lr up to its minimum, and a tenth of
     the lr of the minimum.
 
+    epochs: how long training is to be. The ramp knows nothing of that, and its rules of thumb may
+    be off by a factor of 50. With it, rates a factor of 2 apart are tried out from the same
+    weights, the best of them for all of the epochs, and ``suggestion`` is the one with the lowest
+    full loss (see :func:`~gdtrain.analysis.lr_trials.best_rate`). That takes four to six times as
+    long as the training itself, of a constant rate, whatever the schedule.
     limit: compute the stability limit too (:func:`~gdtrain.analysis.sharpness.stability_limit`),
     at the weights before the test, of the samples of training. advance: called with the number of
     updates just made.
@@ -163,6 +188,8 @@ def lr_range(
     1.0
     """
     _check(start, stop, updates, every)
+    if epochs is not None:
+        whole_number("epochs", epochs, minimum=1)
     check_gradient(trainer)
     rereadable(trainer)
     judged = rereadable(trainer, loader)
@@ -190,7 +217,15 @@ def lr_range(
             if loss > _bound(first, lowest):
                 diverged = True
                 break
-    return _judged(looks, first, made, diverged, limits)
+    found = _judged(looks, first, made, diverged, limits)
+    if epochs is None:
+        return found
+    highest = found.lrs[-1] if found.lrs else start
+    budget = trainer.loader.updates(epochs) if trainer.loader is not None else 0
+    rate, trials = best_rate(
+        trainer, highest, start, budget, judged, first, partial(_set_rate, trainer)
+    )
+    return replace(found, suggestion=rate, epochs=epochs, trials=trials)
 
 
 def check_gradient(trainer: Trainer) -> None:
@@ -235,13 +270,18 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
 
 def _update(trainer: Trainer, lr: float, block: Block) -> bool:
     """Make one update with a learning rate; return whether loss and gradient were finite."""
+    _set_rate(trainer, lr)
+    return len(trainer.engine.run(block)) == 1
+
+
+def _set_rate(trainer: Trainer, lr: float) -> None:
+    """The rate of the first group; others keep their ratio to it."""
     groups = trainer.optimizer.param_groups
     present = float(groups[0]["lr"])
     for group in groups:
         group["lr"] = lr * float(group["lr"]) / present if present else lr
     groups[0]["lr"] = lr
     trainer.engine.publish()  # it may have kept the old one
-    return len(trainer.engine.run(block)) == 1
 
 
 def _limit(trainer: Trainer) -> dict[str, Any]:

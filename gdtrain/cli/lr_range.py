@@ -42,6 +42,7 @@ def _lr_range(options: argparse.Namespace, results: TextIO | None) -> int:
             updates=options.updates,
             every=options.every,
             limit=not options.no_limit,
+            epochs=options.epochs,
             out=options.out,
             results=results,
         ).run()
@@ -72,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="K",
         help="evaluate the full loss after every K-th update (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="try rates out for a training of N epochs"
     )
     parser.add_argument(
         "--no-limit", action="store_true", help="don't compute the limit of stability"

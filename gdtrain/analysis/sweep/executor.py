@@ -104,7 +104,7 @@ class Workers:
                 client.submit(function, number, point, pure=False): number
                 for number, point in points.items()
             }
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):
                 number = futures[future]
                 if future.cancelled() or client.status != "running":
                     raise self._lost()

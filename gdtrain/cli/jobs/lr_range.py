@@ -29,7 +29,7 @@ class LrRangeJob:
     """One run of the lr-range command.
 
     document: where each setting stands, for messages. name: of the configuration. start, stop,
-    updates, every, limit: as :func:`~gdtrain.analysis.lr_range.lr_range` has them. out: the
+    updates, every, limit, epochs: as :func:`~gdtrain.analysis.lr_range.lr_range` has them. out: the
     picture; ``lr-range-<name>.png`` if left out and matplotlib is there. results: where what was
     found goes as JSON, if that is asked for.
     """
@@ -42,6 +42,7 @@ class LrRangeJob:
     updates: int
     every: int
     limit: bool
+    epochs: int | None
     out: Path | None
     results: TextIO | None = None
 
@@ -86,6 +87,7 @@ class LrRangeJob:
                     updates=self.updates,
                     every=self.every,
                     limit=self.limit,
+                    epochs=self.epochs,
                     advance=bar.update,
                 )
             finally:
