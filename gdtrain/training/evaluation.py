@@ -352,9 +352,9 @@ def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
 
 
 def _named(name: str, value: Any) -> dict[str, float]:
-    """A metric's value, or the values of a collection of metrics."""
+    """A metric's value, or the values of a collection of metrics; "" is its own."""
     if isinstance(value, Mapping):
-        return {f"{name}_{key}": float(item) for key, item in value.items()}
+        return {f"{name}_{key}" if key else name: float(item) for key, item in value.items()}
     return {name: float(value)}
 
 

@@ -131,14 +131,14 @@ class AccuracyUnder:
     """Makes the accuracy that goes with a loss. Raises ConfigError if none does."""
 
     def __new__(cls, loss: LossSettings | None) -> Any:
-        if loss is None or _is_open(loss):
+        if loss is None or is_open(loss):
             return accuracy
         if "accuracy" not in loss.metrics:
             raise ConfigError.of("metrics", f"accuracy has no meaning under {loss.name}")
         return probability_accuracy if "sigmoid" in loss.output_activations else accuracy
 
 
-def _is_open(loss: LossSettings) -> bool:
+def is_open(loss: LossSettings) -> bool:
     """Whether it is not known what the loss takes, since the model computes it."""
     return loss.name == "model"
 
@@ -152,7 +152,7 @@ class MeanAbsoluteErrorUnder:
     """Makes the mean absolute error, for a loss of errors. Raises ConfigError for others."""
 
     def __new__(cls, loss: LossSettings | None) -> Any:
-        if loss is not None and not (_is_open(loss) or loss.targets.unit):
+        if loss is not None and not (is_open(loss) or loss.targets.unit):
             raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(losses_of_errors())}")
         return mean_absolute_error
 
@@ -206,12 +206,26 @@ def _value(metric: Metric, pieces: Sequence[Piece], sizes: Sequence[int], loss: 
             metric.update(*piece)
         value = metric.compute()
         metric.reset()
-        return value
+        return _only(value)
     outputs = join([output for output, _ in pieces], sizes, "outputs")
     targets = join([targets for _, targets in pieces], sizes, "targets")
     return metric(outputs, targets)
 
 
+def _only(value: Any) -> Any:
+    """The number of a metric; of several, the one that has no name of its own."""
+    if not isinstance(value, Mapping):
+        return value
+    if "" not in value:
+        names_ = ", ".join(list(value)[:3])
+        message = f"one gives several numbers ({names_}, …), and there is room for one of a batch"
+        raise ConfigError.of("metrics", f"{message}; choose another")
+    return value[""]
+
+
+_HIGHER_IS_BETTER = ("accuracy", "r2", "f1", "precision", "recall", "auroc")
+
+
 def best_of(metric: str) -> Literal["min", "max"]:
     """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
-    return "max" if "accuracy" in metric else "min"
+    return "max" if any(name in metric for name in _HIGHER_IS_BETTER) else "min"
