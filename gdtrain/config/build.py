@@ -16,6 +16,7 @@ from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.building.data import SharedSources, prepare_data, read_source
 from gdtrain.config.building.loss import build_loss
 from gdtrain.config.building.memory import out_of_memory
+from gdtrain.config.building.metrics import Metrics, build_metrics, in_original_units
 from gdtrain.config.building.model import sized_model
 from gdtrain.config.schema import AveragingSection, Config
 from gdtrain.data.loaders.forms import BatchLoader
@@ -32,16 +33,13 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
 from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
-from gdtrain.training.metrics import Metric, best_of
+from gdtrain.training.metrics import best_of
 from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
-
-Metrics = dict[str, Metric]
-
 
 # Settings that the trainer takes as they are, by the same names.
 _OF_TRAINER = (
@@ -77,6 +75,7 @@ def build(
     Raises ConfigError whose faults bear the keys of the sections at fault, without places.
     """
     seed_everything(config.seed)
+    metrics = build_metrics(config)
     with stage("data"):
         data = prepare_data(config, read_source if sources is None else sources.read)
     loader = _loader(config, data.training)
@@ -93,7 +92,7 @@ def build(
     with stage("optimizer"):
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer: Optimizer = registry.make("optimizer", config.optimizer, trained)
-    metrics = _metrics(config)
+    metrics = in_original_units(config, data.preprocessing, metrics)
     trainer_type = _trainer_type(config)
     with stage(""):
         scheduler = _scheduler(config, optimizer, loader, metrics)
@@ -127,17 +126,22 @@ def build(
     return BuiltRun(config, trainer, loader, validation, data.preprocessing, data.notes)
 
 
-def evaluated(config: Config, model: nn.Module, num_outputs: int, data: Any) -> dict[str, float]:
-    """The configuration's loss and metrics of a model on samples, and how many ``samples``."""
+def evaluated(
+    config: Config, model: nn.Module, preprocessing: Preprocessing, data: Any
+) -> dict[str, float]:
+    """The configuration's loss and metrics of a model on samples, and how many ``samples``.
+
+    data: a loader, or what one takes.
+    """
     trainer: Trainer = _trainer_type(config)(
         model,
-        build_loss(config, num_outputs),
+        build_loss(config, preprocessing.num_outputs),
         SGD(model.parameters(), lr=1.0),  # makes no step
         device="cpu",
-        metrics=_metrics(config),
+        metrics=in_original_units(config, preprocessing, build_metrics(config)),
         **{key: getattr(config, key) for key in ("precision", "evaluate_in", "memory_limit")},
     )
-    loader = BatchLoader(data)
+    loader = data if isinstance(data, Loader) else BatchLoader(data)
     return {**trainer.evaluate(loader), "samples": loader.num_samples}
 
 
@@ -211,16 +215,6 @@ def _scheduler(
         total = max(1, all_of_them - section.warmup)
     schedule: schedules.Schedule = registry.make("schedule", section, total=total)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
-
-
-def _metrics(config: Config) -> Metrics:
-    chosen = config.metrics
-    if chosen is None:
-        chosen = {name: registry.find("metric", name).settings() for name in config.loss.metrics}
-    return {
-        name: registry.find("metric", name).make(options, loss=config.loss)
-        for name, options in chosen.items()
-    }
 
 
 def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:

@@ -117,7 +117,7 @@ class TrainedRun:
         else:
             targets = self.preprocessing.apply_to_targets(fit(loaded.targets, 0))
             samples = (self._ready(loaded.inputs), targets)
-        return evaluated(self.config, self.model, self.preprocessing.num_outputs, samples)
+        return evaluated(self.config, self.model, self.preprocessing, samples)
 
     def _fit_targets(self, path: str, targets: Tensor, first_row: int) -> Tensor:
         fitted, outputs = (

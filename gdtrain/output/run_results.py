@@ -29,20 +29,25 @@ def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS)
         disk.sync_directory(directory)
 
 
-def write_summary(directory: Path, trainer: Trainer, status: str) -> dict[str, Any]:
+def write_summary(
+    directory: Path, trainer: Trainer, status: str, baseline: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Write summary.json, with null for numbers that are not finite, and return its content.
 
-    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``.
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
+    loss and metrics of a constant prediction on the validation part.
     Raises StorageError if it can't be written.
     """
-    summary = summary_of(trainer, status)
+    summary = summary_of(trainer, status, baseline)
     with disk.needed(SUMMARY):
         text = json.dumps(finite(summary), indent=1) + "\n"
         disk.replace_file(directory / SUMMARY, text.encode())
     return summary
 
 
-def summary_of(trainer: Trainer, status: str) -> dict[str, Any]:
+def summary_of(
+    trainer: Trainer, status: str, baseline: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """How a run has ended, in numbers."""
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
     validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
@@ -55,6 +60,7 @@ def summary_of(trainer: Trainer, status: str) -> dict[str, Any]:
         "seconds": round(trainer.progress.seconds, 3),
         "train": {"loss": record["train_loss"]} if record else {},
         "validation": validation,
+        **({} if baseline is None else {"baseline": baseline}),
         "device": str(trainer.device),
         "engine": trainer.engine.name,
         "versions": {

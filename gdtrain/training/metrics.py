@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -145,6 +145,8 @@ def is_open(loss: LossSettings) -> bool:
 
 class Mae(OptionsOnly):
     """Mean absolute error, in the unit of the targets."""
+
+    has_unit: ClassVar[bool] = True
 
 
 @register_metric("mae", Mae)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Adapted:
             return
         if self._metric is None:
             self._metric = self.made(*given).to(output.device).set_dtype(_wide(output))
-        self._metric.update(*given)
+        self._metric.update(*(tensor.contiguous() for tensor in given))
 
     def compute(self) -> Any:
         """A number, or numbers by name; "" is the metric itself."""
@@ -103,6 +103,8 @@ class R2(_OfNumbers):
 
 class RmseSettings(OptionsOnly):
     """Root of the mean squared error, in the unit of the targets."""
+
+    has_unit: ClassVar[bool] = True
 
 
 @register_metric("rmse", RmseSettings)

@@ -76,7 +76,9 @@ def test_numbers_in_the_units_of_training(folder: Path, later, capsys) -> None:
     kept = json.loads((folder / "price/preprocessing.json").read_text())
     error = outputs(folder / "price", x)[:, 0] - (prices - kept["target_mean"]) / kept["target_std"]
     found = evaluated(capsys, folder / "price", path)
-    assert found.keys() == {"loss", "mae", "samples"}
+    assert found.keys() == {"loss", "mae", "mae_original_units", "samples"}
+    own = found["mae"] * kept["target_std"][0]
+    assert found["mae_original_units"] == pytest.approx(own, rel=1e-9)
     assert found["loss"] == pytest.approx((error**2).mean(), rel=1e-9)
     assert found["mae"] == pytest.approx(abs(error).mean(), rel=1e-9)
     assert found["samples"] == 7

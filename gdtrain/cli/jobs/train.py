@@ -23,6 +23,7 @@ from gdtrain.checkpoint.disk_faults import DiskFaults
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.jobs import logs
 from gdtrain.cli.jobs.resume import is_restart, settings_of, take_up
+from gdtrain.config.baseline import baseline
 from gdtrain.config.build import BuiltRun, build, stage
 from gdtrain.config.building.data import SharedSources
 from gdtrain.config.load import dump
@@ -105,17 +106,19 @@ class TrainJob:
             if self.resume:
                 stops.reason = _reason(trainer)
                 stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
-            status, interrupted = "failed", 0
+            status, interrupted, to_beat = "failed", 0, baseline(run)
             try:
                 status, interrupted = self._fit(trainer, checkpoints, directory)
             finally:
                 console.close()
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
-                    write = partial(run_results.write_summary, directory, trainer, status)
+                    write = partial(
+                        run_results.write_summary, directory, trainer, status, to_beat
+                    )
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
-            summary = run_results.summary_of(trainer, status)
+            summary = run_results.summary_of(trainer, status, to_beat)
             if leads:
                 self._result({"directory": str(directory)} | summary)
             if status == "non_finite":
