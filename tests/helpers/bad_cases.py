@@ -3,6 +3,7 @@
 from gdtrain.registry import names
 
 MONITORS = ", ".join(names("monitor"))
+METRICS = ", ".join(names("metric"))
 
 # What is right; a case changes it. Lines of the file: data 1, model 2, loss 3, loader 4, and so on.
 RIGHT = {
@@ -615,8 +616,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         ["a.yaml:7:10: metrics: mae needs a loss of mse, l1, smooth_l1, huber"],
     ),
     "metrics unknown": (
-        {"metrics": "[f1]"},
-        ["a.yaml:7:11: metrics[0]: must be one of accuracy, mae; got 'f1'"],
+        {"metrics": "[fbeta]"},
+        [f"a.yaml:7:11: metrics[0]: must be one of {METRICS}; got 'fbeta'"],
     ),
     "metrics of nothing": (
         {"metrics": "[mae]"},

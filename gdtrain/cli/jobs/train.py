@@ -113,9 +113,7 @@ class TrainJob:
                 console.close()
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
-                    write = partial(
-                        run_results.write_summary, directory, trainer, status, to_beat
-                    )
+                    write = partial(run_results.write_summary, directory, trainer, status, to_beat)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
             summary = run_results.summary_of(trainer, status, to_beat)
