@@ -95,7 +95,12 @@ class LossWeights(Protocol):
 
 
 class EngineChoice(Protocol):
-    """Which engine runs the blocks."""
+    """Which engine runs the blocks.
+
+    wanted: the name that was asked for, or ``auto``.
+    """
+
+    wanted: str
 
     @property
     def name(self) -> str:

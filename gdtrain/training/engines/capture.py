@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import GdtrainError, ModelError
-from gdtrain.training.engines.eager_pass import EagerPass, reached, unread
+from gdtrain.training.engines.eager_pass import EagerPass, is_drawing, reached, unread
 from gdtrain.training.engines.functional_step import SETTINGS_PER_GROUP, FunctionalStep, State
 from gdtrain.training.engines.python_state import root_package
+from gdtrain.training.engines.without_looking import plain_operators
 from gdtrain.training.run import Run
 
 # What tracing raises where Python code asks for the values of tensors.
@@ -44,6 +45,7 @@ class CapturedStep:
     operators: of the eager pass before it.
     changes: for each tensor of the state, whether the step changes it.
     reads_indices: whether the step looks at which samples its batch has.
+    draws: whether it draws random numbers; then the last of the constants is the seed, int64.
     text: the graph in words, with everything that a program which runs it depends on.
     """
 
@@ -52,6 +54,7 @@ class CapturedStep:
     operators: list[Any] = field(default_factory=list)
     changes: list[bool] = field(init=False)
     reads_indices: bool = field(init=False)
+    draws: bool = field(init=False)
     text: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class CapturedStep:
         *state, _, _ = nodes[-1].args[0]
         pairs = zip(inputs, state, strict=False)
         self.reads_indices = bool(inputs[-1].users)
+        self.draws = any(is_drawing(node.target) for node in nodes)
         self.changes = [_source(after) is not before for before, after in pairs]
         forms = [(t.dtype, tuple(t.shape)) for t in self.constants]
         given = [node.meta.get("val") for node in inputs]  # None for data without targets
@@ -107,6 +111,9 @@ def capture(
             f"such as a clock, a counter or the learning rate: {difference}"
         )
     captured.operators = seen.operators
+    if captured.draws:
+        seed = torch.initial_seed()
+        captured.constants.append(torch.tensor(seed - (seed >> 63 << 64)))  # its bits, signed
     return captured
 
 
@@ -136,7 +143,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
     with warnings.catch_warnings():  # the eager pass before this one has given them
         warnings.simplefilter("ignore")
         try:
-            with unread(step.trainer):
+            with unread(step.trainer), plain_operators(), _seeding() as seeded:
                 graph = tracer(step.tensors(), row, number, batch.inputs, rest)
         except GdtrainError:
             raise
@@ -147,7 +154,13 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
     graph.graph.eliminate_dead_code()
     graph.recompile()
     names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-    return CapturedStep(graph, [_attribute(graph, name) for name in names])
+    captured = CapturedStep(graph, [_attribute(graph, name) for name in names])
+    if captured.draws and seeded:
+        raise ModelError(
+            "forward draws random numbers and sets PyTorch's generator, as "
+            "torch.utils.checkpoint does; give that preserve_rng_state=False, or no random layers"
+        )
+    return captured
 
 
 def _reason(error: Exception) -> str:
@@ -174,13 +187,25 @@ def _place(error: Exception) -> str:
 
 
 def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -> None:
-    called = {node.target for node in graph.graph.nodes if node.op.startswith("call")}
-    unknown = [target for target in called if not is_lowered(target)]
-    drawing = [t for t in unknown if torch.Tag.nondeterministic_seeded in getattr(t, "tags", ())]
-    if drawing:
-        raise ModelError(f"{_listed(drawing)} draws random numbers in each step")
+    nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
+    if dependent := {node.target for node in nodes if _is_symbolic(node.meta.get("val"))}:
+        raise ModelError(
+            f"what {_listed(dependent)} gives has a shape, or is a number in Python code, that "
+            "depends on values of tensors; use torch.where or a mask"
+        )
+    for node in nodes:
+        if node.kwargs.get("generator") is not None:
+            raise ModelError(f"{node.target} draws from a generator of somebody's own")
+    unknown = {node.target for node in nodes if not is_lowered(node.target)}
     if unknown:
         raise ModelError(f"there is no lowering of {_listed(unknown)}")
+
+
+def _is_symbolic(value: Any) -> bool:
+    """Whether only a run can say what a node gives, or of what shape."""
+    if isinstance(value, Tensor):
+        return any(isinstance(size, torch.SymInt) for size in value.shape)
+    return isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
 
 
 def _listed(targets: Iterable[Any]) -> str:
@@ -223,6 +248,28 @@ def _moved_on(trainer: Run) -> Iterator[None]:
             group.update(settings)
         if scheduler is not None:
             vars(scheduler).update(attributes)
+
+
+@contextmanager
+def _seeding() -> Iterator[list[str]]:
+    """Yields a list that gets the names of the functions by which code sets PyTorch's generator."""
+    called: list[str] = []
+    functions = {name: getattr(torch, name) for name in ("manual_seed", "set_rng_state")}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            called.append(name)
+            return function(*arguments)
+
+        return noted
+
+    try:
+        for name, function in functions.items():
+            setattr(torch, name, noting(name, function))
+        yield called
+    finally:
+        for name, function in functions.items():
+            setattr(torch, name, function)
 
 
 class _Reads(TorchFunctionMode):

@@ -159,6 +159,8 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = [self._words(value) for value in (*arguments, *options.items())]
         result = function(*arguments, **options)
         made = result if isinstance(result, tuple | list) else (result,)
+        if is_drawing(function):
+            self.lines.append(("seed", torch.initial_seed()))
         self.lines.append((str(function), read, [self._name(tensor, "") for tensor in made]))
         return result
 
@@ -181,6 +183,11 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held.append(tensor)
         form = f"{tensor.dtype} {list(tensor.shape)} {tensor.requires_grad}"
         return self._labels.setdefault(_memory(tensor), f"{name}{len(self._labels)}: {form}")
+
+
+def is_drawing(function: Any) -> bool:
+    """Whether an operator draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(function, "tags", ())
 
 
 def _memory(tensor: Tensor) -> Any:

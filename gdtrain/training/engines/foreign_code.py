@@ -82,7 +82,7 @@ def _facts(trainer: Run) -> tuple[Any, ...]:
     return (
         *(type(trainer), id(trainer.model), id(trainer.loss), trainer.precision, trainer.dtype),
         {(type(module), type(module).forward) for module in _modules(trainer)},
-        torch.get_default_dtype(),
+        (torch.get_default_dtype(), torch.initial_seed()),
         (trainer.clip_grad_norm, trainer.clip_grad_value),
         [(update_flags(group), *map(id, group["params"])) for group in groups],
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
+from gdtrain.training.engines.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.run import Run
 
@@ -163,7 +164,8 @@ class FunctionalStep:
         given = dict(zip(self.trained + self.others, state.trained + state.others, strict=True))
         after: dict[str, Tensor] = {}
         numbered = step_number(self.trainer, number)
-        with torch.enable_grad(), numbered, self.places.hold(given, after) as placed:
+        unseen = without_looking((self.trainer.model, self.trainer.loss))
+        with torch.enable_grad(), numbered, unseen, self.places.hold(given, after) as placed:
             loss = scalar(self.trainer.batch_loss(batch))
             loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():

@@ -42,7 +42,7 @@ def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:
     """The same, of what may come and go in mid-run."""
     yield from _of_trainer(trainer, name)
     yield from _of_optimizer(trainer.updater)
-    yield from _of_model(trainer, name)
+    yield from _of_model(trainer)
 
 
 def is_installed() -> bool:
@@ -88,7 +88,7 @@ def _of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[str]:
         yield "the optimizer has hooks, which look at every update"
 
 
-def _of_model(trainer: Run, name: str) -> Iterator[str]:
+def _of_model(trainer: Run) -> Iterator[str]:
     modules = [trainer.model] + ([trainer.loss] if isinstance(trainer.loss, nn.Module) else [])
     parameters = [p for module in modules for p in module.parameters()]
     if {p.dtype for p in parameters} - {trainer.dtype}:
@@ -105,8 +105,3 @@ def _of_model(trainer: Run, name: str) -> Iterator[str]:
                 yield f"layer {path!r} is scripted"
             if has_layer_hooks(layer):
                 yield f"layer {path!r} has hooks, which look at every pass"
-            dropout = (
-                isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p
-            )
-            if dropout and name == "scan":
-                yield f"layer {path!r} ({type(layer).__name__}) draws random numbers"

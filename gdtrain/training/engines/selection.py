@@ -173,10 +173,20 @@ def _by_rule(trainer: Run, updates: int | None, num_epochs: int) -> str:
 
 
 def _is_plain(trainer: Run) -> bool:
-    layers = trainer.model.modules()
     return calls_known_code(trainer) and not any(
-        isinstance(layer, nn.modules.conv._ConvNd) for layer in layers
+        isinstance(layer, nn.modules.conv._ConvNd) or _draws(layer)
+        for layer in trainer.model.modules()
     )
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Whether a layer of PyTorch draws random numbers."""
+    if not layer.training:
+        return False
+    share = layer.p if isinstance(layer, nn.modules.dropout._DropoutNd) else 0.0
+    inner = getattr(layer, "dropout", 0.0)  # of recurrent layers and attention
+    kinds = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+    return bool(share or (isinstance(inner, float) and inner)) or isinstance(layer, kinds)
 
 
 def _is_watched(trainer: Run) -> bool:

@@ -506,8 +506,6 @@ class Counting(Net):
             out = -out
         elif self.how == "number":
             out = out * float(out.detach().mean())
-        elif self.how == "noise":
-            out = out + torch.randn_like(out)
         return out
 
 
@@ -526,7 +524,6 @@ REFUSED = {
     "mode": "model.head.training",
     "branch": "in forward, line",
     "number": "in forward, line",
-    "noise": "draws random numbers",
 }
 
 

@@ -172,7 +172,7 @@ def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_nll_loss_and_its_gradient_are_those_of_torch(shape, reduction, weighted) -> None:
-    from gdtrain.training.engines.xla import lowering_losses as lowered
+    from gdtrain.training.engines.xla.lowering import losses as lowered
 
     draw = torch.Generator().manual_seed(5)
     x = torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -195,7 +195,7 @@ def test_nll_loss_and_its_gradient_are_those_of_torch(shape, reduction, weighted
 
 
 def test_a_label_that_does_not_exist_is_no_number() -> None:
-    from gdtrain.training.engines.xla import lowering_losses as lowered
+    from gdtrain.training.engines.xla.lowering import losses as lowered
 
     ones = np.ones((2, 3), np.float32)
     for label in (-1, 3):

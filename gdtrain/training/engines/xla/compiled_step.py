@@ -20,7 +20,7 @@ from gdtrain.training.engines.capture import CapturedStep, capture
 from gdtrain.training.engines.eager_pass import EagerPass
 from gdtrain.training.engines.functional_step import FunctionalStep
 from gdtrain.training.engines.xla.cpu import cpu
-from gdtrain.training.engines.xla.lowering import DTYPES, is_lowered
+from gdtrain.training.engines.xla.lowering.graph import DTYPES, is_lowered
 from gdtrain.training.engines.xla.program import Array, Operands, Program, StepShape
 from gdtrain.training.engines.xla.window import Window
 from gdtrain.training.run import Run
@@ -115,6 +115,11 @@ class CompiledStep:
         """The step itself, of whatever size."""
         assert self._step is not None
         return self._step
+
+    @property
+    def draws(self) -> bool:
+        """Whether the step draws random numbers."""
+        return any(captured.draws for captured in self._captured.values())
 
     def capture(self, sizes: Iterable[int]) -> None:
         """Capture the step for batches of these sizes. Raises ModelError if it can't be."""

@@ -13,7 +13,7 @@ import torch
 from jax import lax
 
 from gdtrain.training.engines.capture import CapturedStep
-from gdtrain.training.engines.xla.lowering import run_graph
+from gdtrain.training.engines.xla.lowering.graph import run_step
 from gdtrain.training.engines.xla.window import shared
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -129,9 +129,7 @@ def _block(
             row = _slice(call.rows, i, 1)[0] if shape.scheduled else call.rows[0]
             changing, fixed = iter(state), iter(operands.fixed)
             whole = [next(changing if changes_it else fixed) for changes_it in changes]
-            results = run_graph(
-                captured.graph, [*whole, row, number + i, *batch], operands.constants
-            )
+            results = run_step(captured, whole, row, number + i, batch, operands.constants)
             *new, loss, finite = results
             pairs = zip(new, changes, strict=True)
             return [after for after, changes_it in pairs if changes_it], loss, finite

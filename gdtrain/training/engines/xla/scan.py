@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
+from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.compiled_engine import CompiledEngine
 from gdtrain.training.engines.eager_pass import unread
@@ -15,6 +18,8 @@ from gdtrain.training.engines.xla.compiled_step import CompiledStep
 from gdtrain.training.engines.xla.program import Array, StepShape
 from gdtrain.training.engines.xla.window import MAX_BATCH_BYTES, MAX_STEPS, rows_of, window_steps
 from gdtrain.training.run import Run
+
+logger = logging.getLogger("gdtrain")
 
 
 class ScanEngine(CompiledEngine):
@@ -34,6 +39,7 @@ class ScanEngine(CompiledEngine):
         self._step: CompiledStep | None = None
         self._samples_of_step: Samples | None = None
         self._is_taken = False  # whether the step has a state that is newer than the tensors
+        self._has_told = False  # that the step draws
 
     def prepare(self, plan: Plan) -> None:
         """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
@@ -166,10 +172,23 @@ class ScanEngine(CompiledEngine):
             self._step = self._compiled(samples, plan, start)
             self._samples_of_step = samples
             self._note_capture()
+            self._tell_of_draws(self._step)
         if self._may_differ:
             self._step.forget_copies()
             self._may_differ = False
         return self._step
+
+    def _tell_of_draws(self, step: CompiledStep) -> None:
+        """Say once what a step draws from. Raises ModelError where nobody asked for the engine."""
+        if not step.draws or self._has_told:
+            return
+        if self.trainer.choice.wanted == "auto":
+            raise ModelError("the step draws random numbers, and XLA would draw others")
+        logger.warning(
+            "engine: scan draws its random numbers (dropout's masks) from a stream of its own, a "
+            "function of the seed and the step; they are not those of eager"
+        )
+        self._has_told = True
 
     def _compiled(self, samples: Samples, plan: Plan, start: int) -> CompiledStep:
         trainer = self.trainer

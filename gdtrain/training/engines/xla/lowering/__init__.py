@@ -1,0 +1,1 @@
+"""From PyTorch's operators to jax: one function per operator, in a file for each subject."""
