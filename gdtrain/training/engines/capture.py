@@ -193,9 +193,6 @@ def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -
             f"what {_listed(dependent)} gives has a shape, or is a number in Python code, that "
             "depends on values of tensors; use torch.where or a mask"
         )
-    for node in nodes:
-        if node.kwargs.get("generator") is not None:
-            raise ModelError(f"{node.target} draws from a generator of somebody's own")
     unknown = {node.target for node in nodes if not is_lowered(node.target)}
     if unknown:
         raise ModelError(f"there is no lowering of {_listed(unknown)}")
@@ -330,7 +327,8 @@ def _attribute(graph: fx.GraphModule, target: Any) -> Tensor:
     found: Any = graph
     for part in str(target).split("."):
         found = getattr(found, part)
-    assert isinstance(found, torch.Tensor)
+    if not isinstance(found, Tensor):  # the tracer keeps generators so
+        raise ModelError("forward or the loss draws from a generator of somebody's own")
     return found
 
 

@@ -20,6 +20,8 @@ from gdtrain.training.engines.eager_pass import EagerPass
 jax = pytest.importorskip("jax")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+# Compiling takes most of the time of these tests; what is compiled runs once.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 INDEX = torch.tensor([[2, 0, 1, 2, 0]])
 
 
@@ -112,7 +114,9 @@ POINTWISE = {
     "lerp": lambda x: torch.lerp(x, x.flip(1), x.sigmoid()),
     "addc": lambda x: torch.addcdiv(torch.addcmul(x, x, x, value=0.5), x, positive(x)),
     "clamp": lambda x: x.clamp(-0.5, 0.7) + x.clamp(min=x.flip(1)) + x.clamp_max(0.3),
-    "nan_to_num": lambda x: torch.nan_to_num(x / x.round(), nan=1.0, posinf=2.0, neginf=-3.0),
+    "nan_to_num": lambda x: (
+        x * torch.nan_to_num((x / x.round()).detach(), nan=1.0, posinf=2.0, neginf=-3.0)
+    ),
     "where": lambda x: torch.where(x > 0, x.sin(), 0.0),
     "whole_numbers": lambda x: x * ((((x * 8).long() ^ 3) << 1) // 3) * (~(x > 0) | (x < 1)),
     "complex": lambda x: (torch.complex(x, x.flip(1)).exp() * torch.complex(x, x).conj()).abs(),
@@ -421,20 +425,18 @@ def test_values_and_gradients_are_those_of_pytorch(subject: str, dtype: torch.dt
     constants = [constant.numpy() for constant in captured.constants]
     with jax.enable_x64(True):
         step = jax.jit(lambda *of: list(run_step(captured, *of)))
-        *after, _, finite = step(state, row, np.int64(0), inputs, constants)
+        compiled = step.lower(state, row, np.int64(0), inputs, constants).compile(QUICKLY)
+        *after, _, _ = compiled(state, row, np.int64(0), inputs, constants)
     trainer.train_step(batch)
-    expected = [tensor.detach().numpy() for tensor in (*model.of, model.values)]
-    names = [*model.functions, "values"]
+    expected = dict(model.named_parameters()) | dict(model.named_buffers())
     wrong = {}
-    for name, ours, theirs in zip(names, after, expected, strict=True):
+    for name, ours in zip([*seen.step.trained, *seen.step.others], after, strict=True):
+        theirs = expected[name].detach().numpy()
         difference = np.abs(np.asarray(ours) - theirs) / (1 + np.abs(theirs))
-        if not difference.max() < TOLERANCE[dtype]:
-            wrong[name] = difference if name == "values" else difference.max()
-    if "values" in wrong:
-        bad = np.flatnonzero(~(wrong["values"] < TOLERANCE[dtype]))
-        wrong["values"] = {names[i]: wrong["values"][i] for i in bad}
+        of = [*model.functions] if name == "values" else [list(model.functions)[int(name[3:])]]
+        bad = ~(difference < TOLERANCE[dtype])
+        wrong |= {(name, of[i % len(of)]): difference.max() for i in np.flatnonzero(bad)}
     assert not wrong
-    assert bool(finite) == all(np.isfinite(e).all() for e in expected)
 
 
 def test_what_is_read_outside_of_a_table_is_no_number() -> None:

@@ -100,7 +100,25 @@ def _xlogy(x: Any, y: Any) -> Any:
 def _polygamma(order: int, x: Any) -> Any:
     if order == 0:
         return special.digamma(x)
-    return special.polygamma(order, x)
+    return _trigamma(x) if order == 1 else special.polygamma(order, x)
+
+
+def _trigamma(x: Any) -> Any:
+    """ψ′(x), by the series that PyTorch has, which is right to 1e-9.
+
+    For x < ½ by reflection; else Σ 1/(x + k)² over six terms, and the asymptotic series behind.
+    """
+    reflects = x < 0.5
+    y = jnp.where(reflects, 1 - x, x)
+    total = jnp.zeros_like(y)
+    for _ in range(6):
+        total = total + 1 / (y * y)
+        y = y + 1
+    square = 1 / (y * y)
+    series = 1 + 1 / (2 * y) + square * (1 / 6 - square * (1 / 30 - square * (1 / 42)))
+    total = total + series / y
+    sine = jnp.pi / jnp.sin(jnp.pi * x)
+    return jnp.where(reflects, sine * sine - total, total)
 
 
 def _frexp(x: Any) -> tuple[Any, Any]:
