@@ -112,6 +112,7 @@ def build(
             validation=_validation(config, validation),
             metrics=metrics,
             callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
+            compile=None if config.compile is None else config.compile.model_dump(),
             **{key: getattr(config, key) for key in _OF_TRAINER},
         )
         trainer.shows_progress = False  # commands have their own

@@ -50,6 +50,19 @@ class AveragingSection(Settings):
     """d of the exponential average d · mean + (1 - d) · θ; all count alike if left out."""
 
 
+class CompileSection(Settings):
+    """Options of torch.compile, as PyTorch has them."""
+
+    backend: str | None = None
+    """What compiles graphs; inductor if left out."""
+    mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
+    """How long to look for fast kernels."""
+    fullgraph: bool = False
+    """Whether what can't be in one graph is an error."""
+    dynamic: bool | None = None
+    """Whether sizes may change without compiling anew; by what is seen if left out."""
+
+
 class ValidationSection(Settings):
     """When to evaluate on the validation part."""
 
@@ -153,9 +166,12 @@ class Config(Settings):
     """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
     process_timeout: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds that a process started by torchrun waits for the others before it gives up."""
-    engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto"
+    engine: Literal["auto", "eager", "compile", "scan", "cuda_graph"] = "auto"
     """How blocks of steps are executed: one by one with the bits of the hand-written loop (eager),
-    or compiled, by XLA on a CPU (scan) or as a CUDA graph; auto chooses by a fixed rule."""
+    with model and loss by torch.compile (compile), or compiled as a whole, by XLA on a CPU (scan)
+    or as a CUDA graph; auto chooses among the others by a fixed rule."""
+    compile: CompileSection | None = None
+    """Options of torch.compile, for engine compile."""
     epochs: Positive
     """Passes over the training part, in total."""
     validation: ValidationSection = ValidationSection()

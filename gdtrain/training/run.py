@@ -97,10 +97,11 @@ class LossWeights(Protocol):
 class EngineChoice(Protocol):
     """Which engine runs the blocks.
 
-    wanted: the name that was asked for, or ``auto``.
+    wanted: the name that was asked for, or ``auto``. options: of torch.compile.
     """
 
     wanted: str
+    options: dict[str, Any]
 
     @property
     def name(self) -> str:

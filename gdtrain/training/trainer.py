@@ -126,9 +126,11 @@ class Trainer:
     accumulate_in: ``fp64`` adds up the slices' gradients in float64.
     evaluate_in: ``whole``, the loss of all samples, as one pass over them gives it; ``batches``,
         the mean over the loader's own batches, for losses meant per batch (contrastive ones).
-    engine: ``eager``, with the bits of the hand-written loop; ``scan`` (XLA, on a CPU) or
-        ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a fixed rule, in fit.
-
+    engine: ``eager``, with the bits of the hand-written loop; ``compile`` (torch.compile), ``scan``
+        (XLA, on a CPU) or ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a
+        fixed rule, in fit.
+    compile: options of ``module.compile()`` for the engine of that name: ``backend``, ``mode``,
+        ``fullgraph``, ``dynamic``, ``options``.
     progress: whether ``fit`` shows a bar, on terminals and in notebooks alone.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
@@ -174,7 +176,8 @@ class Trainer:
         microbatch_allow: Sequence[str] = (),
         accumulate_in: Literal["fp64"] | None = None,
         evaluate_in: Literal["whole", "batches"] = "whole",
-        engine: Literal["auto", "eager", "scan", "cuda_graph"] = "auto",
+        engine: Literal["auto", "eager", "compile", "scan", "cuda_graph"] = "auto",
+        compile: Mapping[str, Any] | None = None,
         progress: bool = True,
     ) -> None:
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
@@ -233,7 +236,7 @@ class Trainer:
         self.called_rungs: set[str] = set()  # rungs that an own train_step has called
         self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
         self._listeners = Listeners(self.callbacks)
-        self.choice = EngineChoice(self, engine)
+        self.choice = EngineChoice(self, engine, compile)
 
     def _place(
         self,

@@ -22,11 +22,11 @@ SHARE = 0.04
 # In seconds: what an update takes however small it is; what a look takes, putting everything back
 # included; and a pass forward and backward in it. They err on the careful side: short updates, long
 # looks.
-UPDATE_SECONDS = {"eager": 50e-6, "scan": 0.2e-6, "cuda_graph": 10e-6}
+UPDATE_SECONDS = {"eager": 50e-6, "compile": 50e-6, "scan": 0.2e-6, "cuda_graph": 10e-6}
 LOOK_SECONDS = 400e-6
 PASS_SECONDS = 500e-6
 # Of a compiled engine, to bring the weights out, and to go on from them.
-HANDOVER_SECONDS = {"eager": 0.0, "scan": 1e-3, "cuda_graph": 100e-6}
+HANDOVER_SECONDS = {"eager": 0.0, "compile": 0.0, "scan": 1e-3, "cuda_graph": 100e-6}
 # A sample's gradient takes 6 operations a parameter at least; a CPU's core makes no more of them.
 OPERATIONS_PER_SECOND = 1e11
 LOOKS = 10  # in a run, of monitors that cost many passes over the data

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from gdtrain.data.batch import Plan
 from gdtrain.errors import ConfigError, ModelError
+from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign_code import calls_known_code
@@ -20,7 +23,9 @@ from gdtrain.training.safety.checks import check_arguments
 
 logger = logging.getLogger("gdtrain")
 
-ENGINES = ("auto", "eager", "scan", "cuda_graph")
+ENGINES = ("auto", "eager", "compile", "scan", "cuda_graph")
+# Those that capture a step, and can't run every trainer; ``auto`` chooses among them and eager.
+_CAPTURING = ("scan", "cuda_graph")
 
 # Under auto, a compiled engine must save more than it takes to start (about 2 s for jax) …
 MIN_UPDATES = 100_000
@@ -35,17 +40,19 @@ _EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
 class EngineChoice:
     """Settles which engine a trainer has.
 
-    wanted: one of :data:`ENGINES`. A choice under ``auto`` is kept: by further calls of ``fit``,
+    wanted: one of :data:`ENGINES`. options: of torch.compile, for ``compile``.
+    A choice under ``auto`` is kept: by further calls of ``fit``,
     and in snapshots, so that a run that is taken up ends with the bits of one left alone.
     Raises ConfigError if an engine is wanted that can't run the trainer.
     """
 
-    def __init__(self, trainer: Run, wanted: str) -> None:
+    def __init__(self, trainer: Run, wanted: str, options: Mapping[str, Any] | None = None) -> None:
         self.trainer = trainer
         self.wanted = wanted
         self.of_run: str | None = None  # the name of the engine that was settled on
         check_arguments(engine=(wanted, ENGINES))
-        if wanted not in ("auto", "eager"):
+        self.options = check_options(options, wanted)
+        if wanted in _CAPTURING:
             check(trainer, wanted)
 
     @property
@@ -55,7 +62,7 @@ class EngineChoice:
 
     def keep(self, name: str | None) -> None:
         """Under ``auto``, go on with the engine of the run that is taken up."""
-        if self.wanted == "auto" and name in ENGINES[1:]:
+        if self.wanted == "auto" and name in ("eager", *_CAPTURING):
             self.of_run = name
 
     def settle(self, num_epochs: int) -> None:
@@ -65,7 +72,8 @@ class EngineChoice:
         """
         trainer, present = self.trainer, self.trainer.engine.name
         assert trainer.loader is not None
-        if self.of_run == present and (present == "eager" or not any(obstacles(trainer, present))):
+        blocked = present in _CAPTURING and any(obstacles(trainer, present))
+        if self.of_run == present and not blocked:
             return
         wanted = self.of_run if self.wanted == "auto" and self.of_run else self.wanted
         if wanted == "auto":
@@ -106,6 +114,8 @@ def _made(trainer: Run, name: str) -> Engine:
     """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
     if name == "eager":
         return EagerEngine(trainer)
+    if name == "compile":
+        return CompileEngine(trainer, trainer.choice.options)
     for reason in obstacles(trainer, name):
         raise ModelError(reason)
     plan = _expected_plan(trainer)

@@ -110,7 +110,7 @@ def test_without_jax_a_long_run_says_what_it_would_gain(monkeypatch, caplog) -> 
 
 @needs_jax
 def test_what_can_not_be_captured_is_run_eagerly_with_a_notice(monkeypatch, caplog) -> None:
-    from gdtrain.training.engines.xla import lowering
+    from gdtrain.training.engines.xla.lowering import graph as lowering
 
     monkeypatch.delitem(lowering.LOWERINGS, "relu")
     monkeypatch.delitem(lowering.LOWERINGS, "where")
@@ -157,7 +157,7 @@ def test_a_wrong_engine_is_a_fault_with_its_place(tmp_path, monkeypatch, capsys)
     from gdtrain.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text(CONFIG.replace("hidden: [4]", "hidden: [4], dropout: 0.5"))
+    Path("run.yaml").write_text(CONFIG.replace("{lr: 0.1, momentum: 0.5}", "{name: adam}"))
     assert main(["--config", "run.yaml", "device=cpu", "engine=scan"]) == 2
     assert not Path("runs").exists()
     assert "engine: scan can't run this: " in capsys.readouterr().err
