@@ -52,13 +52,15 @@ def _check_counters(state: Mapping[str, Any], trainer: Trainer) -> None:
     same = epochs == list(range(1, found["epoch"] + 1))
     demand(same, f"progress: epoch is {found['epoch']}, but its history has {len(history)}")
     for key in ("step", "samples"):
-        counts = [0, *(record[key] for record in history)]
+        skipped = [record.get("skipped", 0) if key == "step" else 0 for record in history]
+        counts = [0, *(record[key] + s for record, s in zip(history, skipped, strict=True))]
         rising = all(a <= b for a, b in pairwise(counts))
         demand(rising, f"history: {key} falls from one epoch to the next")
         in_epoch = found["step_in_epoch" if key == "step" else "epoch_samples"]
+        there = found[key] + (found.get("skipped", 0) if key == "step" else 0)
         demand(
-            counts[-1] + in_epoch == found[key],
-            f"progress: {key} is {found[key]}, but history and epoch make {counts[-1] + in_epoch}",
+            counts[-1] + in_epoch == there,
+            f"progress: {key} is {there}, but history and epoch make {counts[-1] + in_epoch}",
         )
     loader = trainer.loader
     if loader is None or loader.is_stream or loader.calls_order:
@@ -66,7 +68,7 @@ def _check_counters(state: Mapping[str, Any], trainer: Trainer) -> None:
     updates = loader.updates(found["epoch"]) if found["epoch"] else 0
     updates += found["step_in_epoch"]
     demand(
-        updates == found["step"],
+        updates == found["step"] + found.get("skipped", 0),
         f"progress: step is {found['step']}, but {found['epoch']} epochs and step_in_epoch make "
         f"{updates}",
     )

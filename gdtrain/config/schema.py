@@ -160,8 +160,8 @@ class Config(Settings):
     evaluate_in: Literal["whole", "batches"] = "whole"
     """Evaluate the loss of all samples, as in one pass over them, or the mean over the batches of
     the loader, for a loss that is meant per batch."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """Of the computation; bf16 keeps float32 parameters."""
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    """Of the computation; bf16 and fp16, whose loss is scaled, keep float32 parameters."""
     strategy: Literal["replicate", "shard"] = "replicate"
     """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
     process_timeout: Annotated[float, Field(gt=0, le=1e7)] = 600.0

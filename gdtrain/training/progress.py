@@ -27,9 +27,10 @@ class Progress:
     """Counters of a run.
 
     epoch: epochs completed. step: updates made, in all epochs. step_in_epoch: updates made in
-    the current epoch. samples: samples used, in all epochs. All are true at any moment: they move
-    as an update is made. seconds: time spent in blocks, so without evaluation, logging and
-    checkpoints, up to the end of the last block or epoch. epoch_loss_sum, epoch_weight: of the
+    the current epoch, and batches of it that made none. skipped: of these the number in all epochs:
+    under precision fp16, their gradient overflowed. samples: samples used, in all epochs. All are
+    true at any moment: they move as an update is made. seconds: time spent in blocks, so without
+    evaluation, logging and checkpoints, up to the end of the last block or epoch. epoch_loss_sum, epoch_weight: of the
     current epoch's blocks, Σ w J and Σ w, with J a batch's loss and w what it is divided by.
     epoch_terms: of the current epoch, by the key of its record: Σ w t and Σ w of each term t of the
     loss, and of each number that was logged.
@@ -43,6 +44,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     step_in_epoch: int = 0
+    skipped: int = 0
     samples: int = 0
     seconds: float = 0.0
     epoch_loss_sum: float = 0.0
@@ -79,6 +81,12 @@ class Progress:
             self.step_in_epoch += 1
             self.samples += samples
             self.epoch_samples += samples
+
+    def skip(self) -> None:
+        """The batch that was begun makes no update, and the next one follows."""
+        self._pending = None
+        self.step_in_epoch += 1
+        self.skipped += 1
 
     def count(self, updates: int, samples: int) -> None:
         """Count updates that have been made at once."""
@@ -167,6 +175,8 @@ class Progress:
             "train_loss": self.epoch_loss_sum / weight if weight else math.nan,
             "seconds": self.seconds,
         }
+        if self.skipped:
+            record["skipped"] = self.skipped
         record |= {n: total / w for n, (total, w) in self.epoch_terms.items()}
         self.step_in_epoch, self.epoch_samples, self.epoch_terms = 0, 0, {}
         self.epoch_loss_sum, self.epoch_weight = 0.0, 0.0

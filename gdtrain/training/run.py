@@ -14,6 +14,7 @@ from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.descent import Work
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.metrics import Metric
 from gdtrain.training.placement.device import Placement, Precision
@@ -130,6 +131,7 @@ class Run(Protocol):
     clip_grad_norm, clip_grad_value: a bound, or several by the names of optimizers, or None.
     updater: the optimizer, or several as one, of which groups and state are to be read alone.
     terms: what is noted of the update that is being made, besides its loss.
+    loss_scale: of precision fp16.
     own_state: names of attributes that a subclass has registered as state.
     """
 
@@ -162,6 +164,7 @@ class Run(Protocol):
     called_rungs: set[str]
     captured_step: Tensor | None
     own_state: list[str]
+    loss_scale: LossScale | None
     terms: StepTerms
 
     engine: Engine

@@ -12,7 +12,7 @@ from gdtrain.errors import ModelError
 Numbers = dict[str, Any]  # by name: floats, or tensors of shape [] wherever they are
 
 # What records of steps and epochs hold anyway.
-_TAKEN = ("kind", "epoch", "step", "samples", "loss", "train_loss", "seconds", "lr")
+_TAKEN = ("kind", "epoch", "step", "samples", "loss", "train_loss", "seconds", "lr", "skipped")
 
 
 class StepTerms:

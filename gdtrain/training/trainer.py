@@ -48,7 +48,7 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.names import counted
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
-from gdtrain.errors import ModelError
+from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import by_name, evaluation, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
@@ -63,6 +63,7 @@ from gdtrain.training.gradients import accumulation as gradient
 from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.accumulation import trained
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
+from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.losses.known_means import mean_of
 from gdtrain.training.losses.of_model import LossOfModel
@@ -103,8 +104,10 @@ class Trainer:
     loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
         one of one's own.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-    precision: ``fp32``, ``bf16`` (float32 parameters, bfloat16 autocast) or ``fp64``; None
-        keeps the model's dtype. Floating-point data is cast to the parameters' dtype.
+    precision: ``fp32``, ``bf16`` or ``fp16`` (float32 parameters, autocast) or ``fp64``; None keeps
+        the model's dtype. Floating-point data is cast to the parameters' dtype. Under ``fp16`` the
+        loss is scaled as by torch.amp.GradScaler; a batch whose gradient overflows makes no update,
+        ``progress.skipped`` counts it, and 20 in a row end the fit.
     scheduler: any ``torch.optim.lr_scheduler``, or several by the names of their optimizers,
         stepped once per ``scheduler_per``: ``"epoch"`` or ``"step"``, before callbacks are told of
         the epoch's end.
@@ -234,7 +237,12 @@ class Trainer:
         self.step_weights = loss_weights.StepWeights(self)
         self.terms = terms.StepTerms()
         self.called_rungs: set[str] = set()  # rungs that an own train_step has called
-        self.guard = Guard(self, deferred=self.device.type != "cpu" and not self.needs_closure)
+        self.loss_scale = LossScale(self.device) if precision == "fp16" else None
+        if self.loss_scale is not None and self.needs_closure:
+            text = "fp16 works without a closure; give another optimizer, or precision: bf16"
+            raise ConfigError.of("precision", text)
+        at_once = self.device.type == "cpu" or self.needs_closure or self.loss_scale is not None
+        self.guard = Guard(self, deferred=not at_once)
         self._listeners = Listeners(self.callbacks)
         self.choice = EngineChoice(self, engine, compile)
 
@@ -528,7 +536,7 @@ class Trainer:
         if batch.is_view or self.microbatches.is_auto:
             batch = batch.copy()
         try:
-            if self.precision != "bf16":
+            if self.precision not in ("bf16", "fp16"):
                 loss: Any = self.compute_loss(batch)
             else:
                 with autocast(self.precision, self.device):

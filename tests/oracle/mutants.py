@@ -100,8 +100,8 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "a backward pass in compute_loss is lost",
         "training/gradients/accumulation.py",
-        "        scalar(loss)\n    backward(loss)",
-        "        scalar(loss)\n    trainer.optimizer.zero_grad()\n    backward(loss)",
+        "        scalar(loss)\n    backward(loss ",
+        "        scalar(loss)\n    trainer.updater.zero_grad()\n    backward(loss ",
         EXACT,
     ),
     Mutant(

@@ -13,6 +13,7 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.gradients.loss_scale import MOST_IN_A_ROW
 from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
 
@@ -116,6 +117,8 @@ class EagerEngine:
                     guard.undo()  # a refusal leaves what forward has changed as it was
                 raise
             guard.broken_off = moved
+            if not moved and self._skips(block):
+                return True
             if not moved:
                 guard.undo()
             return False
@@ -126,8 +129,24 @@ class EagerEngine:
         weights = trainer.step_weights
         weight = weights.of(batch, size) if weights.computed is None else weights.computed
         block.note(loss, weight, size)
+        if trainer.loss_scale is not None:
+            trainer.loss_scale.after(overflow=False)
         trainer.after_update()
         block.note_rate(progress.lr)
+        return True
+
+    def _skips(self, block: Block) -> bool:
+        """Whether the scale of the loss was too large, and the next batch is tried with less.
+
+        What the pass has changed stays, as in the plain loop; the block counts on without it.
+        """
+        trainer, scale = self.trainer, self.trainer.loss_scale
+        if scale is None or scale.in_a_row + 1 >= MOST_IN_A_ROW:
+            return False
+        scale.after(overflow=True)
+        trainer.updater.zero_grad()
+        trainer.progress.skip()
+        block.start += 1
         return True
 
 

@@ -65,8 +65,8 @@ def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
         yield "several processes exchange gradients in each update"
     if trainer.microbatches:
         yield "microbatch_size cuts each batch"
-    if trainer.precision == "bf16":
-        yield "precision bf16 is computed by autocast"
+    if trainer.precision in ("bf16", "fp16"):
+        yield f"precision {trainer.precision} is computed by autocast"
     if trainer.loader is not None:
         samples = trainer.placed(trainer.loader.samples)
         stream = trainer.loader.samples

@@ -24,7 +24,7 @@ def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
         trainer.terms.add(1.0)
     if loss.ndim:
         scalar(loss)
-    backward(loss)
+    backward(loss if trainer.loss_scale is None else trainer.loss_scale.of(loss))
     return loss.detach()
 
 
@@ -65,7 +65,8 @@ def add_parts(
             if trainer.terms.passed:
                 trainer.terms.add(share.to(value) if isinstance(share, Tensor) else share)
             value = value * (share.to(value) if isinstance(share, Tensor) else share)
-            value.backward()  # type: ignore[no-untyped-call]
+            scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
+            scaled.backward()  # type: ignore[no-untyped-call]
             result = result.to(value) + value.detach()
             if accumulator is not None:
                 accumulator.take()

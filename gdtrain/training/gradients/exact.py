@@ -111,13 +111,24 @@ class ExactGradient:
             trainer.terms.begin_gradient()
         size = trainer.microbatches
         if trainer.world.size == 1 and size.size is None and not size.is_auto:
-            return whole_gradient(trainer, batch)
+            loss = whole_gradient(trainer, batch)
+            if trainer.loss_scale is not None:
+                trainer.loss_scale.unscale(trained(trainer.updater))
+            return loss
         cut_by = self.cut_by or ""
         self._check(cut_by)
         if (layers := with_own_buffers(trainer.model)) != self._checked:
             settled = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
             self._checked = layers if settled else None
         trainer.microbatches.settle(self._measured, batch)
+        loss = self._in_parts(batch)
+        if trainer.loss_scale is not None:
+            trainer.loss_scale.unscale(trained(trainer.updater))
+        return loss
+
+    def _in_parts(self, batch: Batch) -> Tensor:
+        """As :meth:`compute` of what is cut, in smaller parts where memory runs out."""
+        trainer = self.trainer
         if not trainer.microbatches.is_auto:
             return self._of_parts(batch)
         before = Keeper(trainer, "buffers", "generators", "own")
@@ -193,7 +204,8 @@ class ExactGradient:
                     trainer.terms.add(weight / total)
             else:  # takes part in the pass and adds nothing; its mean loss may be 0/0
                 value = trainer.forward(part.inputs).sum() * 0.0
-            value.backward()  # type: ignore[no-untyped-call]
+            scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
+            scaled.backward()  # type: ignore[no-untyped-call]
             own += float(value.detach())
         if not total:  # no target counts, and the loss is 0/0, as in one pass
             own = math.nan

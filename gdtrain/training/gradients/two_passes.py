@@ -172,8 +172,9 @@ class _Whole:
                 "loss: draws random numbers, which are others on each of several processes; "
                 "give it a generator with a fixed seed, or use one process"
             )
+        scaled = loss if trainer.loss_scale is None else trainer.loss_scale.of(loss)
         if self.is_first:
-            loss.backward()  # type: ignore[no-untyped-call]
+            scaled.backward()  # type: ignore[no-untyped-call]
         elif self.leaves:
-            loss.backward(inputs=self.leaves)  # type: ignore[no-untyped-call]
+            scaled.backward(inputs=self.leaves)  # type: ignore[no-untyped-call]
         return loss.detach() if self.is_first else torch.zeros_like(loss)

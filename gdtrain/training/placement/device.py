@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,13 +19,14 @@ from gdtrain.data.samples import Cast, CastSamples, Samples, TensorSamples, map_
 from gdtrain.data.sources import ArrangedSamples
 from gdtrain.errors import ConfigError, DeviceError
 
-Precision = Literal["fp32", "bf16", "fp64"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 
 # Share of the device's free memory that a data set may take for itself.
 RESIDENT_SHARE = 0.5
 # Rows that are compared with a copy of them at a time.
 COMPARED_ROWS = 1 << 16
 _AS_IT_IS = nullcontext()
+_COMPUTED_IN: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -60,13 +61,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 def parameter_dtype(precision: Precision | None, device: torch.device) -> torch.dtype | None:
     """The dtype that ``precision`` gives the parameters; None leaves them as they are.
 
-    bf16 keeps float32 parameters and computes in bfloat16 by autocast.
+    bf16 and fp16 keep float32 parameters and compute in bfloat16 or float16 by autocast.
     Raises ConfigError for an unknown precision, DeviceError for fp64 on mps.
     """
     if precision is None:
         return None
-    if precision not in ("fp32", "bf16", "fp64"):
-        raise ConfigError.of("precision", f"must be one of fp32, bf16, fp64; got {precision!r}")
+    if precision not in get_args(Precision):
+        among = ", ".join(get_args(Precision))
+        raise ConfigError.of("precision", f"must be one of {among}; got {precision!r}")
     if precision == "fp64" and device.type == "mps":
         raise DeviceError("precision: mps has no fp64; use fp32, or device: cpu")
     return torch.float64 if precision == "fp64" else torch.float32
@@ -74,9 +76,9 @@ def parameter_dtype(precision: Precision | None, device: torch.device) -> torch.
 
 def autocast(precision: Precision | None, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which the forward pass and the loss are computed."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return _AS_IT_IS
+    if precision not in _COMPUTED_IN:
+        return _AS_IT_IS
+    return torch.autocast(device.type, dtype=_COMPUTED_IN[precision])
 
 
 def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples:

@@ -192,6 +192,7 @@ class Guard:
             (clip, clips, "finish_gradient"),
             ("callbacks", looks, "finish_gradient"),
             ("microbatch_size", bool(trainer.microbatches), "batch_gradient"),
+            ("precision: fp16", trainer.loss_scale is not None, "batch_gradient"),
             ("several processes", trainer.world.size > 1, "batch_gradient"),
         ):
             if is_set and rung not in used:

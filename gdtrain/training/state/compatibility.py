@@ -33,10 +33,11 @@ logger = logging.getLogger("gdtrain")
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
     *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval", "own"),
+    "loss_scale",
 }
 # Parts that states of 0.1.0 do not have, and those that only some trainers have; and counters.
-_SINCE = {"flags", "order", "told", "stays_in_eval", "own"}
-COUNTERS_SINCE = {"epoch_weight", "epoch_terms"}
+_SINCE = {"flags", "order", "told", "stays_in_eval", "own", "loss_scale"}
+COUNTERS_SINCE = {"epoch_weight", "epoch_terms", "skipped"}
 
 
 def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
@@ -68,6 +69,8 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
             name in here,
             f"the state has a callback {shown(name)} that this trainer lacks",
         )
+    if "loss_scale" in state:
+        _check_scale(state["loss_scale"])
     if "own" in state or trainer.own_state:
         own_state.check(state.get("own", [{}]), trainer)
     demand(isinstance(state["made_by"], dict), "made_by is not a mapping")
@@ -185,9 +188,12 @@ def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | No
         else:
             demand(is_finite(theirs), f"progress: {name} is not a number")
     steps, samples = found["step_in_epoch"], found["epoch_samples"]
-    demand(steps <= found["step"], "progress: step_in_epoch is over step")
+    skipped = found.get("skipped", 0)
+    demand(steps <= found["step"] + skipped, "progress: step_in_epoch is over step")
     demand(samples <= found["samples"], "progress: epoch_samples is over samples")
-    demand((samples > 0) == (steps > 0), "progress: samples of the epoch without a step")
+    none_made = skipped > 0 and samples == 0
+    same = (samples > 0) == (steps > 0) or none_made
+    demand(same, "progress: samples of the epoch without a step")
     if loader is None:
         return
     if isinstance(loader.samples, StreamSamples):
@@ -202,6 +208,14 @@ def _check_progress(state: Any, template: Mapping[str, Any], loader: Loader | No
         demand(steps <= len(plan), f"progress: step_in_epoch is {steps}, of {len(plan)}")
         most = min(plan.first_draw(steps), plan.num_samples)
         demand(samples <= most, f"progress: epoch_samples is {samples}, at most {most} can be")
+
+
+def _check_scale(found: Any) -> None:
+    keys = {"scale", "updates", "in_a_row"}
+    demand(isinstance(found, dict) and set(found) == keys, "loss_scale is not complete")
+    demand(is_finite(found["scale"]) and found["scale"] > 0, "loss_scale: scale is not > 0")
+    counts = is_count(found["updates"]) and is_count(found["in_a_row"])
+    demand(counts and found["updates"] < 2**31, "loss_scale: it has not counted so")
 
 
 def _are_sums(found: Any) -> bool:

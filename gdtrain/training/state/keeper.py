@@ -309,6 +309,8 @@ class _Optimizer(_Part):
         self._schedules = [(one, copy.deepcopy(one.state_dict())) for one in schedules]
         self._progress = trainer.progress.state_dict()
         self._lr = trainer.progress.lr
+        scale = trainer.loss_scale
+        self._scale = None if scale is None else scale.state_dict()
 
     def restore(self) -> None:
         for kept in self._of:
@@ -317,6 +319,8 @@ class _Optimizer(_Part):
             schedule.load_state_dict(state)
         self.trainer.progress.load_state_dict(self._progress)
         self.trainer.progress.lr = self._lr
+        if self._scale is not None and self.trainer.loss_scale is not None:
+            self.trainer.loss_scale.load_state_dict(self._scale)
 
 
 class _OneOptimizer:

@@ -48,6 +48,8 @@ def take(trainer: Run) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
+    if trainer.loss_scale is not None:
+        taken["loss_scale"] = trainer.loss_scale.state_dict()
     if trainer.own_state:
         taken["own"] = own_state.take(trainer)
     if (order := order_state(trainer)) is not None:
@@ -131,6 +133,8 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
             module_state.put_flags(module, state["flags"][part])
     optimizer_state.put_all(trainer.optimizers, state["optimizer"], parameter_names(trainer))
     schedule_state.put_all(trainer.schedule.schedulers, state["scheduler"])
+    if "loss_scale" in state and trainer.loss_scale is not None:
+        trainer.loss_scale.load_state_dict(state["loss_scale"])
     if "own" in state:
         own_state.put(trainer, state["own"])
     if state["progress"]["step"]:
