@@ -30,8 +30,9 @@ class Progress:
     the current epoch, and batches of it that made none. skipped: of these the number in all epochs:
     under precision fp16, their gradient overflowed. samples: samples used, in all epochs. All are
     true at any moment: they move as an update is made. seconds: time spent in blocks, so without
-    evaluation, logging and checkpoints, up to the end of the last block or epoch. epoch_loss_sum, epoch_weight: of the
-    current epoch's blocks, Σ w J and Σ w, with J a batch's loss and w what it is divided by.
+    evaluation, logging and checkpoints, up to the end of the last block or epoch.
+    epoch_loss_sum, epoch_weight: of the current epoch's blocks, Σ w J and Σ w, with J a batch's
+    loss and w what it is divided by.
     epoch_terms: of the current epoch, by the key of its record: Σ w t and Σ w of each term t of the
     loss, and of each number that was logged.
     position: where a stream stands after the last block, for its source alone to understand;
