@@ -16,10 +16,12 @@ from torch import Tensor
 from gdtrain.checkpoint.background_writer import Background
 from gdtrain.checkpoint.disk_faults import CHECKPOINTS, LOG, DiskFaults, is_full, with_room
 from gdtrain.checkpoint.expected_tensors import tensor_check
+from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.metrics import best_of
+from gdtrain.training.sharding import Part, in_parts
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
@@ -146,8 +148,8 @@ class Checkpoints(Callback):
         now = (trainer.progress.epoch, trainer.progress.step)
         if trainer.world.any(now != self.saved_at):  # rank 0 alone knows of a save that failed
             self._submit(trainer, state := self._take(trainer))
-            for pause in self._retry_seconds if trainer.world.rank == 0 else ():
-                if not self._has_passing_fault():
+            for pause in self._retry_seconds:
+                if not trainer.world.any(self._has_passing_fault()):
                     break
                 time.sleep(pause)
                 self._submit(trainer, state)
@@ -202,8 +204,13 @@ class Checkpoints(Callback):
         value = self.sign * float(record.get(self.keep_best or "", math.nan))
         if value < self.best:
             self.best = value
+            step, state = trainer.progress.step, self._end_of_epoch
+            if trainer.is_sharded and state is not None:
+                self._has_passing_fault()  # waits: is it there?
+                if trainer.world.any(trainer.world.rank == 0 and self.store.newest(step) is None):
+                    self._submit(trainer, state)
+                state = None
             if trainer.world.rank == 0:
-                step, state = trainer.progress.step, self._end_of_epoch
                 self._background.submit(partial(self._save_best, step, state, self.sign * value))
         self._end_of_epoch = None
 
@@ -216,16 +223,49 @@ class Checkpoints(Callback):
 
     def _take(self, trainer: Trainer) -> State:
         settings = {**self.settings, **self.marks(), "best": self.best}
-        return {**trainer.state_dict(), "settings": settings}
+        with in_parts():
+            return {**trainer.state_dict(), "settings": settings}
 
     def _submit(self, trainer: Trainer, state: State) -> None:
         self.saved_at = (trainer.progress.epoch, trainer.progress.step)
+        step = trainer.progress.step
+        write: Callable[[], object] = partial(self.store.save, step, state)
+        if trainer.is_sharded:
+            write = self._written_by_all(trainer, state)
         if trainer.world.rank == 0:
-            self._background.submit(partial(self._save, trainer.progress.step, state))
+            self._background.submit(partial(self._save, step, state, write))
 
-    def _save(self, step: int, state: State) -> None:
+    def _written_by_all(self, trainer: Trainer, state: State) -> Callable[[], object]:
+        """Have each process write its rows; what is left to do for the first one.
+
+        Training waits for it, since all processes must agree on how it went.
+        """
+        world, place, digest, failed = trainer.world, "", "", None
         try:
-            with_room(partial(self.store.save, step, state), self.store.make_room)
+            if world.rank == 0:
+                self._has_passing_fault()  # waits for the one before
+                place = str(self.store.begin(trainer.progress.step))
+        except OSError as error:
+            failed = error
+        place = world.gather_text(place)[0]
+        try:
+            if place:
+                digest = write_shard(Path(place), world.rank, state)
+        except OSError as error:
+            failed = error
+        digests = world.gather_text(digest)
+        faults = world.gather_text("" if failed is None else f"{failed.errno or 0} {failed}")
+        for rank, fault in enumerate(faults):
+            if fault:
+                number, _, text = fault.partition(" ")
+                if world.rank == 0 and is_full(OSError(int(number), text)):
+                    self.store.make_room()  # for the next one
+                return partial(_fail, f"rank {rank}: {text}")
+        return partial(self.store.commit, Path(place), state, digests)
+
+    def _save(self, step: int, state: State, write: Callable[[], object]) -> None:
+        try:
+            with_room(write, self.store.make_room)
         except Exception as error:
             self.faults.note(CHECKPOINTS, _told(step, error, state))
             raise
@@ -234,10 +274,10 @@ class Checkpoints(Callback):
 
     def _save_best(self, step: int, state: State | None, metric: float) -> None:
         path = self.store.newest(step)
-        if path is None:
-            # A run that was resumed at the end of an epoch has no state of it, but a checkpoint.
-            assert state is not None
-            path = self.store.save(step, state)
+        if path is None and state is None:
+            return  # it could not be saved, as was told
+        # A run that was resumed at the end of an epoch has no state of it, but a checkpoint.
+        path = path or self.store.save(step, state or {})
         self.store.mark_best(path, metric)
 
     def _tell(self, error: Exception) -> None:
@@ -281,9 +321,16 @@ def _told(step: int, error: Exception, state: State) -> StorageError:
     return StorageError(message)
 
 
+def _fail(message: str) -> None:
+    """Raise what kept a process from writing its part."""
+    raise StorageError(message)
+
+
 def _nbytes(value: Any) -> int:
-    """Bytes of all tensors in a state."""
+    """Bytes of all tensors in a state, of split ones of this process's rows."""
     if isinstance(value, Tensor):
         return value.nbytes
+    if isinstance(value, Part):
+        return value.rows.nbytes
     parts = value.values() if isinstance(value, dict) else value
     return sum(map(_nbytes, parts)) if isinstance(value, dict | list | tuple) else 0

@@ -8,7 +8,6 @@ configuration and from the state's other parts is checked here.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from gdtrain.training.sharding import whole
 from gdtrain.training.state import schedule_state, snapshot
 from gdtrain.training.state.optimizer_state import keys_after_update, take
 from gdtrain.training.state.plain_values import demand, is_count, is_torchs, shown
@@ -202,5 +202,6 @@ def _check_optimizer(state: Mapping[str, Any], trainer: Trainer) -> None:
 def _has_moved(state: Mapping[str, Any], name: str, parameter: Tensor) -> bool:
     part, _, of_loss = name.partition("/")
     theirs = state["loss"].get(of_loss) if part == "loss" and of_loss else state["model"].get(name)
-    whole = isinstance(theirs, Tensor) and theirs.shape == parameter.shape
-    return whole and math.prod(theirs.shape) > 0 and not torch.equal(theirs.cpu(), parameter.cpu())
+    if not (isinstance(theirs, Tensor) and theirs.shape == parameter.shape):
+        return False
+    return theirs.numel() > 0 and not torch.equal(theirs.cpu(), whole(parameter).cpu())

@@ -2,7 +2,8 @@
 
 A checkpoint is two files. ``tensors.safetensors`` holds the tensors by name. ``state.json`` has
 two lines: a header with the format's number, the SHA-256 of the other file and that of both and
-the second line; and the values, with a note wherever a tensor belongs.
+the second line; and the values, with a note wherever a tensor belongs. Tensors that are split over
+processes are in further files, one of each process, whose SHA-256s are in the header too.
 """
 
 from __future__ import annotations
@@ -10,51 +11,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint import shard_files
 from gdtrain.checkpoint.json_values import flatten, parse, restore
-from gdtrain.checkpoint.safetensors_header import (
-    DTYPE_NAMES,
-    REMARK,
-    TensorCheck,
-    bytes_of,
-    read_layout,
-)
+from gdtrain.checkpoint.safetensors_header import TensorCheck
+from gdtrain.checkpoint.tensor_files import ANY_SIZE, read_tensors, write_tensors
 from gdtrain.errors import CheckpointError, OutputError
+from gdtrain.training.sharding import Part
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 is that of 0.1.0, which knows fewer kinds of value
 TENSORS = "tensors.safetensors"
+SHARDS = "shards"
 STATE = "state.json"
-_ANY_SIZE = 1 << 62
-
 # What values may take at most: they are epochs' records and counters.
 MAX_VALUES_BYTES = 64 << 20
-_MAX_HEADER_BYTES = 4096
-# Tensors of fewer bytes together are written in one call: each call lets another thread run, and
-# has to wait until it does so in turn.
-_SMALL = 1 << 20
-# How much larger than on its disk a file may be, by holes and by compression.
-_SPARSE, _COMPRESSED = 64 << 20, 16
+_MAX_HEADER_BYTES = 16 << 20
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
-def write_state(directory: Path, state: dict[str, Any]) -> None:
+def write_state(directory: Path, state: dict[str, Any], shards: Sequence[str] = ()) -> None:
     """Write nested dicts, lists, tuples, tensors and plain values into ``directory``, flushed.
 
-    Raises CheckpointError for anything else in them, OSError if the disk fails.
+    shards: the SHA-256 of the file of each process, which is there already, if the state is split.
+    Raises CheckpointError for anything else in the state, OSError if the disk fails.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor | Part] = {}
     values = json.dumps(flatten(state, "", tensors)).encode()
-    digest = write_tensors(directory / TENSORS, tensors)
-    disk.write_file(directory / STATE, [_header(digest, values), values, b"\n"])
+    whole = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    digest = write_tensors(directory / TENSORS, whole)
+    disk.write_file(directory / STATE, [_header(digest, values, shards), values, b"\n"])
     disk.sync_directory(directory)
 
 
@@ -65,9 +58,14 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
     Raises CheckpointError, naming the file, if it is damaged or not what was written.
     """
     with _told(directory):
-        message, text = _read_values(directory)
-        tensors, digest, _ = _read_tensors(directory / TENSORS, check)
-        _compare(directory, digest, message)
+        digest, shards, text = _read_values(directory)
+        split = shard_files.layouts(directory, len(shards))
+        read, found, _ = read_tensors(directory / TENSORS, split.with_whole(check))
+        _compare(directory, TENSORS, found, digest)
+        for number, theirs in enumerate(shards):
+            name = shard_files.name_of(number)
+            _compare(directory, name, split.read(directory / name), theirs)
+    tensors: dict[str, Tensor] = {**read, **split.tensors}
     try:
         state = restore(parse(text), tensors)
         if not isinstance(state, dict) or tensors:
@@ -79,52 +77,14 @@ def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, A
 
 
 def verify(directory: Path) -> None:
-    """Raise CheckpointError, naming the file, unless both are as they were written."""
+    """Raise CheckpointError, naming the file, unless all are as they were written."""
     with _told(directory):
-        message, _ = _read_values(directory)
-        path = directory / TENSORS
-        with os.fdopen(disk.open_file(path, _ANY_SIZE), "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        _compare(directory, digest, message)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -> str:
-    """Write tensors by name as a new safetensors file, flushed; return its SHA-256.
-
-    The format is a length, 8 bytes, a JSON header with dtype, shape and place of each tensor,
-    and their bytes. Large tensors go to the file straight from their memory.
-    remark: text kept in the header.
-    """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_NAMES:
-            raise CheckpointError(f"{name}: a tensor of {tensor.dtype} can't be saved")
-    # The widest first, so that each is aligned to its own width.
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    held = {name: _plain(tensors[name]) for name in names}
-    header: dict[str, Any] = {"__metadata__": {REMARK: remark}} if remark else {}
-    end = 0
-    for name, tensor in held.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-
-    def parts() -> Iterator[bytes | memoryview]:
-        content: list[bytes | memoryview] = [len(text).to_bytes(8, "little") + text]
-        content += map(bytes_of, held.values())
-        if end <= _SMALL:
-            content = [b"".join(content)]
-        for part in content:
-            digest.update(part)
-            yield part
-
-    disk.write_file(path, parts())
-    return digest.hexdigest()
+        digest, shards, _ = _read_values(directory)
+        names = [TENSORS, *map(shard_files.name_of, range(len(shards)))]
+        for name, expected in zip(names, (digest, *shards), strict=True):
+            with os.fdopen(disk.open_file(directory / name, ANY_SIZE), "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            _compare(directory, name, found, expected)
 
 
 def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
@@ -134,7 +94,9 @@ def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
     """
     tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     rest = {name: value for name, value in weights.items() if name not in tensors}
-    write_tensors(path, tensors, json.dumps(flatten(rest, "", tensors)) if rest else "")
+    of_rest: dict[str, Tensor | Part] = {**tensors}
+    remark = json.dumps(flatten(rest, "", of_rest)) if rest else ""
+    write_tensors(path, {n: t for n, t in of_rest.items() if isinstance(t, Tensor)}, remark)
 
 
 def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:
@@ -143,7 +105,7 @@ def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:
     Raises CheckpointError if it can't be read.
     """
     with _told(path):
-        tensors, _, remark = _read_tensors(path, check)
+        tensors, _, remark = read_tensors(path, check)
     if not remark:
         return dict(tensors)
     try:
@@ -153,8 +115,8 @@ def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged (its header holds no state)") from error
 
 
-def _read_values(directory: Path) -> tuple[str, bytes]:
-    """The tensors' digest and the values' line of a state.json that is exactly as written."""
+def _read_values(directory: Path) -> tuple[str, list[str], bytes]:
+    """The tensors' digest, those of shards, and the values' line of a state.json as written."""
     if directory.is_symlink():
         raise CheckpointError(f"{directory}: is a symbolic link; a checkpoint is a directory")
     path = directory / STATE
@@ -163,6 +125,7 @@ def _read_values(directory: Path) -> tuple[str, bytes]:
     try:
         header = json.loads(first[:_MAX_HEADER_BYTES])
         number, digest = header["gdtrain checkpoint"], header[TENSORS]
+        shards = header.get(SHARDS, [])
     except _MALFORMED as error:
         raise CheckpointError(f"{path} is damaged (its header can't be read)") from error
     if type(number) is int and number not in READABLE:
@@ -170,62 +133,24 @@ def _read_values(directory: Path) -> tuple[str, bytes]:
             f"{path} is of format {number}; this version reads {' and '.join(map(str, READABLE))}"
         )
     values = rest.removesuffix(b"\n")
-    if not isinstance(digest, str) or _header(digest, values, number) + values + b"\n" != content:
+    listed = isinstance(shards, list) and all(isinstance(d, str) for d in (digest, *shards))
+    if not listed or _header(digest, values, shards, number) + values + b"\n" != content:
         raise CheckpointError(f"{path} is damaged (its digest differs)")
-    return digest, values
+    return digest, shards, values
 
 
-def _read_tensors(path: Path, check: TensorCheck | None) -> tuple[dict[str, Tensor], str, str]:
-    """The tensors by name, the SHA-256 of the file as it was read, once, and its remark.
-
-    Nothing but the header, which is bounded, is read before ``check`` has seen it.
-    """
-    with disk.closing(disk.open_file(path, _ANY_SIZE)) as handle:
-        layout = read_layout(handle, path)
-        if check is not None:
-            try:
-                check(layout.found)
-            except CheckpointError as error:
-                raise CheckpointError(f"{path}: {error}") from error
-        _check_holes(handle, path)
-        digest = hashlib.sha256(layout.head)
-        tensors = {}
-        for name in layout.found:
-            tensor = layout.empty(name)
-            content = bytes_of(tensor)
-            disk.read_into(handle, path, content)
-            digest.update(content)
-            if tensor.dtype == torch.bool and content and tensor.view(torch.uint8).max() > 1:
-                raise CheckpointError(f"{path} is damaged ({name} is neither true nor false)")
-            tensors[name] = tensor
-    return tensors, digest.hexdigest(), layout.remark
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor's numbers as they lie in a file, on the CPU."""
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-
-
-def _check_holes(handle: int, path: Path) -> None:
-    """Raise CheckpointError for a file that would take much more memory than it takes of a disk."""
-    status = os.fstat(handle)
-    there = getattr(status, "st_blocks", 0) * 512  # 0 where a file system does not say
-    if there and status.st_size > _SPARSE + _COMPRESSED * there:
-        raise CheckpointError(
-            f"{path} is damaged ({status.st_size:,} bytes, of which {there:,} are on the disk)"
-        )
-
-
-def _header(tensors: str, values: bytes, number: int = FORMAT) -> bytes:
-    both = hashlib.sha256(f"{number} {tensors}\n".encode() + values).hexdigest()
-    header = {"gdtrain checkpoint": number, TENSORS: tensors, "sha256": both}
+def _header(tensors: str, values: bytes, shards: Sequence[str] = (), number: int = FORMAT) -> bytes:
+    digests = " ".join([tensors, *shards])
+    both = hashlib.sha256(f"{number} {digests}\n".encode() + values).hexdigest()
+    listed = {SHARDS: list(shards)} if shards else {}
+    header = {"gdtrain checkpoint": number, TENSORS: tensors, **listed, "sha256": both}
     return json.dumps(header).encode() + b"\n"
 
 
-def _compare(directory: Path, digest: str, message: str) -> None:
-    if digest != message:
+def _compare(directory: Path, name: str, found: str, expected: str) -> None:
+    if found != expected:
         message = f"or is not of one checkpoint with its {STATE} (its digest differs)"
-        raise CheckpointError(f"{directory / TENSORS} is damaged, {message}")
+        raise CheckpointError(f"{directory / name} is damaged, {message}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gdtrain.training.sharding import Part
 from gdtrain.training.state.plain_values import cannot_be_saved
 
 # Far more than any state has, and far less than Python's stack and memory can bear.
@@ -22,7 +23,7 @@ _NUMPY = {
 }
 
 
-def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def flatten(value: Any, name: str, tensors: dict[str, Tensor | Part]) -> Any:
     """``value`` as JSON; its tensors go to ``tensors`` under their path, noted in their place.
 
     What JSON lacks is written as a list whose first item says what it is.
@@ -33,10 +34,10 @@ def flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return ["float", value.hex()]
     if kind is str or kind is int or kind is bool or value is None:
         return value
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Part):
         while name in tensors:  # {"a.b": …} beside {"a": {"b": …}}
             name += "'"
-        if value.is_sparse:
+        if isinstance(value, Tensor) and value.is_sparse:
             parts = (value._indices(), value._values())
             both = [flatten(part, f"{name}.{i}", tensors) for i, part in enumerate(parts)]
             return ["sparse", value.is_coalesced(), list(value.shape), *both]

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,22 +67,37 @@ class CheckpointStore:
         Raises CheckpointError if it can't be verified, OSError if it can't be written.
         """
         with self._lock:
-            return self._save(step, state)
+            return self.commit(self.begin(step), state)
 
-    def _save(self, step: int, state: dict[str, Any]) -> Path:
-        self._prepare()
-        number = 1 + max((s.revision for s in self._found() if s.step == step), default=-1)
-        name = f"step-{step:010d}" + (f"-{number}" if number else "")
-        unfinished, final = self.directory / f"{disk.UNFINISHED}{name}", self.directory / name
-        with disk.cleaned_up(unfinished):
+    def begin(self, step: int) -> Path:
+        """Make the directory in which a checkpoint is written, for processes that all write.
+
+        It is one only after :meth:`commit`; the next ``begin`` removes what is left of it.
+        """
+        with self._lock:
+            self._prepare()
+            number = 1 + max((s.revision for s in self._found() if s.step == step), default=-1)
+            name = f"step-{step:010d}" + (f"-{number}" if number else "")
+            unfinished = self.directory / f"{disk.UNFINISHED}{name}"
             os.mkdir(unfinished)
-            write_state(unfinished, state)
-            self._sync_first()
-            os.rename(unfinished, final)
-        disk.sync_directory(self.directory)
-        verify(final)
-        self._known.add(final)
-        self._prune(Saved(step, number, final))
+            return unfinished
+
+    def commit(self, unfinished: Path, state: dict[str, Any], shards: Sequence[str] = ()) -> Path:
+        """Complete what :meth:`begin` began, as :meth:`save` does.
+
+        shards: the SHA-256 of the file that each process has written into it.
+        """
+        final = self.directory / unfinished.name.removeprefix(disk.UNFINISHED)
+        with self._lock:
+            with disk.cleaned_up(unfinished):
+                write_state(unfinished, state, shards)
+                self._sync_first()
+                os.rename(unfinished, final)
+            disk.sync_directory(self.directory)
+            verify(final)
+            self._known.add(final)
+            (saved,) = (saved for saved in self._found() if saved.path == final)
+            self._prune(saved)
         return final
 
     def make_room(self) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,10 +50,49 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
 
 
+@dataclass(frozen=True)
+class Part:
+    """This process's rows of a tensor that is split over the processes along its first dimension.
+
+    rows: [k, …], perhaps none. start: the number of the first in the whole. shape: of the whole.
+    """
+
+    rows: Tensor
+    start: int
+    shape: list[int]
+
+
+_in_parts = ContextVar("in parts", default=False)
+
+
+@contextmanager
+def in_parts() -> Iterator[None]:
+    """Let copies of split tensors be the process's own parts, for :func:`copy_of`."""
+    token = _in_parts.set(True)
+    try:
+        yield
+    finally:
+        _in_parts.reset(token)
+
+
+def copy_of(tensor: Tensor) -> Tensor | Part:
+    """A copy of a tensor; of a split one the whole, or under :func:`in_parts` the own part."""
+    if _in_parts.get() and hasattr(tensor, "full_tensor"):
+        return _own_part(tensor)
+    return whole(tensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all its parts, in a copy; all processes must ask for it together."""
     gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return gathered.detach().clone()
+
+
+def _own_part(tensor: Any) -> Part:
+    """FSDP splits rows as ``torch.chunk`` does, and leaves the last processes fewer, or none."""
+    rows, world = tensor.to_local().detach().clone(), World.current()
+    start = min(world.rank * -(-tensor.shape[0] // world.size), tensor.shape[0])
+    return Part(rows, start, list(tensor.shape))
 
 
 def split_like(value: Any, parameter: Tensor) -> Any:

@@ -11,8 +11,9 @@ from torch import nn
 
 import gdtrain
 from gdtrain import load_run
-from gdtrain.checkpoint.format import read_state, write_state, write_tensors
+from gdtrain.checkpoint.format import read_state, write_state
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.tensor_files import write_tensors
 from gdtrain.cli.main import main
 from gdtrain.config.load import load_config
 from gdtrain.data.builtin.digits import digits

@@ -123,8 +123,10 @@ class TrainJob:
                 if faults.error is not None:
                     say(f"gdtrain: {faults.error}")
                 return EXIT_NON_FINITE
-            if faults.error is not None:
-                raise faults.error
+            if world.any(faults.error is not None):  # rank 0 alone knows; all leave together
+                if faults.error is not None:
+                    say(f"gdtrain: {' '.join(str(faults.error).splitlines())}")
+                return 1
             if leads and interrupted:
                 say(f"interrupted; go on with --output-dir {directory} --resume")
             elif leads:

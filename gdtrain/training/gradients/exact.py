@@ -209,7 +209,9 @@ class ExactGradient:
             own += float(value.detach())
         if not total:  # no target counts, and the loss is 0/0, as in one pass
             own = math.nan
-        return torch.tensor(world.sum_floats([own])[0] / world.size, device=trainer.device)
+        dtype = torch.promote_types(torch.float32, trainer.dtype)
+        loss = world.sum_floats([own])[0] / world.size
+        return torch.tensor(loss, dtype=dtype, device=trainer.device)
 
 
 def add_gradient(
