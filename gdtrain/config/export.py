@@ -41,7 +41,8 @@ def exported(run: TrainedRun, kind: Format) -> bytes:
         onnx_file.require_onnx()
         likely = run.config.loss.probabilities
         has_some = likely(torch.zeros(1, run.preprocessing.num_outputs or 1)) is not None
-        data = onnx_file.encoded(model, rows, facts, likely if has_some else None)
+        ignored = getattr(run.config.data, "unknown_category", "error") == "ignore"
+        data = onnx_file.encoded(model, rows, facts, likely if has_some else None, ignored)
         predict = onnx_file.reader(data, run.preprocessing.columns)
     for part in (rows, rows[:1]):
         _compare(predict(part), run.predict(part), _TOLERANCE.get(run.config.precision, 1e-5))
@@ -61,8 +62,8 @@ def _compare(given: Tensor, expected: Tensor, tolerance: float) -> None:
 def example_rows(run: TrainedRun) -> Tensor:
     """A hundred raw rows like those of training, by what preprocessing says of these.
 
-    Of the mean and deviation of each number, where known; of each category in turn. Whole numbers 0
-    and 1 for a model that takes no others.
+    Of the mean and deviation of each number, where known. Whole numbers 0 and 1 for a model that
+    takes no others.
     """
     done = run.preprocessing
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +73,7 @@ def example_rows(run: TrainedRun) -> Tensor:
         flat = rows.flatten(1)
         rows = (flat * flat.new_tensor(done.std) + flat.new_tensor(done.mean)).reshape(rows.shape)
     if done.columns is not None:
-        rows = _with_categories(rows, done.columns)
+        rows = _with_columns(rows, done.columns)
     rows = rows.to(torch.float64 if run.config.precision == "fp64" else torch.float32)
     try:
         run.predict(rows)
@@ -81,13 +82,20 @@ def example_rows(run: TrainedRun) -> Tensor:
     return rows
 
 
-def _with_categories(rows: Tensor, columns: list[Column]) -> Tensor:
-    """The rows with a one for one of its categories in each column that has some."""
-    start = 0
+def _with_columns(rows: Tensor, columns: list[Column]) -> Tensor:
+    """The rows as tables have them: a category in turn, and every seventh cell missing."""
+    start, missing = 0, torch.arange(len(rows)) % 7 == 3
     for column in columns:
-        width = len(column.categories or ())
-        if column.categories is not None:
-            places = torch.arange(len(rows)) % width
-            rows[:, start : start + width] = torch.nn.functional.one_hot(places, width).double()
+        part = rows[:, start : start + column.width]
         start += column.width
+        if column.categories is not None:
+            count = len(column.categories)
+            places = torch.arange(len(rows)) % count
+            if column.fill is not None:
+                places[missing] = column.categories.index(str(column.fill))
+            part[:, :count] = torch.nn.functional.one_hot(places, count).double()
+        elif column.fill is not None:
+            part[missing, 0] = float(column.fill) - (column.first_day or 0.0)
+        if column.indicator:
+            part[:, -1] = missing.double()
     return rows

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,44 @@ def test_onnx_gives_what_numpy_and_predict_give(case: str, folder: Path, capsys)
         assert [names[n] for n in found["outputs"].argmax(1)] == [r["prediction"] for r in rows]
         with pytest.raises(Exception, match="Unknown Category"):
             session.run(None, feed | {"kind": np.array([["z"]] * 3, dtype=object)})
+
+
+def test_onnx_of_a_table_with_missing_cells_and_dates(folder: Path, capsys) -> None:
+    """As ``predict`` reads the same table: NaN and the empty text stand for missing cells."""
+    draw, lines = np.random.default_rng(7), ["area,kind,day,price"]
+    for number in range(60):
+        area = "" if number % 5 == 0 else f"{draw.uniform(20, 120):.2f}"
+        kind = "" if number % 7 == 0 else "abc"[number % 3]
+        lines.append(f"{area},{kind},2024-01-{1 + number % 28:02d},{100 + number}")
+    (folder / "gaps.csv").write_text("\n".join(lines) + "\n")
+    data = {
+        "source": "table", "path": str(folder / "gaps.csv"), "target": "price", "keep": ["day"],
+        "missing": {"area": "mean", "kind": "most_frequent"}, "indicator": True,
+        "standardize": True, "standardize_targets": True,
+    }  # fmt: skip
+    settings = [f"data: {json.dumps(data)}", "model: {name: mlp, hidden: [5]}", "loss: mse"]
+    settings += ["loader: batch", "optimizer: {lr: 0.1}", "epochs: 3", "log: {picture: false}"]
+    (folder / "gaps.yaml").write_text("\n".join(settings))
+    run = folder / "gaps"
+    command = ["--config", str(folder / "gaps.yaml"), "--output-dir", str(run), "--quiet"]
+    assert main(command) == 0
+    new = [("50.5", "a", "2024-01-03"), ("", "b", "2024-02-01"), ("80", "", "2024-01-01")]
+    rows = "".join(f"{','.join(row)}\n" for row in new)
+    (folder / "gaps-new.csv").write_text("area,kind,day\n" + rows)
+    capsys.readouterr()
+    assert main(["predict", str(run), str(folder / "gaps-new.csv")]) == 0
+    told = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert main(["export", str(run), "--format", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(run / "model.onnx")
+    days = [(date.fromisoformat(day) - date(1970, 1, 1)).days for *_, day in new]
+    feed = {
+        "area": np.array([[float(area or "nan")] for area, *_ in new], dtype=np.float32),
+        "kind": np.array([[kind] for _, kind, _ in new], dtype=object),
+        "day": np.array(days, dtype=np.float64)[:, None],
+    }
+    (outputs,) = session.run(None, feed)
+    expected = [float(row["price"]) for row in told]
+    assert outputs[:, 0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_onnx_of_images_by_a_network_with_batch_norm(folder: Path, capsys) -> None:

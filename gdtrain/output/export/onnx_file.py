@@ -1,7 +1,9 @@
 """ONNX files, which onnxruntime runs without PyTorch.
 
-A model of numbers has one input, ``inputs`` [rows, …]. One of a table with categories has an input
-for each column by its name, [rows, 1]: float of a number, string of a category. The outputs are
+A model of numbers has one input, ``inputs`` [rows, …]. One of a table with categories, dates or
+missing cells has an input for each column by its name, [rows, 1]: float of a number; double of a
+date, in days since 1970-01-01; string of a category. Missing are NaN and the empty string. The
+outputs are
 ``outputs`` and, for losses over classes that have some, ``probabilities``.
 """
 
@@ -22,7 +24,7 @@ from gdtrain.output.export.raw_model import RawModel, captured, first_line, in_s
 
 SUFFIX = ".onnx"
 INPUTS, OUTPUTS, PROBABILITIES = "inputs", "outputs", "probabilities"
-_OPSET, _ML_OPSET = 18, 3
+_OPSET, _ML_OPSET, _ML = 18, 3, "ai.onnx.ml"
 
 
 def require_onnx() -> None:
@@ -32,6 +34,11 @@ def require_onnx() -> None:
         raise MissingPackageError(
             f"ONNX files need {' and '.join(missing)}, not installed; pip install 'gdtrain[onnx]'"
         )
+
+
+def is_plain(column: Column) -> bool:
+    """Whether a column is its number as it stands."""
+    return column.kind == "number" and column.fill is None and not column.indicator
 
 
 class _WithProbabilities(nn.Module):
@@ -49,8 +56,12 @@ def encoded(
     rows: Tensor,
     facts: dict[str, Any],
     probabilities: Callable[[Tensor], Any] | None,
+    ignore_unknown: bool = False,
 ) -> bytes:
-    """The model as a file; facts: kept in its metadata, a JSON text each."""
+    """The model as a file; facts: kept in its metadata, a JSON text each.
+
+    ignore_unknown: categories that were not there in training are all zeros, and else an error.
+    """
     columns = model.preprocessing.columns or []
     module: nn.Module = model
     names = [OUTPUTS]
@@ -58,8 +69,8 @@ def encoded(
         module, names = _WithProbabilities(model, probabilities), [OUTPUTS, PROBABILITIES]
     proto = _translated(captured(module, rows), names)
     _forget_origin(proto)
-    if _are_taken_by_name(columns):
-        _take_columns(proto, columns)
+    if not all(map(is_plain, columns)):
+        _take_columns(proto, columns, ignore_unknown)
     for key, value in facts.items():
         proto.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
     data: bytes = proto.SerializeToString()
@@ -92,59 +103,110 @@ def _forget_origin(proto: Any) -> None:
             each.ClearField("metadata_props")
 
 
-def _are_taken_by_name(columns: list[Column]) -> bool:
-    """Whether the file's inputs are the columns of a table: for numbers and categories."""
-    as_they_are = all(
-        column.first_day is None and column.fill is None and not column.indicator
-        for column in columns
-    )
-    return as_they_are and any(column.categories is not None for column in columns)
-
-
-def _take_columns(proto: Any, columns: list[Column]) -> None:
+def _take_columns(proto: Any, columns: list[Column], ignore_unknown: bool) -> None:
     """Put in front of the graph what makes its rows of the columns of a table."""
-    from onnx import TensorProto, helper
+    from onnx import helper
 
     graph = proto.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     number, (rows,) = graph.input[0].type.tensor_type.elem_type, graph.input
-    dimension = rows.type.tensor_type.shape.dim[0].dim_param
-    inputs, nodes, parts = [], [], []
+    front = _Front(number, rows.type.tensor_type.shape.dim[0].dim_param, ignore_unknown)
     for place, column in enumerate(columns):
         if column.name in taken - {INPUTS}:
             raise DataError(f"column {column.name!r} has a name of the model's own; rename it")
-        text = column.categories is not None
-        kind = TensorProto.STRING if text else number
-        inputs.append(helper.make_tensor_value_info(column.name, kind, [dimension, 1]))
-        if column.categories is None:
-            parts.append(column.name)
-            continue
-        names = [f"gdtrain/{place}/{step}" for step in ("hot", "flat", "number")]
-        nodes += [
-            # zeros=0: a category that was not there in training is an error, as for predict.
-            helper.make_node(
-                "OneHotEncoder",
-                [column.name],
-                [names[0]],
-                domain="ai.onnx.ml",
-                cats_strings=[category.encode() for category in column.categories],
-                zeros=0,
-            ),
-            helper.make_node("Flatten", [names[0]], [names[1]], axis=1),
-            helper.make_node("Cast", [names[1]], [names[2]], to=number),
-        ]
-        parts.append(names[2])
+        front.add(column, f"gdtrain/{place}")
     joined = "gdtrain/rows"
     for node in graph.node:
         for at, name in enumerate(node.input):
             if name == rows.name:
                 node.input[at] = joined
-    nodes.append(helper.make_node("Concat", parts, [joined], axis=1))
     own = list(graph.node)
     del graph.node[:], graph.input[:]
-    graph.node.extend([*nodes, *own])
-    graph.input.extend(inputs)
+    graph.node.extend([*front.nodes, helper.make_node("Concat", front.parts, [joined], axis=1)])
+    graph.node.extend(own)
+    graph.input.extend(front.inputs)
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", _ML_OPSET))
+
+
+class _Front:
+    """Nodes that make inputs of a model of the columns of a table, as training did.
+
+    number: ONNX's name of the dtype of numbers. dimension: of the rows. ignore_unknown: a category
+    that was not there in training is all zeros, and else an error.
+    """
+
+    def __init__(self, number: int, dimension: str, ignore_unknown: bool) -> None:
+        self.number, self.dimension, self.ignore_unknown = number, dimension, ignore_unknown
+        self.inputs: list[Any] = []
+        self.nodes: list[Any] = []
+        self.parts: list[str] = []
+
+    def add(self, column: Column, name: str) -> None:
+        """Take in a column; name: of what is made of it."""
+        from onnx import TensorProto, helper
+
+        kinds = {"number": self.number, "date": TensorProto.DOUBLE, "category": TensorProto.STRING}
+        shape: list[Any] = [self.dimension, 1]
+        self.inputs.append(helper.make_tensor_value_info(column.name, kinds[column.kind], shape))
+        if column.categories is None:
+            self._add_number(column, name)
+        else:
+            self._add_category(column, column.categories, name)
+
+    def _add_number(self, column: Column, name: str) -> None:
+        """A number, or days since 1970-01-01 in float64; NaN where it is missing."""
+        from onnx import TensorProto
+
+        value = column.name
+        if column.first_day is not None:
+            first = self._constant(column.first_day, TensorProto.DOUBLE, f"{name}/first_day")
+            value = self._node("Sub", [value, first], f"{name}/since")
+            value = self._cast(value, f"{name}/days")
+        if column.fill is not None or column.indicator:
+            missing = self._node("IsNaN", [value], f"{name}/missing")
+        if column.fill is not None:
+            fill = float(column.fill) - (column.first_day or 0.0)
+            constant = self._constant(fill, self.number, f"{name}/fill")
+            value = self._node("Where", [missing, constant, value], f"{name}/filled")
+        self.parts.append(value)
+        if column.indicator:
+            self.parts.append(self._cast(missing, f"{name}/indicator"))
+
+    def _add_category(self, column: Column, categories: list[str], name: str) -> None:
+        """A text; empty where it is missing."""
+        value, texts = column.name, [category.encode() for category in categories]
+        if column.fill is not None:
+            filled = [*texts, str(column.fill).encode()]
+            value = self._map([*texts, b""], "values_strings", filled, value, f"{name}/filled")
+        settings: dict[str, Any] = {"cats_strings": texts, "zeros": int(self.ignore_unknown)}
+        hot = self._node("OneHotEncoder", [value], f"{name}/hot", domain=_ML, **settings)
+        flat = self._node("Flatten", [hot], f"{name}/flat", axis=1)
+        self.parts.append(self._cast(flat, f"{name}/number"))
+        if column.indicator:
+            found = self._map([b""], "values_floats", [1.0], column.name, f"{name}/missing")
+            self.parts.append(self._cast(found, f"{name}/indicator"))
+
+    def _map(self, keys: list[bytes], kind: str, values: list[Any], given: str, name: str) -> str:
+        default: dict[str, Any] = {"default_string": "\0"}  # which is no category
+        if kind == "values_floats":
+            default = {"default_float": 0.0}
+        table = {"domain": _ML, "keys_strings": keys, kind: values, **default}
+        return self._node("LabelEncoder", [given], name, **table)
+
+    def _cast(self, given: str, name: str) -> str:
+        return self._node("Cast", [given], name, to=self.number)
+
+    def _constant(self, value: float, kind: int, name: str) -> str:
+        from onnx import helper
+
+        tensor = helper.make_tensor(name, kind, [1, 1], [value])
+        return self._node("Constant", [], name, value=tensor)
+
+    def _node(self, kind: str, given: list[str], name: str, **settings: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, given, [name], **settings))
+        return name
 
 
 def reader(data: bytes, columns: list[Column] | None) -> Callable[[Tensor], Tensor]:
@@ -165,13 +227,24 @@ def reader(data: bytes, columns: list[Column] | None) -> Callable[[Tensor], Tens
 
 
 def _by_column(rows: Tensor, columns: list[Column]) -> dict[str, Any]:
-    """Encoded rows [n, inputs] as the columns that they were made of."""
+    """Encoded rows [n, inputs] as the columns that they were made of.
+
+    Without an indicator, a cell that has what stands for missing ones is taken to be missing.
+    """
     feed, start = {}, 0
     for column in columns:
-        width = len(column.categories or [""])
-        part = rows[:, start : start + width].numpy()
+        part = rows[:, start : start + column.width].numpy()
+        start += column.width
         if column.categories is not None:
-            part = np.array(column.categories, dtype=object)[part.argmax(1)][:, None]
-        feed[column.name] = part
-        start += width
+            names = np.array(column.categories, dtype=object)
+            missed: Any = ""
+            cells = names[part[:, : len(names)].argmax(1)]
+        elif column.first_day is not None:
+            cells, missed = part[:, 0].astype(np.float64) + column.first_day, np.nan
+        else:
+            cells, missed = part[:, 0].copy(), np.nan
+        if column.fill is not None:
+            missing = part[:, -1] > 0 if column.indicator else cells == column.fill
+            cells[missing] = missed
+        feed[column.name] = cells[:, None]
     return feed
