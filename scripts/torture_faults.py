@@ -3,8 +3,11 @@
 Each trial draws a training job and a fault, lets the fault happen at a random moment, and looks at
 what is left: the job ends in time, without a traceback; if it says that all is well, the model has
 the bits of a run that was left alone; and after the fault is undone, --resume ends with these bits.
+Of several processes a rank is killed or stopped, or the agent that has started them. Of the other
+commands, which a signal ends, a file is left whole or not at all.
 
     python scripts/torture_faults.py --seconds 300
+    python scripts/torture_faults.py --seconds 300 --of commands
     python scripts/torture_faults.py --trials 2000 --seed 7 --json counts.json
 
 Linux only. Faults of mounts and immutable files need root, and are left out without it.
@@ -32,9 +35,9 @@ from typing import Any
 
 SECONDS = 120.0  # that a job may take, on a busy machine too
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+SLOWED = "trainer: slowed\n"
 COMMON = """
 loss: mse
-trainer: slowed
 log: {picture: false, every_n_steps: 1}
 checkpoint: {every_n_steps: 7}
 epochs: 6
@@ -56,6 +59,24 @@ JOBS = {
     "stream": "data: {source: stream, format: csv, path: ../d.csv, target: y}\n"
     + MLP.replace("batch_norm: true, ", "")
     + LOADER,
+    "scan": CSV + "model: {name: mlp, hidden: [8]}\nengine: scan\n" + LOADER,
+}
+# Under several processes: none that BatchNorm keeps from being cut.
+OF_RANKS = CSV + "model: {name: mlp, hidden: [8]}\nprocess_timeout: 20\n" + LOADER
+# What commands look at.
+OF_COMMANDS = CSV + "model: {name: mlp, hidden: [8]}\nmonitors: [trajectory]\n" + LOADER
+EPOCHS = {"stream": 1, "scan": 400}
+# Of each other command: what it is given, beside a finished run, and the file that it leaves.
+COMMANDS: dict[str, tuple[list[str], str]] = {
+    "compare": (["a.yaml", "--loaders", "batch,minibatch", "--updates", "300"], ""),
+    "convert": (["../d.csv", "out", "--target", "y"], ""),
+    "evaluate": (["run", "../d.csv"], ""),
+    "export": (["run", "--format", "torch_export", "--out", "out.pt2"], "out.pt2"),
+    "landscape": (["run", "--out", "out.png"], "out.png"),
+    "lr-range": (["--config", "a.yaml", "--updates", "60", "--out", "out.png"], "out.png"),
+    "plot": (["run", "--out", "out.png"], "out.png"),
+    "predict": (["run", "../d.csv", "--out", "out.csv"], "out.csv"),
+    "replay": (["run", "--step", "9"], ""),
 }
 # Each update takes a little, so that a fault can come between two of them.
 PARTS = """
@@ -120,7 +141,7 @@ def arguments(*more: str) -> list[str]:
 
 
 class Child:
-    """A job as a fork of this process, which has imported what takes a while; as Popen has it."""
+    """A command as a fork of this process, which has imported what takes a while, like Popen."""
 
     def __init__(self, folder: Path, given: list[str], env: dict[str, str], stderr: int) -> None:
         self.returncode: int | None = None
@@ -188,15 +209,28 @@ def import_all() -> None:
 def start(
     folder: Path, *more: str, slowed: float = 0.0, whole: bool = False, **options: Any
 ) -> Any:
-    """A job in a folder. whole: a process from its first moment on, and no fork of this one."""
+    """A job in a folder, as :func:`start_command` starts it."""
+    return start_command(folder, arguments(*more), slowed, whole, **options)
+
+
+def start_command(
+    folder: Path, given: list[str], slowed: float = 0.0, whole: bool = False, **options: Any
+) -> Any:
+    """A command in a folder. whole: a process from its first moment on, and no fork of this one.
+
+    ranks: so many processes, started by an agent, which is what is given back.
+    """
     env = {"OMP_NUM_THREADS": "1", "SLOWED": str(slowed), **options.get("env", {})}
     stderr = options.get("stderr")
     opened = os.open(folder.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         stderr = opened if stderr is None else stderr
-        if not whole:
-            return Child(folder, arguments(*more), env, stderr)
-        command = [sys.executable, "-m", "gdtrain", *arguments(*more)]
+        ranks = options.get("ranks", 1)
+        if not whole and ranks == 1:
+            return Child(folder, given, env, stderr)
+        agent = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        agent += ["--master-port", str(options.get("port", 0))]
+        command = [sys.executable, *(agent if ranks > 1 else []), "-m", "gdtrain", *given]
         null = subprocess.DEVNULL
         settings = {"stdin": null, "stdout": null, "stderr": stderr, "env": os.environ | env}
         return subprocess.Popen(command, cwd=folder, preexec_fn=_usual_signals, **settings)
@@ -298,6 +332,16 @@ def send(*signals: int, times: int = 1) -> Callable[[Trial, Any], None]:
     return fault
 
 
+def to_rank(*signals: int) -> Callable[[Trial, Any], None]:
+    def fault(trial: Trial, process: Any) -> None:
+        found = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        with suppress(OSError, IndexError):
+            rank = trial.draw.choice(found.read_text("ascii").split())
+            os.kill(int(rank), trial.draw.choice(signals))
+
+    return fault
+
+
 def second(trial: Trial, process: Any) -> None:
     """Another process in the same directory, which must be refused while the first one runs."""
     said = os.open(trial.folder.parent / "said by the second", os.O_RDWR | os.O_CREAT)
@@ -331,6 +375,14 @@ FAULTS: dict[str, Callable[[Trial, Any], None]] = {
     "reader gone": nothing,
     "clock jumps": nothing,
 }
+RANKS, SMALL = "two processes", "a run for other commands"
+# What happens to one of several processes, or to the agent.
+FAULTS_OF_RANKS: dict[str, Callable[[Trial, Any], None]] = {
+    "rank killed": to_rank(signal.SIGKILL),
+    "rank stopped": to_rank(signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    "agent stopped": send(signal.SIGTERM, signal.SIGINT),
+    "agent killed": send(signal.SIGKILL),
+}
 MOUNTED = {"full disk", "read-only disk"}
 ROOT = {*MOUNTED, "immutable"}
 
@@ -347,6 +399,8 @@ class Torture:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._clean: dict[str, tuple[bytes, int, float]] = {}
+        self._commands: dict[str, tuple[bytes, float]] = {}
+        self._finished: Path | None = None  # a folder with a run that other commands look at
         rows = random.Random(0)
         table = [[rows.gauss(0, 1) for _ in range(3)] for _ in range(96)]
         lines = [",".join(map(repr, [*row, sum(row) + rows.gauss(0, 0.1)])) for row in table]
@@ -359,7 +413,7 @@ class Torture:
         if job not in self._clean:
             folder = self._folder(job)
             began = time.monotonic()
-            ended = end(start(folder, whole=True), folder)
+            ended = end(start(folder, whole=True, ranks=2 if job == RANKS else 1), folder)
             assert ended.code == 0, ended.said
             lines = (folder / "run" / "metrics.jsonl").read_bytes().count(b"\n")
             model = (folder / "run" / "model.safetensors").read_bytes()
@@ -388,6 +442,82 @@ class Torture:
                 subprocess.run(["umount", "-l", str(trial.folder)], check=False)
             shutil.rmtree(trial.folder, ignore_errors=True)
 
+    def trial_of_ranks(self) -> None:
+        """Two processes, of which one is killed or stopped, or their agent."""
+        fault = self.draw.choice(list(FAULTS_OF_RANKS))
+        model, lines, _ = self.clean(RANKS)
+        trial = Trial(self._folder(RANKS), RANKS, fault, self.draw.random(), self.draw)
+        try:
+            process = start(trial.folder, slowed=0.01, ranks=2)
+            wait_for(trial, process, 1 + int(trial.moment * (lines - 2)))
+            ranks = _descendants(process.pid)
+            FAULTS_OF_RANKS[fault](trial, process)
+            ended = end(process, trial.folder)
+            self._wait_for_all(ranks)  # whom a killed agent leaves behind
+            self._judge(trial, ended, model, lines, ranks=2)
+        except (AssertionError, OSError) as error:
+            self._blame(trial, str(error))
+        finally:
+            shutil.rmtree(trial.folder, ignore_errors=True)
+
+    def _wait_for_all(self, ranks: list[int]) -> None:
+        until = time.monotonic() + SECONDS
+        while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+            assert time.monotonic() < until, "a rank outlives its agent"
+            time.sleep(0.01)
+
+    def trial_of_command(self) -> None:
+        """A command that a signal ends at a random moment: its file is whole, or not there."""
+        command = self.draw.choice(list(COMMANDS))
+        given, leaves = COMMANDS[command]
+        folder, signum = self._with_run(), self.draw.choice(STOPPING)
+        trial = Trial(folder, command, signal.Signals(signum).name, self.draw.random(), self.draw)
+        try:
+            content, seconds = self._clean_command(command)
+            given = [command, *given]
+            whole = self.draw.random() < 0.2
+            process = start_command(folder, given, whole=whole)
+            time.sleep(trial.moment * (seconds + 2.0 * whole))
+            process.send_signal(signum)
+            ended = end(process, folder)
+            self.counts[f"{command}: exit {ended.code}"] += 1
+            assert not ended.hangs, "hangs"
+            early = whole and "KeyboardInterrupt" in ended.said  # of Python's own first moments
+            assert early or "Traceback" not in ended.said, ended.said[-2000:]
+            assert early or ended.code in (0, 128 + signum), f"exit {ended.code}: {ended.said}"
+            if leaves and (folder / leaves).exists():
+                same = (folder / leaves).read_bytes() == content
+                assert same, f"{leaves} is another than that of a command left alone"
+            elif leaves:
+                assert ended.code, "exit 0 without a file"
+        except (AssertionError, OSError) as error:
+            self._blame(trial, str(error))
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def _with_run(self) -> Path:
+        """A folder with a finished run and its configuration: a copy of the first one's."""
+        folder = Path(tempfile.mkdtemp(dir=self.place)) / "w"
+        if self._finished is None:
+            self._finished = self._folder(SMALL)
+            ended = end(start(self._finished), self._finished)
+            assert ended.code == 0, ended.said
+        shutil.copytree(self._finished, folder)
+        (folder.parent / "d.csv").symlink_to(self.place / "d.csv")
+        return folder
+
+    def _clean_command(self, command: str) -> tuple[bytes, float]:
+        """Of a command left alone: its file, and the seconds it took."""
+        if command not in self._commands:
+            folder, (given, leaves) = self._with_run(), COMMANDS[command]
+            began = time.monotonic()
+            ended = end(start_command(folder, [command, *given]), folder)
+            assert ended.code == 0, ended.said
+            content = (folder / leaves).read_bytes() if leaves else b""
+            self._commands[command] = content, time.monotonic() - began
+            shutil.rmtree(folder.parent)
+        return self._commands[command]
+
     def _with_fault(self, trial: Trial, lines: int, seconds: float) -> Outcome:
         options: dict[str, Any] = {}
         reader = -1
@@ -412,10 +542,13 @@ class Torture:
         FAULTS[trial.fault](trial, process)
         return end(process, trial.folder)
 
-    def _judge(self, trial: Trial, ended: Outcome, model: bytes, lines: int) -> None:
+    def _judge(
+        self, trial: Trial, ended: Outcome, model: bytes, lines: int, ranks: int = 1
+    ) -> None:
         self.counts[f"{trial.fault}: exit {ended.code}"] += 1
         assert not ended.hangs, "hangs"
-        assert "Traceback" not in ended.said, ended.said[-2000:]
+        # The agent says with a traceback of its own that a process or itself was ended.
+        assert ranks > 1 or "Traceback" not in ended.said, ended.said[-2000:]
         silent = ended.killed or trial.fault in ("full standard error", "reader gone")
         told = bool(ended.said.strip()) or silent
         assert ended.code == 0 or told, f"exit {ended.code} without a word"
@@ -427,7 +560,8 @@ class Torture:
             undo()
         trial.undo.clear()
         begun = (trial.run / "config.yaml").exists()
-        again = end(start(trial.folder, *(["--resume"] if begun else [])), trial.folder)
+        more = ["--resume"] if begun else []
+        again = end(start(trial.folder, *more, ranks=ranks), trial.folder)
         assert again.code == 0, f"after exit {ended.code}, resumed with {again.code}: {again.said}"
         self._check_done(trial, model)
 
@@ -452,9 +586,11 @@ class Torture:
         return folder
 
     def _fill(self, folder: Path, job: str) -> None:
-        text = JOBS[job].replace("../d", str(self.place / "d")) + COMMON
-        if job == "stream":
-            text = text.replace("epochs: 6", "epochs: 1")
+        text = {RANKS: OF_RANKS, SMALL: OF_COMMANDS}.get(job) or JOBS[job]
+        text += COMMON
+        text = text.replace("../d", str(self.place / "d"))
+        text = text.replace("epochs: 6", f"epochs: {EPOCHS.get(job, 6)}")
+        text += "" if job in ("scan", SMALL) else SLOWED
         (folder / "a.yaml").write_text(text)
         (folder / "parts.py").write_text(PARTS)
 
@@ -479,13 +615,32 @@ def _record(line: str) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def torture(seconds: float, trials: int, seed: int) -> dict[str, object]:
-    """Trials until so many are done or the time is up; the counts, and what went wrong."""
+def _descendants(pid: int) -> list[int]:
+    """The processes that an agent has started."""
+    with suppress(OSError):
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    return []
+
+
+OF = {
+    "training": Torture.trial,
+    "ranks": Torture.trial_of_ranks,
+    "commands": Torture.trial_of_command,
+}
+
+
+def torture(
+    seconds: float, trials: int, seed: int, of: tuple[str, ...] = ("training",)
+) -> dict[str, object]:
+    """Trials until so many are done or the time is up; the counts, and what went wrong.
+
+    of: what the trials are of, one after the other.
+    """
     import_all()
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
         one, until, done = Torture(Path(place), seed), time.monotonic() + seconds, 0
         while done < trials and time.monotonic() < until:
-            one.trial()
+            OF[of[done % len(of)]](one)
             done += 1
         return {"trials": done, "wrong": one.wrong, "counts": dict(sorted(one.counts.items()))}
 
@@ -495,9 +650,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--trials", type=int, default=sys.maxsize)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--of", choices=list(OF), action="append", help="default: all of them")
     parser.add_argument("--json", type=Path, help="where the counts go, besides standard output")
     options = parser.parse_args()
-    result = torture(options.seconds, options.trials, options.seed)
+    of = tuple(options.of or OF)
+    result = torture(options.seconds, options.trials, options.seed, of)
     text = json.dumps(result, indent=1)
     print(text)
     if options.json:
