@@ -50,7 +50,9 @@ class StepLog(Callback):
     def _watch(self, trainer: Trainer) -> None:
         self._trainer = trainer
         of_moment = any(c.reported_at is None and _reports(c) for c in self._others)
-        self.every_n_steps = self._every if of_moment else None
+        # A compiled block knows the rate of its last update alone.
+        ends = of_moment or not trainer.engine.reaches_over_epochs
+        self.every_n_steps = self._every if ends else None
 
     @property
     def _others(self) -> list[Callback]:
@@ -76,7 +78,7 @@ class StepLog(Callback):
             "step": step,
             "epoch": block.epoch(place) + 1,
             "loss": float(losses[place]),
-            "lr": block.rate(place),
+            "lr": block.rate(place) if block.rates else float(progress.lr),
             "seconds": round(self._seconds(trainer, step, step - place - 1), 6),
             **block.terms_of(place),
             **reported,
