@@ -83,7 +83,7 @@ class Points(Callback):
 
 
 class Records(Callback):
-    """Keeps what it is told of epochs."""
+    """Keeps the records of epochs that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
