@@ -26,6 +26,7 @@ from gdtrain.data.tables.preparation import (
     prepare,
     split,
 )
+from gdtrain.data.tables.sparse import is_sparse, prepare_sparse
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown
 from gdtrain.settings import LossSettings, SourceSettings
@@ -60,6 +61,8 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
     parts = _parts(section, loaded, config)
     notes: tuple[str, ...] = ()
     if isinstance(loaded, LoadedTable):
+        if is_sparse(loaded):
+            return _prepare_sparse(section, loaded, config, parts)
         notes, loaded = loaded.notes, loaded.data(parts[0])
     check_finite(loaded.targets, "targets")
     targets = fit_targets(config, loaded.targets)
@@ -79,6 +82,33 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         num_outputs=num_outputs,
     )
     return PreparedData(training, validation, preprocessing, notes)
+
+
+def _prepare_sparse(
+    section: SourceSettings, table: LoadedTable, config: Config, parts: tuple[Tensor, Tensor]
+) -> PreparedData:
+    """The same of a table whose categories are made ones and zeros batch by batch."""
+    labels = config.loss.targets.classes
+    check_finite(table.targets, "targets")
+    targets = fit_targets(config, table.targets)
+    outputs = _num_outputs(config, [targets], table.class_names)
+    nothing = targets.new_zeros(len(targets), 1)  # the inputs come later
+    (_, trained), held_out, done = prepare(
+        LoadedData(nothing, targets, table.class_names if labels else None),
+        parts,
+        standardize=False,
+        standardize_targets=section.standardize_targets,
+        shape=None,
+        num_outputs=outputs,
+    )
+    ready = trained.new_empty((len(targets), *trained.shape[1:]))
+    ready[parts[0]] = trained
+    if held_out is not None:
+        ready[parts[1]] = held_out[1]
+    made = prepare_sparse(
+        table, ready, parts, done, standardize=section.standardize, shape=section.shape
+    )
+    return PreparedData(*made, table.notes)
 
 
 def _parts(

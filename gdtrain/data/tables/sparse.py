@@ -1,0 +1,70 @@
+"""Tables with many categories: numbers of categories in memory, ones and zeros by the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.files.converted import PASS_ROWS, Moments
+from gdtrain.data.samples import Samples, TensorSamples, TransformedSamples
+from gdtrain.data.tables.column import Column, inputs_of
+from gdtrain.data.tables.loaded import LoadedTable
+from gdtrain.data.tables.preparation import Preprocessing, sample_shape
+
+# What ones and zeros may take in memory, and how many times what the table itself takes.
+MOST_BYTES, MOST_TIMES = 256 << 20, 4
+
+
+def is_sparse(table: LoadedTable) -> bool:
+    """Whether the inputs of all rows would take much more memory than the table does."""
+    width = sum(column.width for column in table.columns)
+    nbytes = 8 * width * len(table)
+    return nbytes > MOST_BYTES and nbytes > MOST_TIMES * table.cells.nbytes
+
+
+@dataclass(frozen=True)
+class _OneHot:
+    """Makes the cells of a batch the inputs that the model takes."""
+
+    columns: list[Column]
+    done: Preprocessing
+
+    def __call__(self, batch: Batch) -> Batch:
+        if batch.inputs is None:  # targets alone
+            return batch
+        inputs = self.done.apply(inputs_of(batch.inputs.numpy(), self.columns))
+        return Batch(inputs, batch.targets, batch.indices)
+
+
+def prepare_sparse(
+    table: LoadedTable,
+    targets: Tensor,
+    parts: tuple[Tensor, Tensor],
+    done: Preprocessing,
+    *,
+    standardize: bool,
+    shape: list[int] | None,
+) -> tuple[Samples, Samples | None, Preprocessing]:
+    """Training samples, validation samples or None, and what is done to both as they are read.
+
+    The same as :func:`gdtrain.data.tables.preparation.prepare` does in memory. targets: as the loss
+    takes them, standardised if they are to be. done: what was done to these.
+    """
+    columns, cells = table.learnt(parts[0]), torch.from_numpy(table.cells)
+    width = sum(column.width for column in columns)
+    plain = replace(done, columns=columns, input_shape=[width])
+    training, held_out = (TensorSamples((cells[rows], targets[rows])) for rows in parts)
+    if standardize:
+        moments = Moments("inputs")
+        samples = TransformedSamples(training, _OneHot(columns, plain))
+        size = min(len(samples), max(1, PASS_ROWS * 8 // width))
+        for batch in samples.read(Plan(0, len(samples), size, None)):
+            moments.add(batch.inputs)
+        mean, std = moments.usable()
+        plain = replace(plain, mean=mean, std=std)
+    ready = _OneHot(columns, replace(plain, input_shape=sample_shape([width], shape)))
+    validation = TransformedSamples(held_out, ready) if len(parts[1]) else None
+    return TransformedSamples(training, ready), validation, ready.done
