@@ -156,12 +156,13 @@ def test_forty_forms_look_different_and_their_names_do_not_touch():
         ["a" * n for n in range(11, 30)],
         ["short", "a-rather-long-name", "a-rather-long-name-2", "…"],
         ["minibatch:16", "minibatch:64"],
+        ["W" * 30 + "a", "W" * 30 + "b", "学習率" * 9 + "一", "学習率" * 9 + "二"],
     ],
 )
 def test_short_names_are_short_and_different(names):
     short = charts.short_names(names)
     assert len(set(short)) == len(names)
-    assert max(map(len, short)) <= charts.NAME_LENGTH
+    assert max(map(charts._width, short)) <= charts.NAME_LENGTH
     assert all(s == n for s, n in zip(short, names, strict=True) if len(n) <= 10)
 
 

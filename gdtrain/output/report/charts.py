@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,7 +14,7 @@ from gdtrain.output.report.table import seconds_text
 
 # The plot area inside of a figure of WIDTH × HEIGHT; the rest is for labels.
 WIDTH, HEIGHT = 560, 350
-LEFT, RIGHT, TOP, BOTTOM = 64, 108, 14, 52
+LEFT, RIGHT, TOP, BOTTOM = 64, 132, 14, 52
 MARKERS = 6  # on each line
 LABEL_GAP = 17  # between names at the ends of lines
 COLOURS, DASHES = 8, 4  # of lines, in report.css
@@ -24,7 +25,7 @@ MARKS: tuple[tuple[tuple[float, float], ...], ...] = (  # corners; the circle's 
     ((0, -5.5), (5.5, 0), (0, 5.5), (-5.5, 0)),
     ((-4, -4), (4, -4), (0, 5)),
 )
-NAME_LENGTH = 13  # characters that fit beside a plot
+NAME_LENGTH = 13  # characters of usual width that fit beside a plot
 CHARACTER = 7.2  # pixels of one in a tick's text, at most
 
 
@@ -268,7 +269,7 @@ def _pushed_up(places: list[float], lowest: float) -> list[float]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of at most 13 characters that stay different: cut, or their middles, or numbered.
+    """Names of 13 usual characters at most that stay different: cut, their middles, or numbered.
 
     >>> short_names(["a-long-run-of-lr-0.01-sgd", "a-long-run-of-lr-0.03-sgd", "adam"])
     ['…0.01-sgd', '…0.03-sgd', 'adam']
@@ -276,7 +277,7 @@ def short_names(names: Sequence[str]) -> list[str]:
     short = [_cut(name) for name in names]
     if len(set(short)) == len(set(names)):
         return short
-    long = [name for name in names if len(name) > NAME_LENGTH]
+    long = [name for name in names if _width(name) > NAME_LENGTH]
     pairs = enumerate(zip(min(long), max(long), strict=False))
     start = next((place for place, (a, b) in pairs if a != b), 0)
     while start and (long[0][start - 1].isalnum() or long[0][start - 1] == "."):
@@ -290,7 +291,17 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _cut(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+    if _width(name) <= NAME_LENGTH:
+        return name
+    while _width(name) > NAME_LENGTH - 1:
+        name = name[:-1]
+    return f"{name}…"
+
+
+def _width(name: str) -> float:
+    """How many usual characters are as wide."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in name)
+    return len(name) + wide + 0.5 * sum(character in "MWmw@%" for character in name)
 
 
 def count_tick(value: float) -> str:
