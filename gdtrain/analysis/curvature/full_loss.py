@@ -286,7 +286,7 @@ def _loader_of(data: Loader | Batch | tuple[Any, Any] | None) -> Loader | None:
     if data is None or isinstance(data, Loader):
         return data
     inputs, targets = data
-    return _OneBatch((inputs, targets))
+    return _OneBatch(inputs if targets is None else (inputs, targets))
 
 
 @contextmanager

@@ -296,6 +296,23 @@ def test_gradients_by_batch_and_by_sample() -> None:
     assert math.isclose(of_one.covariance_trace, noise.layers["2"].covariance_trace, rel_tol=1e-12)
 
 
+class Sizes(Trainer):
+    """Of data without targets."""
+
+    def compute_loss(self, batch):
+        return self.model(batch.inputs).square().mean()
+
+
+def test_a_batch_without_targets() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Sizes(model, None, optimizer, MiniBatchLoader(inputs(), 5), device="cpu")
+    batch = next(iter(trainer.loader))
+    expected = torch.autograd.grad(model(batch.inputs).square().mean(), [*model.parameters()])
+    got = curvature(trainer, batch).gradient()
+    assert (got - torch.cat([g.flatten() for g in expected])).abs().max() < 1e-12
+
+
 class Custom(Trainer):
     def compute_loss(self, batch):
         return self.loss(self.model(batch.inputs), batch.targets)
