@@ -24,10 +24,10 @@ def convert(given: list[str]) -> int:
     from tqdm import tqdm
 
     from gdtrain.data.files import convert as conversion
-    from gdtrain.data.tables.csv_text import Dialect
+    from gdtrain.data.tables.formats.csv_text import Dialect
+    from gdtrain.data.tables.formats.table_files import TableFiles
     from gdtrain.data.tables.loaded import MissingRules
     from gdtrain.data.tables.table import TableReading
-    from gdtrain.data.tables.table_files import TableFiles
 
     out: Path = options.out
     try:

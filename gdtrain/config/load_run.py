@@ -21,7 +21,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.tables.column import Column
-from gdtrain.data.tables.given_rows import GivenTable
+from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from gdtrain import load_run
 from gdtrain.cli.main import main
-from gdtrain.data.tables import csv_file
+from gdtrain.data.tables.formats import csv_file
 from gdtrain.errors import DataError
 
 ROWS = [(50.0, "a"), (110.5, "c"), (20.25, "b")]

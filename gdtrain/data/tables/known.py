@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gdtrain.data.tables.cells import marks_of
 from gdtrain.data.tables.column import Column
-from gdtrain.data.tables.csv_text import Dialect
 from gdtrain.data.tables.encoding import Faults, TableEncoder
-from gdtrain.data.tables.table_files import TableFiles
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.errors import DataError
 
 

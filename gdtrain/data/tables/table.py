@@ -16,8 +16,9 @@ from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import MISSING, marks_of
 from gdtrain.data.tables.choice import check_columns
 from gdtrain.data.tables.column import Array, Column, Fill
-from gdtrain.data.tables.csv_text import Dialect
 from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import (
     LoadedTable,
     MissingRules,
@@ -26,7 +27,6 @@ from gdtrain.data.tables.loaded import (
     described,
 )
 from gdtrain.data.tables.scan import TableScan
-from gdtrain.data.tables.table_files import TableFiles
 from gdtrain.data.tables.understanding import (
     AsText,
     Understanding,

@@ -15,11 +15,11 @@ from gdtrain.data.files import convert as convert_module
 from gdtrain.data.files import mapped
 from gdtrain.data.files.converted import Moments
 from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
-from gdtrain.data.tables import csv_file
-from gdtrain.data.tables.csv_text import Dialect
+from gdtrain.data.tables.formats import csv_file
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.data.tables.table import TableReading, read_table
-from gdtrain.data.tables.table_files import TableFiles
 from gdtrain.errors import DataError
 
 CONFIG = """\

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from gdtrain.data.tables.cells import marks_of
 from gdtrain.data.tables.column import Column
-from gdtrain.data.tables.csv_text import Dialect
 from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.data.tables.table import read_table
-from gdtrain.data.tables.table_files import TableFiles
 from gdtrain.errors import ConfigError, DataError
 
 

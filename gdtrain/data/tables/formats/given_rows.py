@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gdtrain.data.tables.typed_files import ROWS_AT_ONCE
+from gdtrain.data.tables.formats.typed_files import ROWS_AT_ONCE
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:

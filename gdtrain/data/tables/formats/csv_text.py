@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gdtrain.data.tables.compressed import Unpacked
+from gdtrain.data.tables.formats.compressed import Unpacked
 from gdtrain.errors import ConfigError, DataError
 
 MAX_LINE = 1 << 24  # bytes

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gdtrain.data.tables.compressed import Unpacked
-from gdtrain.data.tables.csv_file import CsvFile
-from gdtrain.data.tables.csv_text import Dialect
-from gdtrain.data.tables.typed_files import FeatherFile, JsonLines, ParquetFile
+from gdtrain.data.tables.formats.compressed import Unpacked
+from gdtrain.data.tables.formats.csv_file import CsvFile
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.typed_files import FeatherFile, JsonLines, ParquetFile
 from gdtrain.errors import DataError, MissingPackageError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdtrain.data.tables.compressed import Unpacked
+from gdtrain.data.tables.formats.compressed import Unpacked
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ParquetFile:
         self.path = path
         try:
             # Pages are read as they are needed, and not a whole row group at once.
-            self._file = parquet.ParquetFile(path, memory_map=True, buffer_size=1 << 20)
+            self._file = parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, "Parquet", error) from error
         self._own_names = list(self._file.schema_arrow.names)

@@ -7,7 +7,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gdtrain.data.names import is_number
-from gdtrain.data.tables.csv_text import MAX_LINE, CsvText, Dialect, cells_of, delimiter_of, records
+from gdtrain.data.tables.formats.csv_text import (
+    MAX_LINE,
+    CsvText,
+    Dialect,
+    cells_of,
+    delimiter_of,
+    records,
+)
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Files that hold tables, each read as what its bytes say it is."""
