@@ -62,7 +62,7 @@ class Progress:
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The loss of each step of the last block, [steps] float64, on the host."""
-        return np.empty(0) if self.last is None else self.last[1].double().cpu().numpy()
+        return np.empty(0) if self.last is None else self.last[1].cpu().double().numpy()
 
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:

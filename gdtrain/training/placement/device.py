@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ _COMPUTED_IN: dict[str | None, torch.dtype] = {"bf16": torch.bfloat16, "fp16": t
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """Turn ``auto | cpu | cuda | cuda:1 | mps`` into a device; ``auto`` is cuda, mps, then cpu.
 
-    Raises DeviceError if the device does not exist on this machine.
+    ``cuda`` is the current device: under torchrun, each process has its own. Raises DeviceError if
+    the device does not exist on this machine, or is one card that several processes would share.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -50,7 +52,12 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
             raise DeviceError("device: cuda is not available on this machine; use auto or cpu")
         if chosen.index is not None and chosen.index >= count:
             raise DeviceError(f"device: {chosen} does not exist; there are {count} CUDA devices")
-        return chosen if chosen.index is not None else torch.device("cuda", 0)
+        current = torch.cuda.current_device()
+        if chosen.index not in (None, current) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise DeviceError(
+                f"device: {chosen} is one card, and each process of torchrun has its own; use cuda"
+            )
+        return torch.device("cuda", current if chosen.index is None else chosen.index)
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device: mps is not available on this machine; use auto or cpu")
     if chosen.type not in ("cpu", "cuda", "mps"):
@@ -211,7 +218,7 @@ class CopiedSamples(Samples):
         for batch in batches:
             # Pinned memory is handed back to torch's caching allocator only after the copy:
             # it records the stream that read it.
-            pinned = map_batch(batch, lambda t: t.pin_memory())
+            pinned = map_batch(batch, lambda t: t.pin_memory() if t.is_cpu else t)
             with torch.cuda.stream(copying):
                 copied = map_batch(pinned, lambda t: t.to(self.device, non_blocking=True))
             if ahead is not None:

@@ -10,7 +10,7 @@ from torch import nn
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.training import models, schedules
-from gdtrain.training.engines.cuda.graph import CudaGraphEngine
+from gdtrain.training.engines.cuda.graph import WARM_UPS, CudaGraphEngine
 
 N = 131
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
@@ -21,6 +21,7 @@ SETTINGS = {
     "clip_value": {"clip_grad_value": 0.02},
     "schedule": {"schedule": True, "scheduler_per": "step"},
 }
+ENGINES = ("eager", "cuda_graph")
 LOADERS = {
     "batch": BatchLoader,
     "sample": SampleLoader,
@@ -49,10 +50,19 @@ def build(engine: str, device: str, model: nn.Module, loader, **options) -> Trai
     )
     if engine == "cuda_graph" and device == "cpu":  # the static step, each time executed anew
         trainer.choice.settle(1)
-        trainer.engine = CudaGraphEngine(trainer, record=lambda work, _: work)
+        trainer.engine = CudaGraphEngine(trainer, record=record)
         trainer.choice.of_run = trainer.engine.name
         trainer.choice.settle = lambda epochs: None
     return trainer
+
+
+def record(work, rewind, device):
+    """Warms up as a device wants it, and does the work anew each time."""
+    for _ in range(WARM_UPS):
+        rewind()
+        work()
+    rewind()
+    return work
 
 
 def assert_close(left: Trainer, right: Trainer) -> None:
@@ -67,7 +77,7 @@ def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> N
     torch.manual_seed(2)
     model = models.mlp([5], 3, hidden=[4], activation="tanh", batch_norm=form == "batch").double()
     trained = []
-    for engine in ("eager", "cuda_graph"):
+    for engine in ENGINES:
         trainer = build(engine, device, model, LOADERS[form](data()), **SETTINGS[setting])
         trainer.fit(2)
         trainer.fit(3)
@@ -88,7 +98,7 @@ def test_a_bad_batch_is_not_used(row: int, clip, device: str) -> None:
     model = models.mlp([5], 3, hidden=[4], activation="identity").double()
     loader = SampleLoader(data(row), order="sequential")
     trained = []
-    for engine in ("eager", "cuda_graph"):
+    for engine in ENGINES:
         trainer = build(
             engine, device, model, loader, momentum=0.5, schedule=True, scheduler_per="step", **clip
         )
@@ -116,6 +126,36 @@ def test_a_state_that_is_loaded_is_the_one_that_goes_on(device: str) -> None:
     trainer.fit(3)
     found = trainer.model.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("refused", [0, 2])
+def test_under_auto_a_recording_that_fails_leaves_the_rest_to_the_eager_engine(refused) -> None:
+    """The device refuses a recording, the first or a later one, after its warm-up."""
+    torch.manual_seed(2)
+    model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
+    recorded = []
+
+    def fails(work, rewind, device):
+        recorded.append(record(work, rewind, device))
+        if len(recorded) > refused:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+        return recorded[-1]
+
+    eager, graph = (build(name, "cpu", model, LOADERS["minibatch"](data())) for name in ENGINES)
+    graph.choice.wanted = "auto"
+    graph.engine = CudaGraphEngine(graph, record=fails)
+    for trainer in (eager, graph):
+        trainer.fit(2)
+    assert graph.engine.name == "eager"
+    assert graph.progress.step == eager.progress.step
+    assert_close(eager, graph)
+
+
+def test_the_table_of_samples_has_no_more_rows_than_an_epoch_has_updates() -> None:
+    trainer = build("cuda_graph", "cpu", nn.Linear(5, 3).double(), BatchLoader(data()))
+    trainer.fit(3)
+    (recorded,) = trainer.engine._recorded.values()
+    assert recorded.static.places.shape == (1, N)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, Trainer
+from gdtrain.errors import DeviceError
 from gdtrain.training.placement import device as device_module
 
 X = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
@@ -104,3 +105,18 @@ def test_on_cuda_no_step_synchronises_with_the_host() -> None:
             trainer.train_step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_cuda_is_the_current_device_and_an_index_is_refused_under_torchrun(monkeypatch) -> None:
+    """By stand-ins for a machine with three cards."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_module.resolve_device("cuda") == torch.device("cuda", 1)
+    assert device_module.resolve_device("cuda:2") == torch.device("cuda", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert device_module.resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(DeviceError) as caught:
+        device_module.resolve_device("cuda:2")
+    assert str(caught.value) == (
+        "device: cuda:2 is one card, and each process of torchrun has its own; use cuda"
+    )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import TensorSamples
+from gdtrain.errors import ModelError
 from gdtrain.training.engines.compiled_engine import CompiledEngine
 from gdtrain.training.engines.cuda.static_step import StaticStep
 from gdtrain.training.engines.eager_pass import unread
@@ -17,25 +18,38 @@ from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
 
-Record = Callable[[Callable[[], None], torch.device], Callable[[], None]]
+# Of work, what it is to begin anew with, and the device; returns what does the work again.
+Record = Callable[[Callable[[], None], Callable[[], None], torch.device], Callable[[], None]]
 
 # One replay makes so many updates where that many are left; the rest are made one by one.
 STEPS_PER_GRAPH = 16
 # What torch asks for before a recording, so that libraries and the allocator are set up.
 WARM_UPS = 3
+_POOLS: dict[torch.device, Any] = {}  # the memory of recordings
 
 
-def record_graph(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what ``work`` does on the device; what is returned does it again."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
+def record_graph(
+    work: Callable[[], None], rewind: Callable[[], None], device: torch.device
+) -> Callable[[], None]:
+    """Record what ``work`` does on the device; what is returned does it again.
+
+    rewind: lets the work begin where it began. All recordings of a device share their memory, as
+    none of them runs while another does, and none leaves anything there. Other threads may use
+    the device meanwhile: checkpoints are copied by one.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                rewind()
+                work()
+            rewind()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        pool = _POOLS.setdefault(device, torch.cuda.graph_pool_handle())
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             work()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
     replay: Callable[[], None] = graph.replay
     return replay
 
@@ -59,7 +73,7 @@ class CudaGraphEngine(CompiledEngine):
     def prepare(self, plan: Plan) -> None:
         """Record what most steps of the plan need. Raises ModelError if it can't be."""
         self._check()
-        self._for(plan.batch_sizes(0, 1)[0])
+        self._for(plan, plan.batch_sizes(0, 1)[0])
 
     def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
         plan, start = block.plan, block.start
@@ -67,7 +81,7 @@ class CudaGraphEngine(CompiledEngine):
         self._check()
         while start < block.stop:
             stop = min(block.stop, full) if start < full else block.stop
-            recorded = self._for(plan.batch_sizes(start, start + 1)[0])
+            recorded = self._for(plan, plan.batch_sizes(start, start + 1)[0])
             losses = self._run_part(recorded, plan, start, stop, start - block.start)
             parts.append(losses)
             if losses.shape[0] < stop - start:
@@ -137,15 +151,18 @@ class CudaGraphEngine(CompiledEngine):
             trainer.progress.lr = rows[-1][0]
         return torch.tensor([first, *rows[1:]][:count], dtype=trainer.dtype)
 
-    def _for(self, size: int) -> _Recorded:
+    def _for(self, plan: Plan, size: int) -> _Recorded:
         """What was recorded for batches of this size, or is to be."""
         trainer, samples = self.trainer, self._samples()
         assert isinstance(samples, TensorSamples)
+        steps = min(self.max_block_steps, len(plan))
         key = size, samples
         known = self._recorded.get(key)
+        if known is not None and known.static.steps < steps:
+            known = None
         if known is None or key not in self._checked or not known.static.is_live():
             earlier = None if known is None else known.static
-            static = StaticStep(trainer, samples, size, self.max_block_steps, earlier)
+            static = StaticStep(trainer, samples, size, steps, earlier)
             if known is None or not known.static.is_same(static):
                 known = self._recorded[key] = _Recorded(static, self._record, trainer.device)
             self._checked.add(key)
@@ -153,32 +170,45 @@ class CudaGraphEngine(CompiledEngine):
 
 
 class _Recorded:
-    """A static step with its recordings: of many updates, of one, and of a guarded one."""
+    """A static step with its recordings: of one update, and, where needed, many or a guarded one.
+
+    Raises ModelError where the device does not let an update be recorded.
+    """
 
     def __init__(self, static: StaticStep, record: Record, device: torch.device) -> None:
         self.static = static
         self._record = record
         self._device = device
         self._one = self._recording(1)
-        self._many = self._recording(STEPS_PER_GRAPH)
+        self._many: Callable[[], None] | None = None
         self._guarded: Callable[[], None] | None = None
 
     def _recording(self, steps: int, guarded: bool = False) -> Callable[[], None]:
+        def rewind() -> None:
+            self.static.number.zero_()
+
         def work() -> None:
             for _ in range(steps):
                 self.static.advance(guarded=guarded)
 
         before, rng = self.static.copy(), RngState.take(self._device)
-        replay = self._record(work, self._device)  # which does it a few times
-        self.static.put_back(before)
-        rng.restore(self._device)
-        return replay
+        try:
+            return self._record(work, rewind, self._device)  # which does it a few times
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"the update can't be recorded: {reason}") from error
+        finally:
+            self.static.put_back(before)
+            rng.restore(self._device)
 
     def make(self, steps: int) -> None:
         """Make the first ``steps`` of the updates that the static step shows."""
-        self.static.number.zero_()
         many, rest = divmod(steps, STEPS_PER_GRAPH)
+        if many and self._many is None:
+            self._many = self._recording(STEPS_PER_GRAPH)
+        self.static.number.zero_()
         for _ in range(many):
+            assert self._many is not None
             self._many()
         for _ in range(rest):
             self._one()

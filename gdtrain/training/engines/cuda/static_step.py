@@ -31,6 +31,7 @@ class StaticStep:
         known: StaticStep | None = None,
     ) -> None:
         device = trainer.device
+        self.steps = steps
         first = torch.arange(size) % len(samples)
         batch = next(samples.read(Plan(0, size, size, first)))
         seen = EagerPass(trainer, batch)
