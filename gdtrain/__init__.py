@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from gdtrain.training.callbacks.validation import EarlyStopping as EarlyStopping
     from gdtrain.training.callbacks.validation import Validation as Validation
     from gdtrain.training.metrics import mean_over_samples as mean_over_samples
+    from gdtrain.training.phases import Phases as Phases
     from gdtrain.training.trainer import Trainer as Trainer
 
 
@@ -106,6 +107,7 @@ _HOMES = {
     "MiniBatchLoader": "gdtrain.data.loaders.forms",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
+    "Phases": "gdtrain.training.phases",
     "Plan": "gdtrain.data.batch",
     "PoissonLoader": "gdtrain.data.loaders.poisson",
     "Prequential": "gdtrain.training.callbacks.prequential",

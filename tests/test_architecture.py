@@ -120,6 +120,7 @@ PUBLIC = [
     "MiniBatchLoader",
     "NoiseScale",
     "PhasedLoader",
+    "Phases",
     "Plan",
     "PoissonLoader",
     "Prequential",

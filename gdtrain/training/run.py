@@ -17,6 +17,7 @@ from gdtrain.training.engines.engine import Engine
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.metrics import Metric
+from gdtrain.training.phases import Phases
 from gdtrain.training.placement.device import Placement, Precision
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
@@ -131,7 +132,7 @@ class Run(Protocol):
     clip_grad_norm, clip_grad_value: a bound, or several by the names of optimizers, or None.
     updater: the optimizer, or several as one, of which groups and state are to be read alone.
     terms: what is noted of the update that is being made, besides its loss.
-    loss_scale: of precision fp16.
+    loss_scale: of precision fp16. phase: the number of the present one of ``phases``, from 0.
     own_state: names of attributes that a subclass has registered as state.
     """
 
@@ -164,6 +165,8 @@ class Run(Protocol):
     called_rungs: set[str]
     captured_step: Tensor | None
     own_state: list[str]
+    phases: Phases | None
+    phase: int
     loss_scale: LossScale | None
     terms: StepTerms
 
@@ -252,6 +255,9 @@ class Run(Protocol):
 
     def pass_epoch(self) -> bool:
         """Go on into the next epoch in the middle of a block; whether that can be done."""
+
+    def enter_phase(self, number: int) -> None:
+        """Go on with the optimizer, the schedule and the frozen layers of a phase, from 0."""
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point."""

@@ -68,6 +68,7 @@ from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.losses.known_means import mean_of
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.metrics import Metric, check_metrics
+from gdtrain.training.phases import Phases
 from gdtrain.training.placement.device import (
     Placement,
     Precision,
@@ -100,7 +101,8 @@ class Trainer:
         :meth:`compute_loss`.
     optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too. Or several
         by name, of different parameters: after one backward pass each is stepped, in this order;
-        an own :meth:`train_step` steps those of :attr:`optimizers` that it wants.
+        an own :meth:`train_step` steps those of :attr:`optimizers` that it wants. Or
+        :class:`gdtrain.Phases`, which change optimizer, schedule and frozen layers in mid-run.
     loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
         one of one's own.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -161,7 +163,11 @@ class Trainer:
         self,
         model: nn.Module,
         loss: str | Callable[[Any, Any], Tensor] | None = None,
-        optimizer: torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | str | None = None,
+        optimizer: torch.optim.Optimizer
+        | Mapping[str, torch.optim.Optimizer]
+        | Phases
+        | str
+        | None = None,
         loader: Loader | None = None,
         *,
         device: str | torch.device = "auto",
@@ -186,6 +192,16 @@ class Trainer:
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
         criterion: Callable[[Any, Any], Tensor] | None = by_name.loss(loss)
+        self.phases = optimizer if isinstance(optimizer, Phases) else None
+        self.phase = 0
+        if self.phases is not None:
+            if scheduler is not None:
+                text = "has no place beside Phases, each of which has one of its own; leave it out"
+                raise ConfigError.of("scheduler", text)
+            self.phases.check(model)
+            named = model.named_parameters()
+            self._trained = [name for name, p in named if p.requires_grad]  # in some phase
+            optimizer, scheduler = self._of_phase(0, model)
         given = by_name.optimizer(optimizer, model)
         checks.check_parts(criterion, given, loader, callbacks, needs_loss=not own_loss)
         updater = together(given)
@@ -201,7 +217,8 @@ class Trainer:
         self.updater = updater
         self._place(model, criterion, device, precision)
         self.loader = loader
-        self.schedule = stepper(scheduler, scheduler_per, scheduler_metric, updater)
+        self._stepping = scheduler_per, scheduler_metric
+        self.schedule = stepper(scheduler, *self._stepping, updater)
         self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
         self.shows_progress = progress
@@ -238,13 +255,39 @@ class Trainer:
         self.terms = terms.StepTerms()
         self.called_rungs: set[str] = set()  # rungs that an own train_step has called
         self.loss_scale = LossScale(self.device) if precision == "fp16" else None
+        self.guard = self._guard()
+        self._listeners = Listeners(self.callbacks)
+        self.choice = EngineChoice(self, engine, compile)
+
+    def _guard(self) -> Guard:
+        """What keeps updates of the present optimizer from doing harm."""
         if self.loss_scale is not None and self.needs_closure:
             text = "fp16 works without a closure; give another optimizer, or precision: bf16"
             raise ConfigError.of("precision", text)
         at_once = self.device.type == "cpu" or self.needs_closure or self.loss_scale is not None
-        self.guard = Guard(self, deferred=not at_once)
-        self._listeners = Listeners(self.callbacks)
-        self.choice = EngineChoice(self, engine, compile)
+        return Guard(self, deferred=not at_once)
+
+    def _of_phase(self, number: int, model: nn.Module) -> tuple[Any, Any]:
+        """A phase's optimizer and schedule, made now; what it freezes stands still from now on."""
+        assert self.phases is not None
+        made: Any = self.phases[number].optimizer(self.phases.freeze(number, model, self._trained))
+        schedule = self.phases[number].schedule
+        return made, None if schedule is None else schedule(made)
+
+    def enter_phase(self, number: int) -> None:
+        """Go on with the optimizer, the schedule and the frozen layers of a phase, from 0."""
+        self.engine.publish()
+        self.guard.unwatch()
+        optimizer, scheduler = self._of_phase(number, self.model)
+        self.updater = together(optimizer)
+        checks.check_parameters(
+            self.model, self.loss, self.updater, own_code=self.has_own("compute_loss", "train_step")
+        )
+        self.schedule = stepper(scheduler, *self._stepping, self.updater)
+        self.phase, self.rates = number, {}
+        self.guard = self._guard()
+        self.engine = EagerEngine(self)
+        self.choice.of_run = None
 
     def _place(
         self,
@@ -331,10 +374,16 @@ class Trainer:
             self._tell_of_epochs()
             stopping = self._agree_to_stop()
             while self.progress.epoch < num_epochs and not stopping:
+                until = num_epochs
+                if self.phases is not None:
+                    if (number := self.phases.number(self.progress.epoch)) != self.phase:
+                        self.enter_phase(number)
+                        self.choice.settle(num_epochs)
+                    until = self.phases.end(self.progress.epoch, num_epochs)
                 if self.has_own("_run_epoch"):
                     self._run_epoch()
                 else:
-                    self._run_epochs(num_epochs)
+                    self._run_epochs(until)
                 stopping = self._agree_to_stop()
         except BaseException as error:
             self.engine.publish()

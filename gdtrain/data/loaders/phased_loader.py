@@ -11,7 +11,7 @@ from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.loaders.phases import Phases, pairs_of
+from gdtrain.data.loaders.phases import Piecewise, pairs_of
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples
@@ -45,7 +45,7 @@ class PhasedLoader(Loader):
     """
 
     def __init__(self, phases: Sequence[tuple[int | None, Loader]]) -> None:
-        self.phases: Phases[Loader] = Phases(pairs_of(phases, "phases"))
+        self.phases: Piecewise[Loader] = Piecewise(pairs_of(phases, "phases"))
         first, *others = self.phases.values
         for number, loader in enumerate(self.phases.values):
             if not isinstance(loader, Loader):

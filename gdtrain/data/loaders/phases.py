@@ -50,7 +50,7 @@ def pairs_of(phases: Any, key: str) -> tuple[tuple[Any, Any], ...]:
 
 
 @dataclass(frozen=True)
-class Phases(Generic[T]):
+class Piecewise(Generic[T]):
     """A value for each epoch, piecewise constant: ``until_epoch, value`` of each phase.
 
     pairs: ``until_epoch`` is the last epoch of a phase, counted from 1 as in a run's records: a
@@ -98,7 +98,7 @@ class Phases(Generic[T]):
         )
 
 
-class BatchSizes(Phases[int]):
+class BatchSizes(Piecewise[int]):
     """A batch size for each epoch, as ``MiniBatchLoader`` takes it.
 
     For a small learning rate α the noise of SGD goes by g ≈ α n / (B (1 - μ)), with n samples,

@@ -33,10 +33,10 @@ logger = logging.getLogger("gdtrain")
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
     *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval", "own"),
-    "loss_scale",
+    *("loss_scale", "phase"),
 }
 # Parts that states of 0.1.0 do not have, and those that only some trainers have; and counters.
-_SINCE = {"flags", "order", "told", "stays_in_eval", "own", "loss_scale"}
+_SINCE = {"flags", "order", "told", "stays_in_eval", "own", "loss_scale", "phase"}
 COUNTERS_SINCE = {"epoch_weight", "epoch_terms", "skipped"}
 
 

@@ -16,7 +16,7 @@ from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
 from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
-from gdtrain.training.state.plain_values import copied
+from gdtrain.training.state.plain_values import copied, demand
 from gdtrain.training.state.random_generators import RngState, seed_everything
 
 
@@ -48,6 +48,8 @@ def take(trainer: Run) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
+    if trainer.phases is not None:
+        taken["phase"] = trainer.phase
     if trainer.loss_scale is not None:
         taken["loss_scale"] = trainer.loss_scale.state_dict()
     if trainer.own_state:
@@ -101,11 +103,20 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
     The global random number generators are set too. Raises CheckpointError, with everything as it
     was, if the trainer was built differently.
     """
-    check_fits(state, trainer, parameter_names(trainer))
-    before = take(trainer)
+    before = None if trainer.phases is None else take(trainer)
+    try:
+        _enter_phase_of(state, trainer)
+        check_fits(state, trainer, parameter_names(trainer))
+    except BaseException:
+        if before is not None:
+            _enter_phase_of(before, trainer)
+            _put(trainer, before)
+        raise
+    before = before or take(trainer)
     try:
         _put(trainer, state)
     except BaseException as error:
+        _enter_phase_of(before, trainer)
         _put(trainer, before)
         if isinstance(error, CheckpointError):
             raise
@@ -114,6 +125,17 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
         raise
     trainer.choice.keep(state["made_by"].get("engine"))
     tell_differences(state["made_by"], made_by(trainer))
+
+
+def _enter_phase_of(state: Any, trainer: Run) -> None:
+    """Bring a trainer that has phases into that of a state, with an optimizer to be filled."""
+    if trainer.phases is None:
+        return
+    number: Any = state.get("phase") if isinstance(state, dict) else None
+    known = type(number) is int and 0 <= number < len(trainer.phases)
+    demand(known, "phase: it is none of the phases that this trainer has")
+    if number != trainer.phase:
+        trainer.enter_phase(number)
 
 
 def _put(trainer: Run, state: dict[str, Any]) -> None:
