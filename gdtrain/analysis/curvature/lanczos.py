@@ -29,6 +29,12 @@ class Eigenpairs:
     products: int
     converged: bool
 
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{value:.4g}" for value in self.values[:5].tolist())
+        more = ", …" if len(self.values) > 5 else ""
+        ended = "converged" if self.converged else "not converged"
+        return f"Eigenpairs({shown}{more}; {self.products} products, {ended})"
+
 
 class Lanczos:
     """The method of Lanczos (1950): an orthonormal basis that grows by a vector a product.

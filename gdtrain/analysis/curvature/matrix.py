@@ -43,6 +43,9 @@ class SymmetricMatrix:
         """P, P."""
         return len(self._like), len(self._like)
 
+    def __repr__(self) -> str:
+        return f"SymmetricMatrix({len(self._like):,} rows)"
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """A · vectors, of the shape of ``vectors``: [P], or [P, k]. Raises ConfigError."""
         size = len(self._like)

@@ -39,6 +39,10 @@ class Spectrum:
     weights: Tensor
     products: int
 
+    def __repr__(self) -> str:
+        ends = f"{float(self.nodes.min()):.4g} to {float(self.nodes.max()):.4g}"
+        return f"Spectrum({len(self.nodes)} nodes from {ends}; {self.products} products)"
+
     def density(self, at: Tensor, width: float) -> Tensor:
         """The density at some λ, [g] float64, each node smoothed to a Gaussian of this σ."""
         apart = (at.double()[:, None] - self.nodes) / width

@@ -118,7 +118,11 @@ class Monitor(Callback):
         if not self._by_steps:
             self.every_n_epochs = max(1, trainer.num_epochs // LOOKS)
             return
-        self.every_n_steps = every = steps_between(trainer, self.cost(trainer))
+        self.every_n_steps = steps_between(trainer, self.cost(trainer))
+        self.warn_of_no_look(trainer, self.every_n_steps)
+
+    def warn_of_no_look(self, trainer: Trainer, every: int) -> None:
+        """Say so where a run is too short for a look at a default cadence of ``every`` updates."""
         updates = rereadable(trainer).updates(trainer.num_epochs)
         if updates < every and trainer.world.rank == 0:
             logger.warning(

@@ -87,8 +87,11 @@ class UpdateMonitor(Monitor):
 
     def settle_cadence(self, trainer: Trainer) -> None:
         assert trainer.loader is not None
-        is_stream = trainer.loader.is_stream
-        self._every = 1000 if is_stream else steps_between(trainer, self.cost(trainer))
+        if trainer.loader.is_stream:
+            self._every = 1000
+            return
+        self._every = steps_between(trainer, self.cost(trainer))
+        self.warn_of_no_look(trainer, self._every)
 
     def on_fit_start(self, trainer: Trainer) -> None:
         super().on_fit_start(trainer)

@@ -64,6 +64,14 @@ def test_what_is_not_found_in_time_is_said() -> None:
     assert found.residuals.max() > 1e-2
 
 
+def test_results_are_shown_in_a_line() -> None:
+    matrix = matrix_of(torch.diag(torch.arange(1.0, 9).double()))
+    assert repr(matrix) == "SymmetricMatrix(8 rows)"
+    assert repr(matrix.top(6)).startswith("Eigenpairs(8, 7, 6, 5, 4, …; ")
+    assert repr(matrix.top(6)).endswith(" products, converged)")
+    assert repr(matrix.spectrum(1)) == "Spectrum(8 nodes from 1 to 8; 8 products)"
+
+
 def test_a_product_that_is_not_finite_gives_nan() -> None:
     matrix = SymmetricMatrix(lambda vectors: vectors * math.nan, torch.zeros(5))
     found = matrix.top(2)

@@ -340,6 +340,15 @@ def test_a_run_too_short_for_the_default_cadence_is_told(caplog) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", OF_UPDATES)
+def test_so_is_one_too_short_for_a_look_at_an_update(kind, caplog) -> None:
+    with caplog.at_level(logging.WARNING, "gdtrain"):
+        trainer_of(MiniBatchLoader(data(), 5), [kind()]).fit(1)
+    (said,) = caplog.messages
+    assert said.startswith(f"{kind.name} looks every ")
+    assert "and this run has 5; set every_n_steps" in said
+
+
 def test_a_second_fit_goes_on_at_the_cadence() -> None:
     watch = [UpdateRatio(every_n_steps=4), FullLoss(every_n_steps=4)]
     trainer = trainer_of(BatchLoader(data()), watch)
