@@ -10,7 +10,7 @@ from helpers.processes import run
 
 import gdtrain
 from gdtrain.cli.jobs import logs
-from gdtrain.cli.jobs.plot import labels
+from gdtrain.cli.jobs.plot import labels, read_runs
 from gdtrain.cli.main import main
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
@@ -326,6 +326,27 @@ def test_a_run_that_diverged_has_its_picture(capsys):
     code = train("--output-dir", "out", data, "model=linear", "loss=mse", "optimizer.lr=50")
     assert code == 3
     assert Path("out/loss.png").is_file()
+    (log,) = read_runs([Path("out")])
+    steps = json.loads(Path("out/summary.json").read_text())["steps"]
+    (mark,) = [name for name in lines_of(picture([log])) if "not finite" in name]
+    assert mark == f"stopped at update {steps + 1:,}: not finite"
+    assert lines_of(picture([log], axis="step"))[mark][0] == [steps + 1] * 2
+
+
+def test_runs_of_different_losses_are_said_to_be_so():
+    logs = [RunLog.of(loss, [step(1, 1, 2.0), step(2, 1, 1.0)], loss) for loss in ("mse", "l1")]
+    assert [name.partition(":")[0] for name in lines_of(picture(logs))] == ["mse (mse)", "l1 (l1)"]
+    alike = [RunLog.of(name, [step(1, 1, 2.0), step(2, 1, 1.0)], "mse") for name in "ab"]
+    assert [name.partition(":")[0] for name in lines_of(picture(alike))] == ["a", "b"]
+
+
+def test_the_rate_is_drawn_at_the_ends_of_epochs_too():
+    rates = {4: 0.4, 8: 0.2, 12: 0.1}
+    ends = [epoch(n, 4 * n, 40 * n) | {"lr": rates[4 * n]} for n in (1, 2, 3)]
+    figure = picture([RunLog.of("a", [step(10, 3, 1.0), *ends])], axis="step")
+    (line,) = figure.axes[1].lines
+    assert list(line.get_xdata()) == [4, 8, 10, 12]
+    assert list(line.get_ydata()) == [0.4, 0.2, 0.1, 0.1]
 
 
 def test_drawing_starts_when_training_is_over(here):

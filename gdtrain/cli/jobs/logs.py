@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gdtrain.analysis.monitors.trajectory import Trajectory
-from gdtrain.cli.jobs.plot import labels
+from gdtrain.cli.jobs.plot import broken_of, labels
 from gdtrain.config.schema import Config, LogSection
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output import run_directory
@@ -73,7 +73,8 @@ def draw_loss(config: Config, directory: Path) -> str:
             return ""
         with _in_haste():
             (label,) = labels([directory])
-            log = RunLog.of(label, read_metrics(metrics), config.loss.name)
+            broken = broken_of(directory)
+            log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken)
             if log.steps or log.epochs:
                 picture = directory / run_directory.PICTURE
                 picture_files.save(curves.picture([log]), picture)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
@@ -18,7 +19,7 @@ from gdtrain.output.terminal import say
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.yaml", "summary.json"
 
 
 @dataclass
@@ -78,7 +79,7 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
             if path.exists() and not path.is_file():  # a pipe would make us wait
                 raise DataError("no regular file")
             records = read_metrics(path)
-            logs.append(RunLog.of(label, records, loss_of(directory)))
+            logs.append(RunLog.of(label, records, loss_of(directory), broken_of(directory)))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
             message = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
@@ -102,6 +103,23 @@ def labels(directories: Sequence[Path]) -> list[str]:
         if unique and not any(name.isdecimal() for name in names):
             break
     return names
+
+
+def broken_of(directory: Path) -> dict[str, Any] | None:
+    """The update that a number that was not finite has made impossible, if that ended the run."""
+    path = directory / SUMMARY
+    try:
+        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return None
+    known = isinstance(summary, dict) and summary.get("status") == "non_finite"
+    if not known or type(summary.get("steps")) is not int:
+        return None
+    seconds = summary.get("seconds")
+    return {
+        "step": summary["steps"] + 1,
+        "seconds": seconds if isinstance(seconds, int | float) else 0.0,
+    }
 
 
 def loss_of(directory: Path) -> str | None:

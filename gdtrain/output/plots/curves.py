@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdtrain.errors import DataError
-from gdtrain.output.plots.frame import Curve, Panel
+from gdtrain.output.plots.frame import Curve, Mark, Panel
 from gdtrain.output.plots.style import draw_panels
 
 if TYPE_CHECKING:
@@ -55,20 +55,29 @@ class RunLog:
 
     label: what the run is called in legends. loss: name of its loss, as in configurations.
     steps, epochs: its records of these kinds, in their order, as metrics.jsonl has them.
+    broken: of a run that a number that was not finite has ended, ``step``, the update that could
+    not be made, and ``seconds``.
     """
 
     label: str
     steps: list[Record]
     epochs: list[Record]
     loss: str | None = None
+    broken: Record | None = None
 
     @classmethod
-    def of(cls, label: str, records: Sequence[Record], loss: str | None = None) -> RunLog:
+    def of(
+        cls,
+        label: str,
+        records: Sequence[Record],
+        loss: str | None = None,
+        broken: Record | None = None,
+    ) -> RunLog:
         """The log in records that ``read_metrics`` gave."""
         timed = [record for record in records if isinstance(record.get("seconds"), int | float)]
         steps = [record for record in timed if record["kind"] == "step"]
         epochs = [r for r in timed if r["kind"] == "epoch" and isinstance(r.get("samples"), int)]
-        return cls(label, steps, epochs, loss)
+        return cls(label, steps, epochs, loss, broken)
 
     def values(self, name: str) -> tuple[list[Record], list[float | None]]:
         """The records that have the number ``name``, of steps if they do, and the numbers."""
@@ -168,6 +177,8 @@ def loss_label(name: str) -> str:
 
 def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
     curves: list[Curve] = []
+    if _unit_of(logs) is None and all(log.loss for log in logs):  # not to be compared
+        logs = [replace(log, label=f"{log.label} ({log.loss})") for log in logs]
     for number, log in enumerate(logs):
         found = [_train_curve(log, axis, smooth, alone=len(logs) == 1)]
         for name, words in _OTHER_LOSSES.items():
@@ -182,7 +193,20 @@ def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
             f"{', '.join(log.label for log in logs)}: no loss has been recorded yet; a run "
             "records one every log.every_n_steps updates and at the end of every epoch"
         )
-    return Panel(curves, _unit_of(logs) or "loss", height=2.2)
+    marks = [
+        _break_of(log, axis, number, len(logs)) for number, log in enumerate(logs) if log.broken
+    ]
+    return Panel(curves, _unit_of(logs) or "loss", marks=marks, height=2.2)
+
+
+def _break_of(log: RunLog, axis: str, number: int, runs: int) -> Mark:
+    """Where a run has ended at a number that is not finite."""
+    assert log.broken is not None
+    (at,) = log.x([log.broken], axis)
+    words = f"stopped at update {log.broken['step']:,}: not finite"
+    return Mark(
+        words if runs == 1 else f"{log.label}: {words}", at, style=3 if runs == 1 else number
+    )
 
 
 def _train_curve(log: RunLog, axis: str, smooth: int | None, alone: bool) -> Curve:
@@ -210,10 +234,13 @@ def _train_curve(log: RunLog, axis: str, smooth: int | None, alone: bool) -> Cur
 
 
 def _lr_panel(logs: Sequence[RunLog], axis: str) -> Panel:
+    """Of all records that have the rate: those of updates may be far apart."""
     curves = []
     for number, log in enumerate(logs):
-        records, values = log.values("lr")
+        found = [record for record in (*log.steps, *log.epochs) if _is_number(record.get("lr", ""))]
+        records = sorted(found, key=lambda record: int(record["step"]))
         if records:
+            values = [record["lr"] for record in records]
             curves.append(Curve(log.label, log.x(records, axis), values, style=number))
     largest = [max((lr for lr in c.y if lr is not None), default=0.0) for c in curves]
     apart = min(largest, default=0.0) > 0 and max(largest) > _LR_APART * min(largest)
