@@ -15,6 +15,9 @@ import yaml
 from safetensors.torch import save_file
 
 from gdtrain.data.files.convert import convert
+from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.table_files import TableFiles
+from gdtrain.data.tables.table import TableReading
 from helpers.input_run import CONFIG, Case
 
 NUM_SAMPLES = 24
@@ -113,7 +116,8 @@ def _write_table(kind: str, inputs: Targets, targets: Targets) -> None:
     objects = [json.dumps(dict(zip(fields, row, strict=True))) for row in rows]
     Path(f"{kind}.jsonl").write_text("\n".join([*objects, ""]), "utf-8")
     names = [name for name in fields if name.startswith("t")]
-    convert(f"{kind}.csv", Path(f"{kind}.mapped"), names, rows_per_shard=10)
+    reading = TableReading(TableFiles(f"{kind}.csv", Dialect()), names)
+    convert(reading, Path(f"{kind}.mapped"), rows_per_shard=10)
 
 
 def valid_config(draw: random.Random) -> Config:
