@@ -103,7 +103,10 @@ class Guard:
             seen.append(loss)
         self._flag.zero_()
         if work is not None and loss is not None and loss.dtype in _ONE_KERNEL:
-            torch._amp_foreach_non_finite_check_and_unscale_(seen, self._flag, self._one)
+            try:
+                torch._amp_foreach_non_finite_check_and_unscale_(seen, self._flag, self._one)
+            except RuntimeError:  # of gradients that the kernel does not take
+                look(seen, self._flag, self._one)
         else:
             look(seen, self._flag, self._one)
         bad = bool(self._flag.item())
@@ -253,6 +256,8 @@ def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
     """
     plain: list[Tensor] = []
     for tensor in tensors:
+        if tensor._is_zerotensor():  # torch.sgn gives such gradients, and nothing writes to them
+            continue
         # mps has had the kernel in some releases only.
         if (
             type(tensor) is Tensor

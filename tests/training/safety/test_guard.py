@@ -333,3 +333,26 @@ def test_one_bad_rank_of_two_stops_both_at_the_same_step() -> None:
             assert bool(torch.isfinite(first[where][name]).all())
     assert "inputs of sample 7, column 2, which is nan" in first["x"]["said"]
     assert {first[where]["step"] for where in ("loss", "gradient", "callback")} == {4}
+
+
+def test_gradients_that_are_known_to_be_zero_are_those_of_the_plain_loop() -> None:
+    """torch.sgn gives tensors of zeros without memory, which no kernel may write to."""
+
+    class Signed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = nn.Parameter(torch.ones(3)), nn.Parameter(torch.full((3,), 0.5))
+
+        def forward(self, x):
+            return x * self.w + torch.sgn(self.v)
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    hand, model = Signed(), Signed()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1) for m in (hand, model)]
+    for _ in range(3):
+        optimizers[0].zero_grad()
+        nn.functional.mse_loss(hand(x), x).backward()
+        optimizers[0].step()
+    Trainer(model, nn.MSELoss(), optimizers[1], BatchLoader((x, x)), device="cpu").fit(3)
+    for expected, got in zip(hand.parameters(), model.parameters(), strict=True):
+        assert torch.equal(got, expected)
