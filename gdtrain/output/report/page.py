@@ -116,9 +116,11 @@ def _table(result: dict[str, Any]) -> str:
         + "</tr>"
         for row in table.rows(result)
     )
+    note = escape(table.seeds_note(result).strip("()"))
     return (
         '<h2>The table</h2><div class="scroll"><table><caption>All of it was measured in these '
-        f"runs.</caption><thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"runs{f'; {note}' if note else ''}.</caption>"
+        f"<thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 

@@ -67,9 +67,11 @@ def test_a_form_is_recommended_from_five_seeds_on():
     few = compare(forms, epochs=12, seeds=4).result
     assert few["when_to_use"].startswith("In the first of the runs, the best was fast for ")
     assert few["when_to_use"].endswith("4 seeds can't say which to use, 5 or more can.")
-    enough = compare(forms, epochs=12, seeds=8).result["when_to_use"]
+    compared = compare(forms, epochs=12, seeds=8)
+    enough = compared.result["when_to_use"]
     assert enough.startswith("On this problem use fast for ")
     assert "the lowest final loss (" in enough
+    assert "95 % intervals of the means over 8 seeds" in compared.html()
 
 
 def test_each_seed_is_the_run_alone():
