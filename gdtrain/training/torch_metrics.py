@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,7 @@ class Adapted:
         if self._metric is None:
             self._metric = self.made(*given).to(output.device).set_dtype(_wide(output))
         self._metric.update(*(tensor.contiguous() for tensor in given))
+        self.note(*given)
 
     def compute(self) -> Any:
         """A number, or numbers by name; "" is the metric itself."""
@@ -54,6 +56,9 @@ class Adapted:
     def made(self, output: Tensor, targets: Tensor) -> Any:
         """The metric of torchmetrics for such outputs and targets."""
         raise NotImplementedError
+
+    def note(self, output: Tensor, targets: Tensor) -> None:
+        """What is to be known of each part besides."""
 
     def result(self, value: Tensor) -> Any:
         return float(value)
@@ -194,6 +199,50 @@ class _Averaged(_OfClasses):
         return mean if self._each is None else {"": mean} | self._each.compute()
 
 
+class _OfScores(_OfClasses):
+    """An area for each class against the rest, and their mean over the classes that have one.
+
+    A class has none without a sample of it, or, where it takes both, of another.
+    """
+
+    takes_both = True
+
+    def __init__(
+        self, name: str, loss: LossSettings | None, average: Average, per_class: bool
+    ) -> None:
+        super().__init__(name, loss, average=None)
+        self._average, self._per_class = average, per_class
+        self._samples, self._positive = 0, torch.zeros(1)
+
+    def note(self, output: Tensor, targets: Tensor) -> None:
+        if output.shape == targets.shape:
+            positive = targets.reshape(len(targets), -1).sum(0)
+        else:
+            positive = torch.bincount(targets, minlength=output.shape[1])
+        self._positive = self._positive + positive.cpu()
+        self._samples += len(targets)
+
+    def reset(self) -> None:
+        super().reset()
+        self._samples, self._positive = 0, torch.zeros(1)
+
+    def compute(self) -> Any:
+        with warnings.catch_warnings():  # of classes without samples, which have no area here
+            warnings.simplefilter("ignore", UserWarning)
+            return super().compute()
+
+    def result(self, value: Tensor) -> Any:
+        has_one = self._positive > 0
+        if self.takes_both:
+            has_one &= self._positive < self._samples
+        areas = value.reshape(-1).double().cpu()
+        weights = self._positive if self._average == "weighted" else torch.ones_like(areas)
+        weights = torch.where(has_one, weights.double(), 0.0)
+        mean = float((torch.where(has_one, areas, 0.0) * weights).sum() / weights.sum())
+        each = torch.where(has_one, areas, math.nan).tolist()
+        return {"": mean} | {str(n): a for n, a in enumerate(each)} if self._per_class else mean
+
+
 class _OfEach(_OfClasses):
     """A number for each class."""
 
@@ -285,7 +334,7 @@ class AurocSettings(ScoresSettings):
 
 
 @register_metric("auroc", AurocSettings)
-class Auroc(_Averaged):
+class Auroc(_OfScores):
     """Area under the ROC curve of the classes' probabilities, each class against the rest."""
 
     kind = "AUROC"
@@ -304,10 +353,10 @@ class AveragePrecisionSettings(ScoresSettings):
 
 
 @register_metric("average_precision", AveragePrecisionSettings)
-class AveragePrecision(_Averaged):
+class AveragePrecision(_OfScores):
     """Average precision of the classes' probabilities, each class against the rest."""
 
-    kind = "AveragePrecision"
+    kind, takes_both = "AveragePrecision", False
 
     def __init__(
         self,

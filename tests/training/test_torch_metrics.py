@@ -123,6 +123,23 @@ def test_metrics_of_scores(average: str, size: int | None) -> None:
         assert found[f"auroc_{k}"] == pytest.approx(sk.roc_auc_score(one, p[:, k]), rel=CURVES)
 
 
+def test_a_class_without_samples_has_no_area_and_counts_for_nothing() -> None:
+    targets = labels() % 2 * 2  # 0 and 2
+    metrics = {name: made(name, per_class=True) for name in BY_SCORE}
+    trainer = trainer_of("cross_entropy", 3, targets, metrics, microbatch_size=7)
+    found, p = trainer.evaluate(), outputs_of(trainer).softmax(1).numpy()
+    for name, by_sklearn in (
+        ("auroc", sk.roc_auc_score),
+        ("average_precision", sk.average_precision_score),
+    ):
+        each = [float(by_sklearn((targets == k).numpy(), p[:, k])) for k in (0, 2)]
+        assert found[name] == pytest.approx(sum(each) / 2, rel=CURVES)
+        assert math.isnan(found[f"{name}_1"])
+    alone = trainer_of("cross_entropy", 3, targets * 0, ["auroc", "average_precision"]).evaluate()
+    assert math.isnan(alone["auroc"])
+    assert alone["average_precision"] == 1
+
+
 def test_log_probabilities_have_the_scores_of_their_probabilities() -> None:
     targets = labels()
     trainer = trainer_of(nn.NLLLoss(), 3, targets, ["auroc"])
