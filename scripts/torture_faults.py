@@ -62,7 +62,7 @@ JOBS = {
     "scan": CSV + "model: {name: mlp, hidden: [8]}\nengine: scan\n" + LOADER,
 }
 # Under several processes: none that BatchNorm keeps from being cut.
-OF_RANKS = CSV + "model: {name: mlp, hidden: [8]}\nprocess_timeout: 20\n" + LOADER
+OF_RANKS = CSV + "model: {name: mlp, hidden: [8]}\nprocess_timeout: 60\n" + LOADER
 # What commands look at.
 OF_COMMANDS = CSV + "model: {name: mlp, hidden: [8]}\nmonitors: [trajectory]\n" + LOADER
 EPOCHS = {"stream": 1, "scan": 400}
@@ -228,8 +228,7 @@ def start_command(
         ranks = options.get("ranks", 1)
         if not whole and ranks == 1:
             return Child(folder, given, env, stderr)
-        agent = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        agent += ["--master-port", str(options.get("port", 0))]
+        agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         command = [sys.executable, *(agent if ranks > 1 else []), "-m", "gdtrain", *given]
         null = subprocess.DEVNULL
         settings = {"stdin": null, "stdout": null, "stderr": stderr, "env": os.environ | env}

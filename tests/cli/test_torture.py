@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "torture_faults.py"
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its faults are those of Linux")
 def test_real_faults_lose_nothing_and_are_told_of() -> None:
     """No job hangs or ends with a traceback, and the model has the bits of an undisturbed run."""
-    found = runpy.run_path(str(SCRIPT))["torture"](300.0, sys.maxsize, 0)
+    script = runpy.run_path(str(SCRIPT))
+    found = script["torture"](300.0, sys.maxsize, 0, tuple(script["OF"]))
     assert found["wrong"] == []
     assert found["trials"] > 0
