@@ -78,7 +78,7 @@ class Structure:
 
 
 def _facts(trainer: Run) -> tuple[Any, ...]:
-    groups = trainer.optimizer.param_groups
+    groups = trainer.updater.param_groups
     return (
         *(type(trainer), id(trainer.model), id(trainer.loss), trainer.precision, trainer.dtype),
         {(type(module), type(module).forward) for module in _modules(trainer)},
