@@ -12,6 +12,7 @@ from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.safety.checks import needs_closure
 from gdtrain.training.schedules import Scheduler, ScheduleStepper
+from gdtrain.training.state.plain_values import is_number
 
 
 class Optimizers:
@@ -145,7 +146,7 @@ def check_bounds(key: str, bound: Any, optimizer: Any) -> None:
     else:
         _check_names(key, bound, optimizer)
     for value in bound.values():
-        if value is not None and not value > 0:
+        if value is not None and not (is_number(value) and value > 0):
             raise ConfigError.of(key, f"must be > 0, got {value}")
 
 

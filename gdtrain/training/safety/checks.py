@@ -52,12 +52,18 @@ def check_parts(
     if not isinstance(optimizer, torch.optim.Optimizer | Mapping):
         raise ModelError(
             "optimizer: must be a torch.optim optimizer, such as torch.optim.SGD("
-            f"model.parameters(), lr=0.1), got {optimizer!r}"
+            f"model.parameters(), lr=0.1), or a mapping of names to some; got {_shown(optimizer)}"
         )
     if loader is not None:
         check_loader("loader", loader)
     if loss is None and needs_loss:
         raise ModelError("loss: missing; give a loss, or override compute_loss")
+
+
+def _shown(value: Any) -> str:
+    """What was given, in one line."""
+    text = repr(value)
+    return text if len(text) < 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
