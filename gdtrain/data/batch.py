@@ -337,6 +337,12 @@ class Block:
         """The learning rate of the block's update number ``step``, from 0."""
         return self.rates[bisect_right(self.rates, step, key=itemgetter(0)) - 1][1]
 
+    def rates_at(self, steps: Iterable[int]) -> list[float]:
+        """Those of several updates."""
+        if len(self.rates) == 1:
+            return [self.rates[0][1] for _ in steps]
+        return [self.rate(step) for step in steps]
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, of the block's update number ``step``."""
         if self.plan.num_batches is None:
@@ -350,14 +356,20 @@ class Block:
     @property
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The number of samples of each step, on all ranks, [steps]; the last may be smaller."""
+        return self.sizes_of(0, len(self))
+
+    def sizes_of(self, first: int, last: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Those of the steps ``first`` … ``last - 1``."""
         if self.made:
-            return np.array(self.made, np.int64)
-        batches = self.plan.num_batches
-        if batches is not None and self.stop > batches:
+            return np.array(self.made[first:last], np.int64)
+        start, stop, batches = self.start + first, self.start + last, self.plan.num_batches
+        if batches is not None and stop > batches:
+            skipped = start // batches
             of_epoch = np.array(self.plan.batch_sizes(0, batches), np.int64)
-            return of_epoch[np.arange(self.start, self.stop) % batches]
+            several = np.tile(of_epoch, -(-stop // batches) - skipped)
+            return several[start - skipped * batches :][: last - first]
         if self.plan.sizes is not None:
-            return np.array(self.plan.batch_sizes(self.start, self.stop), np.int64)
-        sizes = np.full(self.stop - self.start, self.plan.batch_size, np.int64)
-        sizes[-1:] = self.plan.batch_sizes(self.stop - 1, self.stop)
+            return np.array(self.plan.batch_sizes(start, stop), np.int64)
+        sizes = np.full(stop - start, self.plan.batch_size, np.int64)
+        sizes[-1:] = self.plan.batch_sizes(stop - 1, stop)
         return sizes

@@ -20,6 +20,10 @@ from gdtrain.training.html_table import html_table
 _SHOWN_ROWS = 20  # of a long history, at its start and at its end
 # Losses that are added up at once: a core's cache holds them. Of a few, one by one.
 _AT_ONCE, _FEW = 1 << 14, 32
+# Of an epoch's record, in this order.
+_COLUMNS = ("epoch", "step", "samples", "train_loss", "seconds", "lr")
+
+Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass
@@ -124,12 +128,14 @@ class Progress:
         """
         first, steps = block.added, losses.shape[0]
         if steps == 1:  # as often as there are epochs, where a batch is everything
-            given = block.weights[first] if block.weights else block.sizes[first]
+            given = block.weights[first] if block.weights else block.sizes_of(first, first + 1)[0]
             weight = 1.0 if adds else float(given)
             self.epoch_loss_sum += losses.item() * weight if weight else 0.0
             self.epoch_weight += weight
         elif steps:
-            weights = _numbers(block.weights[first:]) if block.weights else block.sizes[first:]
+            part = slice(first, first + steps)
+            sizes = block.sizes_of(first, first + steps)
+            weights = _numbers(block.weights[part]) if block.weights else sizes
             weights = np.ones(steps) if adds else weights
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
@@ -161,6 +167,54 @@ class Progress:
                 weight = float(block.weights[-1]) if block.weights else float(block.sizes[-1])
                 self._add_terms(({}, {name: value}), weight)
 
+    def pass_epochs(
+        self, block: Block, losses: Tensor, epochs: int, *, adds: bool = False
+    ) -> list[dict[str, Any]]:
+        """Count and close so many epochs that have ended in a block made at once; their records.
+
+        Seconds are shared out evenly over the block's updates.
+        """
+        whole, first = len(block.plan), len(block.plan) - block.start
+        ends = np.arange(first, first + epochs * whole, whole)  # in the block's updates
+        rates, seconds = block.rates_at(ends - 1), self._seconds_at(ends / len(block))
+        self.count(first, int(block.sizes_of(0, first).sum()))
+        self.add(block, losses[:first], adds=adds)
+        records = [self.close_epoch() | {"seconds": seconds[0], "lr": rates[0]}]
+        if more := epochs - 1:
+            epoch, step, samples = self.epoch, self.step, self.samples
+            of_epoch = block.plan.num_samples
+            columns = zip(
+                range(epoch + 1, epoch + more + 1),
+                range(step + whole, step + more * whole + 1, whole),
+                range(samples + of_epoch, samples + more * of_epoch + 1, of_epoch),
+                self._means(block, losses[first : ends[-1]].view(-1, whole), adds),
+                seconds[1:],
+                rates[1:],
+                strict=True,
+            )
+            records += [dict(zip(_COLUMNS, record, strict=True)) for record in columns]
+            self.epoch, self.step = epoch + more, step + more * whole
+            self.samples = samples + more * of_epoch
+        return records
+
+    def _seconds_at(self, parts: Numbers) -> list[float]:
+        """The seconds when these parts of a block, that runs, had passed."""
+        self.read_clock()
+        seconds: list[float] = (self.began + (self.seconds - self.began) * parts).tolist()
+        return seconds
+
+    @staticmethod
+    def _means(block: Block, losses: Tensor, adds: bool) -> list[float]:
+        """The mean losses of whole epochs, [epochs, updates]; see :meth:`close_epoch`."""
+        first, whole = block.added, losses.shape[1]
+        block.added += losses.numel()
+        weights: Numbers = np.ones((1, whole))
+        if block.weights and not adds:
+            weights = _numbers(block.weights[first : block.added]).reshape(losses.shape)
+        elif not adds:
+            weights = block.sizes_of(first, first + whole)[None]
+        return _row_means(losses, weights, adds)
+
     def close_epoch(self) -> dict[str, Any]:
         """Count a finished epoch and return its record.
 
@@ -169,16 +223,13 @@ class Progress:
         """
         self.epoch += 1
         weight = self.epoch_weight
-        record = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "samples": self.samples,
-            "train_loss": self.epoch_loss_sum / weight if weight else math.nan,
-            "seconds": self.seconds,
-        }
+        mean = self.epoch_loss_sum / weight if weight else math.nan
+        values = (self.epoch, self.step, self.samples, mean, self.seconds)
+        record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=False))
         if self.skipped:
             record["skipped"] = self.skipped
         record |= {n: total / w for n, (total, w) in self.epoch_terms.items()}
+        record["lr"] = float(self.lr)
         self.step_in_epoch, self.epoch_samples, self.epoch_terms = 0, 0, {}
         self.epoch_loss_sum, self.epoch_weight = 0.0, 0.0
         self.position = None
@@ -202,7 +253,6 @@ class Progress:
 
 
 Terms = dict[str, Any]
-Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
 def _numbers(weights: list[Any]) -> Numbers:
@@ -228,6 +278,20 @@ def _added(total: float, losses: Numbers, weights: Numbers) -> float:
         sums[part == 0] = 0.0
         total = _summed(total, sums)
     return total
+
+
+def _row_means(losses: Tensor, weights: Numbers, adds: bool) -> list[float]:
+    """Σ w J / Σ w of each row, or Σ J of sums, each added one after the other."""
+    sums = losses.to(torch.float64, copy=True)
+    if (weights != 1).any():
+        sums *= torch.from_numpy(weights)
+    if (weights == 0).any():
+        sums[torch.from_numpy(weights == 0).expand_as(sums)] = 0.0
+    totals = torch.cumsum(sums, 1, out=sums)[:, -1].numpy()
+    whole = 1.0 if adds else weights.cumsum(axis=1)[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: list[float] = np.where(whole != 0, totals / whole, math.nan).tolist()
+    return means
 
 
 def _summed(total: float, numbers: Numbers) -> float:

@@ -266,20 +266,21 @@ class ScheduleStepper:
         return self.scheduler is not None and self.per == "step"
 
     def rows(self, steps: int, read: Callable[[], list[float]]) -> list[list[float]]:
-        """What ``read`` finds in the optimizer at each of the next steps; the schedule moves on."""
+        """What ``read`` finds in the optimizer before each of so many steps of the schedule."""
+        if not steps:
+            return []
         if type(self.scheduler) is LambdaLR and "step" not in vars(self.scheduler):
             return _rows_of_lambdas(self.scheduler, steps, read)
         rows = []
         for _ in range(steps):
             rows.append(read())
-            self.after_step()
+            self._step()
         return rows
 
     def mark(self) -> Callable[[], None]:
         """How to come back here, should the next steps not be made after all."""
-        if not self.by_step:
+        if self.scheduler is None:
             return lambda: None
-        assert self.scheduler is not None
         groups = self.scheduler.optimizer.param_groups
         settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         settings, state = copy.deepcopy((settings, self.scheduler.state_dict()))
@@ -294,12 +295,16 @@ class ScheduleStepper:
 
     def after_step(self) -> None:
         """To be called after each update."""
-        if self.scheduler is not None and self.per == "step":
-            self.scheduler.step()
+        if self.per == "step":
+            self._step()
 
     def after_epoch(self) -> None:
         """To be called after each epoch."""
-        if self.scheduler is not None and self.per == "epoch" and not self.by_metric:
+        if self.per == "epoch" and not self.by_metric:
+            self._step()
+
+    def _step(self) -> None:
+        if self.scheduler is not None:
             self.scheduler.step()
 
     def end_fit(self, records: Sequence[dict[str, Any]]) -> None:

@@ -467,7 +467,6 @@ class Trainer:
     def _close_epoch(self) -> None:
         """Count the epoch, keep its record, and let the schedule move on."""
         record = self.progress.close_epoch()
-        record["lr"] = float(self.progress.lr)
         record |= {f"lr_{name}": rate for name, rate in self.rates.items()}
         self.history.epochs.append(record)
         if self.callbacks or self.schedule.scheduler is not None:
@@ -510,21 +509,39 @@ class Trainer:
             found = self.engine.run(block)
         except BaseException as error:
             if block.losses:
-                found = stacked(block.losses)
-                adds = loss_weights.adds_up(self)
-                progress.close(block.head(len(found)), found, adds=adds)
+                self._close_block(block, stacked(block.losses))
             if (died := death_of_worker(error)) is not None:
                 raise died from error
             raise
         if made := found.shape[0]:
             self._share_terms(block)
-            adds, done = loss_weights.adds_up(self), block.head(made)
-            if not block.made:  # all at once, and nobody has looked since
-                progress.count(made, int(done.sizes.sum()))
-                done.weights = [] if adds else self.step_weights.planned(done)
-            progress.close(done, found, adds=adds)
+            self._close_block(block, found)
             self.block_length.observe(made, time.perf_counter() - started)
         return found
+
+    def _close_block(self, block: Block, losses: Tensor) -> None:
+        """Add up what the updates made have given; losses: of those, [len(block)] or fewer."""
+        adds, done = loss_weights.adds_up(self), block.head(losses.shape[0])
+        if not block.made:  # all at once, and nobody has looked since
+            done.weights = [] if adds else self.step_weights.planned(done)
+            self._count(done, losses, adds, goes_on=len(done) < len(block))
+        self.progress.close(done, losses, adds=adds)
+
+    def _count(self, block: Block, losses: Tensor, adds: bool, goes_on: bool) -> None:
+        """Count updates that were made at once, and the epochs that have ended between them.
+
+        goes_on: whether one more was tried after them.
+        """
+        whole, stop = block.plan.num_batches, block.stop - (not goes_on)
+        if whole is not None and (epochs := stop // whole):
+            assert self.loader is not None
+            self.history.epochs += self.progress.pass_epochs(block, losses, epochs, adds=adds)
+            if self.callbacks:
+                self.told_of_end, self._untold = [], self._untold + epochs
+            self.plan = self.loader.plan(self.progress.epoch)
+        self.progress.count(
+            len(block) - block.added, int(block.sizes_of(block.added, len(block)).sum())
+        )
 
     def train_step(self, batch: Batch) -> Tensor:
         """Apply one update; return the batch-mean loss before it, shape [], detached."""

@@ -251,8 +251,8 @@ COUNTERS = (
     Mutant(
         "losses of the updates before an error are not in the epoch's mean",
         "training/trainer.py",
-        "            if block.losses:\n                found = stacked(block.losses)\n",
-        "            if False:\n                found = stacked(block.losses)\n",
+        "            if block.losses:\n",
+        "            if False:\n",
     ),
     Mutant(
         "a fit that an error ends has no on_fit_end",

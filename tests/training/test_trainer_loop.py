@@ -381,7 +381,10 @@ def test_the_loader_can_be_changed_between_fits() -> None:
     [
         ({"clip_grad_norm": 0}, "clip_grad_norm: must be > 0, got 0"),
         ({"microbatch_size": -1}, "microbatch_size: must be > 0 or auto, got -1"),
-        ({"engine": "warp"}, "engine: must be one of auto, eager, scan, cuda_graph; got 'warp'"),
+        (
+            {"engine": "warp"},
+            "engine: must be one of auto, eager, compile, scan, cuda_graph; got 'warp'",
+        ),
         ({"scheduler_per": "day"}, "scheduler_per: must be epoch or step, got 'day'"),
         ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp64; got 'fp8'"),
     ],

@@ -18,7 +18,14 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phases import BatchSizes, following
 from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder
-from gdtrain.data.orders.order import ORDER_VERSION, CheckedOrder, Order, check_order, epoch_indices
+from gdtrain.data.orders.order import (
+    ORDER_VERSION,
+    CheckedOrder,
+    Order,
+    check_order,
+    epoch_indices,
+    reshuffles,
+)
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.orders.weighted import Weighted
 from gdtrain.data.samples import Samples
@@ -97,6 +104,13 @@ class FormLoader(Loader):
             return Plan(epoch, num_samples, num_samples, None)
         indices = epoch_indices(self.order, num_samples, self.seed, epoch, self.order_version)
         return self._cut(epoch, num_samples if indices is None else len(indices), indices)
+
+    def draws_of(self, epochs: range) -> Tensor:
+        whole = self.plan(epochs[0])  # which alone says how many of an epoch's draws are used
+        if not isinstance(whole.indices, Tensor) or self.order != "reshuffle":
+            return super().draws_of(epochs)
+        several = reshuffles(self.num_samples, self.seed, epochs, self.order_version)
+        return several[:, : whole.num_samples].reshape(-1)
 
     def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:
         return self._cut(epoch, len(indices), indices)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
@@ -69,6 +70,11 @@ class Loader(ABC):
         Only of loaders with an :meth:`asked_order`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no order that is asked")
+
+    def draws_of(self, epochs: range) -> Tensor:
+        """The sample indices of several epochs, one after the other, [draws] int64."""
+        plans = [self.plan(epoch) for epoch in epochs]
+        return torch.cat([plan.take(0, plan.num_samples) for plan in plans])
 
     def outline(self, epoch: int) -> Plan:
         """:meth:`plan` for its sizes alone, whose indices need not be right.

@@ -156,6 +156,16 @@ def reshuffle(num_samples: int, seed: int, epoch: int, version: int) -> Tensor |
     return torch.randperm(num_samples, generator=generator(seed, epoch))
 
 
+def reshuffles(num_samples: int, seed: int, epochs: range, version: int) -> Tensor:
+    """:func:`reshuffle` of several epochs, up to ``MAX_KEPT`` samples, [epochs, num_samples]."""
+    orders = torch.empty((len(epochs), num_samples), dtype=torch.int64)
+    drawing = torch.Generator()
+    for order, epoch in zip(orders.unbind(), epochs, strict=True):
+        drawing.manual_seed(mix(seed if version > 1 else seed & _MASK, epoch))
+        torch.randperm(num_samples, generator=drawing, out=order)
+    return orders
+
+
 class ShuffleOnce(NamedSettings):
     """The permutation of epoch 0, every epoch."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -41,10 +39,14 @@ class CompiledEngine(ABC):
             if block.plan.sizes is not None:
                 raise ModelError(UNEVEN)
             self._run_parts(block, parts)
-        except ModelError as error:
-            return self._go_on(block, parts, error)
+        except ModelError as error:  # another engine makes the rest
+            self.publish()
+            self._keep(block, parts)
+            self.trainer.choice.instead(self.name, error)
+            block.stop = block.start + len(block.losses)
+            return stacked(block.losses)
         except BaseException:
-            self._count(block, parts)
+            self._keep(block, parts)
             raise
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -64,25 +66,10 @@ class CompiledEngine(ABC):
         Raises ModelError if the step can't be captured.
         """
 
-    def _go_on(self, block: Block, parts: list[Tensor], error: ModelError) -> Tensor:
-        """Let another engine make the rest of a block. Raises ConfigError if none may."""
-        self.publish()
-        self._count(block, parts)
-        engine, made = self.trainer.choice.instead(self.name, error), len(block.made)
-        rest = replace(block, start=block.start + made, batches=islice(block.batches, made, None))
-        engine.run(rest)
-        return stacked(block.losses)  # the lists of the rest are the block's
-
-    def _count(self, block: Block, parts: list[Tensor]) -> None:
-        """Count what was made before an error."""
-        losses = [loss for part in parts for loss in part.unbind()]
-        if not losses:
-            return
-        sizes = block.plan.batch_sizes(block.start, block.start + len(losses))
-        self.trainer.progress.count(len(sizes), sum(sizes))
-        block.losses.extend(losses)
-        block.made.extend(sizes)
-        block.weights.extend(self.trainer.step_weights.planned(block.head(len(losses))) or sizes)
+    @staticmethod
+    def _keep(block: Block, parts: list[Tensor]) -> None:
+        """Keep the losses of what was made before an error."""
+        block.losses.extend(loss for part in parts for loss in part.unbind())
 
     # ── what is captured ────────────────────────────────────────────────────────────────────
 

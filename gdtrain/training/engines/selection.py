@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from gdtrain.data.batch import Plan
 from gdtrain.errors import ConfigError, ModelError
+from gdtrain.training.blocks import may_go_on
 from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
@@ -31,7 +33,8 @@ _CAPTURING = ("scan", "cuda_graph")
 MIN_UPDATES = 100_000
 # … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
 MAX_WORK = 1 << 24
-# … and nobody may look more often than this, in updates: each block has a start of its own.
+# … and nobody may look more often than this, in updates: each block has a start of its own, and
+# one over many epochs has no more than another.
 MIN_BLOCK = 4
 # For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
 _EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
@@ -164,7 +167,9 @@ def _by_rule(trainer: Run, updates: int | None, num_epochs: int) -> str:
     name = "cuda_graph" if trainer.device.type == "cuda" else "scan"
     if updates is None or updates < MIN_UPDATES or not _is_plain(trainer):
         return "eager"
-    if name == "scan" and (_work(trainer, num_epochs) > MAX_WORK or _is_watched(trainer)):
+    if name == "scan" and _work(trainer, num_epochs) > MAX_WORK:
+        return "eager"
+    if name == "scan" and _between_looks(trainer, updates, num_epochs) < MIN_BLOCK:
         return "eager"
     reasons = list(obstacles(trainer, name))
     if len(reasons) == 1 and INSTALL in reasons[0]:
@@ -199,10 +204,17 @@ def _draws(layer: nn.Module) -> bool:
     return bool(share or (isinstance(inner, float) and inner)) or isinstance(layer, kinds)
 
 
-def _is_watched(trainer: Run) -> bool:
-    """Whether a callback asks for blocks that take longer to start than to be made eagerly."""
-    cadences = [callback.every_n_steps for callback in trainer.callbacks]
-    return any(every is not None and every < MIN_BLOCK for every in cadences)
+def _between_looks(trainer: Run, updates: int, num_epochs: int) -> float:
+    """How many updates a block has at the most: where it ends, somebody looks.
+
+    Blocks that end with each epoch, or each k-th one, have the updates of so many epochs.
+    """
+    callbacks, listeners = trainer.callbacks, trainer.listeners
+    steps = [float(c.every_n_steps) for c in callbacks if c.every_n_steps is not None]
+    ends = [c.next_epoch_end(0) for c in listeners.of["on_epoch_end"]]
+    if listeners.has("on_epoch_start") or not may_go_on(trainer):
+        ends.append(1)
+    return min([*steps, *(end * updates / num_epochs for end in ends if end)], default=math.inf)
 
 
 def _work(trainer: Run, num_epochs: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Block
+from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.samples import Samples
 from gdtrain.training.losses.known_means import OVER_SAMPLES, MeanOfTargets, mean_of, of_torch
 from gdtrain.training.losses.of_model import LossOfModel
@@ -45,21 +46,24 @@ class StepWeights:
 
     def planned(self, block: Block) -> list[Any]:
         """For each batch of a block whose updates were made at once; empty if it is the samples."""
-        trainer, plan = self.trainer, block.plan
+        trainer = self.trainer
         assert trainer.loader is not None
         if trainer.has_own_weight:
-            batches = islice(trainer.read(trainer.loader, plan, block.start), len(block))
-            return [trainer.loss_weight(batch) for batch in batches]
+            return [trainer.loss_weight(batch) for batch in _batches(trainer, block)]
         samples = trainer.loader.samples
         mean, targets = mean_of(trainer.loss, samples), samples.targets
         if targets is None or not isinstance(mean, MeanOfTargets) or self._counts_all(mean):
             return []
         if targets.is_floating_point():
             return []
-        sizes, first = plan.batch_sizes(block.start, block.stop), plan.first_draw(block.start)
-        places = plan.take(first, first + sum(sizes))
-        counts = mean.each(targets)[places.to(targets.device)]
-        return [part.sum() for part in torch.split(counts, sizes)]
+        counts = mean.each(targets)
+        return [
+            part.sum()
+            for plan, start, stop in _epochs(trainer, block)
+            for part in torch.split(
+                counts[_places(plan, start, stop).to(targets.device)], plan.batch_sizes(start, stop)
+            )
+        ]
 
     def _counts_all(self, mean: MeanOfTargets) -> bool:
         """Whether no target of the data set is left out, nor weighted, as they are now."""
@@ -73,6 +77,29 @@ class StepWeights:
             ignores = not targets.is_floating_point() and bool((targets == mean.ignore_index).any())
             self._none_ignored = not ignores
         return self._none_ignored
+
+
+def _epochs(trainer: Run, block: Block) -> Iterator[tuple[Plan, int, int]]:
+    """Of each epoch that a block has batches of, its plan, the first batch and the one after."""
+    plan, start, stop, loader = block.plan, block.start, block.stop, trainer.loader
+    while plan.num_batches is not None and stop > plan.num_batches:
+        yield plan, start, plan.num_batches
+        start, stop = 0, stop - plan.num_batches
+        assert loader is not None
+        plan = loader.plan(plan.epoch + 1)
+    yield plan, start, stop
+
+
+def _batches(trainer: Run, block: Block) -> Iterator[Batch]:
+    assert trainer.loader is not None
+    for plan, start, stop in _epochs(trainer, block):
+        yield from islice(trainer.read(trainer.loader, plan, start), stop - start)
+
+
+def _places(plan: Plan, start: int, stop: int) -> Tensor:
+    """The samples of the batches ``start`` … ``stop - 1``."""
+    first = plan.first_draw(start)
+    return plan.take(first, first + sum(plan.batch_sizes(start, stop)))
 
 
 def has_own_loss(trainer: Run) -> bool:

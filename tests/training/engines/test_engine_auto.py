@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gdtrain import Averaging, MiniBatchLoader, SampleLoader, Trainer
+from gdtrain import Averaging, EarlyStopping, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import models
 from gdtrain.training.engines import obstacles, selection
@@ -71,6 +71,29 @@ def test_a_callback_that_looks_all_the_time_is_better_served_eagerly() -> None:
         averaging = Averaging(start_epoch=5, every_n_steps=every)
         assert chosen(build(callbacks=[averaging]), LONG) == engine
         assert chosen(build(callbacks=[averaging], engine="scan"), LONG) == "scan"
+
+
+@needs_jax
+@pytest.mark.parametrize(
+    ("size", "callbacks", "engine"),
+    [
+        (N, [], "scan"),
+        (N, [EarlyStopping("train_loss", patience=10)], "eager"),
+        (N, [EarlyStopping("val_loss", patience=10)], "scan"),
+        (20, [EarlyStopping("train_loss", patience=10)], "eager"),
+        (10, [EarlyStopping("train_loss", patience=10)], "scan"),
+    ],
+)
+def test_who_looks_after_each_epoch_counts_by_the_updates_of_one(size, callbacks, engine) -> None:
+    assert chosen(build(size=size, callbacks=callbacks), 100_000) == engine
+
+
+def test_a_small_run_of_a_hundred_epochs_is_eager() -> None:
+    X = torch.randn(500, 2)
+    model = models.mlp([2], 1, hidden=[4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader((X, X[:, :1]), 64)
+    assert chosen(Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu"), 100) == "eager"
 
 
 @needs_jax

@@ -126,7 +126,7 @@ def test_blocks_add_up_to_the_same_sum_wherever_they_end() -> None:
         for stop in ends:
             block = Block(plan, start, stop, ())
             progress.count(len(block), int(block.sizes.sum()))
-            progress.close(block, losses[start:stop], 0.0)
+            progress.close(block, losses[start:stop])
             start = stop
         assert progress.epoch_loss_sum == one_by_one
         assert progress.samples == plan.num_samples

@@ -153,16 +153,16 @@ class CompiledStep:
 
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
-        reads = self._captured[shape.size].reads_indices
+        reads = any(self._captured[size].reads_indices for size in shape.sizes)
         like = () if shape.gathers else self.samples.tensors
         return self._shared.window(shape, like, reads_indices=reads or shape.gathers)
 
     def _prepared(self, shape: StepShape) -> tuple[Program, Operands]:
         if shape not in self._ready:
-            self.capture([shape.size])
-            captured = self._captured[shape.size]
+            self.capture(shape.sizes)
+            captured = [self._captured[size] for size in shape.sizes]
             operands = self._operands(shape, captured)
-            key = (captured.text, tuple(self._changes), shape)
+            key = (*(one.text for one in captured), tuple(self._changes), shape)
             program = self._shared.program(key, lambda: self._compile(shape, operands))
             self._ready[shape] = program, operands
         return self._ready[shape]
@@ -170,7 +170,8 @@ class CompiledStep:
     def _compile(self, shape: StepShape, operands: Operands) -> Program:
         state = _arrays(self._split()[0])
         row = np.array(self.step.settings_row(), self.dtype)
-        captured, trained = self._captured[shape.size], len(self.step.trained)
+        captured = [self._captured[size] for size in shape.sizes]
+        trained = len(self.step.trained)
         try:
             with jax.enable_x64(True), jax.default_device(self._shared.cpu):
                 return Program(captured, shape, self._changes, state, operands, row, trained)
@@ -180,7 +181,7 @@ class CompiledStep:
             text = f"XLA has no {text}" if known else f"XLA: {type(error).__name__}: {text}"
             raise ModelError(text) from error
 
-    def _operands(self, shape: StepShape, captured: CapturedStep) -> Operands:
+    def _operands(self, shape: StepShape, captured: Sequence[CapturedStep]) -> Operands:
         _, fixed = self._split()
         window = self.window(shape) if shape.windowed else None
         columns = (
@@ -189,7 +190,8 @@ class CompiledStep:
             else window.columns
         )
         indices = None if window is None else window.indices
-        return Operands(columns, indices, _arrays(fixed), _arrays(captured.constants))
+        constants = [_arrays(one.constants) for one in captured]
+        return Operands(columns, indices, _arrays(fixed), constants)
 
     def _split(self) -> tuple[list[Tensor], list[Tensor]]:
         """The state's live tensors: those that steps change, and others."""
@@ -209,18 +211,17 @@ class CompiledStep:
         self._is_taken, self._made = True, False
 
     def run(
-        self, shape: StepShape, steps: int, first_row: int, number: int
+        self, shape: StepShape, steps: int, first: int, number: int
     ) -> tuple[Array, float | None]:
         """The losses of the updates made, and that of the first one that must not be.
 
-        first_row: where the samples begin, among those that the shape's program reads.
-        number: updates made before.
+        first: the number of the first batch in its epoch. number: updates made before.
 
         The loop does not look at what it computes. A loss that is not finite shows in the
         losses, and a gradient that is not in the weights, where it stays. Only then is the first
         bad update looked for: by bisection, as the good ones must have the bits of any other run.
         """
-        self._from = first_row, number
+        self._from = first, number
         before, bad_loss = self._state, None
         if shape.guarded:
             losses, bad_loss = self._run_guarded(shape, 0, steps)

@@ -1,10 +1,10 @@
-"""A block of steps as one XLA program: the captured step in a loop that ends at a bad update."""
+"""Many steps as one XLA program: the captured step in a loop over batches and over epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from gdtrain.training.engines.xla.lowering.graph import run_step
 from gdtrain.training.engines.xla.window import shared
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Step = Callable[[Any, list[Any]], tuple[list[Any], Any, Any]]
+Step = Callable[[int, "_Place", list[Any]], tuple[list[Any], Any, Any]]
 
 
 class Operands(NamedTuple):
@@ -25,13 +25,13 @@ class Operands(NamedTuple):
 
     columns: inputs and, last, targets, a sample a row. indices: [rows] int64, the samples'
     numbers, or None where they are those of the rows. fixed: what of the state no step changes.
-    constants: of the captured graph.
+    constants: of the captured graph of each size of batch.
     """
 
     columns: list[Any]
     indices: Any
     fixed: list[Any]
-    constants: list[Any]
+    constants: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,48 @@ class StepShape:
 
     size: samples of a batch. steps: room for the losses of so many steps. windowed: a window says
     which rows; they are its own or, if the program gathers, those of the data set that its indices
-    name. scheduled: each step has a row of settings of its own. guarded: end before an update whose
-    loss or gradient is not finite.
+    name. scheduled: what has a row of settings of its own: each ``step``, each ``epoch``, or the
+    whole ``call``. full: how many batches of that size an epoch has; None on a stream, where nobody
+    knows. left: samples of the batch after them, or 0. guarded: end before an update whose loss or
+    gradient is not finite.
     """
 
     size: int
     steps: int
     windowed: bool
-    scheduled: bool
+    scheduled: Literal["step", "epoch", "call"]
+    full: int | None = None
+    left: int = 0
     guarded: bool = False
     gathers: bool = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of batches."""
+        return [self.size, self.left] if self.left else [self.size]
+
+    @property
+    def in_epoch(self) -> int:
+        """Batches of an epoch; of a stream more than there can be."""
+        return (1 << 62 if self.full is None else self.full) + (self.left > 0)
+
+    @property
+    def rows(self) -> int:
+        """Room for so many rows of settings."""
+        if self.scheduled == "call":
+            return 1
+        return self.steps if self.scheduled == "step" else self.steps // self.in_epoch + 2
+
+    def epoch(self, first: int, step: int) -> int:
+        """In which epoch of a call step ``step`` is, both from 0; see :meth:`Program.run`."""
+        return (first + step) // self.in_epoch
 
 
 class _Call(NamedTuple):
     """What changes from call to call.
 
-    rows: [steps or 1, settings]. span: the steps to make, from ``span[0]`` to before ``span[1]``,
-    the row of the columns with which the batch of step 0 begins, and the updates made before it.
+    rows: [rows, settings]. span: the steps to make, from ``span[0]`` to before ``span[1]``, the
+    number of step 0's batch in its epoch, and the updates made before step 0.
     """
 
     rows: Any
@@ -66,13 +91,13 @@ class _Call(NamedTuple):
 class Program:
     """Makes steps of one shape.
 
-    changes: for each tensor of the captured state, whether it is in ``state``, or fixed.
-    rows: [steps or 1, settings], to be set before a call.
+    captured: the step, for batches of each size. changes: for each tensor of the captured state,
+    whether it is in ``state``, or fixed. rows: [rows, settings], to be set before a call.
     """
 
     def __init__(
         self,
-        captured: CapturedStep,
+        captured: Sequence[CapturedStep],
         shape: StepShape,
         changes: Sequence[bool],
         state: Sequence[Any],
@@ -80,13 +105,13 @@ class Program:
         row: Array,
         trained: int,
     ) -> None:
-        rows = torch.from_numpy(np.tile(row, (shape.steps if shape.scheduled else 1, 1))).clone()
+        rows = torch.from_numpy(np.tile(row, (shape.rows, 1))).clone()
         span = torch.zeros(4, dtype=torch.int64)
         self.shape = shape
         self.rows: Array = rows.numpy()
         self._span: Array = span.numpy()
         self._call = _Call(shared(rows), shared(span))
-        results = next(iter(reversed(captured.graph.graph.nodes))).args[0]
+        results = next(iter(reversed(captured[0].graph.graph.nodes))).args[0]
         loss_dtype = np.dtype(str(results[-2].meta["val"].dtype).removeprefix("torch."))
         self._losses: Any = np.zeros(shape.steps + 2, loss_dtype)
         block = _block(captured, shape, changes, trained)
@@ -101,8 +126,8 @@ class Program:
     ) -> tuple[list[Any], Array]:
         """Make the steps from ``span[0]`` to before ``span[1]``.
 
-        span: and the row of the columns where the batch of step 0 begins, and the updates made
-        before that step.
+        span: and the number of step 0's batch in its epoch, with which a window begins, and the
+        updates made before that step. Later steps may be in later epochs.
         Returns the state after them and, until the next call, the losses: [steps + 2], of the
         steps made at their places, and at the end how far the loop came, and 1 if the trained
         parameters are finite, else 0.
@@ -114,7 +139,7 @@ class Program:
 
 
 def _block(
-    captured: CapturedStep, shape: StepShape, changes: Sequence[bool], trained: int
+    captured: Sequence[CapturedStep], shape: StepShape, changes: Sequence[bool], trained: int
 ) -> Callable[..., Any]:
     """``(state, losses, operands, call) -> (state, losses)``; the trained come first in the state.
 
@@ -122,20 +147,22 @@ def _block(
     """
 
     def block(state: list[Any], losses: Any, operands: Operands, call: _Call) -> tuple[Any, Any]:
-        start, stop, first_row, number = call.span
+        start, stop, first, number = call.span
 
-        def step(i: Any, state: list[Any]) -> tuple[list[Any], Any, Any]:
-            batch = _batch(operands, first_row + i * shape.size, shape)
-            row = _slice(call.rows, i, 1)[0] if shape.scheduled else call.rows[0]
+        def step(kind: int, at: _Place, state: list[Any]) -> tuple[list[Any], Any, Any]:
+            """One update by a batch of the size of this kind."""
+            batch = _batch(operands, at.row, shape, shape.sizes[kind])
             changing, fixed = iter(state), iter(operands.fixed)
             whole = [next(changing if changes_it else fixed) for changes_it in changes]
-            results = run_step(captured, whole, row, number + i, batch, operands.constants)
+            settings, made = _slice(call.rows, at.settings, 1)[0], number + at.step
+            constants = operands.constants[kind]
+            results = run_step(captured[kind], whole, settings, made, batch, constants)
             *new, loss, finite = results
             pairs = zip(new, changes, strict=True)
             return [after for after, changes_it in pairs if changes_it], loss, finite
 
-        loop = _guarded_loop if shape.guarded else _plain_loop
-        done, state, losses = loop(step, start, stop, list(state), losses)
+        carry = _Carry(start, list(state), losses, jnp.bool_(True))
+        done, state, losses, _ = _epochs(step, carry, stop, first, shape)
         finite = [jnp.isfinite(array).all() for array in state[:trained]]
         sound = jnp.stack([jnp.bool_(True), *finite]).all()
         ends = jnp.stack([done, sound]).astype(losses.dtype)
@@ -144,34 +171,77 @@ def _block(
     return block
 
 
-def _plain_loop(step: Step, start: Any, stop: Any, state: list[Any], losses: Any) -> Any:
-    """Make the steps; return where it ended, the state, and the losses."""
+class _Place(NamedTuple):
+    """Where a step stands: in the call, in the columns, and in the rows of settings."""
 
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, state, losses = carry
-        state, loss, _ = step(i, state)
-        return i + 1, state, _put(losses, loss, i)
-
-    return lax.while_loop(lambda carry: carry[0] < stop, body, (start, state, losses))
+    step: Any
+    row: Any
+    settings: Any
 
 
-def _guarded_loop(step: Step, start: Any, stop: Any, state: list[Any], losses: Any) -> Any:
-    """The same, up to the first step whose loss or gradient is not finite, which is not made."""
+class _Carry(NamedTuple):
+    """What goes from step to step; finite: whether the last loss and gradient were."""
 
-    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        (i, state, losses), _ = carry
-        new, loss, finite = step(i, state)
+    step: Any
+    state: list[Any]
+    losses: Any
+    finite: Any
+
+
+def _epochs(step: Step, carry: _Carry, stop: Any, first: Any, shape: StepShape) -> _Carry:
+    """Make the steps before ``stop``, epoch after epoch."""
+    if shape.left:
+
+        def one(carry: _Carry) -> _Carry:
+            in_epoch = jnp.int64(shape.in_epoch)
+            begin = lax.div(first + carry.step, in_epoch) * in_epoch - first
+            full = jnp.minimum(stop, begin + (shape.full or 0))
+            carry = _steps(step, 0, carry, full, first, shape)
+            return _steps(step, 1, carry, jnp.minimum(stop, begin + shape.in_epoch), first, shape)
+
+        return _while(one, carry, stop, shape)
+    return _steps(step, 0, carry, stop, first, shape)
+
+
+def _steps(step: Step, kind: int, carry: _Carry, stop: Any, first: Any, shape: StepShape) -> _Carry:
+    """Make the steps before ``stop``, all by batches of one size.
+
+    Of a guarded shape, up to the first whose loss or gradient is not finite, which is not made.
+    """
+
+    def one(carry: _Carry) -> _Carry:
+        i, state, losses, _ = carry
+        new, loss, finite = step(kind, _place(i, first, shape), state)
+        losses = lax.dynamic_update_index_in_dim(losses, loss, i, 0, allow_negative_indices=False)
+        if not shape.guarded:
+            return _Carry(i + 1, new, losses, carry.finite)
         kept = [jnp.where(finite, after, before) for after, before in zip(new, state, strict=True)]
-        return (i + finite, kept, _put(losses, loss, i)), finite
+        return _Carry(i + finite, kept, losses, finite)
 
-    begun = ((start, state, losses), jnp.bool_(True))
-    ended, _ = lax.while_loop(lambda carry: (carry[0][0] < stop) & carry[1], body, begun)
+    return _while(one, carry, stop, shape)
+
+
+def _while(one: Callable[[_Carry], _Carry], carry: _Carry, stop: Any, shape: StepShape) -> _Carry:
+    def goes_on(carry: _Carry) -> Any:
+        before = carry.step < stop
+        return before & carry.finite if shape.guarded else before
+
+    ended: _Carry = lax.while_loop(goes_on, one, carry)
     return ended
 
 
-def _batch(operands: Operands, first: Any, shape: StepShape) -> list[Any]:
+def _place(i: Any, first: Any, shape: StepShape) -> _Place:
+    """Of step ``i`` of a call whose step 0 is batch ``first`` of its epoch."""
+    size, in_epoch = shape.size, jnp.int64(shape.in_epoch)
+    epoch, batch = lax.div(first + i, in_epoch), lax.rem(first + i, in_epoch)
+    row = i * size if shape.windowed else batch * size
+    if shape.windowed and shape.left:
+        row -= epoch * (size - shape.left)
+    return _Place(i, row, {"step": i, "epoch": epoch, "call": 0}[shape.scheduled])
+
+
+def _batch(operands: Operands, first: Any, shape: StepShape, size: int) -> list[Any]:
     """The batch's tensors in the order of a captured graph: inputs, targets, indices."""
-    size = shape.size
     if operands.indices is None:
         indices = first + jnp.arange(size)
     else:
@@ -184,8 +254,6 @@ def _batch(operands: Operands, first: Any, shape: StepShape) -> list[Any]:
 
 
 def _slice(array: Any, first: Any, size: int) -> Any:
+    if array.shape[0] == size:
+        return array
     return lax.dynamic_slice_in_dim(array, first, size, allow_negative_indices=False)
-
-
-def _put(losses: Any, loss: Any, place: Any) -> Any:
-    return lax.dynamic_update_index_in_dim(losses, loss, place, 0, allow_negative_indices=False)
