@@ -277,9 +277,12 @@ class ScheduleStepper:
             self._step()
         return rows
 
-    def mark(self) -> Callable[[], None]:
-        """How to come back here, should the next steps not be made after all."""
-        if self.scheduler is None:
+    def mark(self, *, over_epochs: bool = False) -> Callable[[], None]:
+        """How to come back here, should the next steps not be made after all.
+
+        over_epochs: whether they reach over the end of an epoch.
+        """
+        if self.scheduler is None or not (self.by_step or over_epochs):
             return lambda: None
         groups = self.scheduler.optimizer.param_groups
         settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]

@@ -101,8 +101,8 @@ class Schedules(ScheduleStepper):
     def by_metric(self) -> bool:
         return any(one.by_metric for one in self.of.values())
 
-    def mark(self) -> Callable[[], None]:
-        marks = [one.mark() for one in self.of.values()]
+    def mark(self, *, over_epochs: bool = False) -> Callable[[], None]:
+        marks = [one.mark(over_epochs=over_epochs) for one in self.of.values()]
 
         def back() -> None:
             for mark in marks:

@@ -82,7 +82,7 @@ class CudaGraphEngine(CompiledEngine):
         while start < block.stop:
             stop = min(block.stop, full) if start < full else block.stop
             recorded = self._for(plan, plan.batch_sizes(start, start + 1)[0])
-            losses = self._run_part(recorded, block, start, stop)
+            losses = self._run_part(recorded, plan, start, stop, start - block.start)
             parts.append(losses)
             if losses.shape[0] < stop - start:
                 break
@@ -95,10 +95,14 @@ class CudaGraphEngine(CompiledEngine):
             self._note_capture()
         self._may_differ = False
 
-    def _run_part(self, recorded: _Recorded, block: Block, start: int, stop: int) -> Tensor:
-        """Steps of one size. The updates do not look at what they compute; see ScanEngine."""
+    def _run_part(
+        self, recorded: _Recorded, plan: Plan, start: int, stop: int, made_before: int
+    ) -> Tensor:
+        """Steps of one size. The updates do not look at what they compute; see ScanEngine.
+
+        made_before: the block's updates before these, which are not counted yet.
+        """
         trainer, static, count = self.trainer, recorded.static, stop - start
-        plan, made_before = block.plan, start - block.start  # which are not counted yet
         first, last = start * plan.batch_size, min(stop * plan.batch_size, plan.num_samples)
         back, lr = trainer.schedule.mark(), trainer.progress.lr
         try:
@@ -131,7 +135,6 @@ class CudaGraphEngine(CompiledEngine):
             trainer.guard.found = (float(static.losses[made]), None)
             back()
             self._rows(static, made)
-        block.rates += [(made_before + i, row[0]) for i, row in enumerate(rows.tolist()[:made])]
         return static.losses[:made].clone()
 
     def _rows(self, static: StaticStep, count: int) -> Tensor:

@@ -136,7 +136,7 @@ class ScanEngine(CompiledEngine):
         if shape.windowed:
             self._fill(step.window(shape), step, block, made, steps)
         first = 0 if shape.full is None else (block.start + made) % shape.in_epoch
-        undo, number = self._mark(shape, block, made, steps), self.trainer.progress.step + made
+        undo, number = self._mark(block, made, steps), self.trainer.progress.step + made
         try:
             rates = self._set(step, shape, block, made, steps)
             losses, bad_loss = step.run(shape, steps, first, number)
@@ -178,15 +178,14 @@ class ScanEngine(CompiledEngine):
 
     # ── settings ────────────────────────────────────────────────────────────────────────────
 
-    def _mark(self, shape: StepShape, block: Block, made: int, steps: int) -> Callable[[], None]:
+    def _mark(self, block: Block, made: int, steps: int) -> Callable[[], None]:
         """How to come back here, should the next steps not be made after all."""
         trainer, lr, passed = self.trainer, self.trainer.progress.lr, self._passed
-        moves = shape.scheduled == "step" or block.epoch(made + steps) > block.plan.epoch + passed
-        back = trainer.schedule.mark() if moves else None
+        reaches_over = block.epoch(made + steps) > block.plan.epoch + passed
+        back = trainer.schedule.mark(over_epochs=reaches_over)
 
         def undo() -> None:
-            if back is not None:
-                back()
+            back()
             trainer.progress.lr, self._passed = lr, passed
 
         return undo
