@@ -139,8 +139,6 @@ class TrainJob:
         with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config, sources=self.sources)
-            for note in run.notes if run.trainer.world.rank == 0 else ():
-                say(note)
             self._check_first_batch(run)
             with stage(""):
                 run.trainer.choice.settle(self.config.epochs)
@@ -223,9 +221,9 @@ class TrainJob:
         with faults_placed(self.document), notices(self.quiet):
             logs.check(self.config.log)
             run = build(self.config)
-            for note in run.notes if run.trainer.world.rank == 0 else ():
-                say(note)
             self._check_first_batch(run)
+        for note in run.notes:
+            self._tell(note)
         trainer, plan = run.trainer, run.loader.plan(0)
         with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
             batch = next(trainer.read(run.loader, plan))
@@ -321,6 +319,8 @@ class TrainJob:
         if not self.resume:
             self._write_texts(run, directory)
         processes = run.trainer.world.size
+        for note in run.notes:
+            self._tell(note)
         self._tell(
             f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
             + (f" in {processes} processes" if processes > 1 else "")

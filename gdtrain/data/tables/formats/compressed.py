@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,9 +25,11 @@ class Unpacked(io.RawIOBase):
         self.path = path
         try:
             check_file(path)
-            self._file: BinaryIO = Path(path).open("rb")  # noqa: SIM115
-            start = self._file.read(4)
-            self._file.seek(0)
+            with ExitStack() as stack:
+                self._file: BinaryIO = stack.enter_context(Path(path).open("rb"))
+                start = self._file.read(4)
+                self._file.seek(0)
+                stack.pop_all()  # it stays open
         except OSError as error:
             raise DataError(f"{path}: can't be read: {error.strerror}") from error
         self.codec = next((name for magic, name in _CODECS.items() if start.startswith(magic)), "")
