@@ -163,8 +163,8 @@ def test_what_is_not_one_problem_is_refused_with_its_place(capsys):
         ),
         (
             ["--loaders", "batch,sampel"],
-            "command line:1:1: --loaders: must be one of batch, sample, minibatch; got 'sampel'; "
-            "did you mean sample?",
+            "command line:1:1: --loaders: must be one of batch, sample, minibatch, "
+            "poisson_sampling; got 'sampel'; did you mean sample?",
         ),
         (
             ["--loaders", "batch:7"],

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from gdtrain.config.load import check, dump, load_config, parse_config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import ConfigError
+from gdtrain.registry import names
 
+LOADERS = ", ".join(names("loader"))
 SMALLEST = {
     "data": "digits",
     "model": "mlp",
@@ -134,7 +136,7 @@ loader: {name: minibatch, batch_sise: 64}
 optimizer: {lr: fast, momentum: 1.5}
 epochs: 2.5
 epochs: 3
-precision: fp16
+precision: fp8
 """
 
 
@@ -148,11 +150,7 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         "safetensors, mapped, stream, table"
     )
     activations = "relu, tanh, sigmoid, gelu, silu, elu, leaky_relu, softplus, identity"
-    losses = (
-        "mse, cross_entropy, l1, smooth_l1, huber, nll, multi_margin, bce, bce_with_logits, "
-        "poisson_nll, kl_div, hinge_embedding, soft_margin, multi_label_margin, "
-        "multi_label_soft_margin"
-    )
+    losses = ", ".join(names("loss"))
     assert str(caught.value).splitlines() == [
         f"{path}:1:7: seed: must be >= 0, got -1",
         f"{path}:2:16: data.source: must be one of {sources}; got 'digit'; did you mean digits?",
@@ -167,7 +165,7 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         f"{path}:9:17: optimizer.lr: must be a number, got 'fast'",
         f"{path}:9:33: optimizer.momentum: must be < 1, got 1.5",
         f"{path}:11:1: epochs: duplicate key; it is already set at line 10",
-        f"{path}:12:12: precision: must be one of fp32, bf16, fp64; got 'fp16'; did you mean fp64?",
+        f"{path}:12:12: precision: must be one of fp32, bf16, fp16, fp64; got 'fp8'",
         "command line:1:19: log.every_n_steps: must be >= 1, got 0",
         "command line:2:1: 'nonsense' is not a setting; write section.key=value",
         "command line:3:1: modle: unknown key; did you mean model?",
@@ -352,9 +350,9 @@ def test_the_places_of_faults_lie_in_the_file(changes):
         ("hidden=[8]", "hidden: unknown key; did you mean model.hidden?"),
         ("patience=2", "patience: unknown key; did you mean early_stopping.patience?"),
         ("epoch=2", "epoch: unknown key; did you mean epochs?"),
-        ("loader=stochastic", "loader.name: must be one of batch, sample, minibatch; got "
+        ("loader=stochastic", f"loader.name: must be one of {LOADERS}; got "
          "'stochastic'; did you mean sample?"),
-        ("loader=mini-batch", "loader.name: must be one of batch, sample, minibatch; got "
+        ("loader=mini-batch", f"loader.name: must be one of {LOADERS}; got "
          "'mini-batch'; did you mean minibatch?"),
         ("data={source: npz, path: 5}", "data.path: must be text, got 5; put it in quotes: '5'"),
     ],

@@ -609,8 +609,8 @@ def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, caps
         "command line:1:11: callbacks: must be among noted, each with options or alone; "
         "got 'other'",
         "command line:1:19: callbacks.noted.text: missing; it is required",
-        "command line:2:14: loader.order: must be one of reshuffle, shuffle_once, sequential, "
-        "replacement, spaced; got 'gaps'",
+        f"command line:2:14: loader.order: must be one of {', '.join(registry.names('order'))}; "
+        "got 'gaps'",
         "command line:1:11: callbacks: names no callback; name some of noted, or remove it",
     ]
 
@@ -618,7 +618,7 @@ def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, caps
 def test_parts_of_all_kinds_are_listed_and_stand_in_the_schema(all_kinds, capsys):
     assert main(["list", "loader", "--import", "all_kinds"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "pairs      Two samples per update. [seed=null, order=spaced]"
+    assert last == "pairs             Two samples per update. [seed=null, order=spaced]"
     properties = json_schema()["$defs"]["halves_optimizer"]["properties"]
     assert properties["parts"]["description"] == "By how much."
     orders = json_schema()["$defs"]["minibatch_loader"]["properties"]["order"]["anyOf"]

@@ -98,7 +98,8 @@ def test_every_name_is_registered_where_the_index_says(kind, name):
         assert options <= set(parameters)
 
 
-LOSSES = {name: registry.find("loss", name) for name in registry.names("loss")}
+# model: the loss that the model computes.
+LOSSES = {n: registry.find("loss", n) for n in registry.names("loss") if n != "model"}
 # Not torch.nn's own: the loss is made by a class of the project's.
 OWN = {"bce": nn.BCELoss, "kl_div": nn.KLDivLoss}
 

@@ -386,7 +386,7 @@ def test_the_loader_can_be_changed_between_fits() -> None:
             "engine: must be one of auto, eager, compile, scan, cuda_graph; got 'warp'",
         ),
         ({"scheduler_per": "day"}, "scheduler_per: must be epoch or step, got 'day'"),
-        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp64; got 'fp8'"),
+        ({"precision": "fp8"}, "precision: must be one of fp32, bf16, fp16, fp64; got 'fp8'"),
     ],
 )
 def test_wrong_settings_are_config_errors(options, message) -> None:
@@ -400,8 +400,8 @@ def test_a_torch_dataloader_is_refused_with_the_remedy() -> None:
     with pytest.raises(ModelError) as caught:
         make_trainer(torch.utils.data.DataLoader(dataset))
     assert str(caught.value) == (
-        "loader: must be a Loader (BatchLoader, SampleLoader, MiniBatchLoader, PhasedLoader or "
-        "one of your own), got a DataLoader; give its data set to one of these"
+        "loader: a torch DataLoader has no order by seed and epoch; give its data set to a loader, "
+        "as in MiniBatchLoader(dataset, 1)"
     )
 
 
