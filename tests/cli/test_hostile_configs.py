@@ -49,7 +49,6 @@ def test_only_what_is_harmless_is_taken(audited):
         "csv file: formulas",
         "csv file: code",
         "csv file: a cell over the bound",
-        "csv file: JSON with names twice",
         "csv file: JSON with a class",
         "records file: JSON with names twice",
         "override 'epochs=1 # x'",

@@ -48,7 +48,7 @@ def test_a_file_with_classes_and_semicolons() -> None:
     Path("kinds.csv").write_text(NAMES)
     assert main(["init", "--data", "kinds.csv", "--target", "kind"]) == 0
     config, _ = load_config("kinds.yaml")
-    assert (config.loss.name, config.data.delimiter) == ("cross_entropy", ";")
+    assert config.loss.name == "cross_entropy"
     assert main(["--config", "kinds.yaml", "epochs=1", "--output-dir", "out"]) == 0
 
 
@@ -59,6 +59,32 @@ def test_what_is_there_stays(capsys) -> None:
         "command line:1:1: minibatch.yaml is there already and stays as it is; move it first\n"
     )
     assert Path("minibatch.yaml").read_text() == "mine: true\n"
+
+
+def test_columns_suggest_settings() -> None:
+    lines = ["number;day;size;kind;note;price"]
+    lines += [
+        f"{n};2024-0{n % 9 + 1}-1{n % 3};{'' if n == 7 else f'{n},5'};{'ab'[n % 2]};n{n};{n},25"
+        for n in range(80)
+    ]
+    Path("a.csv").write_text("\n".join([*lines, "80;2024-01-01;1,5;a;x;"]) + "\n")
+    assert main(["init", "--data", "a.csv", "--target", "price"]) == 0
+    data = load_config("a.yaml")[0].data
+    assert (data.decimal, data.exclude, data.keep) == (",", ["number", "note"], ["day"])
+    assert data.missing == {"size": "median", "price": "drop"}
+    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_what_is_to_be_corrected_is_told(capsys) -> None:
+    Path("a.csv").write_text("x,y\n" + "".join(f'{n},"${n},000"\n' for n in range(1, 30)))
+    assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(
+        "to be corrected before it can be trained on: a.csv: column 'y': 29 of 29 cells are no "
+        "numbers, the first is '$1,000' in line 2; these look like amounts with a currency; "
+    )
+    assert second == "written: a.yaml; train with: python -m gdtrain --config a.yaml"
+    assert load_config("a.yaml")[0].loss.name == "mse"
 
 
 def test_digits_with_lines_below_are_no_numbers() -> None:
@@ -91,11 +117,11 @@ WRONG = {
     ),
     "no file": (
         ["--data", "none.csv", "--target", "y"],
-        "--data: none.csv can't be read: No such file or directory; give a CSV file",
+        "--data: none.csv: file not found; paths are relative to the working directory",
     ),
     "no column": (
         ["--data", "a.csv", "--target", "z"],
-        "--target: 'z' is not among the columns: x, y",
+        "--target: a.csv: has no column 'z'; it has x, y",
     ),
 }
 

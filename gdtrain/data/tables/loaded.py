@@ -97,20 +97,28 @@ def check_suspicious(
     Those without a name, a first one that counts the rows, dates, and text of many values.
     """
     faults, names = [], []
-    for place, (scan, column) in enumerate(zip(scans, columns, strict=True)):
-        if scan.name in asked_for:
-            continue
-        reason = _suspicion(scan, column, place == 0 and len(columns) > 1, scan.name in unnamed)
-        if reason is not None:
+    for column, reason in suspicious(scans, columns, unnamed):
+        if column.name not in asked_for:
             makes = "no input" if not column.width else counted(column.width, "input")
-            faults.append(f"column {scan.name!r} {reason}, and would make {makes}")
-            names.append(scan.name)
+            faults.append(f"column {column.name!r} {reason}, and would make {makes}")
+            names.append(column.name)
     if faults:
         listed = ", ".join(map(yaml_text, names))
         raise DataError(
             f"{path}: {'; '.join(faults)}; leave out what is no input with exclude: [{listed}], or "
             f"take it as it is with keep: [{listed}]" + _of_dates(columns, names)
         )
+
+
+def suspicious(
+    scans: Sequence[ColumnScan], columns: Sequence[Column], unnamed: set[str]
+) -> list[tuple[Column, str]]:
+    """Columns that are hardly meant as inputs, each with the reason."""
+    reasons = [
+        _suspicion(scan, column, place == 0 and len(columns) > 1, scan.name in unnamed)
+        for place, (scan, column) in enumerate(zip(scans, columns, strict=True))
+    ]
+    return [(c, reason) for c, reason in zip(columns, reasons, strict=True) if reason is not None]
 
 
 def _of_dates(columns: Sequence[Column], names: Sequence[str]) -> str:

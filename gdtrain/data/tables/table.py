@@ -275,6 +275,11 @@ class TableReading:
 
         keep: whether the cells stay in memory. Raises DataError for what can't be trained on.
         """
+        seen = self.understood(keep)
+        return replace(seen, dropped=self._checked(seen))
+
+    def understood(self, keep: bool = False) -> Seen:
+        """The same, whether or not it can be trained on."""
         text = set(self.categorical)
         while True:
             inputs, targets = (
@@ -286,8 +291,7 @@ class TableReading:
             except AsText as late:
                 text.update(late.names)
                 continue
-            seen = Seen(inputs, targets, columns, target_columns)
-            return replace(seen, dropped=self._checked(seen))
+            return Seen(inputs, targets, columns, target_columns)
 
     def _read_through(self, inputs: TableScan, targets: TableScan) -> None:
         width = len(self.chosen)

@@ -15,6 +15,7 @@ from gdtrain.errors import DataError
 
 # Text of more different values than these, and than this share of the rows, is no category.
 MANY_VALUES, MANY_SHARE = 50, 0.05
+DECIMAL_COMMA = 'set decimal: ","'
 # From so many rows on, a first column that counts them is taken for their number.
 FEWEST_COUNTED = 10
 
@@ -125,7 +126,7 @@ class Understanding:
 
     def _way_out(self, scan: ColumnScan, kind: Kind, cells: Sequence[str]) -> str:
         if kind == "comma":
-            return 'these look like numbers with decimal commas; set decimal: ","'
+            return f"these look like numbers with decimal commas; {DECIMAL_COMMA}"
         if kind in NEARLY_NUMBERS:
             what, line = NEARLY_NUMBERS[kind]
             written = line.format(name=repr(scan.name))

@@ -99,6 +99,16 @@ class FeatherFile:
         return [f"row {row}" for row in rows]
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of an object; ValueError for a name that stands twice, which JSON allows."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice")
+    return record
+
+
 class JsonLines:
     """An object on each line; its fields are those of the first, or some of them.
 
@@ -127,7 +137,7 @@ class JsonLines:
 
     def _record(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path}: line {number} is not JSON: {error}") from error
         if not isinstance(record, dict):
