@@ -326,8 +326,10 @@ class Trainer:
         resume: a directory of :class:`gdtrain.Checkpoints`, or of a run; first goes on from the
         newest in it, to the same bits. Raises CheckpointError if there is none, or it does not fit.
 
-        Raises ModelError if model, loss and data do not fit, and NonFiniteError, with everything as
-        before that update, if a loss or gradient is NaN or infinite.
+        Raises ModelError if model, loss and data do not fit, ConfigError for settings that have no
+        effect or can't work, DataError for data that can't be read, ProcessError if another process
+        is gone, and NonFiniteError, with everything as before that update, if a loss or gradient is
+        NaN or infinite.
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
@@ -667,7 +669,7 @@ class Trainer:
         loss is divided by, or its samples; None: as ``evaluate_in`` says. Model and loss are in
         eval mode meanwhile; their modes, buffers and gradients and all random number generators
         come back as they were. Raises ConfigError where outputs and targets that are needed all at
-        once go over ``memory_limit``.
+        once go over ``memory_limit``, and ModelError without a loader.
         """
         loader = loader or self.loader
         if loader is None:
