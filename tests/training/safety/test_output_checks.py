@@ -140,7 +140,7 @@ def test_inputs_of_one_dimension_are_refused(look: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "got"), [("mse", "'mse'"), (nn.MSELoss, "the class MSELoss"), (3.0, "3.0")]
+    ("loss", "got"), [(("mse",), "('mse',)"), (nn.MSELoss, "the class MSELoss"), (3.0, "3.0")]
 )
 def test_a_loss_that_is_none_is_refused(loss, got: str) -> None:
     with pytest.raises(ModelError) as caught:
