@@ -12,7 +12,6 @@ from gdtrain.data.tables.cells import Kind, days, kind_of
 from gdtrain.data.tables.column import Array, Column
 
 MOST_COUNTED = 32  # different numbers that are counted of a column
-_ROWS_TOLD = 8  # numbers of rows that are remembered of what is wrong with a column
 
 
 @dataclass
