@@ -183,15 +183,16 @@ def death_of_worker(error: BaseException) -> DataError | None:
 
 def _found_dead(workers: Sequence[Any]) -> DataError | None:
     """The connection to a worker ends a moment before the worker itself is seen to have."""
-    with suppress(RuntimeError):  # by which torch tells of the same
-        wait([worker.sentinel for worker in workers], timeout=5)
-    for worker in workers:
-        code = None
-        with suppress(RuntimeError):
-            code = worker.exitcode
-        if code:
-            return _dead(f"exit code {code}")
-    return None
+    codes: list[int | None] = []
+    for _ in range(2):
+        try:
+            wait([worker.sentinel for worker in workers], timeout=5)
+            codes = [worker.exitcode for worker in workers]
+            break
+        except RuntimeError as told:  # torch's news of the same, which may come at any moment
+            if (died := death_of_worker(told)) is not None:
+                return died
+    return next((_dead(f"exit code {code}") for code in codes if code), None)
 
 
 def _dead(how: str) -> DataError:
