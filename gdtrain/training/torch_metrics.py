@@ -178,11 +178,16 @@ class _OfClasses(Adapted):
 class _Averaged(_OfClasses):
     """One number over all classes; and of each class, if that is asked for."""
 
+    name = ""  # in messages
+
     def __init__(
-        self, name: str, loss: LossSettings | None, average: Average, per_class: bool
+        self,
+        loss: LossSettings | None = None,
+        average: Average = "macro",
+        per_class: bool = False,
     ) -> None:
-        super().__init__(name, loss, average=average)
-        self._each = _OfEach(self.kind, name, loss) if per_class else None
+        super().__init__(self.name, loss, average=average)
+        self._each = _OfEach(self.kind, self.name, loss) if per_class else None
 
     def update(self, output: Tensor, targets: Tensor) -> None:
         super().update(output, targets)
@@ -205,12 +210,15 @@ class _OfScores(_OfClasses):
     A class has none without a sample of it, or, where it takes both, of another.
     """
 
-    takes_both = True
+    name, takes_both = "", True
 
     def __init__(
-        self, name: str, loss: LossSettings | None, average: Average, per_class: bool
+        self,
+        loss: LossSettings | None = None,
+        average: Average = "macro",
+        per_class: bool = False,
     ) -> None:
-        super().__init__(name, loss, average=None)
+        super().__init__(self.name, loss, average=None)
         self._average, self._per_class = average, per_class
         self._samples, self._positive = 0, torch.zeros(1)
 
@@ -280,15 +288,7 @@ class F1Settings(AveragedSettings):
 class F1(_Averaged):
     """F1 of class indices; of 0 and 1 beside one logit, that of class 1."""
 
-    kind = "F1Score"
-
-    def __init__(
-        self,
-        loss: LossSettings | None = None,
-        average: Average = "macro",
-        per_class: bool = False,
-    ) -> None:
-        super().__init__("f1", loss, average, per_class)
+    name, kind = "f1", "F1Score"
 
 
 class PrecisionSettings(AveragedSettings):
@@ -299,15 +299,7 @@ class PrecisionSettings(AveragedSettings):
 class Precision(_Averaged):
     """Precision of class indices; of 0 and 1 beside one logit, that of class 1."""
 
-    kind = "Precision"
-
-    def __init__(
-        self,
-        loss: LossSettings | None = None,
-        average: Average = "macro",
-        per_class: bool = False,
-    ) -> None:
-        super().__init__("precision", loss, average, per_class)
+    name, kind = "precision", "Precision"
 
 
 class RecallSettings(AveragedSettings):
@@ -318,15 +310,7 @@ class RecallSettings(AveragedSettings):
 class Recall(_Averaged):
     """Recall of class indices; of 0 and 1 beside one logit, that of class 1."""
 
-    kind = "Recall"
-
-    def __init__(
-        self,
-        loss: LossSettings | None = None,
-        average: Average = "macro",
-        per_class: bool = False,
-    ) -> None:
-        super().__init__("recall", loss, average, per_class)
+    name, kind = "recall", "Recall"
 
 
 class AurocSettings(ScoresSettings):
@@ -337,15 +321,7 @@ class AurocSettings(ScoresSettings):
 class Auroc(_OfScores):
     """Area under the ROC curve of the classes' probabilities, each class against the rest."""
 
-    kind = "AUROC"
-
-    def __init__(
-        self,
-        loss: LossSettings | None = None,
-        average: Average = "macro",
-        per_class: bool = False,
-    ) -> None:
-        super().__init__("auroc", loss, average, per_class)
+    name, kind = "auroc", "AUROC"
 
 
 class AveragePrecisionSettings(ScoresSettings):
@@ -356,15 +332,7 @@ class AveragePrecisionSettings(ScoresSettings):
 class AveragePrecision(_OfScores):
     """Average precision of the classes' probabilities, each class against the rest."""
 
-    kind, takes_both = "AveragePrecision", False
-
-    def __init__(
-        self,
-        loss: LossSettings | None = None,
-        average: Average = "macro",
-        per_class: bool = False,
-    ) -> None:
-        super().__init__("average_precision", loss, average, per_class)
+    name, kind, takes_both = "average_precision", "AveragePrecision", False
 
 
 class ConfusionMatrixSettings(OptionsOnly):

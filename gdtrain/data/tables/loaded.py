@@ -209,8 +209,8 @@ def _ways_out(
             rule = "mean" if column.categories is None else "most_frequent"
         each[scan.name] = "drop" if scan.name in targets else rule
     by_name = ", ".join(f"{yaml_text(name)}: {rule}" for name, rule in each.items())
-    said = f"; missing: {{{by_name}}} says it column by column" if len(each) > 1 else ""
-    return drop + said + ("; what a target is can't be filled in" if of_targets else "")
+    by_column = f"; missing: {{{by_name}}} says it column by column" if len(each) > 1 else ""
+    return drop + by_column + ("; what a target is can't be filled in" if of_targets else "")
 
 
 # ── the table of columns ────────────────────────────────────────────────────────────────────

@@ -282,8 +282,8 @@ class _Buffers(_Part):
         trainer = self.trainer
         if (trainer.model, trainer.loss) != self._roots or any(self._empty):
             return False
-        for now, then in self._filled:
-            if len(now) != len(then) or not all(map(is_, now.values(), then)):
+        for present, before in self._filled:
+            if len(present) != len(before) or not all(map(is_, present.values(), before)):
                 return False
         return not self._kept or all(memory.is_as_before() for memory in self._kept)
 
