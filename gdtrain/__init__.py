@@ -79,8 +79,8 @@ if TYPE_CHECKING:
     from gdtrain.training.callbacks.svrg import SVRG as SVRG
     from gdtrain.training.callbacks.validation import EarlyStopping as EarlyStopping
     from gdtrain.training.callbacks.validation import Validation as Validation
-    from gdtrain.training.metrics import mean_over_samples as mean_over_samples
-    from gdtrain.training.phases import Phases as Phases
+    from gdtrain.training.evaluating.metrics import mean_over_samples as mean_over_samples
+    from gdtrain.training.optimizing.phases import Phases as Phases
     from gdtrain.training.trainer import Trainer as Trainer
 
 
@@ -107,7 +107,7 @@ _HOMES = {
     "MiniBatchLoader": "gdtrain.data.loaders.forms",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
-    "Phases": "gdtrain.training.phases",
+    "Phases": "gdtrain.training.optimizing.phases",
     "Plan": "gdtrain.data.batch",
     "PoissonLoader": "gdtrain.data.loaders.poisson",
     "Prequential": "gdtrain.training.callbacks.prequential",
@@ -134,7 +134,7 @@ _HOMES = {
     "load_run": "gdtrain.config.load_run",
     "lr_range": "gdtrain.analysis.lr_range",
     "mapped": "gdtrain.data.files.mapped",
-    "mean_over_samples": "gdtrain.training.metrics",
+    "mean_over_samples": "gdtrain.training.evaluating.metrics",
     "plot_history": "gdtrain.output.plots.curves",
     "register_callback": "gdtrain.registry",
     "register_loader": "gdtrain.registry",

@@ -200,9 +200,6 @@ def import_all() -> None:
     """Import here what each job would import."""
     import torch
 
-    import gdtrain.cli.jobs.train
-    import gdtrain.cli.main  # noqa: F401
-
     torch.set_num_threads(1)
 
 

@@ -21,7 +21,7 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import Samples
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
-from gdtrain.training.evaluation import whole
+from gdtrain.training.evaluating.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import has_known_mean, says_weight, weight_of
 from gdtrain.training.losses.known_means import MeanOfTargets, mean_of

@@ -20,8 +20,8 @@ from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.metrics import best_of
-from gdtrain.training.sharding import Part, in_parts
+from gdtrain.training.evaluating.metrics import best_of
+from gdtrain.training.placement.sharding import Part, in_parts
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")

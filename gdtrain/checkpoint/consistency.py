@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from gdtrain.training.sharding import whole
+from gdtrain.training.placement.sharding import whole
 from gdtrain.training.state import schedule_state, snapshot
 from gdtrain.training.state.optimizer_state import keys_after_update, take
 from gdtrain.training.state.plain_values import demand, is_count, is_torchs, shown

@@ -24,7 +24,7 @@ from gdtrain.checkpoint.json_values import flatten, parse, restore
 from gdtrain.checkpoint.safetensors_header import TensorCheck
 from gdtrain.checkpoint.tensor_files import ANY_SIZE, read_tensors, write_tensors
 from gdtrain.errors import CheckpointError, OutputError
-from gdtrain.training.sharding import Part
+from gdtrain.training.placement.sharding import Part
 
 FORMAT = 2
 READABLE = (1, 2)  # 1 is that of 0.1.0, which knows fewer kinds of value

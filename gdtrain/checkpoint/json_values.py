@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.training.sharding import Part
+from gdtrain.training.placement.sharding import Part
 from gdtrain.training.state.plain_values import cannot_be_saved
 
 # Far more than any state has, and far less than Python's stack and memory can bear.

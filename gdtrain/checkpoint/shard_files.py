@@ -25,7 +25,7 @@ from gdtrain.checkpoint.safetensors_header import (
 )
 from gdtrain.checkpoint.tensor_files import ANY_SIZE, check_holes, write_tensors
 from gdtrain.errors import CheckpointError
-from gdtrain.training.sharding import Part
+from gdtrain.training.placement.sharding import Part
 
 _MAX_FILES = 1 << 16
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)

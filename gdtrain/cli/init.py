@@ -66,7 +66,7 @@ def for_file(path: Path, target: str, name: str) -> str:
 
     Raises ConfigError for a file that can't be read, or has no such column.
     """
-    from gdtrain.cli.jobs.init import for_table
+    from gdtrain.cli.init_job import for_table
 
     try:
         text, wrong = for_table(path, target, name)

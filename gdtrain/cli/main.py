@@ -13,21 +13,21 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 
-from gdtrain.cli.compare import compare
 from gdtrain.cli.convert import convert
-from gdtrain.cli.evaluate import evaluate
-from gdtrain.cli.export import export
 from gdtrain.cli.init import init
-from gdtrain.cli.landscape import landscape
 from gdtrain.cli.list import list_parts
-from gdtrain.cli.lr_range import lr_range
-from gdtrain.cli.plot import plot
-from gdtrain.cli.predict import predict
-from gdtrain.cli.replay import replay
+from gdtrain.cli.runs.replay import replay
+from gdtrain.cli.runs.train import train
+from gdtrain.cli.runs.verify import verify
 from gdtrain.cli.schema import schema
-from gdtrain.cli.sweep import sweep
-from gdtrain.cli.train import train
-from gdtrain.cli.verify import verify
+from gdtrain.cli.studies.compare import compare
+from gdtrain.cli.studies.lr_range import lr_range
+from gdtrain.cli.studies.sweep import sweep
+from gdtrain.cli.trained.evaluate import evaluate
+from gdtrain.cli.trained.export import export
+from gdtrain.cli.trained.landscape import landscape
+from gdtrain.cli.trained.plot import plot
+from gdtrain.cli.trained.predict import predict
 from gdtrain.errors import (
     CheckpointError,
     ConfigError,

@@ -27,15 +27,15 @@ from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.settings import LoaderSettings, ScheduleSettings, Settings
-from gdtrain.training import schedules
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
 from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
-from gdtrain.training.metrics import best_of
+from gdtrain.training.evaluating.metrics import best_of
+from gdtrain.training.optimizing import schedules
 from gdtrain.training.placement.device import parameter_dtype, resolve_device
-from gdtrain.training.sharding import shard
+from gdtrain.training.placement.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything
 from gdtrain.training.trainer import Trainer
 

@@ -14,14 +14,14 @@ from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.descent import Work
 from gdtrain.training.engines.engine import Engine
+from gdtrain.training.evaluating.metrics import Metric
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
-from gdtrain.training.metrics import Metric
-from gdtrain.training.phases import Phases
+from gdtrain.training.optimizing.phases import Phases
+from gdtrain.training.optimizing.schedules import ScheduleStepper
 from gdtrain.training.placement.device import Placement, Precision
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.progress import History, Progress
-from gdtrain.training.schedules import ScheduleStepper
 from gdtrain.training.terms import StepTerms
 
 

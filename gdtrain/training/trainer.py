@@ -49,7 +49,7 @@ from gdtrain.data.names import counted
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.training import by_name, evaluation, terms
+from gdtrain.training import by_name, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
@@ -59,6 +59,8 @@ from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.evaluating import evaluation
+from gdtrain.training.evaluating.metrics import Metric, check_metrics
 from gdtrain.training.gradients import accumulation as gradient
 from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.accumulation import trained
@@ -67,8 +69,15 @@ from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.losses.known_means import mean_of
 from gdtrain.training.losses.of_model import LossOfModel
-from gdtrain.training.metrics import Metric, check_metrics
-from gdtrain.training.phases import Phases
+from gdtrain.training.optimizing.phases import Phases
+from gdtrain.training.optimizing.schedules import Scheduler
+from gdtrain.training.optimizing.several_optimizers import (
+    Optimizers,
+    check_bounds,
+    each,
+    stepper,
+    together,
+)
 from gdtrain.training.placement.device import (
     Placement,
     Precision,
@@ -77,13 +86,11 @@ from gdtrain.training.placement.device import (
     resolve_device,
 )
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.sharding import is_sharded
 from gdtrain.training.progress import History, Progress, public
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
-from gdtrain.training.schedules import Scheduler
-from gdtrain.training.several import Optimizers, check_bounds, each, stepper, together
-from gdtrain.training.sharding import is_sharded
 from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from helpers.failing_disks import trainer_in
-from helpers.power_cuts import store_in
+from helpers.faults.failing_disks import trainer_in
+from helpers.faults.power_cuts import store_in
 
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.format import read_state

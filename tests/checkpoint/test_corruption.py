@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.corruptions import (
+from helpers.hostile.corruptions import (
     Figures,
     damage_all,
     damage_each,

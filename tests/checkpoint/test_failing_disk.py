@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.failing_disks import WAYS, Figures, fail_fits, fail_saves
-from helpers.fake_disk import Failing
-from helpers.power_cuts import state_of
+from helpers.faults.failing_disks import WAYS, Figures, fail_fits, fail_saves
+from helpers.faults.fake_disk import Failing
+from helpers.faults.power_cuts import state_of
 from helpers.processes import run, start
 
 from gdtrain.checkpoint.store import CheckpointStore

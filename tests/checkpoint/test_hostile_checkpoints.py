@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.fake_disk import fast_directory
-from helpers.hostile_checkpoints import in_a_process_of_its_own
+from helpers.faults.fake_disk import fast_directory
+from helpers.hostile.hostile_checkpoints import in_a_process_of_its_own
 
 
 def test_hostile_checkpoints_with_valid_digests_do_no_harm() -> None:

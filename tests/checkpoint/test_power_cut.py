@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from helpers.fake_disk import Recorder, after_cuts, tree_of
-from helpers.power_cuts import SCENARIOS, cut_everywhere
+from helpers.faults.fake_disk import Recorder, after_cuts, tree_of
+from helpers.faults.power_cuts import SCENARIOS, cut_everywhere
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

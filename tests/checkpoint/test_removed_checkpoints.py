@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.power_cuts import state_of
+from helpers.faults.power_cuts import state_of
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.store import CheckpointStore

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.interruptions import StopAfter
+from helpers.faults.interruptions import StopAfter
 from helpers.processes import run
 from torch import nn
 

@@ -15,7 +15,7 @@ from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.cli.main import main
 from gdtrain.errors import CheckpointError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.training.sharding import Part
+from gdtrain.training.placement.sharding import Part
 
 CONFIG = """\
 data: {source: npz, path: d.npz, validation_fraction: 0.25}

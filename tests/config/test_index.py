@@ -5,7 +5,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers.bad_cases import CASES, text_of
+from helpers.hostile.bad_cases import CASES, text_of
 from helpers.paths import ROOT
 
 from gdtrain import registry
@@ -19,7 +19,7 @@ PARTS = [(kind, name) for kind in registry.KINDS for name in registry.index()[ki
 # Without torch: the faults of each case, by the index alone.
 BY_INDEX = """
 import sys
-from helpers.bad_cases import CASES, text_of
+from helpers.hostile.bad_cases import CASES, text_of
 from gdtrain.config.load import check
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import ConfigError

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from helpers.hostile.schema_errors import SCHEMA, errors
 from helpers.paths import ROOT
-from helpers.schema_errors import SCHEMA, errors
 from torch import nn
 
 from gdtrain import registry

@@ -37,7 +37,7 @@ _NUMBERS = itertools.count()
 def fork_server() -> ForkServerContext:
     """Starts processes that have torch and gdtrain in them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "gdtrain.cli.jobs.train"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "gdtrain.cli.runs.train_job"])
     return context
 
 

@@ -286,13 +286,13 @@ COUNTERS = (
     ),
     Mutant(
         "ReduceLROnPlateau is given train_loss between validations",
-        "training/schedules.py",
+        "training/optimizing/schedules.py",
         'metric = self.metric or ("val_loss" if validated else "train_loss")',
         'metric = self.metric or ("val_loss" if "val_loss" in records[-1] else "train_loss")',
     ),
     Mutant(
         "trainer.lr sets the rate of the first group alone",
-        "training/schedules.py",
+        "training/optimizing/schedules.py",
         '        for group in optimizer.param_groups:\n            group["lr"] = rate\n',
         '        for group in optimizer.param_groups[:1]:\n            group["lr"] = rate\n',
     ),
@@ -377,7 +377,7 @@ MEANS = (
     ),
     Mutant(
         "a metric is a mean over parts",
-        "training/evaluation.py",
+        "training/evaluating/evaluation.py",
         "        self.functions = {n: m for n, m in self.metrics.items() if not streams(m)}\n",
         "        self.metrics = {n: MeanOverSamples(m) for n, m in self.metrics.items()}\n"
         "        self.functions = {}\n",

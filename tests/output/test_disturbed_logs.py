@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.fake_disk import Failing
+from helpers.faults.fake_disk import Failing
 from torch import nn
 
 from gdtrain import Callback, MiniBatchLoader, Trainer

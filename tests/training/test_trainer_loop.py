@@ -20,7 +20,7 @@ from gdtrain import (
     Validation,
 )
 from gdtrain.errors import ConfigError, ModelError, NonFiniteError
-from gdtrain.training.schedules import ScheduleStepper
+from gdtrain.training.optimizing.schedules import ScheduleStepper
 
 X = torch.randn(7, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sin().sum(dim=1, keepdim=True)

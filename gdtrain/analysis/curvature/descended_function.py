@@ -12,7 +12,7 @@ import torch
 from gdtrain.analysis.curvature.full_loss import Objective, is_one_batch
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.training.evaluation import WithoutGraph, whole
+from gdtrain.training.evaluating.evaluation import WithoutGraph, whole
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.gradients.separable import described, draws, mixes

@@ -24,7 +24,7 @@ from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
-from gdtrain.training.evaluation import WithoutGraph, whole
+from gdtrain.training.evaluating.evaluation import WithoutGraph, whole
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import adds_up, has_known_mean, weight_of

@@ -25,7 +25,7 @@ from gdtrain.registry import register_monitor
 from gdtrain.settings import Positive
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.gradients.parameter_vector import held_by
-from gdtrain.training.sharding import whole
+from gdtrain.training.placement.sharding import whole
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 

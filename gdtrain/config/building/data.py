@@ -30,7 +30,7 @@ from gdtrain.data.tables.sparse import is_sparse, prepare_sparse
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown
 from gdtrain.settings import LossSettings, SourceSettings
-from gdtrain.training.metrics import losses_of_errors
+from gdtrain.training.evaluating.metrics import losses_of_errors
 
 logger = logging.getLogger("gdtrain")
 

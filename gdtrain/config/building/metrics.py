@@ -10,7 +10,7 @@ from torch import Tensor
 from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.tables.preparation import Preprocessing
-from gdtrain.training.metrics import MeanOverSamples, Metric, Streaming
+from gdtrain.training.evaluating.metrics import MeanOverSamples, Metric, Streaming
 
 Metrics = dict[str, Metric]
 

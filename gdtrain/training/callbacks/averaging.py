@@ -17,7 +17,7 @@ from gdtrain.data.orders.order import generator
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.validation import Validation
-from gdtrain.training.evaluation import WithoutGraph
+from gdtrain.training.evaluating.evaluation import WithoutGraph
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
 from gdtrain.training.gradients.parameter_vector import with_values

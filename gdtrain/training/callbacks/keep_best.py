@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.metrics import best_of
+from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.run import Run
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.plain_values import is_count, is_number

@@ -13,7 +13,7 @@ from torch import Tensor
 from gdtrain.data.checks import whole_number
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.metrics import Metric, check_metrics, values_of
+from gdtrain.training.evaluating.metrics import Metric, check_metrics, values_of
 from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count, is_number
 

@@ -12,7 +12,7 @@ from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.registry import register_variance_reduction
 from gdtrain.settings import NamedSettings, Positive
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
-from gdtrain.training.evaluation import whole
+from gdtrain.training.evaluating.evaluation import whole
 from gdtrain.training.gradients.loss_weights import weight_of
 from gdtrain.training.gradients.microbatches import parse_bytes
 from gdtrain.training.gradients.parameter_vector import ParameterVector

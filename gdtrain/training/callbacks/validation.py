@@ -9,7 +9,7 @@ from typing import Any, Literal
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.metrics import best_of
+from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.plain_values import is_count, is_number

@@ -15,7 +15,7 @@ from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import CheckpointError, ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.evaluation import WithoutGraph
+from gdtrain.training.evaluating.evaluation import WithoutGraph
 from gdtrain.training.gradients.loss_weights import adds_up, has_known_mean
 from gdtrain.training.gradients.parameter_vector import ParameterVector
 from gdtrain.training.gradients.separable import described, draws, mixes

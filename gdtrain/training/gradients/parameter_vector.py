@@ -9,7 +9,7 @@ from operator import is_
 import torch
 from torch import Tensor
 
-from gdtrain.training.evaluation import whole
+from gdtrain.training.evaluating.evaluation import whole
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import weight_of
 from gdtrain.training.run import Run

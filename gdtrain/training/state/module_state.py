@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gdtrain.training.sharding import split_like
+from gdtrain.training.placement.sharding import split_like
 from gdtrain.training.state.plain_values import check_plain, copied, demand, is_torchs, shown_names
 
 # How torch calls what a module's get_extra_state gives.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gdtrain.errors import CheckpointError
-from gdtrain.training.sharding import split_like
+from gdtrain.training.placement.sharding import split_like
 from gdtrain.training.state.plain_values import (
     check_like,
     check_plain,

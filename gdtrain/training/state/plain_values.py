@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gdtrain.errors import CheckpointError
-from gdtrain.training.sharding import copy_of
+from gdtrain.training.placement.sharding import copy_of
 
 # Far beyond any run, and such that a checkpoint's name and arrays can hold what is added to it.
 _MAX_COUNT = 10**17
@@ -48,8 +48,8 @@ def is_torchs(part: Any) -> bool:
 def copied(value: Any, name: str) -> Any:
     """Nested dicts, lists and tuples of tensors, numbers, text and None, in copies.
 
-    Split tensors are gathered, see :func:`gdtrain.training.sharding.copy_of`. name: of the value,
-    for messages.
+    Split tensors are gathered, see :func:`gdtrain.training.placement.sharding.copy_of`. name: of
+    the value, for messages.
     Raises CheckpointError, naming it, for any other kind of value: no checkpoint could hold it.
     """
     if isinstance(value, Tensor):

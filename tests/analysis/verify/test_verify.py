@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from gdtrain import Batch, BatchLoader, Trainer, register_loss
 from gdtrain.analysis.verify import processes
 from gdtrain.analysis.verify.gradients import Report, Row, verify
-from gdtrain.cli.jobs.verify import first_samples
 from gdtrain.cli.main import main
+from gdtrain.cli.runs.verify_job import first_samples
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 from gdtrain.errors import ModelError

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.interruptions import StopAfter
-from helpers.schema_errors import SCHEMA, errors
+from helpers.faults.interruptions import StopAfter
+from helpers.hostile.schema_errors import SCHEMA, errors
 from torch import Tensor, nn
 
 from gdtrain import (

@@ -31,7 +31,7 @@ from gdtrain.data.batch import Plan
 from gdtrain.data.streams import lines
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.training.metrics import accuracy
+from gdtrain.training.evaluating.metrics import accuracy
 
 CONFIG = """\
 data: {source: stream, format: csv, path: s.csv, target: y}

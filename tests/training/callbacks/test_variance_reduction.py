@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.interruptions import Injected, StopAfter
+from helpers.faults.interruptions import Injected, StopAfter
 from helpers.ranks import on_ranks
 from torch import Tensor, nn
 

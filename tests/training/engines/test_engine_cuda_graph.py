@@ -9,8 +9,9 @@ from torch import nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError, NonFiniteError
-from gdtrain.training import models, schedules
+from gdtrain.training import models
 from gdtrain.training.engines.cuda.graph import WARM_UPS, CudaGraphEngine
+from gdtrain.training.optimizing import schedules
 
 N = 131
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]

@@ -18,7 +18,8 @@ from gdtrain import (
     Trainer,
 )
 from gdtrain.errors import ConfigError, NonFiniteError
-from gdtrain.training import models, schedules
+from gdtrain.training import models
+from gdtrain.training.optimizing import schedules
 
 pytest.importorskip("jax")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.faults.torture import start_run
 from helpers.paths import CONFIGS
 from helpers.ranks import on_ranks
-from helpers.torture import start_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -29,7 +29,7 @@ from gdtrain.cli.main import main
 from gdtrain.errors import DataError, ModelError, ProcessError
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.training.placement.distributed import join
-from gdtrain.training.sharding import shard
+from gdtrain.training.placement.sharding import shard
 
 N = 103  # divisible by nothing
 UPDATES = 50

@@ -12,7 +12,7 @@ from gdtrain import BatchLoader, Callback, MiniBatchLoader, Prequential, Trainer
 from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.sharpness import largest_eigenvalue
 from gdtrain.errors import DeviceError, NonFiniteError
-from gdtrain.training.metrics import accuracy
+from gdtrain.training.evaluating.metrics import accuracy
 from gdtrain.training.placement.distributed import World
 
 draw = torch.Generator().manual_seed(3)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.interruptions import Injected, StopAfter
+from helpers.faults.interruptions import Injected, StopAfter
 from helpers.ranks import on_ranks
 from torch import nn
 

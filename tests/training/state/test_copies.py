@@ -23,7 +23,7 @@ from gdtrain import (
     StepLosses,
     Trainer,
 )
-from gdtrain.training import schedules
+from gdtrain.training.optimizing import schedules
 
 draw = torch.Generator().manual_seed(0)
 X = torch.randn(20, 3, generator=draw)

@@ -1,1 +1,0 @@
-"""What the commands do, from start to exit code; imported when a command runs."""

@@ -1,0 +1,100 @@
+"""The records of a run that its log section asks for, besides metrics.jsonl: for people to read."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gdtrain.analysis.monitors.trajectory import Trajectory
+from gdtrain.cli.trained.plot_job import broken_of, labels
+from gdtrain.config.schema import Config, LogSection
+from gdtrain.errors import ConfigError, MissingPackageError
+from gdtrain.output import run_directory
+from gdtrain.output.metrics_csv import MetricsCsv
+from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.metrics_log import MetricsLog
+from gdtrain.output.plots import curves, picture_files, style
+from gdtrain.output.plots.curves import RunLog
+from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+# Reading more would make the end of a run wait; the command plot takes its time.
+_MOST_BYTES = 16 << 20
+
+
+def check(section: LogSection) -> None:
+    """Raise ConfigError if something is asked for whose package is missing."""
+    if section.tensorboard:
+        try:
+            require_tensorboard()
+        except MissingPackageError as error:
+            raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
+
+
+def callbacks(
+    section: LogSection, log: MetricsLog, trainer: Trainer, directory: Path
+) -> list[Callback]:
+    """The callbacks that write a run's numbers into its directory, for rank 0; log: the first."""
+    attempt = log.faults.attempt
+    for callback in trainer.callbacks:
+        if isinstance(callback, Trajectory):
+            callback.path, callback.attempt = directory / run_directory.TRAJECTORY, attempt
+    kept: list[Callback] = [log]
+    if section.tensorboard:
+        events = directory / run_directory.TENSORBOARD
+        kept.append(TensorBoard(events, section.every_n_steps, attempt))
+    if section.csv:
+        kept.append(MetricsCsv(log.path, directory / run_directory.CSV, attempt))
+    return kept
+
+
+def draw_loss(config: Config, directory: Path) -> str:
+    """Leave loss.png in the directory of a run that is over; say where it is, or why there is none.
+
+    Whatever goes wrong is a note: the run is done.
+    """
+    if not config.log.picture:
+        return ""
+    if not style.is_installed():
+        return f"no {run_directory.PICTURE}: {style.MISSING}"
+    metrics = directory / run_directory.METRICS
+    try:
+        if metrics.stat().st_size > _MOST_BYTES:
+            logger.warning(
+                "%s was not drawn, since the log is long; python -m gdtrain plot %s draws it",
+                *(run_directory.PICTURE, directory),
+            )
+            return ""
+        with _in_haste():
+            (label,) = labels([directory])
+            broken = broken_of(directory)
+            log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken)
+            if log.steps or log.epochs:
+                picture = directory / run_directory.PICTURE
+                picture_files.save(curves.picture([log]), picture)
+                return f"drawn: {picture}"
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s was not drawn: %s", run_directory.PICTURE, message)
+    return ""
+
+
+@contextmanager
+def _in_haste() -> Iterator[None]:
+    """Import and draw without looking for garbage, a quarter of the time, and without remarks."""
+    collecting, remarks = gc.isenabled(), logging.getLogger("matplotlib")
+    level = remarks.level
+    gc.disable()
+    remarks.setLevel(logging.ERROR)  # such as that it builds its cache of fonts
+    try:
+        yield
+    finally:
+        remarks.setLevel(level)
+        if collecting:
+            gc.enable()

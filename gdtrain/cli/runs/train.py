@@ -1,0 +1,127 @@
+"""The command that needs no name: train, as a configuration says."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TextIO
+
+from gdtrain.cli.options import (
+    Parser,
+    add_config,
+    add_import,
+    add_json,
+    add_quiet,
+    import_modules,
+    name_of,
+    results_alone,
+)
+from gdtrain.errors import ConfigError, Fault
+from gdtrain.training.safety.signals import current_desk
+from gdtrain.version import __version__
+
+_COMMANDS = """\
+commands, each with a --help of its own:
+  compare    several forms side by side, with a report to look at
+  convert    a CSV file of any size to a folder for source: mapped
+  evaluate   loss and metrics of a run's model on labelled data
+  export     a run's model in a file of PyTorch or ONNX, with its preprocessing
+  init       write a configuration to start from
+  landscape  draw the loss around the way that the weights have taken
+  list       the parts that a configuration can name
+  lr-range   raise the learning rate until the loss diverges; suggest one
+  plot       draw loss and learning rate of one or several runs
+  predict    predict for the rows of a file with the model of a run
+  replay     rebuild the state before any update of a run, and look at it
+  schema     the JSON Schema of configurations, for editors
+  sweep      train at each point of a grid of settings, and compare
+  train      the same as without a command
+  verify     whether gradient and updates are those of plain PyTorch
+
+Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 ended by a signal, with a \
+checkpoint, 1 else.
+"""
+
+
+def train(given: list[str]) -> int:
+    """Train, or with an option say what would be trained."""
+    parser = _parser()
+    if not given:
+        parser.exit(2, parser.format_help())
+    options = parser.parse_intermixed_args(given)
+    if options.print_config and options.json:
+        message = "has no effect with --print-config, which prints YAML; remove one of the two"
+        raise ConfigError([Fault("--json", message, "command line")])
+    with results_alone(options.json) as results:
+        return _train(options, results)
+
+
+def _train(options: argparse.Namespace, results: TextIO | None) -> int:
+    import_modules(options.imports)
+    from gdtrain.config.load import dump, load_config
+
+    config, document = load_config(options.config, options.overrides, by_index=options.print_config)
+    if options.print_config:
+        print(dump(config), end="")
+        return 0
+    from gdtrain.cli.runs.train_job import TrainJob
+    from gdtrain.training.placement.compiler_import import leave_compiler_out
+
+    leave_compiler_out()
+    job = TrainJob(
+        config=config,
+        document=document,
+        name=name_of(options.config),
+        output_dir=options.output_dir,
+        resume=options.resume,
+        verify_data=options.verify_data,
+        signals=current_desk(),
+        quiet=options.quiet,
+        results=results,
+    )
+    return job.dry_run() if options.dry_run else job.run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "",
+        "Train a PyTorch model by batch, stochastic or mini-batch gradient descent.",
+        examples=(
+            "--config minibatch.yaml",
+            "--config minibatch.yaml optimizer.lr=0.1 loader.batch_size=8",
+            "--config batch.yaml epochs=5 --output-dir runs/mine",
+            "--config batch.yaml epochs=5 --output-dir runs/mine --resume",
+        ),
+        notes=_COMMANDS,
+    )
+    parser.usage = "python -m gdtrain --config FILE [section.key=value ...] [options]"
+    add_config(parser)
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="where results go (default: runs/<config name>/<n>)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --output-dir, or the newest",
+    )
+    parser.add_argument(
+        "--verify-data",
+        action="store_true",
+        help="with --resume: read mapped data whole, changed or not",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="make one update, evaluate one batch, write nothing",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
+    add_quiet(parser)
+    add_json(parser, "the summary")
+    add_import(parser)
+    parser.add_argument("--version", action="version", version=f"gdtrain {__version__}")
+    return parser

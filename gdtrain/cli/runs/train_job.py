@@ -1,0 +1,430 @@
+"""The train command: build, train, and leave a run's results behind."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.disk_faults import DiskFaults
+from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.cli.runs import logs
+from gdtrain.cli.runs.resume import is_restart, settings_of, take_up
+from gdtrain.config.baseline import baseline
+from gdtrain.config.build import BuiltRun, build, stage
+from gdtrain.config.building.data import SharedSources
+from gdtrain.config.load import dump
+from gdtrain.config.places import Document, key_path
+from gdtrain.config.schema import Config
+from gdtrain.data.batch import Batch, Block
+from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.data.names import counted
+from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.output import run_directory, run_results
+from gdtrain.output.console import ProgressBar
+from gdtrain.output.metrics_file import finite
+from gdtrain.output.metrics_log import MetricsLog
+from gdtrain.output.terminal import printable, results_are_files, say
+from gdtrain.training.callbacks.averaging import Averaging
+from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.validation import EarlyStopping
+from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE
+from gdtrain.training.placement import distributed
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.safety import diagnosis
+from gdtrain.training.safety.signals import SignalDesk
+from gdtrain.training.state import snapshot
+from gdtrain.training.state.keeper import unchanged
+from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
+
+EXIT_NON_FINITE = 3
+
+
+@dataclass
+class TrainJob:
+    """One run of the train command.
+
+    document: where each setting stands, for messages. name: of the configuration, for the
+    default output directory. signals: takes them from the start of the program on. quiet: say
+    nothing but what went wrong. results: where the summary goes as JSON, if that is asked for.
+    """
+
+    config: Config
+    document: Document
+    name: str
+    signals: SignalDesk
+    output_dir: Path | None = None
+    resume: bool = False
+    verify_data: bool = False
+    quiet: bool = False
+    results: TextIO | None = None
+    sources: SharedSources | None = None
+
+    def run(self) -> int:
+        """Train and write everything, rank 0 for all ranks; return the exit code."""
+        if self.results is None:
+            results_are_files()
+        world = distributed.join(self.config.device, self.config.process_timeout)
+        code = self._train(world)
+        distributed.leave()
+        return code
+
+    def _train(self, world: World) -> int:
+        run, leads = self._built(), world.rank == 0
+        trainer = run.trainer
+        directory = self._directory(leads)
+        console = ProgressBar()
+        store = self._store(directory)
+        faults = DiskFaults(store.make_room)
+        metrics = directory / run_directory.METRICS
+        log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
+        checkpoints = self._checkpoints(store, log)
+        written = logs.callbacks(self.config.log, log, trainer, directory)
+        shown = [console] if leads and not self.quiet else []
+        stops = _Stops(self.signals)
+        trainer.callbacks += [*(written if leads else []), checkpoints, *shown, stops]
+        self.signals.watch(
+            lambda signum: trainer.stop(signal.Signals(signum).name), checkpoints.save_soon
+        )
+        with notices(self.quiet), run_directory.locked(directory if leads else None):
+            self._start(run, directory, checkpoints, log)
+            if self.resume:
+                stops.reason = _reason(trainer)
+                stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
+            status, interrupted, to_beat = "failed", 0, baseline(run)
+            try:
+                status, interrupted = self._fit(trainer, checkpoints, directory)
+            finally:
+                console.close()
+                if leads and stops.has_begun:
+                    self._leave_files(run, directory, faults)
+                    write = partial(run_results.write_summary, directory, trainer, status, to_beat)
+                    faults.attempt(run_directory.SUMMARY, write)
+            picture = self._leave_results(trainer, directory, faults, status)
+            summary = run_results.summary_of(trainer, status, to_beat)
+            if leads:
+                self._result({"directory": str(directory)} | summary)
+            if status == "non_finite":
+                if faults.error is not None:
+                    say(f"gdtrain: {faults.error}")
+                return EXIT_NON_FINITE
+            if world.any(faults.error is not None):  # rank 0 alone knows; all leave together
+                if faults.error is not None:
+                    say(f"gdtrain: {' '.join(str(faults.error).splitlines())}")
+                return 1
+            if leads and interrupted:
+                say(f"interrupted; go on with --output-dir {directory} --resume")
+            elif leads:
+                self._tell(_closing_line(summary, directory))
+                self._tell(picture)
+            return 128 + interrupted if interrupted else 0
+
+    def _built(self) -> BuiltRun:
+        """What the configuration names, tried on its first batch, with the engine of the run."""
+        with faults_placed(self.document), notices(self.quiet):
+            logs.check(self.config.log)
+            run = build(self.config, sources=self.sources)
+            self._check_first_batch(run)
+            with stage(""):
+                run.trainer.choice.settle(self.config.epochs)
+        return run
+
+    def _fit(self, trainer: Trainer, checkpoints: Checkpoints, directory: Path) -> tuple[str, int]:
+        """Train; how it ended, and the signal that ended it early, if one did."""
+        try:
+            trainer.fit(self.config.epochs)
+        except NonFiniteError as error:
+            if trainer.world.rank == 0:
+                say(f"gdtrain: {error}")
+                say(_replay_hint(directory, trainer.progress.step + 1))
+            return "non_finite", 0
+        ending = self._ending(trainer)
+        gave_up = trainer.world.any(checkpoints.gave_up)  # which rank 0 alone knows
+        return ("failed", 0) if gave_up else ending
+
+    def _leave_results(
+        self, trainer: Trainer, directory: Path, faults: DiskFaults, status: str
+    ) -> str:
+        """Write the weights of a run that has come to its end, and its picture; where that is."""
+        leads = trainer.world.rank == 0
+        if status in ("done", "stopped"):  # all ranks have a part in the weights
+            files = {run_directory.WEIGHTS: snapshot.weights(trainer), **_averages(trainer)}
+            for name, weights in files.items() if leads else ():
+                faults.attempt(name, partial(run_results.write_weights, directory, weights, name))
+        if leads and status != "interrupted":
+            return logs.draw_loss(self.config, directory)
+        return ""
+
+    def _tell(self, text: str) -> None:
+        """Say what goes on, unless nobody wants to know."""
+        if text and not self.quiet:
+            say(text)
+
+    def _result(self, summary: dict[str, Any]) -> None:
+        """Print the summary as JSON, if that was asked for."""
+        if self.results is not None:
+            print(json.dumps(finite(summary)), file=self.results, flush=True)
+
+    def _leave_files(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
+        """Write again what somebody has removed in mid-run, and say so."""
+        for name, text in self._texts(run).items():
+            path = directory / name
+
+            def write(path: Path = path, text: str = text) -> None:
+                disk.make_anew(path.parent)
+                if not disk.is_there(path):
+                    disk.replace_file(path, text.encode())
+                    logger.warning("%s was missing, and is written anew", path)
+
+            faults.attempt(name, write)
+
+    def _renew_texts(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
+        """The same of a run that goes on, as settings may be new; that can wait for a full disk."""
+        for name, text in self._texts(run).items():
+            faults.attempt(name, partial(disk.replace_file, directory / name, text.encode()))
+
+    def _write_texts(self, run: BuiltRun, directory: Path) -> None:
+        for name, text in self._texts(run).items():
+            run_directory.write_text(directory / name, text)
+
+    def _texts(self, run: BuiltRun) -> dict[str, str]:
+        """The files that are known before training; config.yaml comes last."""
+        return {
+            run_directory.PREPROCESSING: run.preprocessing.text(),
+            run_directory.CONFIG: dump(self.config),
+        }
+
+    def _ending(self, trainer: Trainer) -> tuple[str, int]:
+        """How training ended, and the signal that ended it early, if one did, on any rank."""
+        signum = max(max(seen) for seen in trainer.world.gather([self.signals.stopped_by]))
+        if signum and trainer.progress.epoch < self.config.epochs:
+            return "interrupted", signum
+        return "stopped" if trainer.should_stop and not signum else "done", 0
+
+    def dry_run(self) -> int:
+        """Build everything, make one update, evaluate one validation batch, write nothing."""
+        with faults_placed(self.document), notices(self.quiet):
+            logs.check(self.config.log)
+            run = build(self.config)
+            self._check_first_batch(run)
+        for note in run.notes:
+            self._tell(note)
+        trainer, plan = run.trainer, run.loader.plan(0)
+        with faults_placed(self.document), stage("data"):  # of a stream, it may come only now
+            batch = next(trainer.read(run.loader, plan))
+        block = Block(plan, 0, 1, [batch])
+        with faults_placed(self.document), stage(""):
+            losses = trainer.engine.run(block)
+        if not len(losses):
+            say(f"gdtrain: {diagnosis.non_finite(trainer, block, 0)}")
+        found: dict[str, Any] = {"status": "dry_run", "device": str(trainer.device)}
+        found |= {"parameters": sum(p.numel() for p in trainer.model.parameters())}
+        found |= {"samples": len(batch), "loss": float(losses[0]) if len(losses) else math.nan}
+        if len(losses) and run.validation is not None:
+            batch = _first_part(next(trainer.read(run.validation)))
+            with torch.no_grad(), unchanged(trainer, training=False):
+                loss = float(trainer.batch_loss(batch))
+            found |= {"validation_samples": len(batch), "validation_loss": loss}
+        if self.results is None and len(losses) and not self.quiet:
+            print(_dry_run_line(found))
+        self._result(found)
+        numbers = (found["loss"], found.get("validation_loss", 0.0))
+        return 0 if all(map(math.isfinite, numbers)) else EXIT_NON_FINITE
+
+    def _check_first_batch(self, run: BuiltRun) -> None:
+        """Find what does not fit before anything is written: forward passes, then undone.
+
+        Of the first batch of the first epoch and of its last one, which may be shorter, and
+        likewise of the phase with the shortest batch; of a stream, of the first if it is there.
+        """
+        trainer = run.trainer
+        turns = run.loader.turns(self.config.epochs)
+        shortest = min(turns[1:], key=lambda e: run.loader.outline(e).smallest_batch, default=0)
+        for epoch in sorted({0, shortest}):
+            plan = run.loader.plan(epoch)
+            with stage("data"):
+                numbers = plan.ends()
+            with stage(""), torch.no_grad(), unchanged(trainer):
+                for number in numbers:
+                    trainer.batch_loss(_first_part(next(trainer.read(run.loader, plan, number))))
+
+    def _directory(self, leads: bool) -> Path:
+        """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
+        if self._goes_on():
+            return run_directory.latest_directory(self.output_dir, self.name)
+        self.resume = False
+        if leads:
+            return run_directory.new_directory(self.output_dir, self.name)
+        return self.output_dir or Path()  # where this rank writes nothing
+
+    def _goes_on(self) -> bool:
+        """As asked for, or after a restart by torchrun, if the run had begun by then."""
+        if self.resume or not is_restart():
+            return self.resume
+        self.resume = run_directory.has_begun(self.output_dir, self.name)
+        return self.resume
+
+    def _store(self, directory: Path) -> CheckpointStore:
+        return CheckpointStore(
+            directory / run_directory.CHECKPOINTS,
+            self.config.checkpoint.keep_last,
+            sync_first=[directory / run_directory.METRICS],
+            keep_every_n_steps=self.config.checkpoint.keep_every_n_steps,
+        )
+
+    def _checkpoints(self, store: CheckpointStore, log: MetricsLog) -> Checkpoints:
+        """The callback that all ranks have, since each holds a part of the state."""
+        section = self.config.checkpoint
+        return Checkpoints(
+            store,
+            every_n_steps=section.every_n_steps,
+            every_n_epochs=section.every_n_epochs,
+            every_seconds=section.every_seconds,
+            keep_best=section.keep_best,
+            settings=settings_of(self.config),
+            marks=lambda: {"log_bytes": log.size},
+            faults=log.faults,
+        )
+
+    def _start(
+        self, run: BuiltRun, directory: Path, checkpoints: Checkpoints, log: MetricsLog
+    ) -> None:
+        """Take up the run that is to go on, or write what is known before training.
+
+        config.yaml comes last: a run has begun, and can be resumed, once it is there.
+        """
+        leads = run.trainer.world.rank == 0
+        if self.resume:
+            log.least_bytes = take_up(run, directory, checkpoints, self.verify_data, self._tell)
+            run.trainer.choice.settle(self.config.epochs)  # that of the run
+        else:
+            checkpoints.save_now(run.trainer)
+        if not leads:
+            return
+        if not self.resume:
+            self._write_texts(run, directory)
+        processes = run.trainer.world.size
+        for note in run.notes:
+            self._tell(note)
+        self._tell(
+            f"training on {run.trainer.device} with engine {run.trainer.engine.name}"
+            + (f" in {processes} processes" if processes > 1 else "")
+            + f", {run.loader.extent}; "
+            f"results go to {directory}"
+        )
+
+
+class _Stops(Callback):
+    """Stops a fit for a signal that came before it had begun, and was told to nobody then.
+
+    reason: why the run that is resumed had stopped by itself: it ends with the same bits. begin: to
+    be done when all others have begun; until then, a resume that is refused has changed no file.
+    """
+
+    def __init__(self, signals: SignalDesk) -> None:
+        super().__init__()
+        self.signals = signals
+        self.reason: str | None = None
+        self.begin: Callable[[], None] | None = None
+        self.has_begun = False
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.has_begun = True
+        if self.begin is not None:
+            self.begin()
+        if self.reason is not None:
+            trainer.stop(self.reason)
+        if self.signals.stopped_by:
+            trainer.stop(signal.Signals(self.signals.stopped_by).name)
+
+
+def _reason(trainer: Trainer) -> str | None:
+    """Why early stopping has ended the run, if it has."""
+    stopping = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
+    return next((one.reason for one in stopping if one.reason is not None), None)
+
+
+def _averages(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The averaged weights, if there are any, by the name of their file; for all ranks together."""
+    for callback in trainer.callbacks:
+        if isinstance(callback, Averaging) and callback.count:
+            return {run_directory.AVERAGED: callback.weights(trainer)}
+    return {}
+
+
+def _first_part(batch: Batch) -> Batch:
+    """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
+    return next(batch.split(UNMEASURED_SIZE)) if isinstance(batch, LazyBatch) else batch
+
+
+def _replay_hint(directory: Path, step: int) -> str:
+    return f"look at that update with: python -m gdtrain replay --step {step} {directory}"
+
+
+@contextmanager
+def faults_placed(document: Document) -> Iterator[None]:
+    """Give the faults that building found their places in the configuration."""
+    try:
+        yield
+    except ConfigError as error:
+        placed = [document.fault(key_path(f.key), f.message) for f in error.faults]
+        raise ConfigError(placed) from error
+
+
+@contextmanager
+def notices(quiet: bool = False) -> Iterator[None]:
+    """Show what the library has to say about the settings, once and in one line each; or not."""
+    leads = os.environ.get("RANK", "0") == "0"  # of processes started by torchrun
+    shown = leads and not quiet
+    handler = logging.StreamHandler(sys.stderr) if shown else logging.NullHandler()
+    handler.setFormatter(_Printable("note: %(message)s"))
+    logger = logging.getLogger("gdtrain")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Printable(logging.Formatter):
+    """Writes control characters as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _dry_run_line(found: dict[str, Any]) -> str:
+    line = (
+        f"dry run on {found['device']}: {found['parameters']:,} parameters; "
+        f"one update of {found['samples']:,} samples: loss {found['loss']:.4g}"
+    )
+    if "validation_loss" in found:
+        held_out, loss = found["validation_samples"], found["validation_loss"]
+        line += f"; one validation batch of {held_out:,}: loss {loss:.4g}"
+    return f"{line}; nothing written"
+
+
+def _closing_line(summary: dict[str, Any], directory: Path) -> str:
+    shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
+    for name, value in summary["validation"].items():
+        shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
+    ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
+    return (
+        f"{ended}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'update')} in "
+        f"{summary['seconds']:.1f} s; {', '.join(shown)}; see {directory}"
+    )

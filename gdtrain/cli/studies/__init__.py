@@ -1,0 +1,1 @@
+"""Commands that train many runs to answer a question: compare, sweep and lr-range."""

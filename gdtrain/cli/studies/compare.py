@@ -1,0 +1,180 @@
+"""The command ``compare``: several forms on one problem, measured, with a report to look at."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TextIO
+
+from gdtrain.cli.options import (
+    Parser,
+    add_import,
+    add_json,
+    add_quiet,
+    import_modules,
+    results_alone,
+    split_settings,
+)
+from gdtrain.errors import ConfigError, Fault
+from gdtrain.training.safety.signals import current_desk
+
+UNITS = ("epochs", "samples", "updates", "seconds")
+# Half decades, from what suits single samples under momentum to what suits all of them together.
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+_NOTES = """\
+Data, model, loss, seed, device and precision must be the same in all configurations. Early \
+stopping, monitors, checkpoints and averaging play no part.
+Exit codes: 0 done (a form that diverged is a result), 2 bad input, 129/130/131/143 ended by a \
+signal (what was done is written), 1 else.
+"""
+
+
+def compare(given: list[str]) -> int:
+    """Train several forms from the same start under the same budget, and compare them."""
+    options = _parser().parse_intermixed_args(given)
+    faults = _faults(options)
+    if faults:
+        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+    with results_alone(options.json) as results:
+        return _compare(options, results)
+
+
+def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
+    import_modules(options.imports)
+    from gdtrain.config.comparison import load_forms
+
+    paths, overrides = split_settings(options.configs)
+    forms = load_forms(paths, overrides, _names(options.loaders))
+    from gdtrain.cli.studies.compare_job import CompareJob
+    from gdtrain.training.placement.compiler_import import leave_compiler_out
+
+    leave_compiler_out()
+    job = CompareJob(
+        forms=forms,
+        budget={unit: getattr(options, unit) for unit in UNITS},
+        target_loss=options.target_loss,
+        lr_grid=options.lr_grid or (GRID if options.tune else ()),
+        looks=options.looks,
+        seeds=options.seeds,
+        output_dir=options.output_dir,
+        signals=current_desk(),
+        quiet=options.quiet,
+        results=results,
+    )
+    return job.run()
+
+
+def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """What is wrong with the options themselves: (option, what)."""
+    found = []
+    paths, _ = split_settings(options.configs)
+    if not paths:
+        found.append(("config", "missing; give at least one configuration file"))
+    if options.loaders is not None and len(paths) > 1:
+        found.append(("loaders", "goes with one configuration; give one, or leave it out"))
+    if options.loaders is None and len(paths) == 1:
+        found.append(("loaders", "missing; name what to compare, such as batch,sample,minibatch"))
+    if options.loaders is not None and not all(_names(options.loaders) or [""]):
+        found.append(("loaders", f"holds an empty name: {options.loaders!r}"))
+    chosen = [unit for unit in UNITS if getattr(options, unit) is not None]
+    if len(chosen) > 1:
+        found.append((chosen[1], f"can't be given together with --{chosen[0]}; remove one"))
+    for unit in chosen:
+        amount = getattr(options, unit)
+        if not 0 < amount < math.inf:
+            found.append((unit, f"must be > 0, got {amount:g}"))
+    if options.target_loss is not None and not math.isfinite(options.target_loss):
+        found.append(("target-loss", f"must be a finite number, got {options.target_loss}"))
+    if options.tune and options.lr_grid:
+        found.append(("tune", "has no effect beside --lr-grid; remove one of the two"))
+    for lr in options.lr_grid or ():
+        if not 0 < lr < math.inf:
+            found.append(("lr-grid", f"must hold numbers > 0, got {lr:g}"))
+    if options.seeds is not None and options.seeds < 1:
+        found.append(("seeds", f"must be >= 1, got {options.seeds}"))
+    if options.looks < 2:
+        found.append(("looks", f"must be >= 2, got {options.looks}"))
+    return found
+
+
+def _names(loaders: str | None) -> list[str]:
+    return [] if loaders is None else [name.strip() for name in loaders.split(",")]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(dict.fromkeys(float(word) for word in text.split(",")))
+
+
+_numbers.__name__ = "list of numbers"  # what argparse calls it when it can't be read
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "compare",
+        "Train several forms of gradient descent from the same weights on the same "
+        "samples, measure speed, loss, memory and stability, and write compare.json and a report "
+        "that opens in a browser, offline.",
+        examples=(
+            "compare minibatch.yaml --loaders batch,sample --updates 30",
+            "compare batch.yaml --loaders batch --tune --updates 9",
+        ),
+        notes=_NOTES,
+    )
+    parser.usage = "python -m gdtrain compare CONFIG [CONFIG ...] [options]"
+    parser.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="configurations (YAML), and settings for all of them: section.key=value",
+    )
+    parser.add_argument(
+        "--loaders",
+        metavar="NAMES",
+        help="of one configuration, the forms to compare: batch,sample,minibatch; or "
+        "minibatch:B, with batches of B",
+    )
+    budget = parser.add_argument_group("budget of each form (default: the configuration's epochs)")
+    budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
+    budget.add_argument("--samples", type=int, metavar="N", help="samples trained on")
+    budget.add_argument("--updates", type=int, metavar="N", help="steps of the optimizer")
+    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, looks left out")
+    parser.add_argument(
+        "--target-loss",
+        type=float,
+        metavar="LOSS",
+        help="full loss to give times to (default: the largest final one of those that learnt)",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help=f"the best of these learning rates for each form: {', '.join(f'{x:g}' for x in GRID)}",
+    )
+    parser.add_argument(
+        "--lr-grid", type=_numbers, metavar="RATES", help="the same with others: 0.01,0.1"
+    )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=100,
+        metavar="N",
+        help="updates around which the full loss is evaluated (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="K",
+        help="train each form with K seeds, from the configuration's on, and say what they "
+        "support; a form is recommended from 5 on",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="where results go (default: runs/compare/<n>); new or empty",
+    )
+    add_quiet(parser)
+    add_json(parser, "compare.json")
+    add_import(parser)
+    return parser

@@ -1,0 +1,127 @@
+"""The command ``sweep``: many runs over a grid of settings, and what they say together."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TextIO
+
+from gdtrain.cli.options import (
+    Parser,
+    add_import,
+    add_json,
+    add_quiet,
+    import_modules,
+    results_alone,
+    split_settings,
+)
+from gdtrain.errors import ConfigError, Fault
+
+_EXAMPLES = (
+    "sweep batch.yaml optimizer.lr=0.1,1 seed=0..1 epochs=1",
+    "sweep minibatch.yaml loader=batch,sample seed=0,1 epochs=1",
+)
+_NOTES = """\
+Values are separated by commas; 0..9 are ten whole numbers. A file can have them in a section, \
+sweep: {optimizer.lr: [0.01, 0.1], seed: 0..9}. Finished runs are not repeated by --resume, and \
+the grid may have grown.
+
+Exit codes: 0 done (runs that diverged or failed are rows), 1 if every run failed, 2 bad input, \
+129/130/131/143 ended by a signal, with what was done written.
+"""
+
+
+def sweep(given: list[str]) -> int:
+    """Train once at each point of a grid, several at a time, and say what came of it."""
+    options = _parser().parse_intermixed_args(given)
+    faults = _faults(options)
+    if faults:
+        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+    with results_alone(options.json) as results:
+        return _sweep(options, results)
+
+
+def _sweep(options: argparse.Namespace, results: TextIO | None) -> int:
+    import_modules(options.imports)
+    from gdtrain.config.grid import load_sweep
+
+    paths, settings = split_settings(options.configs)
+    loaded = load_sweep(paths, settings)
+    from gdtrain.cli.studies.sweep_job import SweepJob
+
+    return SweepJob(
+        loaded,
+        imports=options.imports,
+        jobs=options.jobs,
+        cluster=options.cluster,
+        random=options.random,
+        by=options.by,
+        output_dir=options.output_dir,
+        resume=options.resume,
+        quiet=options.quiet,
+        results=results,
+    ).run()
+
+
+def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """What is wrong with the options themselves: (option, what)."""
+    found = []
+    if not split_settings(options.configs)[0]:
+        found.append(("config", "missing; give at least one configuration file"))
+    if options.jobs < 1:
+        found.append(("jobs", f"must be >= 1, got {options.jobs}"))
+    if options.random is not None and options.random < 1:
+        found.append(("random", f"must be >= 1, got {options.random}"))
+    if options.cluster is not None and options.jobs > 1:
+        found.append(("jobs", "has no effect beside --cluster, whose workers are counted there"))
+    if options.resume and options.output_dir is None:
+        found.append(("resume", "goes with --output-dir, which names the sweep to go on with"))
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        "sweep",
+        "Train once at each point of a grid of settings, several runs at a time, and compare the "
+        "settings over their seeds. Leaves a table, rows.csv, and a run directory for each run.",
+        examples=_EXAMPLES,
+        notes=_NOTES,
+    )
+    parser.add_argument(
+        "configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="configurations (YAML), which are merged, and settings with their values: "
+        "section.key=a,b,c",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a Dask scheduler, such as tcp://host:8786"
+    )
+    parser.add_argument(
+        "--random",
+        type=int,
+        metavar="N",
+        help="take N of the combinations at random, each with every seed",
+    )
+    parser.add_argument(
+        "--by",
+        metavar="NUMBER",
+        help="what settings are compared by, such as val_accuracy (default: val_loss, or "
+        "train_loss without a validation part)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="where results go (default: runs/sweep/<n>); new or empty, but for --resume",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the sweep in --output-dir"
+    )
+    add_quiet(parser)
+    add_json(parser, "rows and what they say")
+    add_import(parser)
+    return parser

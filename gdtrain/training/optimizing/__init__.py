@@ -1,0 +1,1 @@
+"""What steps the weights: optimizers, schedules, several of them, and phases."""

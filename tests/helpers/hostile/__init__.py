@@ -1,0 +1,1 @@
+"""Input that attacks: damaged files, configurations and checkpoints."""
