@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -13,6 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo,
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from gdtrain import registry
+from gdtrain.near_names import nearest
 from gdtrain.registry import KINDS
 from gdtrain.settings import LARGEST, PositiveFloat, Settings
 
@@ -62,8 +62,8 @@ def not_among(value: Any, known: Iterable[str]) -> str:
     """What is wrong with a name that is none of the known ones, and which may be meant."""
     names = list(known)
     here = _OTHER_NAMES.get(str(value).lower().replace("-", "_"))
-    near = [here] if here in names else difflib.get_close_matches(str(value), names, 1, 0.6)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = here if here in names else nearest(str(value), names)
+    hint = f"; did you mean {near}?" if near else ""
     return f"must be one of {', '.join(names)}; got {shown(value)}{hint}"
 
 

@@ -20,6 +20,7 @@ ROOMS = [
     "parts",
     "registry",
     "settings",
+    "near_names",
     "errors",
     "version",
     "interrupted",

@@ -7,7 +7,6 @@ saved.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from gdtrain.errors import (
     ProcessError,
     StorageError,
 )
+from gdtrain.near_names import nearest
 from gdtrain.output.terminal import check_results, prepare_streams, say
 from gdtrain.training.safety.signals import EndedBySignal, SignalDesk, name_of
 
@@ -103,11 +103,11 @@ def _check_no_command(given: list[str]) -> None:
     word = given[0] if given else "--help"
     if word.startswith("-") or "=" in word:
         return
-    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    near = nearest(word, COMMANDS)
     if word.lower().endswith((".yaml", ".yml")):
         hint = f"to train with it: --config {word}"
     elif near:
-        hint = f"did you mean {near[0]}?"
+        hint = f"did you mean {near}?"
     else:
         hint = f"to train, start with --config FILE; the commands are {', '.join(COMMANDS)}"
     raise ConfigError([Fault("", f"{word!r} is not a command; {hint}", "command line")])

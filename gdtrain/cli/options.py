@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import re
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.near_names import nearest
 from gdtrain.output.terminal import printable
 from gdtrain.training.safety import signals
 
@@ -48,9 +48,9 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             known = [s for action in self._actions for s in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.7)
+            near = nearest(unknown[1], known)
             if near:
-                message += f"; did you mean {near[0]}?"
+                message += f"; did you mean {near}?"
             elif any(action.dest == "overrides" for action in self._actions):
                 message += "; settings are written without dashes, such as epochs=20"
         super().error(printable(message))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,6 +13,7 @@ from gdtrain import registry
 from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
+from gdtrain.near_names import nearest
 from gdtrain.parts import not_among, settings_of, shown
 
 MOST_TOLD = 50
@@ -178,9 +178,9 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
     if str(path[0]) in MAPPINGS and len(path) == 2:
         known = registry.names(MAPPINGS[str(path[0])])
     near = _sections_of(key, data) if len(path) == 1 else []
-    near += difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if near:
-        return f"unknown key; did you mean {near[0]}?"
+    meant = near[0] if near else nearest(key, known)
+    if meant:
+        return f"unknown key; did you mean {meant}?"
     return f"unknown key; the keys here are {', '.join(known)}" if known else "unknown key"
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Sequence
 
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.near_names import nearest
 
 _SHOWN_NAMES = 50
 
@@ -30,8 +30,8 @@ def check_columns(
         raise ConfigError.of("target", "must name at least one column")
     for name in (*wanted, *(features or ()), *categorical, *exclude, *keep):
         if name not in there:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {_listed(header)}"
+            near = nearest(name, header)
+            hint = f"did you mean {near}?" if near else f"it has {_listed(header)}"
             alone = "; if it should have several, set delimiter" if len(header) == 1 else ""
             raise DataError(f"{path}: has no column {name!r}; {hint}{alone}")
     left_out = {*wanted, *exclude}

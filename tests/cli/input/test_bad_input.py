@@ -255,7 +255,7 @@ def test_a_model_that_this_machine_has_no_memory_for(capsys, model, data, extent
     (fault,) = faults_of(capsys)
     amount = r"[\d,]+\.\d GiB"
     assert re.fullmatch(
-        rf"a\.yaml:2:8: model: needs {amount} of memory for {extent}, and there are {amount}; "
+        rf"a\.yaml:2:8: model: needs {amount} of memory for {extent}, and {amount} are free; "
         "use fewer or smaller layers",
         fault,
     )
