@@ -78,6 +78,7 @@ from gdtrain.training.optimizing.several_optimizers import (
     stepper,
     together,
 )
+from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.placement.device import (
     Placement,
     Precision,
@@ -96,6 +97,8 @@ from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
 logger = logging.getLogger("gdtrain")
+
+leave_compiler_out()  # who trains has optimizers made, and few compile
 
 
 class Trainer:

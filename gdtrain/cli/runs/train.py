@@ -65,9 +65,7 @@ def _train(options: argparse.Namespace, results: TextIO | None) -> int:
         print(dump(config), end="")
         return 0
     from gdtrain.cli.runs.train_job import TrainJob
-    from gdtrain.training.placement.compiler_import import leave_compiler_out
 
-    leave_compiler_out()
     job = TrainJob(
         config=config,
         document=document,

@@ -48,9 +48,7 @@ def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
     paths, overrides = split_settings(options.configs)
     forms = load_forms(paths, overrides, _names(options.loaders))
     from gdtrain.cli.studies.compare_job import CompareJob
-    from gdtrain.training.placement.compiler_import import leave_compiler_out
 
-    leave_compiler_out()
     job = CompareJob(
         forms=forms,
         budget={unit: getattr(options, unit) for unit in UNITS},

@@ -25,7 +25,6 @@ from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, reason_of
 from gdtrain.output import run_directory
-from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.safety.signals import SignalDesk
 
 _WAIT = 0.05  # seconds between looks whether a run's directory is free
@@ -101,7 +100,6 @@ def _in_worker(imports: Sequence[str]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread() and os.environ.get("LOKY_WORKER"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     with redirect_stderr(io.StringIO()):
-        leave_compiler_out()
         import_modules(list(imports))
         yield
 

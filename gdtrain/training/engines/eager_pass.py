@@ -20,6 +20,7 @@ from gdtrain.errors import ModelError
 from gdtrain.training.engines.functional_step import FunctionalStep, Places, step_number
 from gdtrain.training.engines.python_state import PythonState
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
 
@@ -183,6 +184,9 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held.append(tensor)
         form = f"{tensor.dtype} {list(tensor.shape)} {tensor.requires_grad}"
         return self._labels.setdefault(_memory(tensor), f"{name}{len(self._labels)}: {form}")
+
+
+leave_compiler_out(Operators, ("__torch_dispatch__",))
 
 
 def is_drawing(function: Any) -> bool:

@@ -18,8 +18,10 @@ from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign_code import calls_known_code
+from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.engines.obstacles import INSTALL, obstacles
 from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.placement.compiler_import import import_ahead
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_arguments
 
@@ -88,6 +90,8 @@ class EngineChoice:
         except ModelError as error:
             self.instead(wanted, error)
         self.of_run = trainer.engine.name
+        if self.of_run == "eager":
+            import_ahead(trainer.updater, steps_itself=bool(overridden(trainer, ["train_step"])))
 
     def instead(self, name: str, error: ModelError) -> Engine:
         """The engine that goes on where the one of this name can't, from now on the trainer's.

@@ -1,25 +1,55 @@
-"""Keeps torch's compiler out of a process that compiles nothing: to import it takes a second."""
+"""When torch's compiler is imported, which takes a second: where it is used, and in no block."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from typing import Any
 
 from torch.optim import Optimizer
+
+from gdtrain.training.descent import gathered
 
 # What torch.optim marks as not to be compiled.
 _MARKED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
-def leave_compiler_out() -> None:
-    """Let optimizers be made, and their states taken, without importing ``torch._dynamo``.
+def leave_compiler_out(owner: type = Optimizer, names: tuple[str, ...] = _MARKED) -> None:
+    """Let these methods be called without importing ``torch._dynamo``, which torch does there.
 
     At the first call of a method that is marked as not to be compiled, torch imports its compiler
     to make the variant of it that the compiler leaves alone, and keeps that beside the method.
-    Where there is no compiler, the method itself is that variant.
+    While nobody has imported the compiler, the method itself is that variant.
     """
-    if "torch._dynamo" in sys.modules:
-        return
-    for name in _MARKED:
-        method = getattr(getattr(Optimizer, name), "__wrapped__", None)
-        if method is not None:
-            vars(method).setdefault("__dynamo_disable", method)
+    for name in names:
+        marked = getattr(owner, name)
+        method = getattr(marked, "__wrapped__", None)
+        if method is not None and _VARIANT not in vars(method):
+            vars(method)[_VARIANT] = _until_imported(marked, method)
+
+
+_VARIANT = "__dynamo_disable"
+
+
+def _until_imported(marked: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if not hasattr(sys.modules.get("torch._dynamo"), "disable"):
+            return method(*arguments, **options)
+        vars(method).pop(_VARIANT, None)  # torch makes its own
+        return marked(*arguments, **options)
+
+    return call
+
+
+def import_ahead(optimizer: Optimizer, *, steps_itself: bool) -> None:
+    """Import the compiler now, if ``optimizer.step()`` will: an update's time is not an import's.
+
+    steps_itself: whether somebody's own code calls that for every optimizer.
+    """
+    several = getattr(optimizer, "of", None)
+    steps = several.values() if isinstance(several, dict) else [optimizer]
+    if steps_itself or any(gathered(one) is None for one in steps):
+        import_module("torch._dynamo")

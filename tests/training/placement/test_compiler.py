@@ -1,5 +1,6 @@
 """Optimizers are made without torch's compiler, and are the same as with it."""
 
+import pytest
 from helpers import processes
 
 PROGRAM = """
@@ -35,3 +36,61 @@ def test_the_compiler_is_not_imported_and_updates_are_the_same() -> None:
     without = run(out=True)
     assert without.startswith("False ")
     assert without.split(maxsplit=1)[1] == run(out=False).split(maxsplit=1)[1]
+
+
+IMPORTED = """
+import sys, torch
+from torch import nn
+from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.training.callbacks.callback import Callback
+
+class Look(Callback):
+    def on_epoch_start(self, trainer):
+        print("torch._dynamo" in sys.modules)
+
+model = nn.Linear(2, 1)
+optimizer = {optimizer}
+print("torch._dynamo" in sys.modules)
+data = torch.ones(6, 2), torch.ones(6, 1)
+trainer = Trainer(model, nn.MSELoss(), optimizer, MiniBatchLoader(data, 2), engine="eager")
+trainer.callbacks.append(Look())
+trainer.fit(1)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "imported"),
+    [
+        ("torch.optim.SGD(model.parameters(), lr=0.1)", False),
+        ("torch.optim.Adam(model.parameters(), lr=0.1)", True),
+        ("{'all': torch.optim.Adam(model.parameters(), lr=0.1)}", True),
+    ],
+)
+def test_what_a_step_imports_is_imported_before_the_first_block(
+    optimizer: str, imported: bool
+) -> None:
+    done = processes.run("-c", IMPORTED.format(optimizer=optimizer))
+    assert done.returncode == 0, done.err
+    assert done.out.split() == ["False", str(imported), str(imported)]
+
+
+COMPILED = """
+import torch
+from gdtrain.training.placement.compiler_import import leave_compiler_out
+leave_compiler_out()
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer.zero_grad()
+marked = torch.optim.Optimizer.zero_grad.__wrapped__
+ours = vars(marked)["__dynamo_disable"]
+import torch._dynamo
+optimizer.zero_grad()
+print(vars(marked)["__dynamo_disable"] is not ours, torch._dynamo.is_compiling())
+"""
+
+
+def test_once_the_compiler_is_there_torch_marks_the_methods_itself() -> None:
+    done = processes.run("-c", COMPILED)
+    assert done.returncode == 0, done.err
+    assert done.out.split() == ["True", "False"]
