@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "benchmarks" / "speed.py"
+BENCHMARKS = ROOT / "docs" / "explanation" / "benchmarks.md"
 MEASURED = ROOT / "scripts" / "results" / "cpu.json"
 SMALL = ("--only", "teaching-full", "--repeats", "2", "--window", "0")
 
@@ -61,6 +62,6 @@ def test_a_wrong_name_is_refused() -> None:
 
 def test_the_documentation_shows_what_was_measured(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
-    page.write_text((ROOT / "docs" / "benchmarks.md").read_text("utf-8"), "utf-8")
+    page.write_text(BENCHMARKS.read_text("utf-8"), "utf-8")
     assert run("--load", str(MEASURED), "--page", str(page)).returncode == 0
-    assert page.read_text("utf-8") == (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+    assert page.read_text("utf-8") == BENCHMARKS.read_text("utf-8")

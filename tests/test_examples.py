@@ -9,7 +9,7 @@ from helpers.paths import CONFIGS
 
 import gdtrain
 
-# Those of register_… are whole files: docs/custom-parts.md has them, and they are run.
+# Those of register_… are whole files: docs/extending/custom-parts.md has them, and they are run.
 NAMES = [name for name in gdtrain.__all__ if not name.startswith("register_")]
 
 

@@ -1,4 +1,4 @@
-"""Every command and every block of code in README.md and docs/*.md does what is said there."""
+"""Every command and every block of code in README.md and docs/ does what is said there."""
 
 import re
 import runpy
@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = {
     str(file.relative_to(ROOT)): file.read_text("utf-8")
-    for file in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+    for file in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 }
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -39,9 +39,11 @@ def of_all_pages(language: str) -> list[tuple[str, str]]:
     return [(p, block.text) for p in PAGES for block in blocks(p) if block.language == language]
 
 
-INSTALLS = [
-    line for _, text in of_all_pages("bash") for line in text.splitlines() if line[:3] == "pip"
-]
+INSTALLS = list(
+    dict.fromkeys(
+        line for _, text in of_all_pages("bash") for line in text.splitlines() if line[:3] == "pip"
+    )
+)
 # What a configuration needs besides a fragment that is shown.
 REST = {
     "data": "{source: digits, validation_fraction: 0.2}",
@@ -137,7 +139,7 @@ def test_the_index_the_configuration_reference_and_the_schema_file_are_up_to_dat
     written = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
     remedy = "run: python scripts/write_reference.py"
     assert written["index_text"]() == (ROOT / "gdtrain" / "parts.json").read_text("utf-8"), remedy
-    page = PAGES["docs/configuration.md"]
+    page = PAGES["docs/reference/configuration.md"]
     assert "| `batch_size` |" in page
     assert written["with_reference"](page) == page, remedy
     assert written["schema_text"]() == (ROOT / "configs" / "schema.json").read_text("utf-8"), remedy
@@ -147,19 +149,29 @@ def test_the_index_the_configuration_reference_and_the_schema_file_are_up_to_dat
 
 def test_every_shipped_config_is_valid_and_names_its_schema() -> None:
     files = sorted((ROOT / "configs").glob("*.yaml"))
-    assert [f.stem for f in files] == ["batch", "edge_of_stability", "minibatch", "sample"]
     for file in files:
         assert file.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
         config, _ = load_config(file)
-        form = "batch" if file.stem == "edge_of_stability" else file.stem
+        form = file.stem.removeprefix("teaching_").replace("edge_of_stability", "batch")
         assert config.loader.name == form
         assert read_text(file.read_text(), file.name).data["loader"]["name"] == form
 
 
+@pytest.mark.parametrize("prefix", ["", "teaching_"])
+def test_the_three_forms_differ_in_the_loader_and_how_it_descends_alone(prefix: str) -> None:
+    """So that their curves may share a picture."""
+    shared = ("seed", "data", "model", "loss")
+    configs = [
+        read_text((ROOT / "configs" / f"{prefix}{form}.yaml").read_text("utf-8"), form).data
+        for form in ("batch", "sample", "minibatch")
+    ]
+    assert len({str([config[key] for key in shared]) for config in configs}) == 1
+
+
 def test_the_readme_is_short_and_the_index_names_every_page() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 150
-    linked = {target.partition("#")[0] for target in links("docs/README.md")}
-    assert linked == {"../README.md", *(f.name for f in DOCS.glob("*.md"))} - {"README.md"}
+    linked = {target.partition("#")[0] for target in links("docs/index.md")}
+    assert linked == {str(f.relative_to(DOCS)) for f in DOCS.rglob("*.md")} - {"index.md"}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -169,7 +181,7 @@ def test_links_lead_to_files_and_headings(page) -> None:
         file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
         assert file.is_file(), target
         assert not anchor or anchor in anchors(file.read_text("utf-8")), target
-    named = re.findall(r"`((?:gdtrain|configs|scripts|docs)/[\w/]+\.\w+)`", PAGES[page])
+    named = re.findall(r"`((?:gdtrain|configs|scripts|docs|examples)/[\w/]+\.\w+)`", PAGES[page])
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 

@@ -9,7 +9,15 @@ from gdtrain.cli.options import Parser
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.terminal import say
 
-EXAMPLES = ("minibatch", "batch", "sample", "edge_of_stability")
+EXAMPLES = (
+    "minibatch",
+    "batch",
+    "sample",
+    "teaching_minibatch",
+    "teaching_batch",
+    "teaching_sample",
+    "edge_of_stability",
+)
 
 
 def init(given: list[str]) -> int:

@@ -1,7 +1,7 @@
 """What monitors cost: runs with one, at its default cadence, against runs without.
 
     python scripts/benchmarks/monitors.py [--repeats 9] [--only minibatch,scan]
-        [--page docs/monitors.md]
+        [--page docs/how-to/analysis/monitors.md]
 
 Four runs: configs/minibatch.yaml and configs/batch.yaml, and one sample at a time on the teaching
 network 2-4-1, eagerly and under engine scan. In one process, on one thread, the runs of each

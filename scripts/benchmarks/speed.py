@@ -1,7 +1,7 @@
 """gdtrain beside everything else that trains the same model: one run, ratios first.
 
 python scripts/benchmarks/speed.py [--only teaching-1,stream] [--repeats 7] [--json FILE]
-    [--plot FILE] [--page docs/benchmarks.md]
+    [--plot FILE] [--page docs/explanation/benchmarks.md]
 
 Each contestant is a process of its own, kept for the whole run, with one thread, and all of them
 take turns on one core. All are given the same model with the same initial weights, the same data

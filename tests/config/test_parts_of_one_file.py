@@ -217,7 +217,8 @@ def test_the_parts_are_listed_and_stand_in_the_schema_and_the_reference(copy):
         assert any(line.startswith(said) for line in lines), said
     schema = json.loads((copy / "configs/schema.json").read_text("utf-8"))
     assert schema["$defs"]["quartic_loss"]["properties"]["scale"]["default"] == 1.0
-    assert "`quartic`: Mean fourth power" in (copy / "docs/configuration.md").read_text("utf-8")
+    page = (copy / "docs/reference/configuration.md").read_text("utf-8")
+    assert "`quartic`: Mean fourth power" in page
 
 
 def test_their_faults_are_told_with_their_places_without_torch(copy):

@@ -156,7 +156,7 @@ def read_table(
     shuffle: bool = True,
     loss: LossSettings | None = None,
 ) -> LoadedTable:
-    """Read a table whose columns are understood by stated rules; see docs/tables.md.
+    """Read a table whose columns are understood by stated rules; see docs/how-to/data/tables.md.
 
     loss: says whether targets are numbers or classes; without one, text is classes.
 

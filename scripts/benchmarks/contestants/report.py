@@ -99,7 +99,7 @@ def with_table(page: str, results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The tables of docs/benchmarks.md."""
+    """The tables of docs/explanation/benchmarks.md."""
     workloads = results["workloads"]
     trained = [
         w for w in WORKLOADS if w.kind == "train" and workloads.get(w.name) and not w.compiled_only
