@@ -2,7 +2,9 @@
 
 import os
 import secrets
+import signal
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from gdtrain import registry
 TESTS = Path(__file__).resolve().parent
 
 torch.set_num_threads(1)
+# Under nohup, and in the background of a script, these are ignored; programs would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _signum in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_signum, signal.SIG_DFL)
 # Processes that tests start find tests/helpers, and the gdtrain of these tests.
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
@@ -25,6 +31,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", type=float, default=1.0, help=share)
     seed = "of random programs in tests marked long; other ones each time by default"
     parser.addoption("--seed", type=int, default=secrets.randbelow(10**6), help=seed)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``few(n)``, all but n sets of parameters are long.
+
+    The n are spread over those that were collected, the first among them.
+    """
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few"):
+            groups[item.nodeid.split("[")[0]].append(item)
+    for group in groups.values():
+        few = group[0].get_closest_marker("few")
+        assert few is not None
+        count = min(few.args[0], len(group))
+        tried = {number * len(group) // count for number in range(count)}
+        for number, item in enumerate(group):
+            if number not in tried:
+                item.add_marker(pytest.mark.long)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -74,6 +74,7 @@ def test_the_two_lines_are_those_that_ci_runs() -> None:
     assert "grep '^pip install -c constraints.txt' README.md" in (ROOT / ".ci/run").read_text()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if {b.language for b in blocks(page)} & {"python", "bash"}]
 )

@@ -28,6 +28,7 @@ def test_the_workflow_installs_and_then_tests() -> None:
     assert len(STEPS) == 4
 
 
+@pytest.mark.long
 def test_every_step_of_the_workflow_passes(tmp_path: Path) -> None:
     """But for the first, which fetches packages; in a copy of what a user has."""
     for name in ("my_trainer.py", "test_my_trainer.py"):

@@ -1,5 +1,6 @@
 """Full-batch descent on a tanh network rises to the edge of stability and stays there."""
 
+import pytest
 from helpers.paths import CONFIGS
 
 from gdtrain.cli.main import main
@@ -8,6 +9,7 @@ from gdtrain.output.metrics_file import read_metrics
 CONFIG = CONFIGS / "edge_of_stability.yaml"
 
 
+@pytest.mark.long
 def test_sharpness_rises_to_2_over_lr_and_stays_there(tmp_path, capsys) -> None:
     """The shipped configuration at twice its learning rate, which gets there sooner."""
     run = tmp_path / "run"

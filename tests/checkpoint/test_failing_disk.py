@@ -131,6 +131,7 @@ def test_a_run_on_a_read_only_disk_says_so(
     )
 
 
+@pytest.mark.long
 def test_files_that_may_not_grow_end_the_run_at_its_first_save(tmp_path: Path) -> None:
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20000, 20000))
     started = command(tmp_path / "c.yaml", tmp_path / "run")

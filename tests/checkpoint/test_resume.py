@@ -81,6 +81,7 @@ def bits(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {**trainer.model.state_dict(), **momentum, "rng": torch.get_rng_state()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", LOADERS)
 def test_interrupted_at_each_step_in_turn_and_twice_in_a_row(form, tmp_path):
     start_anew(1)

@@ -44,6 +44,7 @@ def train(_rank: int, *arguments: str) -> int:
     return main(["--config", "run.yaml", "--quiet", *arguments])
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_two_three_and_one_processes() -> None:
     """Five units are 3 + 2 rows, then 2 + 2 + 1: the losses are those of one process."""
     assert train(0, "--output-dir", "alone") == 0

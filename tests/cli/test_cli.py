@@ -446,6 +446,7 @@ def test_a_reader_that_goes_away_and_closed_streams_are_borne():
     assert subprocess.run(["bash", "-c", command], timeout=300, check=False).returncode == 2
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_resumes_to_the_same_bits(signum):
     long = ["epochs=150", "data.num_samples=2000", "loader.batch_size=2", "log.every_n_steps=1"]

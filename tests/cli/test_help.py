@@ -36,6 +36,7 @@ def test_that_of_training_names_every_command(capsys) -> None:
     assert [name for name in listed if name in COMMANDS] == sorted(COMMANDS)
 
 
+@pytest.mark.long
 def test_the_examples_run(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     Path("houses.csv").write_text(HOUSES)

@@ -190,6 +190,7 @@ def test_a_dataset_source_and_an_own_trainer(own_parts, capsys):
     assert float(capsys.readouterr().out.split("loss ")[1].split(";")[0]) > 100
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [

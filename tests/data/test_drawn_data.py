@@ -130,6 +130,7 @@ def test_items_of_a_stream_are_taken_when_the_hand_written_loop_takes_them() -> 
 # ── looks and snapshots ─────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("step", [0, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("look", ["snapshot", "evaluate", "fingerprint", "other loader"])
@@ -317,6 +318,7 @@ def drawn_on_rank(rank: int, workers: int, size: int) -> tuple[list[float], list
     return seen, [p.detach() for p in model.parameters()]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("size", [SIZE, 1])  # of one sample, a rank has no share
 def test_ranks_draw_for_themselves_and_end_with_the_same_weights(workers: int, size: int) -> None:

@@ -58,6 +58,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("case", CASES)

@@ -83,6 +83,7 @@ def shuffled_batches(X, y):
 FORMS = (full_batch, one_sample_each, slices_of_64, shuffled_samples, shuffled_batches)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("form", "dtype", "setting", "loss_name"),
     combinations(FORMS, (torch.float32, torch.float64), SGD_SETTINGS, ("mse", "cross_entropy")),

@@ -97,6 +97,7 @@ class Records(Callback):
         return [record["epoch"] for records in self.told for record in records]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("loader", "batch_size", "shuffled"),
     [

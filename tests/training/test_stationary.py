@@ -78,6 +78,7 @@ def variance(
     return float(squares.mean()), float(squares.mean(axis=1).std() / math.sqrt(len(squares)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("B", "lr"), CASES)
 def test_with_replacement_it_is_lr_over_b_times_2_minus_lr_within_two_percent(B, lr) -> None:
     """θ' = (1 - α) θ + α x̄ with Var x̄ = σ² / B gives V = (1 - α)² V + α² σ² / B."""

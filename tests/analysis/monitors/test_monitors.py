@@ -82,6 +82,7 @@ class Gradients(Callback):
         self.seen.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("form", "every"),
     combinations([BatchLoader, SampleLoader, lambda d: MiniBatchLoader(d, 4)], [1, 3], of=1),
@@ -361,6 +362,7 @@ def test_a_second_fit_goes_on_at_the_cadence() -> None:
 # ── resuming ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("stop", [3, 4, 5, 9])
 def test_a_run_that_is_taken_up_twice_has_the_records_of_one_left_alone(stop: int) -> None:
     def watched() -> tuple[list[Callback], Trainer]:

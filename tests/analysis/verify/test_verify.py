@@ -399,6 +399,7 @@ def test_a_loss_that_can_not_be_sent_to_other_processes_is_compared_otherwise() 
     assert report.rows[-1].verdict.startswith("not run: can't be sent to another process: ")
 
 
+@pytest.mark.long
 def test_processes_that_fail_or_hang_are_ended_and_told(monkeypatch) -> None:
     row = report_of(network(FailsInCompany()), nn.CrossEntropyLoss(), num_processes=2).rows[-1]
     assert row.verdict == "not run: OSError: there are others"

@@ -381,6 +381,7 @@ def resumed(folder: Path) -> subprocess.CompletedProcess[str]:
     return gdtrain(folder, "--config", "a.yaml", "--output-dir", "run", "--resume", "epochs=2")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("kind", "num_rows", "place"),
     [
@@ -410,6 +411,7 @@ def test_data_that_changed_before_a_resume_is_refused(finished, tmp_path, kind, 
     assert contents(folder / "run") == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["csv", long("npz")])
 def test_the_same_data_written_anew_is_the_same_data(finished, tmp_path, kind):
     """A copy of the files, with another time of change, resumes."""
@@ -451,6 +453,7 @@ assert fired
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("module", "name"),
     [(GC_CALLBACK, "SIGTERM"), (DESTRUCTOR, "SIGINT"), (DESTRUCTOR, "SIGTERM")],
@@ -480,6 +483,7 @@ def test_weights_are_written_though_the_last_checkpoint_cant_be_saved(tmp_path):
     assert has_weights(tmp_path / "run", by_hand(rows, 10, 10))
 
 
+@pytest.mark.long
 def test_an_old_checkpoint_that_cant_be_removed_is_a_note(pinned):
     """It costs a line that names it, and neither the newer checkpoints nor the model."""
     fault = """
@@ -546,6 +550,7 @@ def test_a_full_standard_error_costs_nothing(tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "done"
 
 
+@pytest.mark.long
 def test_a_reader_that_has_gone_costs_nothing(tmp_path):
     """As under ``2>&1 | head -3``: all epochs are trained, and the model is written."""
     rows = prepare(tmp_path)
@@ -580,6 +585,7 @@ shutil.rmtree("run/checkpoints/step-0000000010")
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("fault", [WHOLE, FILES], ids=["whole", "files"])
 def test_a_directory_removed_in_mid_run_is_no_silent_success(tmp_path, fault):
     """The run ends with an error, or notes what is missing and has its config.yaml."""
@@ -594,6 +600,7 @@ def test_a_directory_removed_in_mid_run_is_no_silent_success(tmp_path, fault):
         assert any("run" in line for line in done.stderr.splitlines()[-2:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lost", ["deleted", long("truncated")])
 def test_a_log_that_lost_lines_before_a_resume_is_told_of(tmp_path, lost):
     """metrics.jsonl is gone, or ends 1,000 bytes early: a note or a refusal names it."""
@@ -666,6 +673,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.few(1)
 def test_an_unchanged_checkpoint_with_digests_made_anew_resumes(trained, tmp_path):
     """What the tests below do to a checkpoint is no fault by itself."""
     ends = {}
@@ -706,6 +714,7 @@ def negative_variance(state: Any, tensors: dict[str, Tensor]) -> None:
     tensors["model.1.running_var"][0] = -1.0
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "change",
     [other_momentum, *map(long, [no_buffer, no_buffers, huge_rate]), negative_variance],
@@ -788,6 +797,7 @@ def test_a_malformed_cell_ends_a_stream_and_names_its_line(tmp_path, cell):
     assert without_traceback(done)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", ["31.12.2024.235959", long("1.5.1234567")])
 def test_a_malformed_cell_is_skipped_where_that_is_wanted(tmp_path, cell):
     """The other 39 rows are trained on, to the bits of a plain loop over them."""
@@ -887,6 +897,7 @@ def test_a_sparse_table_is_refused_before_it_fills_memory(tmp_path):
     assert memory < 1 << 30
 
 
+@pytest.mark.long
 def test_a_deflated_archive_is_refused_before_it_fills_memory(tmp_path):
     """Two arrays of 2.6 GB in 5 MB, with 4 GB to address: one line, and no memory taken."""
     prepare(tmp_path)

@@ -46,7 +46,7 @@ def clean(tmp_path_factory):
     [
         pytest.param("batch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("batch", 1, False, 1, marks=pytest.mark.long),
-        ("sample", 1, True, 3),
+        ("sample", 1, True, 1),
         ("minibatch", 1, True, 1),
         pytest.param("minibatch", 1, False, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 2, True, 1, marks=pytest.mark.long),
@@ -105,6 +105,7 @@ def test_a_second_signal_exits_at_once(tmp_path, signum):
         assert program.wait(60) == 128 + signum  # and not after the 600 s of the step
 
 
+@pytest.mark.long
 def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(tmp_path):
     """SIGSTOP: the process is there and its connections are open, but it never answers."""
     arguments = write_config(tmp_path, "sample", 2)
@@ -119,6 +120,7 @@ def test_ranks_that_wait_for_a_stopped_one_give_up_in_the_configured_time(tmp_pa
     assert re.search(rf"^{said}.*; start all of them again with --resume$", ended.log, re.M)
 
 
+@pytest.mark.long
 def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
     arguments = write_config(tmp_path, "minibatch", 2)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

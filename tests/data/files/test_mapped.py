@@ -93,6 +93,7 @@ def test_loaders_give_what_they_give_of_tensors(tmp_path, suffix, form, order) -
     assert readers() == []
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("form", LOADERS)
 def test_nor_does_it_matter_in_what_pieces_it_is_read(tmp_path, small_pieces, form, order) -> None:
@@ -341,6 +342,7 @@ def lazy_batch_parts(samples):
     return batch.split(2)
 
 
+@pytest.mark.long
 def test_a_process_ends_while_a_reader_waits(tmp_path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((100, 3), np.float32))
     script = (

@@ -103,6 +103,7 @@ def test_pairs_of_positions_go_everywhere(images_by_key, one: int, two: int) -> 
     assert chi_square(16 * first + second, 256) < CHI_SQUARE[255]
 
 
+@pytest.mark.long
 def test_the_network_has_rounds_enough() -> None:
     # On 16 · 16 values the positions 0 and 16 share their right half. Differences of their images
     # are uniform over the 255 that are not 0; with four rounds chi-square would be over 1,000.

@@ -112,6 +112,7 @@ def test_of_float32_weights_the_mean_is_kept_in_float64() -> None:
     assert np.array_equal(averaged(averaging, trainer), exact.astype(np.float32))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not is_installed(), reason="engine scan needs jax")
 def test_the_scan_engine_stops_for_it_and_no_more_than_it_must() -> None:
     found = []
@@ -222,6 +223,7 @@ def test_path_by_path_the_mean_is_the_weighted_sum_of_the_noise() -> None:
     assert (weights**2).sum() == pytest.approx(variance_of_the_mean(alpha, t), rel=1e-12)
 
 
+@pytest.mark.long
 def test_averaged_sgd_goes_by_one_over_t_where_sgd_stalls() -> None:
     """Over 1,000 coordinates and 3 seeds: a standard error of 4 % for each number of updates.
 

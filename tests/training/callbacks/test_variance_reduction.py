@@ -164,6 +164,7 @@ def gaps(n: int, d: int, size: int, lr: float, epochs: int, *callbacks: Callback
     return found
 
 
+@pytest.mark.long
 def test_svrg_reaches_the_minimum_where_sgd_with_the_same_step_stalls() -> None:
     problem = (1000, 20, 20, 0.05, 30)
     with_svrg, without = gaps(*problem, SVRG()), gaps(*problem)
@@ -175,6 +176,7 @@ def test_svrg_reaches_the_minimum_where_sgd_with_the_same_step_stalls() -> None:
     )
 
 
+@pytest.mark.long
 def test_saga_reaches_it_too_one_sample_at_a_time() -> None:
     problem = (100, 5, 1, 0.03, 40)
     assert gaps(*problem, SAGA())[-1] < 1e-12
@@ -184,6 +186,7 @@ def test_saga_reaches_it_too_one_sample_at_a_time() -> None:
 # ── with the rest of a trainer ──────────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [SVRG, SAGA, lambda: SVRG(3)], ids=["svrg", "saga", "svrg 3"])
 def test_interrupted_at_each_step_it_ends_with_the_same_bits(
     make: Callable[[], Callback], tmp_path: Path
@@ -274,6 +277,7 @@ def test_with_adam_the_same_correction_is_taken() -> None:
     assert torch.allclose(*found, rtol=0, atol=1e-13)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", [SVRG, SAGA])
 @pytest.mark.parametrize("where", ["output", "loss", "gradient"])
 def test_an_update_that_is_not_finite_changes_nothing_that_is_kept(
@@ -559,6 +563,7 @@ def in_ranks(*_: Any) -> Tensor:
     return weights(trainer)
 
 
+@pytest.mark.long
 def test_svrg_in_two_processes_follows_that_of_one() -> None:
     alone = in_ranks()
     for theirs in on_ranks(in_ranks):  # some shares of batches are empty
@@ -704,6 +709,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("reduction", [{"name": "svrg", "every_n_steps": 13}, "saga"])
 def test_the_command_trains_and_resumes_to_the_same_bits(
     reduction: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

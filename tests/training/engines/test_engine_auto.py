@@ -40,6 +40,7 @@ def test_short_runs_are_eager_and_import_no_jax() -> None:
     assert ("jax" in sys.modules) == loaded
 
 
+@pytest.mark.long
 @needs_jax
 def test_long_runs_of_small_models_of_torch_layers_are_compiled() -> None:
     class OwnLayer(nn.Linear):
@@ -61,6 +62,7 @@ def test_long_runs_of_small_models_of_torch_layers_are_compiled() -> None:
     assert chosen(build(models.mlp([2], 1, hidden=[3000, 3000]), size=7), 100 * LONG) == "eager"
 
 
+@pytest.mark.long
 @needs_jax
 def test_a_callback_that_looks_all_the_time_is_better_served_eagerly() -> None:
     for every, engine in (
@@ -73,6 +75,7 @@ def test_a_callback_that_looks_all_the_time_is_better_served_eagerly() -> None:
         assert chosen(build(callbacks=[averaging], engine="scan"), LONG) == "scan"
 
 
+@pytest.mark.few(1)
 @needs_jax
 @pytest.mark.parametrize(
     ("size", "callbacks", "engine"),

@@ -72,6 +72,7 @@ def assert_close(left: Trainer, right: Trainer) -> None:
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> None:
@@ -91,6 +92,7 @@ def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> N
         assert eager.optimizer.state[p].keys() == graph.optimizer.state[q].keys()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("clip", [{}, {"clip_grad_value": 1.0}])
 @pytest.mark.parametrize("row", [0, 57, 130])

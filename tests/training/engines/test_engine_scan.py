@@ -112,6 +112,7 @@ def small_mlp(activation: str, loss_name: str, dtype: torch.dtype) -> nn.Module:
     return models.mlp([5], 3, hidden=[4], activation=activation, output_activation=output).to(dtype)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("activation", "loss_name"), combinations(models.ACTIVATIONS, LOSSES, of=1)
 )
@@ -141,12 +142,14 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
         assert torch.allclose(torch.tensor(after.tolist()).to(expected), expected, atol=1e-12)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("activation", "dtype"), combinations(models.ACTIVATIONS, TOLERANCE, of=1))
 def test_epochs_with_every_activation(activation: str, dtype: torch.dtype) -> None:
     model, loader = small_mlp(activation, "mse", dtype), SampleLoader(data(dtype=dtype))
     assert_engines_agree(model, LOSSES["mse"], loader)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("name", "dtype"), combinations(LOSSES, TOLERANCE, of=1))
 def test_epochs_with_every_loss(name: str, dtype: torch.dtype) -> None:
     loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
@@ -160,6 +163,7 @@ def test_linear_models_with_every_output_activation(output: str) -> None:
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("activation", "batch_norm", "dtype"),
     combinations(["relu", "tanh"], [False, True], TOLERANCE, of=1),
@@ -205,6 +209,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_every_form_and_setting_of_sgd(form: str, setting: str) -> None:
     torch.manual_seed(2)
@@ -403,6 +408,7 @@ def with_bad_row(row: int):
     return X, y
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("row", "clip"),
     combinations([0, 1, 57, 130], [{}, {"clip_grad_norm": 1.0}, {"clip_grad_value": 1.0}], of=1),

@@ -255,6 +255,7 @@ def in_eval_mode(model, x, y, step):
 LOSSES = [divided, discounted, every_third, with_backward, gradient_penalty, in_eval_mode]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("loss_of", LOSSES, ids=lambda loss: loss.__name__)
 def test_a_loss_may_read_the_step_and_differentiate(loss_of):
     model, optimizer = make(Net)
@@ -330,6 +331,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changes_at_the_end_of_an_epoch(change):
     model, optimizer = make(Net)
@@ -345,6 +347,7 @@ def new_momentum(epoch, model, optimizer):
     model[1].momentum = 0.5
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("change", [modes, new_momentum])
 def test_changes_to_layers_of_pytorch(change):
     """Of code that is known, attributes are compared, and nothing is captured for nothing."""
@@ -356,6 +359,7 @@ def test_changes_to_layers_of_pytorch(change):
     assert_close(model, by_hand(*make(build), at_epoch_end=change))
 
 
+@pytest.mark.long
 def test_variables_of_a_loss_that_others_change():
     state, factors = {"power": 2.0}, [1.0]
     scale = 1.0
@@ -393,6 +397,7 @@ def test_changes_of_the_trainer_itself():
     assert_close(model, by_hand(expected, theirs, epochs=1, clip=0.05))
 
 
+@pytest.mark.long
 def test_changes_by_an_order_that_is_asked_and_between_two_fits():
     model, optimizer = make(Net)
 

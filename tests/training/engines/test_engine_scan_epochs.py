@@ -60,6 +60,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("schedule", [None, "epoch", "step"])
 def test_weights_losses_and_history_are_those_of_eager(name: str, schedule: str | None) -> None:
@@ -72,6 +73,7 @@ def test_weights_losses_and_history_are_those_of_eager(name: str, schedule: str 
     assert losses == pytest.approx(expected, rel=1e-10)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("schedule", [None, "epoch", "step"])
 @pytest.mark.parametrize("start", [0, 5, 23])
 def test_a_run_resumed_within_an_epoch_goes_on_over_its_end(schedule, start: int) -> None:
@@ -99,6 +101,7 @@ def test_a_run_resumed_within_an_epoch_goes_on_over_its_end(schedule, start: int
     assert second.history.train_loss == whole.history.train_loss
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("schedule", [None, "epoch", "step"])
 @pytest.mark.parametrize("batch_size", [7, 8, 21])
 def test_a_bad_update_in_a_later_epoch_ends_both_engines_alike(schedule, batch_size: int) -> None:

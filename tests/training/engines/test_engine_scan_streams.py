@@ -48,6 +48,7 @@ def trained(engine: str, *overrides: str, epochs: int = 2) -> Trainer:
     return trainer
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -97,6 +98,7 @@ class Stop(Callback):
         trainer.stop("enough")
 
 
+@pytest.mark.long
 def test_a_stopped_stream_goes_on_where_it_was() -> None:
     whole = trained("scan", epochs=1)
     settings = ["device=cpu", "precision=fp64", "engine=scan"]

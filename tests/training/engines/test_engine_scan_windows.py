@@ -67,6 +67,7 @@ ROOMS = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("drawn", "room"),
     combinations([("reshuffle", 3), ("sequential", 1), ([3, 3, 22, 0, 7], 2)], ROOMS, of=1),
@@ -155,6 +156,7 @@ print(json.dumps([small, os.environ.get("XLA_FLAGS"), handed_over]))
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("flags", [None, "--xla_backend_extra_options=xla_cpu_optimize_for_size"])
 def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(
     flags, monkeypatch

@@ -336,6 +336,7 @@ EPOCH_LOSSES = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", EPOCH_LOSSES)
 @pytest.mark.parametrize("engine", ["eager", "scan"])
 @pytest.mark.parametrize("kind", [BatchLoader, SampleLoader, MiniBatchLoader])

@@ -112,6 +112,7 @@ def test_gradient_and_loss_of_a_case(number: int) -> None:
     assert worst_error(Case(number)) <= 1e-12
 
 
+@pytest.mark.long
 def test_the_cases_are_of_all_kinds() -> None:
     cases = [Case(number) for number in range(CASES)]
     last = [case.plan.num_samples - (len(case.plan) - 1) * case.batch_size for case in cases]

@@ -105,6 +105,7 @@ def test_dropout_is_allowed_and_said_to_be_another_draw(caplog) -> None:
     assert caplog.messages == []
 
 
+@pytest.mark.long
 def test_sums_in_float64_lose_less_than_sums_in_float32() -> None:
     """2,000 equal gradients of 0.1: float32 drifts, float64 gives the one rounding of the end."""
     ones, targets = torch.ones(2_000, 1), torch.full((2_000, 1), -0.05)

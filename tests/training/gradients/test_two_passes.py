@@ -189,6 +189,7 @@ def on_a_rank(rank: int) -> dict[str, list[Tensor]]:
     return found
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_processes_have_the_gradient_of_one_pass(ranks: int) -> None:
     torch.manual_seed(1)

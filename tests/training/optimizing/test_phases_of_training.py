@@ -110,6 +110,7 @@ class StopsAt(Callback):
         trainer.stop("here")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("step", [2, 6, 7, 12, 14])
 def test_a_run_that_is_resumed_in_any_phase_ends_with_the_same_bits(step, tmp_path):
     first = make(StopsAt(step), Checkpoints(tmp_path))

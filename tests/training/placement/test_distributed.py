@@ -189,6 +189,7 @@ def split_trajectory(rank: int = 0) -> dict[str, torch.Tensor]:
     return {**second.state_dict()["model"], "loss": torch.tensor(evaluated)}
 
 
+@pytest.mark.long
 def test_a_split_model_follows_one_process_through_a_snapshot() -> None:
     alone = split_trajectory()
     for mine in on_ranks(split_trajectory):

@@ -63,6 +63,7 @@ def make(loader: Any, *callbacks: Callback) -> Trainer:
 # ── freed ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "data",
     [
@@ -235,6 +236,7 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("used", [False, True])

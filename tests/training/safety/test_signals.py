@@ -175,6 +175,7 @@ CAUGHT = """
 SLEEP = "time.sleep(60)"
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"])
 @pytest.mark.parametrize(
     ("swallow", "after"),

@@ -386,6 +386,7 @@ def unwatched(kind: str, full_batch: bool) -> dict:
     return everything(run(kind, full_batch, GradientLooker(None, set())))
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize(("look", "kind", "full_batch"), combinations(LOOKS, KINDS, [False, True]))
 def test_a_look_changes_nothing(look: str, kind: str, full_batch: bool) -> None:
     alone = unwatched(kind, full_batch)

@@ -178,6 +178,7 @@ def closed_by_hand(model, optimizer):
     return model
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at", [1, 5, 6])
@@ -401,6 +402,7 @@ def assert_schedule(name: str, per: str, at: int, tmp_path: Path, rate: str = "f
         assert type(mine["lr"]) is type(theirs["lr"])
 
 
+@pytest.mark.few(40)
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of sequences
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 @pytest.mark.parametrize("name", SCHEDULES)

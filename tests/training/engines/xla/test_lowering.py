@@ -406,10 +406,9 @@ class Summing(Trainer):
 
 
 @pytest.mark.filterwarnings("ignore:index_reduce")  # is in beta
+@pytest.mark.few(3)
 @pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_values_and_gradients_are_those_of_pytorch(subject: str, dtype: torch.dtype) -> None:
     from gdtrain.training.engines.xla.lowering.graph import is_lowered, run_step
 
