@@ -37,7 +37,12 @@ def init(given: list[str]) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="FILE", help="a table: CSV, Parquet, Feather, JSON lines"
     )
-    parser.add_argument("--target", metavar="COLUMN", help="the column to learn; goes with --data")
+    parser.add_argument(
+        "--target",
+        action="append",
+        metavar="COLUMN",
+        help="the column to learn, or several; goes with --data",
+    )
     options = parser.parse_args(given)
     if (options.data is None) != (options.target is None):
         missing = "target" if options.target is None else "data"
@@ -69,15 +74,15 @@ def example(name: str) -> str:
     return (resources.files("gdtrain.cli.examples") / f"{name}.yaml").read_text("utf-8")
 
 
-def for_file(path: Path, target: str, name: str) -> str:
-    """A configuration for a table, by what its columns are; notes what it still needs.
+def for_file(path: Path, targets: list[str], name: str) -> str:
+    """A configuration for a table, by what its columns are; says what is still to be corrected.
 
     Raises ConfigError for a file that can't be read, or has no such column.
     """
     from gdtrain.cli.init_job import for_table
 
     try:
-        text, wrong = for_table(path, target, name)
+        text, wrong = for_table(path, targets, name)
     except DataError as error:
         raise _fault("target" if "has no column" in str(error) else "data", str(error)) from error
     if wrong:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_text import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import suspicious
 from gdtrain.data.tables.table import Seen, TableReading
-from gdtrain.data.tables.understanding import DECIMAL_COMMA, yaml_text
+from gdtrain.data.tables.understanding import yaml_text
 from gdtrain.errors import DataError
 
 _OF_A_TABLE = """\
@@ -29,64 +32,109 @@ epochs: 50
 _MOST_EXCLUDED = 10  # that are named with their reasons
 
 
-def for_table(path: Path, target: str, name: str) -> tuple[str, str]:
+def for_table(path: Path, targets: list[str], name: str) -> tuple[str, str]:
     """A configuration for a table, and what is still to be corrected, "" if nothing.
 
     Columns that are hardly meant as inputs are left out, with the reason; dates are kept. Missing
     cells are filled in, and rows without a target left out. Raises DataError for a file that can't
     be read, or has no such column.
     """
-    reading = TableReading(TableFiles(str(path), Dialect()), target)
-    seen, wrong = _understood(reading)
-    if wrong and DECIMAL_COMMA in wrong:
-        reading = TableReading(TableFiles(str(path), Dialect(decimal=",")), target)
-        seen, wrong = _understood(reading)
-    is_number = seen is None or seen.target_columns[0].kind == "number"
+    reading, seen, wrong = _understood(path, targets)
+    loss, classes = _loss(seen)
     text = _OF_A_TABLE.format(
         name=name,
         path=yaml_text(str(path)),
-        target=yaml_text(target),
-        choices="" if seen is None else _choices(seen, target, reading.files),
-        more="\n  standardize_targets: true" if is_number else "",
-        loss="mse  # numbers; cross_entropy if they stand for classes"
-        if is_number
-        else "cross_entropy  # classes",
-        lr="0.01" if is_number else "0.05",
+        target=_listed(targets) if len(targets) > 1 else yaml_text(targets[0]),
+        choices="".join(f"\n  {line}" for line in _choices(reading, seen)),
+        more="" if classes else "\n  standardize_targets: true",
+        loss=loss,
+        lr="0.05" if classes else "0.01",
     )
     return text, wrong
 
 
-def _understood(reading: TableReading) -> tuple[Seen | None, str]:
-    """What the columns are, or what is wrong with cells that do not fit the others."""
-    try:
-        return reading.understood(), ""
-    except DataError as error:
-        return None, str(error)
+def _understood(path: Path, targets: list[str]) -> tuple[TableReading, Seen | None, str]:
+    """A table, as the settings say that its faults name; and what is wrong with it then."""
+    dialect, reading = Dialect(), None
+    while True:
+        try:
+            reading = TableReading(TableFiles(str(path), dialect), targets)
+            seen = reading.understood()
+        except WrongDialect as error:
+            settings = error.settings
+            if all(getattr(dialect, key) == value for key, value in settings.items()):
+                raise
+        except DataError as error:
+            if reading is None:
+                raise
+            return reading, None, str(error)
+        else:
+            wrong = [fault for fault in seen.faults if not fault.useless or fault.column in targets]
+            settings = dict(wrong[0].settings) if wrong else {}
+            if not settings or dialect.decimal == settings["decimal"]:
+                told = f"{path}: {'; '.join(map(str, wrong))}" if wrong else ""
+                return reading, seen, told
+        dialect, reading = replace(dialect, **settings), None
 
 
-def _choices(seen: Seen, target: str, files: TableFiles) -> str:
-    """Lines of settings that the columns suggest."""
-    lines = [] if files.dialect.decimal == "." else ['decimal: ","']
-    kept: list[tuple[str, str]] = []
-    excluded: list[tuple[str, str]] = []
-    for column, reason in suspicious(seen.inputs.columns, seen.columns, files.unnamed):
-        is_date = column.first_day is not None
-        (kept if is_date else excluded).append((yaml_text(column.name), reason))
+def _loss(seen: Seen | None) -> tuple[str, bool]:
+    """A loss that fits the targets, with a comment, and whether it learns classes."""
+    if seen is not None and len(seen.target_columns) == 1:
+        column, scan = seen.target_columns[0], seen.targets.columns[0]
+        if column.categories is not None:
+            return "cross_entropy  # classes", True
+        values = None if scan.distinct is None else scan.distinct.tolist()
+        if values and len(values) in _FEW_CLASSES and scan.rows >= _ROWS_OF_CLASS * len(values):
+            first = values[0]
+            if first in (0, 1) and values == [first + n for n in range(len(values))]:
+                return f"cross_entropy  # {len(values)} classes; mse if they are amounts", True
+    return "mse  # numbers; cross_entropy if they stand for classes", False
+
+
+_FEW_CLASSES = range(2, 11)
+_ROWS_OF_CLASS = 5
+
+
+def _choices(reading: TableReading, seen: Seen | None) -> Iterator[str]:
+    """Lines of settings that the file and its columns suggest."""
+    plain, dialect = Dialect(), reading.files.dialect
+    for each in fields(Dialect):
+        value = getattr(dialect, each.name)
+        if value != getattr(plain, each.name):
+            yield f"{each.name}: {json.dumps(value, ensure_ascii=False)}"
+    if seen is None:
+        return
+    unlikely = suspicious(seen.inputs.columns, seen.columns, reading.files.unnamed)
+    kept = [column.name for column, _ in unlikely if column.first_day is not None]
+    excluded = {column.name: reason for column, reason in unlikely if column.first_day is None}
+    excluded |= {
+        fault.column: fault.text.lstrip(": ").split(";")[0]
+        for fault in seen.faults
+        if fault.useless and fault.column not in reading.targets
+    }
     if kept:
-        names = ", ".join(column for column, _ in kept)
-        lines.append(f"keep: [{names}]  # dates: the days since the first one")
+        yield f"keep: {_listed(kept)}  # dates: the days since the first one"
     if excluded:
-        names = ", ".join(column for column, _ in excluded)
-        lines += [f"# {column} {reason}" for column, reason in excluded[:_MOST_EXCLUDED]]
-        lines.append(f"exclude: [{names}]")
-    left_out = {column for column, _ in excluded}
-    missing = [c.name for c in seen.columns if c.missing and yaml_text(c.name) not in left_out]
-    if seen.target_columns[0].missing:
+        for column, reason in list(excluded.items())[:_MOST_EXCLUDED]:
+            yield f"# {yaml_text(column)} {reason}"
+        yield f"exclude: {_listed(excluded)}"
+    missing = [c for c in seen.columns if c.missing and c.name not in excluded]
+    unknown = [c for c in seen.target_columns if c.missing]
+    if unknown:
         rules = [
-            *(f"{yaml_text(column)}: median" for column in missing),
-            f"{yaml_text(target)}: drop",
+            *(
+                f"{yaml_text(c.name)}: {_MEDIAN if c.categories is None else _MODE}"
+                for c in missing
+            ),
+            *(f"{yaml_text(c.name)}: drop" for c in unknown),
         ]
-        lines.append(f"missing: {{{', '.join(rules)}}}  # of text, the most frequent category")
+        yield f"missing: {{{', '.join(rules)}}}"
     elif missing:
-        lines.append("missing: median  # of text, the most frequent category")
-    return "".join(f"\n  {line}" for line in lines)
+        yield f"missing: {_MEDIAN}  # of text, the most frequent category"
+
+
+_MEDIAN, _MODE = "median", "most_frequent"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return f"[{', '.join(map(yaml_text, names))}]"

@@ -75,6 +75,44 @@ def test_columns_suggest_settings() -> None:
     assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
 
 
+WRITTEN = {
+    "remarks above": ("# one\n# two\n" + NUMBERS, "price", "comment: \"#\"", "mse"),
+    "a title above": ("Houses\n\n" + NUMBERS, "price", "skip_rows: 2", "mse"),
+    "no header": (NUMBERS.partition("\n")[2], "column_3", "header: false", "mse"),
+    "other quotes": (NUMBERS.replace("price", "'price'"), "price", "quote: \"'\"", "mse"),
+    "ten classes": (
+        "a,b,k\n" + "".join(f"{n * n},{n},{n % 10}\n" for n in range(90)),
+        "k",
+        "standardize: true",
+        "cross_entropy",
+    ),
+    "days before months": (
+        NUMBERS.replace("a,b", "a,day").replace(",0,", ",31.01.2020,").replace(",1,", ",1.2.2020,")
+        .replace(",2,", ",2.2.2020,").replace(",4,", ",4.2.2020,"),
+        "price",
+        "exclude: [day]",
+        "mse",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_how_a_file_is_written_becomes_settings(case: str) -> None:
+    text, target, setting, loss = WRITTEN[case]
+    Path("a.csv").write_text(text)
+    assert main(["init", "--data", "a.csv", "--target", target]) == 0
+    assert f"  {setting}" in Path("a.yaml").read_text()
+    assert load_config("a.yaml")[0].loss.name == loss
+    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_several_targets() -> None:
+    Path("a.csv").write_text(NUMBERS)
+    assert main(["init", "--data", "a.csv", "--target", "b", "--target", "price"]) == 0
+    assert load_config("a.yaml")[0].data.target == ["b", "price"]
+    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
 def test_what_is_to_be_corrected_is_told(capsys) -> None:
     Path("a.csv").write_text("x,y\n" + "".join(f'{n},"${n},000"\n' for n in range(1, 30)))
     assert main(["init", "--data", "a.csv", "--target", "y"]) == 0

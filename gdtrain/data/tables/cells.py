@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
-Kind = Literal["number", "not finite", "currency", "percent", "grouped", "comma", "date", "text"]
+Kind = Literal[
+    "number", "not finite", "currency", "percent", "grouped", "points", "comma", "brackets", "date",
+    "text",
+]  # fmt: skip
 
 # Not told apart by upper and lower case.
 MISSING = ("", "NA", "N/A", "NaN", "?", "NULL", "None")
@@ -17,34 +20,70 @@ _NOT_FINITE = re.compile(r"[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
 _MONEY = r"(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD)"
 _CURRENCY = re.compile(rf"\(?[+-]?\s*{_MONEY}\s*[+-]?\d[\d., ']*\)?|[+-]?\d[\d., ']*\s*{_MONEY}")
 _PERCENT = re.compile(r"[+-]?\d[\d.,]*\s*%")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:[,' ]\d{3})+(?:\.\d*)?|[+-]?\d{1,3}(?:\.\d{3}){2,}(?:,\d*)?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(?:[,' \u00a0\u202f]\d{3})+(?:\.\d*)?")
+_POINTS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d*|[+-]?\d{1,3}(?:\.\d{3}){2,}")
+_BRACKETS = re.compile(r"\(\d[\d., ']*\)")
 _COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _DATE = re.compile(
     r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})"
     r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?",
     re.ASCII,
 )
-_OTHER_DATE = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}(?: \d{1,2}:\d{2}(?::\d{2})?)?", re.ASCII)
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
+_OTHER_DATE = re.compile(
+    rf"(?:\d{{1,2}}([./-])\d{{1,2}}\1\d{{2,4}}|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}"
+    rf"|{_MONTH} \d{{1,2}},? \d{{4}})"
+    r"(?:,? \d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+_WITH_UNIT = re.compile(r"[+-]?\d+(?:[.,]\d+)?\s*([^\s\d.,:;/+-][^\s\d]{0,9}\d?)")
 
-NEARLY_NUMBERS: dict[str, tuple[str, str]] = {
-    "currency": (
-        "amounts with a currency",
-        r"df[{name}] = df[{name}].str.replace(r'[^\d.-]', '', regex=True).astype(float)",
-    ),
-    "percent": (
-        "percentages",
-        "df[{name}] = df[{name}].str.rstrip('% ').astype(float) / 100",
-    ),
-    "grouped": (
-        "numbers with thousands separators",
-        r"df[{name}] = df[{name}].str.replace(r'[^\d.-]', '', regex=True).astype(float)",
-    ),
-    "comma": (
-        "numbers with decimal commas",
-        "",
-    ),
+NEARLY_NUMBERS: dict[str, str] = {
+    "currency": "amounts with a currency",
+    "percent": "percentages",
+    "grouped": "numbers with thousands separators",
+    "points": "numbers with points between thousands",
+    "comma": "numbers with decimal commas",
+    "brackets": "negative numbers in brackets",
 }
-"""Of kinds that are nearly numbers: what they are, and the line of pandas that makes numbers."""
+"""Kinds that are nearly numbers, and what they are called."""
+
+
+def line_of_pandas(column: str, kind: Kind, cell: str) -> str:
+    """The line of pandas that makes numbers of a column of cells such as this one.
+
+    >>> line_of_pandas("tax", "percent", "12,5 %")
+    "df['tax'] = df['tax'].str.rstrip('% ').str.replace(',', '.').astype(float) / 100"
+    """
+    cells = f"df[{column!r}]"
+    has_comma = kind == "points" or _DECIMAL_COMMA.search(cell) is not None
+    point = ".str.replace(',', '.')" if has_comma else ""
+    if kind == "percent":
+        return f"{cells} = {cells}.str.rstrip('% '){point}.astype(float) / 100"
+    sign = ".str.replace('(', '-')" if cell.startswith("(") else ""
+    marks = r"[^\d,-]" if has_comma else r"[^\d.-]"
+    bare = f".str.replace(r'{marks}', '', regex=True)"
+    return f"{cells} = {cells}{sign}{bare}{point}.astype(float)"
+
+
+# A comma that no three digits follow stands before a fraction.
+_DECIMAL_COMMA = re.compile(r",(?!\d{3}(?!\d))\d*\D*$")
+
+
+def common_unit(cells: Sequence[str]) -> str | None:
+    """What stands behind the number in each of many different cells, None if they are not so.
+
+    >>> common_unit([f"{length} mm" for length in range(20)])
+    'mm'
+    """
+    if len(cells) <= _FEW:
+        return None
+    found = [_WITH_UNIT.fullmatch(cell) for cell in cells]
+    units = {match and match[1] for match in found}
+    return units.pop() if len(units) == 1 else None
+
+
+_FEW = 10  # different cells that may well be names, such as 2-door and 4-door
 
 
 def kind_of(cell: str) -> Kind:
@@ -64,6 +103,8 @@ def kind_of(cell: str) -> Kind:
 _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("not finite", _NOT_FINITE),
     ("grouped", _GROUPED),
+    ("points", _POINTS),
+    ("brackets", _BRACKETS),
     ("comma", _COMMA),
     ("percent", _PERCENT),
     ("currency", _CURRENCY),

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from gdtrain.data.tables.cells import days, kind_of
 from gdtrain.data.tables.column import Array, Column, inputs_of
-from gdtrain.data.tables.scan import as_numbers, as_text, in_one_way, is_text, typed_numbers
+from gdtrain.data.tables.scan import (
+    as_numbers,
+    as_text,
+    in_one_way,
+    is_read,
+    is_text,
+    typed_numbers,
+)
 
 Faults = dict[int, str]
 """What is wrong with rows, by their numbers: the column and why."""
@@ -103,6 +110,11 @@ class TableEncoder:
         return found
 
     def _column(self, column: Column, cells: Any, faults: Faults) -> Array:
+        if not is_read(cells):
+            text = f"column {column.name!r} holds {cells.type}, which is no number, text or date"
+            for row in range(len(cells)):
+                faults.setdefault(row, text)
+            return np.zeros(len(cells))
         if column.categories is not None:
             return self._categories(column, column.categories, as_text(cells), faults)
         if column.first_day is not None and is_text(cells):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from gdtrain.data.tables.understanding import (
     Places,
     yaml_text,
 )
-from gdtrain.errors import DataError
 
 _SHOWN = 30  # columns of a table that are shown
 
@@ -85,45 +84,41 @@ class LoadedTable:
 # ── what is suspicious ──────────────────────────────────────────────────────────────────────
 
 
-def check_suspicious(
-    path: str,
-    scans: Sequence[ColumnScan],
-    columns: Sequence[Column],
-    unnamed: set[str],
-    asked_for: set[str],
-) -> None:
-    """Raise DataError for columns that are hardly meant as inputs, unless they are asked for.
+def as_unlikely(
+    unlikely: Sequence[tuple[Column, str]], asked_for: Collection[str]
+) -> Iterator[str]:
+    """What is said of columns that are hardly meant as inputs, unless they are asked for.
 
-    Those without a name, a first one that counts the rows, dates, and text of many values.
+    unlikely: as :func:`suspicious` gives them.
     """
-    faults, names = [], []
-    for column, reason in suspicious(scans, columns, unnamed):
-        if column.name not in asked_for:
-            makes = "no input" if not column.width else counted(column.width, "input")
-            faults.append(f"column {column.name!r} {reason}, and would make {makes}")
-            names.append(column.name)
-    if faults:
-        listed = ", ".join(map(yaml_text, names))
-        raise DataError(
-            f"{path}: {'; '.join(faults)}; leave out what is no input with exclude: [{listed}], or "
-            f"take it as it is with keep: [{listed}]" + _of_dates(columns, names)
+    chosen = [(column, reason) for column, reason in unlikely if column.name not in asked_for]
+    if chosen:
+        told = [
+            f"column {column.name!r} {reason}, and would make {counted(column.width, 'input')}"
+            for column, reason in chosen
+        ]
+        columns = [column for column, _ in chosen]
+        listed = ", ".join(yaml_text(column.name) for column in columns)
+        yield (
+            f"{'; '.join(told)}; leave out what is no input with exclude: [{listed}], or "
+            f"take it as it is with keep: [{listed}]"
         )
+        if any(column.first_day is not None for column in columns):
+            yield "a date is then the days since the first one"
 
 
 def suspicious(
     scans: Sequence[ColumnScan], columns: Sequence[Column], unnamed: set[str]
 ) -> list[tuple[Column, str]]:
-    """Columns that are hardly meant as inputs, each with the reason."""
+    """Columns that are hardly meant as inputs, each with the reason.
+
+    Those without a name, a first one that counts the rows, dates, and text of many values.
+    """
     reasons = [
         _suspicion(scan, column, place == 0 and len(columns) > 1, scan.name in unnamed)
         for place, (scan, column) in enumerate(zip(scans, columns, strict=True))
     ]
     return [(c, reason) for c, reason in zip(columns, reasons, strict=True) if reason is not None]
-
-
-def _of_dates(columns: Sequence[Column], names: Sequence[str]) -> str:
-    dates = any(column.first_day is not None and column.name in names for column in columns)
-    return "; a date is then the days since the first one" if dates else ""
 
 
 def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: bool) -> str | None:
@@ -146,39 +141,34 @@ def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: boo
 
 
 def check_missing(
-    path: str,
     places: Places,
     scans: Sequence[ColumnScan],
-    columns: Sequence[Column],
+    columns: Mapping[str, Column],
     targets: Sequence[str],
     rules: MissingRules,
-) -> list[str]:
-    """Names of the columns whose rows are dropped where they have no value.
+) -> tuple[list[str], list[str]]:
+    """What is wrong with columns that have missing cells, and those whose rows are dropped then.
 
-    Raises DataError, naming all columns with missing cells and the ways out, if some are left.
+    All columns about whose cells nothing is said are named at once, with the ways out.
     """
-    missing, unsaid, dropped = [], [], []
-    for scan, column in zip(scans, columns, strict=True):
-        if not scan.missing:
-            continue
+    wrong, unsaid, dropped = [], [], []
+    for scan in scans:
         name, rule = scan.name, rules.of(scan.name)
-        if scan.missing == scan.rows and name not in targets:
-            text = f"column {name!r} has no values at all; leave it out: exclude:"
-            raise DataError(f"{path}: {text} [{yaml_text(name)}]")
-        if not isinstance(rules.rule, str) and column.categories and rule in ("mean", "median"):
-            raise DataError(
-                f"{path}: column {name!r} is text, which has no {rule}; "
+        is_text = columns[name].categories is not None
+        if not isinstance(rules.rule, str) and is_text and rule in ("mean", "median"):
+            wrong.append(
+                f"column {name!r} is text, which has no {rule}; "
                 f"set missing: {{{yaml_text(name)}: most_frequent}}"
             )
-        missing.append((scan, column))
-        if rule == "drop":
+        elif rule == "drop":
             dropped.append(name)
         elif rule == "error" or name in targets:
             unsaid.append(scan)
     if unsaid:
         told = _counts_of_missing(unsaid, places)
-        raise DataError(f"{path}: missing cells: {told}; {_ways_out(missing, targets, rules)}")
-    return dropped
+        missing = [(scan, columns[scan.name]) for scan in scans]
+        wrong.append(f"missing cells: {told}; {_ways_out(missing, targets, rules)}")
+    return wrong, dropped
 
 
 def _counts_of_missing(scans: Sequence[ColumnScan], places: Places) -> str:

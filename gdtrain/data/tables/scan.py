@@ -37,6 +37,7 @@ class ColumnScan:
     begins: float | None = None
     from_dates: bool = False  # the file itself says that these are dates
     least: float = 0.0  # of dates, the first day
+    unusable: str | None = None  # what the file holds that is no number, text or date
 
     def add_numbers(self, cells: Array, first_row: int, missing: int) -> None:
         """Take notice of further cells, NaN where ``missing`` of them are."""
@@ -156,7 +157,7 @@ class TableScan:
         """Take in further rows: an Arrow array for each column, of one length."""
         size = len(arrays[0])
         block = np.empty((size, len(self.columns)))
-        arrays = [in_one_way(array) for array in arrays]
+        arrays = [self._usable(*each) for each in zip(self.columns, arrays, strict=True)]
         plain = [place for place, column in enumerate(self.columns) if column.text is None]
         strings = [place for place in plain if is_text(arrays[place])]
         self._add_strings(strings, arrays, block)
@@ -170,6 +171,16 @@ class TableScan:
         if self._cells is not None:
             self._cells.add(block)
         self.rows += size
+
+    def _usable(self, column: ColumnScan, cells: Any) -> Any:
+        """Cells in one way, or zeros for what is no number, text or date."""
+        cells = in_one_way(cells)
+        if is_read(cells):
+            return cells
+        import pyarrow as pa
+
+        column.unusable = str(cells.type)
+        return pa.repeat(0, len(cells))
 
     def _add_strings(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
         """Columns of text that have been numbers so far: read together, which is fastest."""
@@ -223,11 +234,7 @@ class TableScan:
     def _add_typed(self, place: int, cells: Any, block: Array) -> None:
         """A column that the file itself says the type of."""
         column = self.columns[place]
-        try:
-            numbers, is_date = typed_numbers(cells)
-        except TypeError as error:
-            text = f"holds {error}, which is no number, text or date; leave it out with exclude"
-            raise TypeError(f"column {column.name!r} {text}") from None
+        numbers, is_date = typed_numbers(cells)
         missing = np.isnan(numbers)
         if is_date and not missing.all():
             first = float(np.floor(np.nanmin(numbers)))
@@ -347,6 +354,15 @@ def in_one_way(cells: Any) -> Any:
     return cells.cast(pa.string()) if any(getattr(pa.types, o)(kind) for o in others) else cells
 
 
+def is_read(cells: Any) -> bool:
+    """Whether these are numbers, truth values, dates or text; not lists, objects or durations."""
+    import pyarrow as pa
+
+    of = pa.types
+    tests = (of.is_integer, of.is_floating, of.is_decimal, of.is_boolean, of.is_null, of.is_string)
+    return any(test(cells.type) for test in (*tests, of.is_date, of.is_timestamp))
+
+
 def is_text(cells: Any) -> bool:
     import pyarrow as pa
 
@@ -398,7 +414,7 @@ def _trimmed(cells: Any, missing: frozenset[str]) -> Any:
 def typed_numbers(cells: Any) -> tuple[Array, bool]:
     """Numbers, truth values and dates as float64, NaN for null, and whether they are dates.
 
-    Dates are days since 1970-01-01. Raises TypeError for what is none of these.
+    Dates are days since 1970-01-01.
     """
     import pyarrow as pa
 
@@ -411,13 +427,6 @@ def typed_numbers(cells: Any) -> tuple[Array, bool]:
         return found, True
     if pa.types.is_null(kind):
         return np.full(len(cells), np.nan), False
-    if not (
-        pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_decimal(kind)
-    ):
-        raise TypeError(str(kind))
     if pa.types.is_boolean(kind):
         cells = cells.cast(pa.int8())
     return cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,13 +22,15 @@ from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import (
     LoadedTable,
     MissingRules,
+    as_unlikely,
     check_missing,
-    check_suspicious,
     described,
+    suspicious,
 )
 from gdtrain.data.tables.scan import TableScan
 from gdtrain.data.tables.understanding import (
     AsText,
+    ColumnFault,
     Understanding,
     settle_columns,
 )
@@ -190,6 +192,7 @@ class TableReading:
             raise ConfigError.of("exclude", "has no effect beside features; remove one of the two")
         self.files = files
         self.targets = [target] if isinstance(target, str) else target
+        files.look_for([*self.targets, *(features or ())])
         self.chosen = check_columns(
             files.path, files.names, features, self.targets, categorical, exclude, keep
         )
@@ -287,20 +290,18 @@ class TableReading:
             )
             self._read_through(inputs, targets)
             try:
-                columns, target_columns = self._understood(inputs), self._understood(targets)
+                columns, faults = self._understood(inputs)
+                target_columns, more = self._understood(targets)
             except AsText as late:
                 text.update(late.names)
                 continue
-            return Seen(inputs, targets, columns, target_columns)
+            return Seen(inputs, targets, columns, target_columns, [*faults, *more])
 
     def _read_through(self, inputs: TableScan, targets: TableScan) -> None:
         width = len(self.chosen)
         for batch in self.batches():
-            try:
-                inputs.add(batch[:width])
-                targets.add(batch[width:])
-            except TypeError as error:
-                raise DataError(f"{self.files.path}: {error}") from error
+            inputs.add(batch[:width])
+            targets.add(batch[width:])
         if not inputs.rows:
             text = "has no rows below its header; at least one is needed"
             raise DataError(f"{self.files.path}: {text}")
@@ -323,12 +324,10 @@ class TableReading:
             before=lambda nbytes: check_memory(self.files.path, nbytes),
         )
 
-    def _understood(self, scan: TableScan) -> list[Column]:
+    def _understood(self, scan: TableScan) -> tuple[list[Column], list[ColumnFault]]:
         understanding = Understanding(
-            self.files.path,
             self.files.places,
             self.categorical,
-            self.asked_for,
             self.targets,
             MISSING if self.missing_values is None else self.missing_values,
             self.files.dialect.decimal,
@@ -337,11 +336,23 @@ class TableReading:
 
     def _checked(self, seen: Seen) -> list[str]:
         """Refuse what can't be trained on; names of columns whose rows are left out if missing."""
-        path, inputs = self.files.path, seen.inputs.columns
-        self._check_targets(seen.targets, seen.target_columns)
-        check_suspicious(path, inputs, seen.columns, self.files.unnamed, self.asked_for)
-        scans, columns = [*inputs, *seen.targets.columns], [*seen.columns, *seen.target_columns]
-        return check_missing(path, self.files.places, scans, columns, self.targets, self.rules)
+        if not any(fault.column in self.targets for fault in seen.faults):
+            self._check_targets(seen.targets, seen.target_columns)
+        unlikely = suspicious(seen.inputs.columns, seen.columns, self.files.unnamed)
+        left_out = {fault.column for fault in seen.faults}
+        left_out |= {column.name for column, _ in unlikely} - self.asked_for
+        scans = [scan for scan in (*seen.inputs.columns, *seen.targets.columns) if scan.missing]
+        unfilled, dropped = check_missing(
+            self.files.places,
+            [scan for scan in scans if scan.name not in left_out],
+            {column.name: column for column in (*seen.columns, *seen.target_columns)},
+            self.targets,
+            self.rules,
+        )
+        wrong = [*map(str, seen.faults), *as_unlikely(unlikely, self.asked_for), *unfilled]
+        if wrong:
+            raise DataError(f"{self.files.path}: {'; '.join(wrong)}")
+        return dropped
 
     def _check_targets(self, targets: TableScan, columns: list[Column]) -> None:
         path = self.files.path
@@ -397,12 +408,16 @@ def _numbered_classes(cells: Array, ignored: int | None) -> tuple[Tensor, list[s
 
 @dataclass(frozen=True)
 class Seen:
-    """What a pass over a table has seen. dropped: columns whose rows are left out if missing."""
+    """What a pass over a table has seen. dropped: columns whose rows are left out if missing.
+
+    faults: of columns that are not understood, and are taken for numbers here.
+    """
 
     inputs: TableScan
     targets: TableScan
     columns: list[Column]
     target_columns: list[Column]
+    faults: list[ColumnFault] = field(default_factory=list)
     dropped: Sequence[str] = ()
 
     def staying(self, cells: Array, targets: Array) -> Array:

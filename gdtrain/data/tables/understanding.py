@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from gdtrain.data.names import counted
-from gdtrain.data.tables.cells import NEARLY_NUMBERS, Kind, days
+from gdtrain.data.tables.cells import NEARLY_NUMBERS, Kind, common_unit, days, line_of_pandas
 from gdtrain.data.tables.column import Array, Column
 from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settle
-from gdtrain.errors import DataError
 
 # Text of more different values than these, and than this share of the rows, is no category.
 MANY_VALUES, MANY_SHARE = 50, 0.05
-DECIMAL_COMMA = 'set decimal: ","'
 # From so many rows on, a first column that counts them is taken for their number.
 FEWEST_COUNTED = 10
 
@@ -31,42 +29,66 @@ class AsText(Exception):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Understanding:
-    """How columns are understood. path: of the table, for messages; places: see TableFiles.
+class ColumnFault:
+    """What is wrong with the cells of a column, and what would be right.
 
-    categorical: columns that are categories, whatever stands in them. asked_for: columns that were
-    named as inputs. targets: columns that are none. missing_values: texts that stand for no value.
-    decimal: before a fraction.
+    useless: whether it can only be left out. settings: of the table, that would be right.
     """
 
-    path: str
+    column: str
+    text: str
+    useless: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"column {self.column!r}{self.text}"
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """How columns are understood. places: see TableFiles.
+
+    categorical: columns that are categories, whatever stands in them. targets: columns that are no
+    inputs. missing_values: texts that stand for no value. decimal: before a fraction.
+    """
+
     places: Places
     categorical: Collection[str] = ()
-    asked_for: Collection[str] = ()
     targets: Collection[str] = ()
     missing_values: Sequence[str] = ()
     decimal: str = "."
 
-    def columns(self, scans: Sequence[ColumnScan]) -> list[Column]:
-        """What each column is.
+    def columns(self, scans: Sequence[ColumnScan]) -> tuple[list[Column], list[ColumnFault]]:
+        """What each column is, and what is wrong with those that are not understood.
 
-        Raises DataError, with place and count, for cells that do not fit the others, and AsText.
+        Raises AsText.
         """
         again: list[str] = []
-        columns = []
+        columns, faults = [], []
         for scan in scans:
-            column = self._column(scan)
+            try:
+                column = self._column(scan)
+            except _NotUnderstood as error:
+                faults.append(error.fault)
+                column = Column(scan.name, missing=scan.missing)
             if column.categories is not None and scan.numbers and scan.text is not None:
                 again.append(scan.name)
             columns.append(column)
         if again:
             raise AsText(again)
-        return columns
+        return columns, faults
 
     def _column(self, scan: ColumnScan) -> Column:
+        leave_out = f"leave it out: exclude: [{yaml_text(scan.name)}]"
+        if scan.unusable is not None:
+            text = f" holds {scan.unusable}, which is no number, text or date; {leave_out}"
+            raise _NotUnderstood(ColumnFault(scan.name, text, useless=True))
+        if scan.missing == scan.rows and scan.name not in self.targets:
+            text = f" has no values at all; {leave_out}"
+            raise _NotUnderstood(ColumnFault(scan.name, text, useless=True))
         if scan.not_finite:
             assert scan.first_not_finite is not None
-            raise self._bad(scan, scan.not_finite, scan.first_not_finite, "not finite")
+            raise self._not_finite(scan, scan.not_finite, scan.first_not_finite)
         if scan.text is None:
             distinct = None if scan.distinct is None else len(scan.distinct)
             found = Column(scan.name, missing=scan.missing, distinct=distinct)
@@ -79,7 +101,7 @@ class Understanding:
     def _of_text(self, scan: ColumnScan, text: TextCells, found: Column) -> Column:
         kinds, totals = kinds_of(text, self.decimal)
         present = scan.numbers + sum(totals.values())
-        if not present:  # nothing but missing cells
+        if not present:  # a target of nothing but missing cells
             return found
         numbers = scan.numbers + totals.get("number", 0)
         nearly = sum(n for k, n in totals.items() if k in NEARLY_NUMBERS or k == "not finite")
@@ -93,23 +115,45 @@ class Understanding:
                 raise self._odd(scan, text, kinds, "date", present)
             first = [self._day(scan, text, each) for each in text.numbers]
             return replace(found, first_day=float(math.floor(min(first))))
+        unit = common_unit(text.texts)
+        if unit is not None:
+            raise self._with_unit(scan, text, unit)
         return replace(found, categories=sorted(text.numbers))
 
     def _day(self, scan: ColumnScan, text: TextCells, cell: str) -> float:
         day = days(cell)
-        if day is None and scan.name in self.asked_for:
+        if day is None:
             place = self.places([int(text.first_rows[text.numbers[cell]])])[0]
             name = repr(scan.name)
-            raise DataError(
-                f"{self.path}: column {name}: {cell!r} in {place} is a date whose day and month "
-                "can be mistaken, or that does not exist; write year-month-day, with pandas: "
-                f"df[{name}] = pd.to_datetime(df[{name}], dayfirst=True)"
+            raise _NotUnderstood(
+                ColumnFault(
+                    scan.name,
+                    f": {cell!r} in {place} is a date that is not written as year-month-day, or "
+                    f"does not exist; with pandas: df[{name}] = pd.to_datetime(df[{name}], "
+                    f"dayfirst=True); or leave it out: exclude: [{yaml_text(scan.name)}]",
+                    useless=scan.name not in self.targets,
+                )
             )
-        return _ANY_DAY if day is None else day
+        return day
+
+    def _with_unit(self, scan: ColumnScan, text: TextCells, unit: str) -> _NotUnderstood:
+        name, place = repr(scan.name), self.places([int(text.first_rows[0])])[0]
+        point = ".str.replace(',', '.')" if "," in text.texts[0] else ""
+        line = f"df[{name}] = df[{name}].str.removesuffix({unit!r}){point}.astype(float)"
+        way = f"write plain numbers, with pandas: {line}"
+        if scan.name not in self.targets:
+            way += f"; or, if they are names, categorical: [{yaml_text(scan.name)}]"
+        return _NotUnderstood(
+            ColumnFault(
+                scan.name,
+                f": its cells, such as {text.texts[0]!r} in {place}, look like numbers with the "
+                f"unit {unit!r}; {way}",
+            )
+        )
 
     def _odd(
         self, scan: ColumnScan, text: TextCells, kinds: Sequence[Kind], wanted: str, present: int
-    ) -> DataError:
+    ) -> _NotUnderstood:
         """The error of a column most of whose cells are numbers, or dates."""
         wrong = [number for number, kind in enumerate(kinds) if kind != wanted]
         first = min(wrong, key=lambda number: int(text.first_rows[number]))
@@ -120,17 +164,20 @@ class Understanding:
         what = f"{count:,} of {present:,} cells are no {wanted}s, the first is {cell!r} in {place}"
         if count == 1:
             what = f"1 of {present:,} cells is no {wanted}: {cell!r} in {place}"
-        return DataError(
-            f"{self.path}: column {scan.name!r}: {what}; {self._way_out(scan, kind, cells)}"
-        )
+        settings = {"decimal": ","} if kind == "comma" else {}
+        way_out = self._way_out(scan, kind, cells)
+        return _NotUnderstood(ColumnFault(scan.name, f": {what}; {way_out}", settings=settings))
 
     def _way_out(self, scan: ColumnScan, kind: Kind, cells: Sequence[str]) -> str:
         if kind == "comma":
-            return f"these look like numbers with decimal commas; {DECIMAL_COMMA}"
+            return 'these look like numbers with decimal commas; set decimal: ","'
         if kind in NEARLY_NUMBERS:
-            what, line = NEARLY_NUMBERS[kind]
-            written = line.format(name=repr(scan.name))
-            return f"these look like {what}; write plain numbers, with pandas: {written}"
+            # With decimal commas, thousands are parted by points.
+            kind = "points" if self.decimal == "," and kind == "grouped" else kind
+            line = line_of_pandas(scan.name, kind, cells[0])
+            return (
+                f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, with pandas: {line}"
+            )
         if kind == "not finite":
             return "remove the row or fill in a finite number"
         marks = ", ".join(map(yaml_text, [*self.missing_values, *cells]))
@@ -149,15 +196,19 @@ class Understanding:
         different = len(scan.distinct) + len(scan.text.numbers)
         return different <= MOST_COUNTED and 4 * different <= scan.rows
 
-    def _bad(self, scan: ColumnScan, count: int, first: int, what: str) -> DataError:
+    def _not_finite(self, scan: ColumnScan, count: int, first: int) -> _NotUnderstood:
+        text = f"{counted(count, 'cell')} {'is' if count == 1 else 'are'} not finite"
         place = self.places([first])[0]
-        text = f"{counted(count, 'cell')} {'is' if count == 1 else 'are'} {what}, first in {place}"
-        return DataError(
-            f"{self.path}: column {scan.name!r}: {text}; remove the rows or fill in finite numbers"
-        )
+        way_out = "remove the rows or fill in finite numbers"
+        return _NotUnderstood(ColumnFault(scan.name, f": {text}, first in {place}; {way_out}"))
 
 
-_ANY_DAY = 0.0
+class _NotUnderstood(Exception):  # noqa: N818
+    def __init__(self, fault: ColumnFault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
 _MARKS_SHOWN = 5
 
 

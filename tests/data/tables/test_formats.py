@@ -208,7 +208,7 @@ NAMED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a broken record": (lambda: b'{"size":1,"price":2}\n{"size"\n', "line 2 is not JSON: "),
     "another record": (
         lambda: b'{"size":1,"price":2}\n{"size":1,"width":2}\n',
-        "line 2 has a field 'width', which the first line does not have",
+        "missing cells: 1 of 2 in 'width' .first in line 1., 1 of 2 in 'price' .first in line 2.;",
     ),
 }
 

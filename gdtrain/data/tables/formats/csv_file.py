@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdtrain.data.names import is_number
@@ -11,6 +13,7 @@ from gdtrain.data.tables.formats.csv_text import (
     MAX_LINE,
     CsvText,
     Dialect,
+    WrongDialect,
     cells_of,
     delimiter_of,
     records,
@@ -54,16 +57,18 @@ class CsvFile:
         if self.dialect.header is False:
             return numbered
         if self.dialect.header is None and all(map(is_number, cells)):
-            raise DataError(
+            raise WrongDialect(
                 f"{self.path}: the first line holds numbers where a header names the columns; set "
                 "header: false, and the columns are column_1, column_2, … (or header: true, if "
-                "these numbers are the names)"
+                "these numbers are the names)",
+                header=False,
             )
         quoted = next((c for c in cells if len(c) > 1 and c[0] == c[-1] and c[0] in "'\"`"), None)
         if quoted is not None:
-            raise DataError(
+            raise WrongDialect(
                 f"{self.path}: the name {quoted} stands in quotes of another kind; "
-                f"set quote: {_yaml_of(quoted[0])}"
+                f"set quote: {_yaml_of(quoted[0])}",
+                quote=quoted[0],
             )
         names = [cell or number for cell, number in zip(cells, numbered, strict=True)]
         self.unnamed = {name for name, cell in zip(names, cells, strict=True) if not cell}
@@ -74,6 +79,53 @@ class CsvFile:
                 raise DataError(f"{self.path}: {text}")
             seen.add(name)
         return names
+
+    def look_for(self, names: Sequence[str]) -> None:
+        """Raise WrongDialect if the header lacks one of ``names`` since it is another line.
+
+        That is one further down, or there is none and columns are called by their places.
+        """
+        there = set(self.names)
+        for name in names:
+            if name in there:
+                continue
+            self._look_further_down(name)
+            shown = ", ".join(self.names[:_NAMES_SHOWN])
+            place = _PLACE.fullmatch(name)
+            if place is not None and self.dialect.header is None and int(place[1]) <= len(there):
+                message = f"{self.path}: its first line, {shown}, is taken for the names of columns"
+                raise WrongDialect(f"{message}; if it is a row, set header: false", header=False)
+            if len(there) == 1 and re.search(rf"(?:^|\s){re.escape(name)}(?:\s|$)", shown):
+                raise DataError(
+                    f"{self.path}: has no column {name!r}, since blanks stand between cells; write "
+                    f"it with a delimiter, with pandas: pd.read_csv({Path(self.path).name!r}, "
+                    r"sep=r'\s+').to_csv('table.csv', index=False)"
+                )
+            if self.dialect.header is None and any(map(is_number, self.names)):
+                raise DataError(
+                    f"{self.path}: has no column {name!r}; its first line, {shown}, is taken for "
+                    "the names of columns; if it is a row, set header: false, and they are "
+                    "column_1, column_2, …"
+                )
+
+    def _look_further_down(self, name: str) -> None:
+        with CsvText(self.path, self.dialect) as text:
+            lines: list[bytes] = []
+            while len(lines) < _LINES_LOOKED_AT:
+                lines.append(text.line())
+                cells = lines[-1].decode(errors="replace").strip()
+                if not lines[-1] or name in _bare(cells, delimiter_of(lines[-1], self.dialect)):
+                    break
+        above = [line for line in lines[:-1] if line.strip()]
+        if not lines[-1] or not above or len(lines) == _LINES_LOOKED_AT:
+            return
+        message = f"{self.path}: line {len(lines)} names column {name!r}, and not the first"
+        marks = {line[:1] for line in above}
+        if marks <= {b"#"} or marks <= {b"%"}:
+            mark = marks.pop().decode()
+            raise WrongDialect(f'{message}; set comment: "{mark}"', comment=mark)
+        skipped = self.dialect.skip_rows + len(lines) - 1
+        raise WrongDialect(f"{message}; set skip_rows: {skipped}", skip_rows=skipped)
 
     def batches(
         self, names: Sequence[str], missing: Sequence[str], advance: Any = None
@@ -154,6 +206,16 @@ class CsvFile:
             found.append(f"line {next(islice(lines, row - at, None))}")
             at = row + 1
         return found
+
+
+_NAMES_SHOWN = 6
+_LINES_LOOKED_AT = 50
+_PLACE = re.compile(r"column_([1-9]\d{0,4})")
+
+
+def _bare(line: str, delimiter: str) -> list[str]:
+    """The cells of a line as they stand there, without blanks and quotes around them."""
+    return [cell.strip().strip("\"'") for cell in line.split(delimiter)]
 
 
 class _TooLong(Exception):  # noqa: N818

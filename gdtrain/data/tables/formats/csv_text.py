@@ -59,6 +59,14 @@ class Dialect:
             raise ConfigError.of("encoding", text) from None
 
 
+class WrongDialect(DataError):  # noqa: N818
+    """A file is not written as it was said to be. settings: of the dialect, that would be right."""
+
+    def __init__(self, message: str, **settings: Any) -> None:
+        super().__init__(message)
+        self.settings = settings
+
+
 class CsvText(io.RawIOBase):
     """The bytes of a CSV file in UTF-8; lines that are passed over are empty, so numbers stay.
 
@@ -111,7 +119,7 @@ class CsvText(io.RawIOBase):
         Also gives the number of the line it begins in; after it, quotes are looked at.
         """
         line, number, begins, record = b"", 0, 0, b""
-        while line := self._readline():
+        while line := self.line():
             number += 1
             if not record and not line.strip():
                 continue
@@ -125,7 +133,8 @@ class CsvText(io.RawIOBase):
         """From here on, see whether quotes stand where they may."""
         self._quotes = _Quotes(ord(self.dialect.quote), ord(delimiter))
 
-    def _readline(self) -> bytes:
+    def line(self) -> bytes:
+        """The next line with its end; none at the end of the text."""
         while True:
             end = _END.search(self._ahead)
             if end is not None and end.end() < len(self._ahead):
@@ -180,7 +189,8 @@ class CsvText(io.RawIOBase):
             if self._decoder is None and text.startswith(
                 (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             ):
-                raise DataError(f"{self.path}: is UTF-16 text; set encoding: utf-16")
+                message = f"{self.path}: is UTF-16 text; set encoding: utf-16"
+                raise WrongDialect(message, encoding="utf-16")
             text = text.removeprefix(codecs.BOM_UTF8)
         return bytes(text)
 
@@ -268,26 +278,34 @@ def records(path: str, dialect: Dialect, delimiter: str, width: int) -> Iterator
         reader = csv.reader(
             _lines(stream, text), delimiter=delimiter, quotechar=dialect.quote, strict=True
         )
-        line, named = 1, dialect.header is False
+        line, named, is_first = 1, dialect.header is False, True
         try:
             for row in reader:
                 if row and not named:
                     named = True
                 elif row:
                     if len(row) != width:
-                        raise DataError(
-                            f"{path}: line {line} has {len(row)} cells, but the header has {width}"
-                        )
+                        what = f"line {line} has {len(row)} cells, but the header has {width}"
+                        if is_first and len(row) == width + 1:
+                            what += _UNNAMED
+                        raise DataError(f"{path}: {what}")
                     for cell in row:
                         if cell[:1] in (" ", "\t") and cell.lstrip()[:1] == dialect.quote:
                             what = "a blank stands before a quote; remove the blank"
                             raise DataError(f"{path}: line {line}: {what}")
+                    is_first = False
                     yield line
                 line = reader.line_num + 1
         except csv.Error as error:
             raise DataError(f"{path}: line {reader.line_num}: {error}") from error
         except UnicodeDecodeError as error:
             raise stream.not_text() from error
+
+
+_UNNAMED = (
+    "; if all rows have so many, write a name for each in the header, and leave out what is no "
+    "input with exclude"
+)
 
 
 def _lines(stream: CsvText, file: io.TextIOWrapper) -> Iterator[str]:

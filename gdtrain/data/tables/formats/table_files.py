@@ -57,6 +57,11 @@ class TableFiles:
         self.unnamed = self._first.unnamed
         self.starts = [0]
 
+    def look_for(self, names: Sequence[str]) -> None:
+        """Raise DataError if a column is not there since the file is not written as was said."""
+        if isinstance(self._first, CsvFile):
+            self._first.look_for(names)
+
     def batches(
         self,
         names: Sequence[str],

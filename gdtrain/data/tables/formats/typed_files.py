@@ -110,19 +110,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class JsonLines:
-    """An object on each line; its fields are those of the first, or some of them.
+    """An object on each line; the columns are the fields that any of them has.
 
-    Raises DataError if the first line is no object.
+    Raises DataError for a line that is no object.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.unnamed: set[str] = set()
-        first = next(self._records(), None)
-        if first is None:
+        names: dict[str, None] = {}
+        for _, record in self._records():
+            if not record.keys() <= names.keys():
+                names |= dict.fromkeys(record)
+        if not names:
             raise DataError(f"{path}: has no records; at least one is needed")
-        self.names = list(first[1])
-        self._known = set(self.names)
+        self.names = list(names)
 
     def _records(self, advance: Advance | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
         """The objects one by one, with their lines; raises DataError for what is none."""
@@ -149,11 +151,7 @@ class JsonLines:
     ) -> Iterator[list[pa.Array]]:
         """Consecutive rows, each batch as one array for each of the named columns."""
         rows: list[dict[str, Any]] = []
-        for number, record in self._records(advance):
-            if not record.keys() <= self._known:
-                more = next(name for name in record if name not in self._known)
-                text = f"line {number} has a field {more!r}, which the first line does not have"
-                raise DataError(f"{self.path}: {text}")
+        for _, record in self._records(advance):
             rows.append(record)
             if len(rows) == _RECORDS_AT_ONCE:
                 yield [self._column(name, rows) for name in names]
@@ -173,7 +171,7 @@ class JsonLines:
         if types == {bool}:
             return pa.array(values, pa.bool_())
         if types & {list, dict}:
-            raise DataError(f"{self.path}: field {name!r} holds lists or objects; exclude it")
+            return pa.nulls(len(rows), pa.list_(pa.null()))
         texts = [v if isinstance(v, str | None) else json.dumps(v) for v in values]
         return pa.array(texts, pa.string())
 
