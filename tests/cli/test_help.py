@@ -27,7 +27,7 @@ def narrow(monkeypatch) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_fits_a_screen(command: str, capsys) -> None:
     lines = shown(command, capsys).splitlines()
-    assert len(lines) <= 46
+    assert len(lines) <= 40
     assert max(map(len, lines)) <= 80
 
 

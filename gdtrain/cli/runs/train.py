@@ -22,22 +22,21 @@ from gdtrain.version import __version__
 
 _COMMANDS = """\
 commands, each with a --help of its own:
-  compare    several forms side by side, with a report to look at
-  convert    a CSV file of any size to a folder for source: mapped
+  compare    several forms side by side, with a report for the browser
+  convert    a table of any size to a folder for source: mapped
   evaluate   loss and metrics of a run's model on labelled data
   export     a run's model in a file of PyTorch or ONNX, with its preprocessing
   init       write a configuration to start from
-  landscape  draw the loss around the way that the weights have taken
+  landscape  draw the loss around the path of the weights
   list       the parts that a configuration can name
   lr-range   raise the learning rate until the loss diverges; suggest one
   plot       draw loss and learning rate of one or several runs
   predict    predict for the rows of a file with the model of a run
-  replay     rebuild the state before any update of a run, and look at it
+  replay     rebuild the state before any update of a run, and show it
   schema     the JSON Schema of configurations, for editors
   sweep      train at each point of a grid of settings, and compare
   train      the same as without a command
-  verify     whether gradient and updates are those of plain PyTorch
-
+  verify     check gradient and updates against plain PyTorch
 Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 ended by a signal, with a \
 checkpoint, 1 else.
 """
@@ -85,10 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "",
         "Train a PyTorch model by batch, stochastic or mini-batch gradient descent.",
         examples=(
-            "--config minibatch.yaml",
             "--config minibatch.yaml optimizer.lr=0.1 loader.batch_size=8",
             "--config batch.yaml epochs=5 --output-dir runs/mine",
-            "--config batch.yaml epochs=5 --output-dir runs/mine --resume",
         ),
         notes=_COMMANDS,
     )

@@ -111,9 +111,8 @@ _numbers.__name__ = "list of numbers"  # what argparse calls it when it can't be
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "compare",
-        "Train several forms of gradient descent from the same weights on the same "
-        "samples, measure speed, loss, memory and stability, and write compare.json and a report "
-        "that opens in a browser, offline.",
+        "Train several forms of gradient descent from the same weights on the same samples; "
+        "measure speed, loss, memory, stability; write compare.json and report.html.",
         examples=(
             "compare minibatch.yaml --loaders batch,sample --updates 30",
             "compare batch.yaml --loaders batch --tune --updates 9",
@@ -130,14 +129,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loaders",
         metavar="NAMES",
-        help="of one configuration, the forms to compare: batch,sample,minibatch; or "
-        "minibatch:B, with batches of B",
+        help="of one configuration, the forms to compare: batch,sample,minibatch:64",
     )
     budget = parser.add_argument_group("budget of each form (default: the configuration's epochs)")
     budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
     budget.add_argument("--samples", type=int, metavar="N", help="samples trained on")
     budget.add_argument("--updates", type=int, metavar="N", help="steps of the optimizer")
-    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, looks left out")
+    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, without evaluation")
     parser.add_argument(
         "--target-loss",
         type=float,
@@ -147,10 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help=f"the best of these learning rates for each form: {', '.join(f'{x:g}' for x in GRID)}",
+        help="find each form's best learning rate: 0.001, 0.003 ... 1",
     )
     parser.add_argument(
-        "--lr-grid", type=_numbers, metavar="RATES", help="the same with others: 0.01,0.1"
+        "--lr-grid", type=_numbers, metavar="RATES", help="the same among others: 0.01,0.1"
     )
     parser.add_argument(
         "--looks",
@@ -163,8 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         type=int,
         metavar="K",
-        help="train each form with K seeds, from the configuration's on, and say what they "
-        "support; a form is recommended from 5 on",
+        help="of each form; from 5 on the best may be recommended",
     )
     parser.add_argument(
         "--output-dir",
