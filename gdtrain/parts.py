@@ -179,7 +179,8 @@ def settings_of(kind: str, name: str, by_index: bool = False) -> type[Settings]:
 class OneOfKinds:
     """A setting of several kinds of value: ``one``, ``several`` (a list) or a ``mapping``.
 
-    one: the type of whatever is neither a list nor a mapping that has a type here.
+    one: the type of whatever is neither a list nor a mapping that has a type here. named: of
+    mappings of names to parts, each with its settings.
     """
 
     def __init__(self, **kinds: Any) -> None:
@@ -196,13 +197,25 @@ class OneOfKinds:
         kind = "one"
         if isinstance(value, list | tuple):
             kind = "several"
+        elif "named" in self.kinds and are_named(value):
+            kind = "named"
         elif isinstance(value, dict | Settings):
             kind = "mapping"
         return _TAGS[kind if kind in self.kinds else "one"]
 
 
+def are_named(value: Any) -> bool:
+    """Whether a section is of several parts by names that it gives them, and not of one."""
+    if not isinstance(value, dict) or "name" in value:
+        return False
+    return any(isinstance(item, dict | Settings) for item in value.values())
+
+
 # What messages leave out of a place; no key of YAML has a space in it.
-_TAGS = {"one": "one value", "several": "a list of values", "mapping": "a mapping of settings"}
+_TAGS = {
+    **{"one": "one value", "several": "a list of values", "mapping": "a mapping of settings"},
+    "named": "several by name",
+}
 
 Indices = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 OrderSetting = Annotated[Any, OneOfKinds(one=Annotated[Any, OneOf("order")], several=Indices)]

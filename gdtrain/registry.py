@@ -27,6 +27,7 @@ from gdtrain.settings import (
     LoaderSettings,
     LossSettings,
     NamedSettings,
+    OptimizerSettings,
     OptionsOnly,
     ScheduleSettings,
     Settings,
@@ -264,7 +265,9 @@ register_model = Kind("model", supplied=_SIZES)
 register_loss = Kind("loss", LossSettings, called_with=2)
 register_loader = Kind("loader", LoaderSettings, supplied=("seed",), given=1)
 register_order = Kind("order", called_with=3, name_is_enough=True)
-register_optimizer = Kind("optimizer", default="sgd", given=1)
+register_optimizer = Kind(
+    "optimizer", OptimizerSettings, default="sgd", given=1, least=NamedSettings
+)
 register_schedule = Kind("schedule", ScheduleSettings, least=Settings, supplied=("total",))
 register_variance_reduction = Kind("variance_reduction")
 register_metric = Kind("metric", OptionsOnly, tag="", called_with=2, supplied=("loss",))

@@ -158,6 +158,14 @@ class LoaderSettings(Settings):
     name: str
 
 
+class OptimizerSettings(NamedSettings):
+    """What every optimizer takes among several."""
+
+    parameters: Annotated[list[str], Field(min_length=1)] | None = None
+    """Of several optimizers by name, the layers or parameters that this one steps, by their names
+    in the model; one may leave it out, and steps all that are left."""
+
+
 class ScheduleSettings(Settings):
     """What every schedule takes; t counts steps or epochs, α_0 is the optimizer's lr."""
 

@@ -107,7 +107,9 @@ def reference(schema: dict[str, Any]) -> str:
     parts = schema["$defs"]
     lines = ["\n**Top level**\n", *_table(schema, parts)]
     for key, setting in schema["properties"].items():
-        forms = _forms(setting, parts)
+        forms, listed = _forms(setting, parts), _forms_of_items(setting, parts)
+        if listed and not forms:
+            lines += [f"\n**`{key}`**, each:\n", *_table(listed[0], parts)]
         if not forms:
             continue
         lines.append(f"\n**`{key}`**: {_meaning(setting, parts)}\n")
@@ -150,6 +152,12 @@ def _forms(setting: dict[str, Any], parts: dict[str, Any]) -> list[dict[str, Any
     if "$ref" in setting:
         return [parts[setting["$ref"].rpartition("/")[2]]]
     return [form for option in setting.get("anyOf", []) for form in _forms(option, parts)]
+
+
+def _forms_of_items(setting: dict[str, Any], parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The models of what a list has, of a setting that is one or nothing."""
+    lists = [option["items"] for option in setting.get("anyOf", []) if "items" in option]
+    return [form for items in lists for form in _forms(items, parts)]
 
 
 def _common(forms: list[dict[str, Any]]) -> list[str]:

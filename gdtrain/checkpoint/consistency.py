@@ -37,6 +37,7 @@ def check_consistent(state: Mapping[str, Any], trainer: Trainer) -> None:
     state: of the right form. trainer: nothing has been put into it yet.
     """
     _check_counters(state, trainer)
+    _check_phase(state, trainer)
     _check_generators(state)
     if len(trainer.optimizers) > 1:  # each of which has been compared with its own
         return
@@ -72,6 +73,16 @@ def _check_counters(state: Mapping[str, Any], trainer: Trainer) -> None:
         f"progress: step is {found['step']}, but {found['epoch']} epochs and step_in_epoch make "
         f"{updates}",
     )
+
+
+def _check_phase(state: Mapping[str, Any], trainer: Trainer) -> None:
+    """The phase must be the epoch's, or that of the epoch before, up to the first update."""
+    if trainer.phases is None:
+        return
+    epoch, number = state["progress"]["epoch"], state["phase"]
+    first = epoch - (state["progress"]["step_in_epoch"] == 0 and epoch > 0)
+    may_be = {trainer.phases.number(first), trainer.phases.number(epoch)}
+    demand(number in may_be, f"phase: it is {number}, which epoch {epoch} is not in")
 
 
 def _check_generators(state: Mapping[str, Any]) -> None:

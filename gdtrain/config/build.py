@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.building.data import SharedSources, prepare_data, read_source
 from gdtrain.config.building.loss import build_loss
-from gdtrain.config.building.memory import out_of_memory
 from gdtrain.config.building.metrics import Metrics, build_metrics, in_original_units
 from gdtrain.config.building.model import sized_model
+from gdtrain.config.building.optimizing import all_schedules, optimizing_of
+from gdtrain.config.building.stages import stage
 from gdtrain.config.schema import AveragingSection, Config
 from gdtrain.data.loaders.forms import BatchLoader
 from gdtrain.data.loaders.loader import Loader
@@ -25,15 +25,14 @@ from gdtrain.data.loaders.phased_loader import PhasedLoader
 from gdtrain.data.orders.order import mix
 from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import Preprocessing
-from gdtrain.errors import ConfigError, Fault, GdtrainError
-from gdtrain.settings import LoaderSettings, ScheduleSettings, Settings
+from gdtrain.errors import ConfigError, GdtrainError
+from gdtrain.settings import LoaderSettings, Settings
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
 from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
 from gdtrain.training.evaluating.metrics import best_of
-from gdtrain.training.optimizing import schedules
 from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.placement.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything
@@ -89,13 +88,12 @@ def build(
         if config.strategy == "shard":
             device = resolve_device(config.device)
             model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
-    with stage("optimizer"):
-        trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer: Optimizer = registry.make("optimizer", config.optimizer, trained)
+    with stage(""):
+        optimizing = optimizing_of(config, model, loader)
     metrics = in_original_units(config, data.preprocessing, metrics)
     trainer_type = _trainer_type(config)
     with stage(""):
-        scheduler = _scheduler(config, optimizer, loader, metrics)
+        _check_schedules(config, metrics)
         watchers = _callbacks_of_sections(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
@@ -104,15 +102,12 @@ def build(
         trainer: Trainer = trainer_type(
             model,
             loss,
-            optimizer,
-            loader,
-            scheduler=scheduler,
-            scheduler_per=getattr(config.scheduler, "per", "epoch"),
-            scheduler_metric=getattr(config.scheduler, "monitor", None),
+            loader=loader,
             validation=_validation(config, validation),
             metrics=metrics,
             callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
             compile=None if config.compile is None else config.compile.model_dump(),
+            **optimizing,
             **{key: getattr(config, key) for key in _OF_TRAINER},
         )
         trainer.shows_progress = False  # commands have their own
@@ -150,29 +145,6 @@ def _trainer_type(config: Config) -> Any:
     return registry.find("trainer", config.trainer).part if config.trainer else Trainer
 
 
-@contextmanager
-def stage(key: str) -> Iterator[None]:
-    """Say of which section an error is, as a ConfigError without places."""
-    try:
-        yield
-    except ConfigError as error:
-        prefix = f"{key}." if key else ""
-        faults = [Fault(prefix + fault.key, fault.message) for fault in error.faults]
-        raise ConfigError(faults) from error
-    except GdtrainError as error:
-        message = str(error)
-        own, _, rest = message.partition(": ")
-        if own == key or (not key and own in Config.model_fields):
-            raise ConfigError([Fault(own, rest)]) from error
-        in_data = not key and own in ("inputs", "targets")
-        raise ConfigError([Fault("data" if in_data else key, message)]) from error
-    except (MemoryError, RuntimeError, TypeError) as error:
-        text = out_of_memory(error, key)
-        if text is None:
-            raise
-        raise ConfigError([Fault(key, text)]) from error
-
-
 def _loader(config: Config, data: Any) -> Loader:
     """The loader, or the loaders of all phases over the same samples."""
     if not isinstance(config.loader, list):
@@ -199,23 +171,11 @@ def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
     return loader
 
 
-def _scheduler(
-    config: Config, optimizer: Optimizer, loader: Loader, metrics: Metrics
-) -> schedules.Scheduler | None:
-    section = config.scheduler
-    if section is None:
-        return None
-    if (monitor := getattr(section, "monitor", None)) is not None:
-        _check_monitored("scheduler.monitor", monitor, config, metrics)
-    if not isinstance(section, ScheduleSettings):  # one that is made of the optimizer
-        scheduler: schedules.Scheduler = registry.make("schedule", section)(optimizer)
-        return scheduler
-    total = None
-    if not loader.is_stream:
-        all_of_them = loader.updates(config.epochs) if section.per == "step" else config.epochs
-        total = max(1, all_of_them - section.warmup)
-    schedule: schedules.Schedule = registry.make("schedule", section, total=total)
-    return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
+def _check_schedules(config: Config, metrics: Metrics) -> None:
+    """Raise ConfigError for a schedule by a metric that is not evaluated."""
+    for key, section in all_schedules(config):
+        if (monitor := getattr(section, "monitor", None)) is not None:
+            _check_monitored(f"{key}.monitor", monitor, config, metrics)
 
 
 def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:

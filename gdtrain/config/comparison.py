@@ -48,9 +48,22 @@ def load_forms(
     if forms[0].config.data.source == "stream":
         message = "a stream can't be evaluated as a whole; compare on a data set"
         faults.append(forms[0].document.fault(("data",), message))
+    for form in forms:
+        faults += single_optimizer_faults(form.config, form.document)
     if faults:
         raise ConfigError(faults)
     return forms
+
+
+def single_optimizer_faults(config: Config, document: Document) -> list[Fault]:
+    """What is wrong with a configuration for a look that changes the learning rate of a run."""
+    if config.phases is not None:
+        text = "have a learning rate each, and one is looked for; name one optimizer instead"
+        return [document.fault(("phases",), text)]
+    if isinstance(config.optimizer, dict):
+        text = "has several, with a learning rate each, and one is looked for; name one"
+        return [document.fault(("optimizer",), text)]
+    return []
 
 
 def _under(path: str, overrides: Sequence[str], loader: str) -> FormConfig:

@@ -19,6 +19,7 @@ def json_schema() -> dict[str, Any]:
     own = _Definitions(schema.get("$defs", {}))
     schema["properties"] = own.filled(schema["properties"])
     schema["$defs"] = own.definitions
+    schema["anyOf"] = [{"required": ["optimizer"]}, {"required": ["phases"]}]
     return {"$schema": _DIALECT, **schema}
 
 

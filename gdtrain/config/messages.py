@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
 from gdtrain.near_names import nearest
-from gdtrain.parts import not_among, settings_of, shown
+from gdtrain.parts import are_named, not_among, settings_of, shown
 
 MOST_TOLD = 50
 
@@ -73,7 +73,8 @@ def _fault(document: Document, details: ErrorDetails) -> Fault:
     value = details["input"]
     if kind == "extra_forbidden":
         return document.fault(path, _unknown_key(document.data, path), of_key=True)
-    if kind == "missing":
+    missing = kind == "missing" or (len(path) == 1 and path[0] not in document.data)
+    if missing:  # or has a default, which does not do here
         return document.fault(path, f"missing; {_purpose(path, document.data)}")
     if path == ("device",):  # the one setting that has to fit a pattern
         kind = "string_pattern_mismatch"
@@ -89,11 +90,13 @@ def _path(data: Any, location: tuple[int | str, ...]) -> KeyPath:
             path.append(part)
             here = {}
             continue
-        if isinstance(here, str) and _is_section(path) and " " not in str(part):
+        if isinstance(here, str) and _kind_at(path, data) and " " not in str(part):
             here = {"source": here, "name": here}  # it is given by its name alone
         inside = isinstance(here, dict) and part in here
         if inside or (isinstance(here, list) and part in range(len(here))):
             here = here[part]
+        elif here is data and part in Config.model_fields:
+            here = None  # it is left out
         elif part is not location[-1] or _is_union_member(here, part):
             continue
         path.append(part)
@@ -107,9 +110,14 @@ def _is_named_alone(path: list[int | str], here: Any, part: int | str) -> bool:
     return part in registry.names(MAPPINGS[str(path[0])])
 
 
-def _is_section(path: list[int | str]) -> bool:
-    """Whether ``path`` is that of a section that names a part, or of one in a list of them."""
-    return path[:1] != [] and path[0] in KIND_OF and all(isinstance(part, int) for part in path[1:])
+def _kind_at(path: Sequence[int | str], data: Any) -> str | None:
+    """The kind of the part that a section names: at its top, in a list or by a name of its own."""
+    if list(path[:1]) == ["phases"] and len(path) > 2:
+        return _kind_at(path[2:], data["phases"][path[1]])
+    if not path or path[0] not in KIND_OF or len(path) > 2:
+        return None
+    inside = len(path) == 1 or isinstance(path[1], int) or are_named(data.get(path[0]))
+    return KIND_OF[str(path[0])] if inside else None
 
 
 def _is_union_member(here: Any, part: int | str) -> bool:
@@ -175,6 +183,8 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
             return message
     model = _model_at(path[:-1], data)
     known = list(model.model_fields) if model else []
+    if path[-2:-1] == ("optimizer",) and "parameters" in known:  # which one of several has
+        known.remove("parameters")
     if str(path[0]) in MAPPINGS and len(path) == 2:
         known = registry.names(MAPPINGS[str(path[0])])
     near = _sections_of(key, data) if len(path) == 1 else []
@@ -208,29 +218,35 @@ def _model_at(path: KeyPath, data: Any) -> type[BaseModel] | None:
     key, section = str(path[0]), _section_at(path, data)
     if key in MAPPINGS:
         return settings_of(MAPPINGS[key], str(path[1]), True) if len(path) == 2 else None
-    if key not in KIND_OF:
-        field = Config.model_fields.get(key)
+    of = _kind_at(path, data)
+    if of is None:
+        field = Config.model_fields.get(key) if key not in KIND_OF else None
         return _model_below(field.annotation, path[1:]) if field else None
-    kind = registry.KINDS[KIND_OF[key]]
+    if are_named(section):
+        return None
+    kind = registry.KINDS[of]
     name = section.get(kind.tag, kind.default) if isinstance(section, dict) else section
     return settings_of(kind.name, name, True) if name in registry.names(kind.name) else None
 
 
 def _model_below(annotation: Any, path: KeyPath) -> type[BaseModel] | None:
-    """The model at ``path`` within a section that has one form, if there is one."""
+    """The model at ``path`` within a section that has one form, or a list of it."""
     members = _members(annotation)
-    if len(members) != 1 or not path:
+    keys = [key for key in path if isinstance(key, str)]
+    if len(members) != 1 or not keys:
         return members[0] if len(members) == 1 else None
-    field = members[0].model_fields.get(str(path[0]))
-    return _model_below(field.annotation, path[1:]) if field else None
+    field = members[0].model_fields.get(keys[0])
+    return _model_below(field.annotation, tuple(keys[1:])) if field else None
 
 
 def _section_at(path: KeyPath, data: Any) -> Any:
-    """The top-level section at ``path``, or the one at a place in a list of them; else None."""
-    section = data.get(path[0]) if isinstance(data, dict) and path else None
-    if len(path) == 2 and isinstance(section, list) and isinstance(path[1], int):
-        return section[path[1]]
-    return section if len(path) == 1 else None
+    """What stands at ``path``; None if nothing does."""
+    for part in path:
+        inside = isinstance(data, dict) and part in data
+        if not inside and not (isinstance(data, list) and part in range(len(data))):
+            return None
+        data = data[part]
+    return data
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -35,6 +36,11 @@ KIND_OF = {
 MAPPINGS = {"metrics": "metric", "monitors": "monitor", "callbacks": "callback"}
 
 Loader = Annotated[LoaderSettings, OneOf("loader")]
+Schedule = Annotated[Settings, OneOf("schedule")]
+Optimizer = Annotated[NamedSettings, OneOf("optimizer")]
+Optimizers = Annotated[Any, OneOfKinds(one=Optimizer, named=dict[str, Optimizer])]
+Schedules = Annotated[Any, OneOfKinds(one=Schedule, named=dict[str, Schedule])]
+Bound = Annotated[Any, OneOfKinds(one=PositiveFloat, mapping=dict[str, PositiveFloat])]
 
 
 class AveragingSection(Settings):
@@ -61,6 +67,24 @@ class CompileSection(Settings):
     """Whether what can't be in one graph is an error."""
     dynamic: bool | None = None
     """Whether sizes may change without compiling anew; by what is seen if left out."""
+
+
+class PhaseSection(Settings):
+    """What holds in one phase of training."""
+
+    until_epoch: Positive | None = None
+    """The last epoch of the phase, counted from 1; left out in the last."""
+    optimizer: Optimizers
+    """The optimizer of the phase, which begins anew; or several by name."""
+    scheduler: Schedules | None = None
+    """How its learning rate changes, with t counted from the start of the phase."""
+    frozen: list[str] = Field([])
+    """Names of layers or parameters of the model that stand still."""
+
+    @field_validator("optimizer")
+    @classmethod
+    def _share_the_model(cls, value: Any) -> Any:
+        return sharing(value)
 
 
 class ValidationSection(Settings):
@@ -134,17 +158,22 @@ class Config(Settings):
     ]
     """Which form of gradient descent: batch, sample or minibatch. Or a list of them, each until the
     end of an epoch."""
-    optimizer: Annotated[NamedSettings, OneOf("optimizer")]
-    """The optimizer, by name; sgd if no name is given."""
+    phases: Annotated[list[PhaseSection], Field(min_length=1)] | None = None
+    """Phases of training, in place of optimizer and scheduler: with each, until the end of an
+    epoch, an optimizer of its own, a schedule, and layers that stand still."""
+    optimizer: Annotated[Optimizers, Field(validate_default=True)] = None
+    """The optimizer, by name; sgd if no name is given. Or a mapping of names of your own to several
+    optimizers of different parameters, stepped in this order; then scheduler and the bounds on
+    gradients may be such mappings too."""
     variance_reduction: Annotated[NamedSettings, OneOf("variance_reduction")] | None = None
     """Correct the gradients of the batches so that their noise vanishes at the minimum, by name."""
     averaging: AveragingSection | None = None
     """Average the weights over the updates; evaluated and written beside the last ones."""
-    scheduler: Annotated[Any, OneOf("schedule")] | None = None
+    scheduler: Schedules | None = None
     """How the learning rate changes, by name."""
-    clip_grad_norm: PositiveFloat | None = None
+    clip_grad_norm: Bound | None = None
     """Bound on the 2-norm of the gradient."""
-    clip_grad_value: PositiveFloat | None = None
+    clip_grad_value: Bound | None = None
     """Bound on each element of the gradient."""
     microbatch_size: Positive | Literal["auto"] | None = None
     """Compute each batch's gradient, and evaluate, in slices of this many samples, to save memory;
@@ -210,12 +239,30 @@ class Config(Settings):
             raise fault(text, "until_epoch")
         return value
 
+    @field_validator("phases")
+    @classmethod
+    def _follow_each_other(cls, value: Any) -> Any:
+        return None if value is None else following(value)
+
+    @field_validator("optimizer", mode="wrap")
+    @classmethod
+    def _is_needed_without_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("phases", ...) is not None:
+            return None
+        return sharing(read(value))
+
+    @field_validator("optimizer", "scheduler")
+    @classmethod
+    def _is_not_beside_phases(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("phases") is not None:
+            raise ValueError("has no place beside phases, each of which has its own; remove it")
+        return value
+
     @field_validator("*")
     @classmethod
     def _suits_the_parts_before_it(cls, value: Any, info: ValidationInfo) -> Any:
-        for part in info.data.values():
-            text = part.refuses(str(info.field_name), value) if isinstance(part, Settings) else None
-            if text is not None:
+        for part in parts_in(info.data.values()):
+            if (text := part.refuses(str(info.field_name), value)) is not None:
                 raise ValueError(text)
         return value
 
@@ -256,6 +303,37 @@ class Config(Settings):
             known = ", ".join(registry.names("trainer")) or "none"
             raise ValueError(f"{value!r} is not registered (registered: {known}); use --import")
         return value
+
+
+def parts_in(value: Any) -> Iterator[Settings]:
+    """The settings of all parts in a section, or in what has some."""
+    if isinstance(value, PhaseSection):
+        yield from parts_in((value.optimizer, value.scheduler))
+    elif isinstance(value, Settings):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from parts_in(value.values())
+    elif isinstance(value, Iterable) and not isinstance(value, str):
+        for item in value:
+            yield from parts_in(item)
+
+
+def sharing(value: Any) -> Any:
+    """An optimizer, or several, of which all but one say what they step; else an error there."""
+    if not isinstance(value, dict):
+        if getattr(value, "parameters", None) is not None:
+            text = "has no effect for a single optimizer, which steps all there are; remove it"
+            raise fault(text, "parameters")
+        return value
+    rest = None
+    for name, one in value.items():
+        if not name.isidentifier():
+            raise fault("is not a name; use letters, digits, _", name)
+        if getattr(one, "parameters", None) is None:
+            if rest is not None:
+                raise fault(f"missing; {rest} steps all that is left already", name, "parameters")
+            rest = name
+    return value
 
 
 def _is_all_trained_on(info: ValidationInfo) -> bool:

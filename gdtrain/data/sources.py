@@ -35,7 +35,9 @@ def as_samples(
 
     data: a tensor or array, a tuple of them (inputs first, targets last), a Dataset, or Samples.
     An ``IterableDataset`` is a stream. A ``TensorDataset`` is taken as its tensors. In a tuple or
-    dict of tensors or arrays, inputs and targets have it too, and a dict alone is inputs.
+    dict of tensors or arrays, inputs and targets have it too, and a dict alone is inputs. A list
+    whose items are all tuples or dicts is one of samples, as for a DataLoader; any is, where a
+    collate_fn is given.
     transform: see :class:`~gdtrain.data.dataset_samples.DatasetSamples`; tensors are then read
     one by one, as ``(x, y)``, ``(x1, x2, y)``, ``x`` alone or in the structure that they have.
     Raises DataError for empty data, different lengths, or values that are not finite, and
@@ -44,6 +46,8 @@ def as_samples(
     if transform is not None and not callable(transform):
         text = f"must be a function (sample, generator) -> sample, got {transform!r}"
         raise ConfigError.of("transform", text)
+    if isinstance(data, list) and (collate_fn is not None or _are_samples(data)):
+        data = ListedSamples(data)
     if isinstance(data, IterableDataset):
         if transform is not None:
             text = "has no effect on an IterableDataset; change its samples where they are made"
@@ -85,6 +89,26 @@ def as_samples(
     if not isinstance(samples, StreamSamples) and len(samples) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     return samples
+
+
+class ListedSamples(Dataset[Any]):
+    """A list of samples, each of whatever parts."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.samples[row]
+
+
+def _are_samples(data: list[Any]) -> bool:
+    return bool(data) and all(
+        isinstance(item, tuple | dict) or (is_inner(item) and not isinstance(item, list))
+        for item in data
+    )
 
 
 class TensorDatasetSamples(TensorSamples):

@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners
 from gdtrain.training.callbacks.events import tell
 from gdtrain.training.callbacks.validation import Validation
-from gdtrain.training.descent import descend, gathered
+from gdtrain.training.descent import backward, descend, gathered
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
@@ -63,7 +63,7 @@ from gdtrain.training.evaluating import evaluation
 from gdtrain.training.evaluating.metrics import Metric, check_metrics
 from gdtrain.training.gradients import accumulation as gradient
 from gdtrain.training.gradients import loss_weights
-from gdtrain.training.gradients.accumulation import trained
+from gdtrain.training.gradients.accumulation import scalar, trained
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
@@ -97,6 +97,8 @@ from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
 logger = logging.getLogger("gdtrain")
+
+State = TypeVar("State")
 
 leave_compiler_out()  # who trains has optimizers made, and few compile
 
@@ -146,6 +148,8 @@ class Trainer:
         fixed rule, in fit.
     compile: options of ``module.compile()`` for the engine of that name: ``backend``, ``mode``,
         ``fullgraph``, ``dynamic``, ``options``.
+    compute_loss: ``(trainer, batch) -> loss``, in place of a subclass that overrides
+        :meth:`compute_loss`, for one that needs no more than that.
     progress: whether ``fit`` shows a bar, on terminals and in notebooks alone.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
@@ -197,8 +201,12 @@ class Trainer:
         evaluate_in: Literal["whole", "batches"] = "whole",
         engine: Literal["auto", "eager", "compile", "scan", "cuda_graph"] = "auto",
         compile: Mapping[str, Any] | None = None,
+        compute_loss: Callable[[Any, Batch], Tensor | Mapping[str, Any]] | None = None,
         progress: bool = True,
     ) -> None:
+        if compute_loss is not None:
+            checks.check_own_loss(self, compute_loss)
+            vars(self)["compute_loss"] = partial(compute_loss, self)
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
         criterion: Callable[[Any, Any], Tensor] | None = by_name.loss(loss)
@@ -228,7 +236,8 @@ class Trainer:
         self._place(model, criterion, device, precision)
         self.loader = loader
         self._stepping = scheduler_per, scheduler_metric
-        self.schedule = stepper(scheduler, *self._stepping, updater)
+        in_phases = self.phases is not None
+        self.schedule = stepper(scheduler, *self._stepping, updater, in_phases=in_phases)
         self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
         self.shows_progress = progress
@@ -293,7 +302,7 @@ class Trainer:
         checks.check_parameters(
             self.model, self.loss, self.updater, own_code=self.has_own("compute_loss", "train_step")
         )
-        self.schedule = stepper(scheduler, *self._stepping, self.updater)
+        self.schedule = stepper(scheduler, *self._stepping, self.updater, in_phases=True)
         self.phase, self.rates = number, {}
         self.guard = self._guard()
         self.engine = EagerEngine(self)
@@ -626,6 +635,34 @@ class Trainer:
 
     # ── what research code calls ────────────────────────────────────────────────────────────
 
+    def minimise(self, loss: Tensor, name: str | None = None) -> Tensor:
+        """Make one optimizer's update from a loss, shape []; return the loss, detached.
+
+        For a ``train_step`` with losses of its own: ``zero_grad``, ``backward``, clipping, a look
+        at what is not finite, ``step``. name: of the optimizer, of several; the loss is then
+        logged by it.
+
+        >>> import torch
+        >>> from gdtrain import BatchLoader, Trainer
+        >>> class Twice(Trainer):
+        ...     def train_step(self, batch):
+        ...         self.minimise(self.model(batch.inputs).square().mean(), "weight")
+        ...         return self.minimise(self.model(batch.inputs).abs().mean(), "bias")
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizers = {n: torch.optim.SGD([p], lr=0.1) for n, p in model.named_parameters()}
+        >>> trainer = Twice(model, None, optimizers, BatchLoader(torch.ones(4, 2)))
+        >>> sorted(trainer.fit(2)[-1])[-3:]
+        ['step', 'train_loss', 'weight']
+        """
+        optimizer = self.optimizer if name is None else self.optimizers[name]
+        optimizer.zero_grad()
+        backward(scalar(loss))
+        self.finish_gradient(name)
+        optimizer.step()
+        if name is not None:
+            self.log(name, loss.detach())
+        return loss.detach()
+
     def check_separable(self) -> None:
         """Raise ModelError if batches are to be cut although a layer mixes their samples."""
         self.exact_gradient.check()
@@ -697,8 +734,8 @@ class Trainer:
         """
         return self.microbatches.look(partial(evaluation.predict, self, inputs))
 
-    def register_state(self, name: str, value: Any) -> None:
-        """Hold ``value`` as the attribute ``name``, as a part of the state of training.
+    def register_state(self, name: str, value: State) -> State:
+        """Hold ``value`` as the attribute ``name``, as a part of the state of training; return it.
 
         It is saved, resumed, put back with an update that is undone, and as it was after every
         look, such as an evaluation; bind the attribute anew as you like. value: a tensor, a plain
@@ -726,6 +763,7 @@ class Trainer:
         (True, 3)
         """
         own_state.register(self, name, value)
+        return value
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot, in copies, of everything that decides how training goes on."""

@@ -77,6 +77,7 @@ def test_defaults_of_the_smallest_configuration():
         "dampening": 0.0,
         "weight_decay": 0.0,
         "nesterov": False,
+        "parameters": None,
     }
     assert (config.scheduler, config.early_stopping, config.metrics) == (None, None, None)
 

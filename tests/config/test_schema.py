@@ -39,7 +39,8 @@ def test_the_schema_is_json_of_the_2020_12_dialect():
     assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert SCHEMA["additionalProperties"] is False
     assert set(SCHEMA["properties"]) == set(Config.model_fields)
-    assert set(SCHEMA["required"]) == {"data", "model", "loss", "loader", "optimizer", "epochs"}
+    assert set(SCHEMA["required"]) == {"data", "model", "loss", "loader", "epochs"}
+    assert SCHEMA["anyOf"] == [{"required": ["optimizer"]}, {"required": ["phases"]}]
 
 
 def test_every_setting_is_described():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count, islice
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gdtrain.analysis.verify.finite_differences import relative_error
 from gdtrain.data.batch import Batch
@@ -79,14 +78,18 @@ def side_by_side(make: Callable[[], Trainer], updates: int, num_epochs: int) -> 
     make: gives a new trainer each time, seeded alike and not trained yet; the plain loop takes
     model, loss, optimizer, schedule and the loader's batches out of one of them, and
     ``compute_loss`` where that is somebody's own. updates: how many to make, or all of
-    ``num_epochs`` epochs where there are fewer.
+    ``num_epochs`` epochs where there are fewer; of a run in phases, of the first.
 
     Under the eager engine on whole batches both must have the same bits; microbatches and
     compiled engines add up in another order, so there the tolerance is relative. If they differ,
     the first update that does is found by training anew, half as far each time.
     """
-    if reason := _obstacle(make()):
+    first = make()
+    if reason := _obstacle(first):
         return SideBySide(skipped=reason)
+    if first.phases is not None:
+        num_epochs = first.phases.end(0, num_epochs)
+    del first
     seen = _compare(make, updates, num_epochs)
     if seen.holds:
         return seen
@@ -106,8 +109,8 @@ def plain_loop(trainer: Trainer) -> Iterator[None]:
     Of the trainer it uses what holds them, and ``compute_loss`` and ``forward`` where these are
     somebody's own: nothing that makes or counts an update.
     """
-    model, loss, optimizer = trainer.model, trainer.loss, trainer.optimizer
-    scheduler, per = trainer.schedule.scheduler, trainer.schedule.per
+    model, loss, optimizer = trainer.model, trainer.loss, trainer.updater
+    schedulers, per = trainer.schedule.schedulers, trainer.schedule.per
     model.train()
     for epoch in count():
         for batch in _batches(trainer, epoch):
@@ -125,11 +128,16 @@ def plain_loop(trainer: Trainer) -> Iterator[None]:
                 gradient()
                 optimizer.step()
             trainer.progress.step += 1  # which an own compute_loss may look at
-            if scheduler is not None and per == "step":
-                scheduler.step()
+            if per == "step":
+                _step(schedulers)
             yield
-        if scheduler is not None and per == "epoch":
-            scheduler.step()
+        if per == "epoch":
+            _step(schedulers)
+
+
+def _step(schedulers: Mapping[str, Any]) -> None:
+    for scheduler in schedulers.values():
+        scheduler.step()
 
 
 def _batches(trainer: Trainer, epoch: int) -> Iterator[Batch]:
@@ -149,13 +157,20 @@ def _loss(trainer: Trainer, batch: Batch) -> Tensor:
 
 
 def _clip(trainer: Trainer, model: nn.Module, loss: Any) -> None:
-    parameters = [*model.parameters()]
+    everything = [*model.parameters()]
     if isinstance(loss, nn.Module):
-        parameters += loss.parameters()
-    if trainer.clip_grad_value is not None:
-        nn.utils.clip_grad_value_(parameters, trainer.clip_grad_value)
-    if trainer.clip_grad_norm is not None:
-        nn.utils.clip_grad_norm_(parameters, trainer.clip_grad_norm)
+        everything += loss.parameters()
+    bounds = (
+        (nn.utils.clip_grad_value_, trainer.clip_grad_value),
+        (nn.utils.clip_grad_norm_, trainer.clip_grad_norm),
+    )
+    for clip, bound in bounds:
+        if isinstance(bound, Mapping):
+            for name, of_one in bound.items():
+                groups = trainer.optimizers[name].param_groups
+                clip([p for group in groups for p in group["params"]], of_one)
+        elif bound is not None:
+            clip(everything, bound)
 
 
 # ── the comparison ──────────────────────────────────────────────────────────────────────────
@@ -201,7 +216,7 @@ def _state(trainer: Trainer) -> dict[str, Tensor]:
     if isinstance(trainer.loss, nn.Module):
         found |= {f"loss/{name}": value for name, value in trainer.loss.state_dict().items()}
     names = parameter_names(trainer)
-    for parameter, kept in trainer.optimizer.state.items():
+    for parameter, kept in trainer.updater.state.items():
         found |= {f"{key} of {names[parameter]}": value for key, value in kept.items()}
     return {k: v.detach().clone() for k, v in found.items() if isinstance(v, Tensor)}
 
@@ -241,7 +256,7 @@ def _obstacle(trainer: Trainer) -> str:
     for callback in trainer.callbacks:
         if callback.listens_to("on_gradient"):
             return f"{type(callback).__name__} corrects the gradient of every update"
-    if isinstance(trainer.schedule.scheduler, ReduceLROnPlateau):
+    if trainer.schedule.by_metric:
         return "ReduceLROnPlateau follows what is evaluated in between"
     if trainer.microbatches and any(
         isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training

@@ -141,7 +141,7 @@ class ReplayJob:
             replayed=replayed,
             indices=batch.indices.tolist(),
             loss=float(loss),
-            lr=trainer.optimizer.param_groups[0]["lr"],
+            lr=trainer.updater.param_groups[0]["lr"],
             gradient_norm=math.hypot(*norms.values()),
             gradient_norms=norms,
             problem=_problem(trainer, plan, number) if bad else None,

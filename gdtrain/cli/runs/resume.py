@@ -12,6 +12,7 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.consistency import check_consistent
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.config.build import BuiltRun
+from gdtrain.config.building.optimizing import all_schedules
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
@@ -59,6 +60,7 @@ def take_up(
     try:
         settings = state.pop("settings", None)
         checkpoints.best = _check_settings(path, settings, run.config)
+        snapshot.enter_phase_of(state, trainer)
         check_fits(state, trainer, snapshot.parameter_names(trainer))
         check_consistent(state, trainer)
         trainer.load_state_dict(state)
@@ -112,7 +114,8 @@ def _compare(name: str, there: Config, here: Config) -> None:
         for key in _MAY_DIFFER.get(settings["data"]["source"], ()):
             del settings["data"][key]
     # Such as a cosine schedule, which depends on how many epochs there are in all.
-    by_length = here.scheduler and registry.find("schedule", here.scheduler.name).takes("total")
+    schedules = [one for _, one in all_schedules(here)]
+    by_length = any(registry.find("schedule", one.name).takes("total") for one in schedules)
     differing = [
         f"{path}: the run has {shown(a)}, this configuration {shown(b)}"
         for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)

@@ -27,6 +27,7 @@ from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
+from gdtrain.settings import Settings
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.trainer import Trainer
@@ -159,6 +160,7 @@ class CompareJob:
         if seed is not None:
             config = config.model_copy(update={"seed": seed})
         if lr is not None:
+            assert isinstance(config.optimizer, Settings)
             rate = config.optimizer.model_copy(update={"lr": lr})
             config = config.model_copy(update={"optimizer": rate})
         with faults_placed(form.document):

@@ -12,7 +12,9 @@ from tqdm import tqdm
 from gdtrain.analysis.lr_range import LrRange, check_gradient, lr_range
 from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.cli.trained.plot_job import write
-from gdtrain.config.build import build, stage
+from gdtrain.config.build import build
+from gdtrain.config.building.stages import stage
+from gdtrain.config.comparison import single_optimizer_faults
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
@@ -73,6 +75,8 @@ class LrRangeJob:
     def _test(self, world: World) -> LrRange:
         if self.config.data.source == "stream":
             raise ConfigError([self.document.fault(("data",), _NO_STREAM)])
+        if faults := single_optimizer_faults(self.config, self.document):
+            raise ConfigError(faults)
         with faults_placed(self.document), notices():
             trainer = build(self.config.model_copy(update={"monitors": None})).trainer
             with stage(""):

@@ -82,11 +82,10 @@ class Stream(SourceSettings):
     def refuses(self, key: str, value: Any) -> str | None:
         if key == "loader":
             return _unfit_loader(value)
-        if key == "scheduler" and value and find("schedule", value.name).takes("total"):
-            return (
-                f"{value.name} needs the number of updates, which a stream does not have; "
-                "use another"
-            )
+        if key == "phases" and value is not None:
+            return "have no effect on a stream, which is one epoch; name one optimizer"
+        if key == "scheduler" and value is not None:
+            return _unfit_schedule(value)
         if key == "epochs" and value != 1:
             return f"must be 1 on a stream, which is read once, got {value}"
         if key == "early_stopping" and value is not None:
@@ -96,6 +95,15 @@ class Stream(SourceSettings):
         if key == "variance_reduction" and value is not None:
             return "needs every sample again and again, and a stream gives each once; remove it"
         return _unfit_monitors(value) if key == "monitors" and value else None
+
+
+def _unfit_schedule(schedule: Any) -> str | None:
+    """Why the rates of an optimizer, or of several by name, can't go by a schedule, if so."""
+    for one in schedule.values() if isinstance(schedule, dict) else [schedule]:
+        if find("schedule", one.name).takes("total"):
+            text = "needs the number of updates, which a stream does not have; use another"
+            return f"{one.name} {text}"
+    return None
 
 
 def _unfit_loader(loader: Any) -> str | None:

@@ -9,12 +9,12 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, optim
 
 from gdtrain.registry import register_optimizer
-from gdtrain.settings import NamedSettings, NonNegative, Positive, PositiveFloat
+from gdtrain.settings import NonNegative, OptimizerSettings, Positive, PositiveFloat
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Sgd(NamedSettings):
+class Sgd(OptimizerSettings):
     """torch.optim.SGD."""
 
     lr: PositiveFloat
@@ -38,7 +38,7 @@ class Sgd(NamedSettings):
         return value
 
 
-class Adam(NamedSettings):
+class Adam(OptimizerSettings):
     """torch.optim.Adam."""
 
     lr: PositiveFloat = 1e-3
@@ -47,7 +47,7 @@ class Adam(NamedSettings):
     """L2 penalty added to the gradient."""
 
 
-class AdamW(NamedSettings):
+class AdamW(OptimizerSettings):
     """torch.optim.AdamW."""
 
     lr: PositiveFloat = 1e-3
@@ -56,7 +56,7 @@ class AdamW(NamedSettings):
     """Decay of the weights, apart from the gradient."""
 
 
-class Lbfgs(NamedSettings):
+class Lbfgs(OptimizerSettings):
     """torch.optim.LBFGS, for the batch loader: it needs the same loss at each evaluation."""
 
     lr: PositiveFloat = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,9 @@ class Phases:
                 if name not in known or not name:
                     text = f"the model has no {name!r}; give names of model.named_modules()"
                     raise ConfigError.of(f"phases[{number}].frozen", text)
+            if not trained_in(phase.frozen, model):
+                text = "leaves nothing to train; leave some layer out"
+                raise ConfigError.of(f"phases[{number}].frozen", text)
 
     def freeze(self, number: int, model: nn.Module, trained: Sequence[str]) -> list[Tensor]:
         """Freeze what the phase freezes; return what it trains. trained: names, at first."""
@@ -94,10 +97,21 @@ class Phases:
         for name, parameter in model.named_parameters():
             if name not in trained:
                 continue
-            still = any(name == one or name.startswith(f"{one}.") for one in frozen)
+            still = below(name, frozen)
             parameter.requires_grad_(not still)
             if still:
                 parameter.grad = None
             else:
                 left.append(parameter)
         return left
+
+
+def below(name: str, layers: Iterable[str]) -> bool:
+    """Whether a parameter is one of these layers and parameters, or in one of them."""
+    return any(name == layer or name.startswith(f"{layer}.") for layer in layers)
+
+
+def trained_in(frozen: Iterable[str], model: nn.Module) -> list[Tensor]:
+    """What of the model is trained beside layers that are frozen."""
+    named = model.named_parameters()
+    return [p for name, p in named if p.requires_grad and not below(name, frozen)]

@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
@@ -86,8 +87,13 @@ class Schedules(ScheduleStepper):
         per: Literal["epoch", "step"],
         metric: str | None,
     ) -> None:
-        self.of = {name: ScheduleStepper(one, per, metric) for name, one in of.items()}
-        super().__init__(next(iter(of.values())), per, metric)
+        if metric is not None and not any(map(_is_by_metric, of.values())):
+            raise ConfigError.of(
+                "scheduler_metric", "has no effect without ReduceLROnPlateau; leave it out"
+            )
+        self.of = {name: _of_one(one, per, metric) for name, one in of.items()}
+        first = next(iter(self.of.values()))
+        super().__init__(first.scheduler, first.per, first.metric)
 
     @property
     def schedulers(self) -> dict[str, Scheduler]:
@@ -96,6 +102,10 @@ class Schedules(ScheduleStepper):
     @property
     def own_code(self) -> list[Any]:
         return [found for one in self.of.values() for found in one.own_code]
+
+    @property
+    def by_step(self) -> bool:
+        return any(one.by_step for one in self.of.values())
 
     @property
     def by_metric(self) -> bool:
@@ -129,12 +139,33 @@ class Schedules(ScheduleStepper):
             one.after_validation(records, callbacks)
 
 
+def _is_by_metric(scheduler: Any) -> bool:
+    return isinstance(scheduler, ReduceLROnPlateau)
+
+
+def _of_one(scheduler: Any, per: Literal["epoch", "step"], metric: str | None) -> ScheduleStepper:
+    """What steps one schedule of several, not all of which need be by steps, or by a metric."""
+    if _is_by_metric(scheduler):
+        return ScheduleStepper(scheduler, "epoch", metric)
+    return ScheduleStepper(scheduler, per)
+
+
 def stepper(
-    scheduler: Any, per: Literal["epoch", "step"], metric: str | None, optimizer: Any
+    scheduler: Any,
+    per: Literal["epoch", "step"],
+    metric: str | None,
+    optimizer: Any,
+    *,
+    in_phases: bool = False,
 ) -> ScheduleStepper:
-    """What steps one schedule, or several, which are given by the names of their optimizers."""
+    """What steps one schedule, or several, which are given by the names of their optimizers.
+
+    in_phases: whether the metric may be for a schedule of another phase.
+    """
     if not isinstance(scheduler, Mapping):
-        return ScheduleStepper(scheduler, per, metric)
+        return (_of_one if in_phases else ScheduleStepper)(scheduler, per, metric)
+    if in_phases and not any(map(_is_by_metric, scheduler.values())):
+        metric = None
     _check_names("scheduler", scheduler, optimizer)
     return Schedules(scheduler, per, metric) if scheduler else ScheduleStepper(None, per, metric)
 

@@ -66,6 +66,16 @@ def _shown(value: Any) -> str:
     return text if len(text) < 80 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def check_own_loss(trainer: Any, compute_loss: Any) -> None:
+    """Raise ModelError for a ``compute_loss`` that is no function, or beside a subclass's own."""
+    owner = type(trainer).__name__
+    if trainer.has_own("compute_loss"):
+        raise ModelError(f"compute_loss: {owner} has one of its own; leave one of the two out")
+    if isinstance(compute_loss, type) or not callable(compute_loss):
+        text = f"must be a function (trainer, batch) -> loss; got {_shown(compute_loss)}"
+        raise ModelError(f"compute_loss: {text}")
+
+
 def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
     """Raise ConfigError for a value that is not among its choices, or not over its bound.
 

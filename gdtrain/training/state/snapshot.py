@@ -105,18 +105,18 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
     """
     before = None if trainer.phases is None else take(trainer)
     try:
-        _enter_phase_of(state, trainer)
+        enter_phase_of(state, trainer)
         check_fits(state, trainer, parameter_names(trainer))
     except BaseException:
         if before is not None:
-            _enter_phase_of(before, trainer)
+            enter_phase_of(before, trainer)
             _put(trainer, before)
         raise
     before = before or take(trainer)
     try:
         _put(trainer, state)
     except BaseException as error:
-        _enter_phase_of(before, trainer)
+        enter_phase_of(before, trainer)
         _put(trainer, before)
         if isinstance(error, CheckpointError):
             raise
@@ -127,7 +127,7 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
     tell_differences(state["made_by"], made_by(trainer))
 
 
-def _enter_phase_of(state: Any, trainer: Run) -> None:
+def enter_phase_of(state: Any, trainer: Run) -> None:
     """Bring a trainer that has phases into that of a state, with an optimizer to be filled."""
     if trainer.phases is None:
         return

@@ -18,26 +18,20 @@ def follow(teacher: nn.Module, student: nn.Module) -> None:
             slow.lerp_(fast, 1 - DECAY)
 
 
-class MeanTeacher(Trainer):
-    def compute_loss(self, batch):
-        output = self.model(batch.inputs)
+def with_gdtrain(model, X, y):
+    def of_pupil(trainer, batch):
+        output = trainer.model(batch.inputs)
         with torch.no_grad():
-            taught = self.teacher(batch.inputs)
+            taught = trainer.teacher(batch.inputs)
         return F.mse_loss(output, batch.targets) + 0.5 * F.mse_loss(output, taught)
 
-    def train_step(self, batch):
-        loss = super().train_step(batch)
-        follow(self.teacher, self.model)
-        return loss
-
-
-def with_gdtrain(model, X, y):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = MiniBatchLoader((X, y), BATCH, order="sequential")
-    trainer = MeanTeacher(model, None, optimizer, loader, device="cpu")
-    trainer.register_state("teacher", copy.deepcopy(model))  # saved and resumed with the rest
+    trainer = Trainer(model, optimizer=optimizer, loader=loader, compute_loss=of_pupil)
+    teacher = trainer.register_state("teacher", copy.deepcopy(model))  # saved with the rest
+    optimizer.register_step_post_hook(lambda *_: follow(teacher, model))
     trainer.fit(EPOCHS)
-    return trainer.teacher
+    return teacher
 
 
 def by_hand(model, X, y):

@@ -18,17 +18,11 @@ def shake(model: nn.Module) -> None:
             parameter.add_(noise, alpha=math.sqrt(2 * LR * TEMPERATURE))
 
 
-class Langevin(Trainer):
-    def train_step(self, batch):
-        loss = super().train_step(batch)
-        shake(self.model)
-        return loss
-
-
 def with_gdtrain(model, X, y):
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    optimizer.register_step_post_hook(lambda *_: shake(model))
     loader = MiniBatchLoader((X, y), BATCH, order="sequential")
-    Langevin(model, nn.MSELoss(), optimizer, loader, device="cpu").fit(EPOCHS)
+    Trainer(model, nn.MSELoss(), optimizer, loader).fit(EPOCHS)
 
 
 def by_hand(model, X, y):

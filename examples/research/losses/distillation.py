@@ -21,22 +21,17 @@ def soft_loss(output, taught, labels):
     return 0.5 * F.cross_entropy(output, labels) + 0.5 * HEAT**2 * soft
 
 
-class Distillation(Trainer):
-    def compute_loss(self, batch):
-        with torch.no_grad():
-            taught = self.teacher(batch.inputs)
-        return soft_loss(self.model(batch.inputs), taught, batch.targets)
-
-    def loss_weight(self, batch):
-        return len(batch)  # a mean over samples: batches may be cut
-
-
 def with_gdtrain(model, X, y):
+    teacher = teacher_of(X)
+
+    def of_pupil(trainer, batch):
+        with torch.no_grad():
+            taught = teacher(batch.inputs)
+        return soft_loss(trainer.model(batch.inputs), taught, batch.targets)
+
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     loader = MiniBatchLoader((X, y), BATCH, order="sequential")
-    trainer = Distillation(model, None, optimizer, loader, device="cpu")
-    trainer.teacher = teacher_of(X)
-    trainer.fit(EPOCHS)
+    Trainer(model, optimizer=optimizer, loader=loader, compute_loss=of_pupil).fit(EPOCHS)
 
 
 def by_hand(model, X, y):

@@ -18,23 +18,17 @@ def judged(critic, samples, real: bool):
 
 
 class Gan(Trainer):
-    def play(self, name: str, loss):
-        self.optimizers[name].zero_grad()
-        loss.backward()
-        self.optimizers[name].step()
-        return loss.detach()
-
     def train_step(self, batch):
         critic, generator = self.model["critic"], self.model["generator"]
         fake = generator(torch.randn(len(batch), LATENT, dtype=batch.inputs.dtype))
         loss = judged(critic, batch.inputs, True) + judged(critic, fake.detach(), False)
-        self.play("critic", loss)
-        return self.play("generator", judged(critic, fake, True))
+        self.minimise(loss, "critic")
+        return self.minimise(judged(critic, fake, True), "generator")
 
 
 def with_gdtrain(model, X):
     loader = MiniBatchLoader(X, BATCH, order="sequential")
-    Gan(model, None, optimizers_of(model), loader, device="cpu").fit(EPOCHS)
+    Gan(model, None, optimizers_of(model), loader).fit(EPOCHS)
 
 
 def by_hand(model, X):

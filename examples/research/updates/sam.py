@@ -16,8 +16,7 @@ def uphill(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
 
 class Sam(Trainer):
     def train_step(self, batch):
-        loss = self.batch_gradient(batch)
-        weights = list(self.model.parameters())
+        loss, weights = self.batch_gradient(batch), list(self.model.parameters())
         steps = uphill(weights)
         with torch.no_grad():
             torch._foreach_add_(weights, steps)
@@ -30,9 +29,8 @@ class Sam(Trainer):
 
 
 def with_gdtrain(model, X, y):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loader = MiniBatchLoader((X, y), BATCH, order="sequential")
-    Sam(model, nn.MSELoss(), optimizer, loader, device="cpu").fit(EPOCHS)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    Sam(model, nn.MSELoss(), sgd, MiniBatchLoader((X, y), BATCH, order="sequential")).fit(EPOCHS)
 
 
 def by_hand(model, X, y):

@@ -32,9 +32,7 @@ def with_gdtrain(encoder, one, two, microbatch_size=None):
     model, labels = Pairs(encoder), torch.zeros(len(one), 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = MiniBatchLoader(((one, two), labels), BATCH, order="sequential")
-    Trainer(model, info_nce, optimizer, loader, device="cpu", microbatch_size=microbatch_size).fit(
-        EPOCHS
-    )
+    Trainer(model, info_nce, optimizer, loader, microbatch_size=microbatch_size).fit(EPOCHS)
 
 
 def by_hand(encoder, one, two):

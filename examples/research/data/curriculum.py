@@ -21,7 +21,7 @@ def with_gdtrain(model, X, y):
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = MiniBatchLoader((X, y), BATCH, order=order)
-    Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu").fit(EPOCHS)
+    Trainer(model, nn.MSELoss(), optimizer, loader).fit(EPOCHS)
 
 
 def by_hand(model, X, y):

@@ -16,19 +16,14 @@ def worse(model, inputs, labels):
     return (inputs + REACH * slope.sign()).detach()
 
 
-class Adversarial(Trainer):
-    def compute_loss(self, batch):
-        inputs = worse(self.model, batch.inputs, batch.targets)
-        return F.cross_entropy(self.model(inputs), batch.targets)
-
-    def loss_weight(self, batch):
-        return len(batch)
-
-
 def with_gdtrain(model, X, y):
+    def of_worse(trainer, batch):
+        inputs = worse(trainer.model, batch.inputs, batch.targets)
+        return F.cross_entropy(trainer.model(inputs), batch.targets)
+
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     loader = MiniBatchLoader((X, y), BATCH, order="sequential")
-    Adversarial(model, None, optimizer, loader, device="cpu").fit(EPOCHS)
+    Trainer(model, optimizer=optimizer, loader=loader, compute_loss=of_worse).fit(EPOCHS)
 
 
 def by_hand(model, X, y):
