@@ -12,7 +12,7 @@ class PenalizedTrainer(Trainer):
     penalty = 1e-3
 
     def compute_loss(self, batch: Batch) -> torch.Tensor:
-        error = (self.model(batch.inputs) - batch.targets).abs().mean()
+        error: torch.Tensor = (self.model(batch.inputs) - batch.targets).abs().mean()
         return error + self.penalty * sum(p.abs().sum() for p in self.model.parameters())
 
     def loss_weight(self, batch: Batch) -> int:

@@ -37,6 +37,12 @@ def test_the_python_reference_has_each_public_name_once() -> None:
     assert sorted(named) == gdtrain.__all__
 
 
+def test_a_part_of_each_kind_is_shown_which_another_test_runs() -> None:
+    page = (ROOT / "docs/extending/custom-parts.md").read_text("utf-8")
+    kinds = {name for name in gdtrain.__all__ if name.startswith("register_")}
+    assert set(re.findall(r"^@(register_\w+)\(", page, flags=re.MULTILINE)) == kinds
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     pytest.importorskip("furo", reason="pip install 'gdtrain[docs]'")

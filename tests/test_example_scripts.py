@@ -43,10 +43,9 @@ def test_sharpness_rises_to_the_edge_and_stays_there_while_the_loss_falls() -> N
 
 def test_the_noise_is_that_of_the_closed_form_of_linear_regression() -> None:
     noise = example("noise_scale")
-    trainer = noise.trainer_of(1)
-    (whole,) = trainer.read(gdtrain.BatchLoader(trainer.loader.samples))
-    error = (trainer.model(whole.inputs) - whole.targets).detach()
-    gradients = 2 * error * torch.cat([whole.inputs, torch.ones(500, 1)], dim=1)
+    trainer = noise.trainer_of(gdtrain.BatchLoader((noise.X, noise.Y)))
+    error = (trainer.model(noise.X) - noise.Y).detach()
+    gradients = 2 * error * torch.cat([noise.X, torch.ones(500, 1)], dim=1)
     trace = float(gradients.var(dim=0).sum())
     assert noise.gradient_noise(trainer).covariance_trace == pytest.approx(trace, rel=1e-9)
     assert noise.variance(25) == pytest.approx(trace / 25, rel=0.1)
