@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ for _signum in (signal.SIGHUP, signal.SIGQUIT):
 # Processes that tests start find tests/helpers, and the gdtrain of these tests.
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
+# What is compiled is kept for the processes of this session, and not with the user.
+_CACHE = tempfile.TemporaryDirectory(prefix="gdtrain-cache-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

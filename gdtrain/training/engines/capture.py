@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,25 +16,41 @@ from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.engines.eager_pass import EagerPass, is_drawing, reached, unread
-from gdtrain.training.engines.functional_step import SETTINGS_PER_GROUP, FunctionalStep, State
+from gdtrain.training.engines.functional_step import (
+    SETTINGS_PER_GROUP,
+    FunctionalStep,
+    State,
+    form_of,
+)
 from gdtrain.training.engines.python_state import root_package
 from gdtrain.training.engines.without_looking import plain_operators
 from gdtrain.training.run import Run
 
-# What tracing raises where Python code asks for the values of tensors.
-_DEPENDENT = (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    GuardOnDataDependentSymNode,
-)
 _KEPT = ("detach", "alias", "clone", "lift_fresh_copy")  # operators that change no number
+
+
+@dataclass
+class StepOutline:
+    """What is to be known of a captured step besides its graph.
+
+    changes: for each tensor of the state, whether the step changes it.
+    reads_indices: whether the step looks at which samples its batch has.
+    draws: whether it draws random numbers.
+    loss_dtype: ``float32``, for instance.
+    digest: of the graph in words, with everything that a program which runs it depends on.
+    """
+
+    changes: list[bool]
+    reads_indices: bool
+    draws: bool
+    loss_dtype: str
+    digest: str
 
 
 @dataclass
@@ -41,34 +58,34 @@ class CapturedStep:
     """A step as a graph.
 
     graph: takes ``[*state, row, number, *batch]`` flat; returns ``[*state, loss, finite]`` flat.
-    constants: the tensors that the code reads from elsewhere, in the order of their nodes.
+    constants: the tensors that the code reads from elsewhere, in the order of their nodes; of a
+    step that draws random numbers, the last one is the seed, int64.
     operators: of the eager pass before it.
-    changes: for each tensor of the state, whether the step changes it.
-    reads_indices: whether the step looks at which samples its batch has.
-    draws: whether it draws random numbers; then the last of the constants is the seed, int64.
     text: the graph in words, with everything that a program which runs it depends on.
     """
 
     graph: fx.GraphModule
     constants: list[Tensor]
     operators: list[Any] = field(default_factory=list)
-    changes: list[bool] = field(init=False)
-    reads_indices: bool = field(init=False)
-    draws: bool = field(init=False)
+    outline: StepOutline = field(init=False)
     text: str = field(init=False)
 
     def __post_init__(self) -> None:
         nodes = list(self.graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
-        *state, _, _ = nodes[-1].args[0]
-        pairs = zip(inputs, state, strict=False)
-        self.reads_indices = bool(inputs[-1].users)
-        self.draws = any(is_drawing(node.target) for node in nodes)
-        self.changes = [_source(after) is not before for before, after in pairs]
-        forms = [(t.dtype, tuple(t.shape)) for t in self.constants]
+        *state, loss, _ = nodes[-1].args[0]
         given = [node.meta.get("val") for node in inputs]  # None for data without targets
-        forms += [(t.dtype, tuple(t.shape)) for t in given if isinstance(t, Tensor)]
+        forms = [form_of(t) for t in (*self.constants, *given) if isinstance(t, Tensor)]
         self.text = f"{self.graph.code}\n{forms}"
+        self.outline = StepOutline(
+            changes=[
+                _source(after) is not before for before, after in zip(inputs, state, strict=False)
+            ],
+            reads_indices=bool(inputs[-1].users),
+            draws=any(is_drawing(node.target) for node in nodes),
+            loss_dtype=str(loss.meta["val"].dtype).removeprefix("torch."),
+            digest=hashlib.sha256(self.text.encode()).hexdigest(),
+        )
 
     def differs(self, other: CapturedStep) -> str | None:
         """What is not the same in another capture, in words; None if the two are one step."""
@@ -111,10 +128,15 @@ def capture(
             f"such as a clock, a counter or the learning rate: {difference}"
         )
     captured.operators = seen.operators
-    if captured.draws:
-        seed = torch.initial_seed()
-        captured.constants.append(torch.tensor(seed - (seed >> 63 << 64)))  # its bits, signed
+    if captured.outline.draws:
+        captured.constants.append(present_seed())
     return captured
+
+
+def present_seed() -> Tensor:
+    """The seed of PyTorch's generator as a tensor [] int64, which has its bits."""
+    seed = torch.initial_seed()
+    return torch.tensor(seed - (seed >> 63 << 64))
 
 
 def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]) -> CapturedStep:
@@ -155,7 +177,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
     graph.recompile()
     names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
     captured = CapturedStep(graph, [_attribute(graph, name) for name in names])
-    if captured.draws and seeded:
+    if captured.outline.draws and seeded:
         raise ModelError(
             "forward draws random numbers and sets PyTorch's generator, as "
             "torch.utils.checkpoint does; give that preserve_rng_state=False, or no random layers"
@@ -164,8 +186,11 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
 
 
 def _reason(error: Exception) -> str:
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # 0.3 s
+
     place = _place(error)
-    if isinstance(error, _DEPENDENT):
+    dependent = DataDependentOutputException, DynamicOutputShapeException
+    if isinstance(error, (*dependent, GuardOnDataDependentSymNode)):
         return (
             f"Python code depends on values of tensors{place}; use torch.where in the place of "
             "a branch (trainer.step is a tensor of shape [] here)"

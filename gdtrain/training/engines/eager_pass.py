@@ -38,7 +38,8 @@ class EagerPass:
 
     step: the functional step of the trainer as it is. operators: all that PyTorch was asked to
     compute, and with what; where that and the step's settings are those of an earlier pass, what
-    was captured then is the step still.
+    was captured then is the step still. read_memory: whether a tensor from elsewhere is told by its
+    memory alone.
 
     Whatever model, loss and data do not fit is said as it is said without an engine. Raises
     ModelError if the pass changes what a captured step has as constants. What it makes once and
@@ -62,6 +63,7 @@ class EagerPass:
         unused = [name for name, gradient in seen.gradients.items() if gradient is None]
         self.step = FunctionalStep(trainer, unused)
         self.operators = [*self.step.settings, *seen.operators]
+        self.read_memory = seen.read_memory
 
 
 class _Pass:
@@ -87,6 +89,7 @@ class _Pass:
             self.changed = self.before.changes()
             self.gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
             self.operators = [*operators.lines, *map(operators.label, left)]
+            self.read_memory = operators.read_memory
             self._left = [tensor.clone() for tensor in left]
         for name, gradient in self.gradients.items():
             if gradient is not None and gradient.layout is not torch.strided:
@@ -146,6 +149,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, given: Mapping[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[Any] = []
+        self.read_memory = False  # of tensors from elsewhere
         self._labels: dict[Any, str] = {}
         self._held: list[Tensor] = []  # so that no memory is used twice
         for name, tree in given.items():
@@ -176,6 +180,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._labels[key]
         if tensor.numel() <= _SMALL and tensor.layout is torch.strided:
             return f"{tensor.dtype} {list(tensor.shape)} {tensor.detach().tolist()}"
+        self.read_memory = True
         return str(key)
 
     def _name(self, tensor: Any, name: str) -> str:

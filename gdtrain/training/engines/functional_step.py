@@ -39,6 +39,12 @@ class State(NamedTuple):
         return [*self.trained, *self.others, *self.momenta]
 
 
+def form_of(tensor: Tensor) -> tuple[Any, ...]:
+    """What a captured step depends on of a tensor that it is given."""
+    strides = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.dtype, tuple(tensor.shape), strides
+
+
 def update_flags(group: dict[str, Any]) -> tuple[bool, ...]:
     """Which of the terms of SGD's update a parameter group has."""
     return tuple(bool(group[key]) for key in _FLAGS)
@@ -83,7 +89,7 @@ class FunctionalStep:
     @property
     def settings(self) -> list[Any]:
         """What makes this step another one than that of the same model and loss at another time."""
-        forms = [(name, t.dtype, t.shape) for name, t in self.places.tensors.items()]
+        forms = [(name, *form_of(t)) for name, t in self.places.tensors.items()]
         clip = self.trainer.clip_grad_norm, self.trainer.clip_grad_value
         return [self.groups, self.with_momentum, self.flags, clip, forms]
 

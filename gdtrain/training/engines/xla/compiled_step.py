@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Plan
+from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
-from gdtrain.training.engines.capture import CapturedStep, capture
+from gdtrain.training.engines.capture import CapturedStep, StepOutline, capture, present_seed
 from gdtrain.training.engines.eager_pass import EagerPass
 from gdtrain.training.engines.functional_step import FunctionalStep
+from gdtrain.training.engines.xla import shared
 from gdtrain.training.engines.xla.cpu import cpu
 from gdtrain.training.engines.xla.lowering.graph import DTYPES, is_lowered
 from gdtrain.training.engines.xla.program import Array, Operands, Program, StepShape
+from gdtrain.training.engines.xla.step_key import step_key
 from gdtrain.training.engines.xla.window import Window
 from gdtrain.training.run import Run
 
@@ -29,8 +31,20 @@ from gdtrain.training.run import Run
 _PROGRAMS = 32
 
 
+@dataclass
+class KnownStep:
+    """A step that another trainer of the same structure has captured. See :class:`CapturedStep`."""
+
+    outline: StepOutline
+    operators: list[Any]
+    constants: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.constants = [present_seed()] if self.outline.draws else []
+
+
 class Programs:
-    """What is compiled, and the room that it works in, for all steps of a run that are alike."""
+    """The programs of a run, and the room that they work in, for all its steps that are alike."""
 
     def __init__(self) -> None:
         self.cpu = cpu()
@@ -98,9 +112,9 @@ class CompiledStep:
         self.samples = samples  # keeps alive what XLA reads
         self.row_bytes = samples.nbytes // len(samples)
         self._step: FunctionalStep | None = None
-        self._shared: Programs = Programs() if earlier is None else earlier._shared
-        self._captured: dict[int, CapturedStep] = {}
-        self._known: dict[int, CapturedStep] = {}
+        self._programs: Programs = Programs() if earlier is None else earlier._programs
+        self._captured: dict[int, CapturedStep | KnownStep] = {}
+        self._known: dict[int, CapturedStep | KnownStep] = {}
         if earlier is not None:
             self._known = earlier._known | earlier._captured
         self._changes: list[bool] = []  # of each tensor of the state, by a step of any size
@@ -119,7 +133,7 @@ class CompiledStep:
     @property
     def draws(self) -> bool:
         """Whether the step draws random numbers."""
-        return any(captured.draws for captured in self._captured.values())
+        return any(captured.outline.draws for captured in self._captured.values())
 
     def capture(self, sizes: Iterable[int]) -> None:
         """Capture the step for batches of these sizes. Raises ModelError if it can't be."""
@@ -127,7 +141,7 @@ class CompiledStep:
         if not new:
             return
         self._captured |= {size: self._capture(size) for size in sorted(new, reverse=True)}
-        each = [captured.changes for captured in self._captured.values()]
+        each = [captured.outline.changes for captured in self._captured.values()]
         changes = [any(of_one) for of_one in zip(*each, strict=True)]
         if changes != self._changes:
             taken = self._is_taken
@@ -137,15 +151,34 @@ class CompiledStep:
             if taken:
                 self.take()
 
-    def _capture(self, size: int) -> CapturedStep:
-        places = torch.arange(size) % len(self.samples)
-        batch = next(self.samples.read(Plan(0, size, size, places)))
-        seen = EagerPass(self.trainer, batch)
+    def _capture(self, size: int) -> CapturedStep | KnownStep:
+        seen, batch = self._pass(size)
         if self._step is None:
             self._step = seen.step
         elif seen.step.settings != self.step.settings:
             raise ModelError("the loss depends on other parameters in batches of another size")
-        return capture(seen, batch, is_lowered, self._known.get(size))
+        known = self._known.get(size)
+        if known is not None and known.operators == seen.operators:
+            return known
+        key = step_key(seen, batch)
+        if key is not None and (outline := shared.outline(key)) is not None:
+            return KnownStep(outline, seen.operators)
+        captured = capture(seen, batch, is_lowered)
+        if key is not None and len(captured.constants) == captured.outline.draws:
+            shared.keep_outline(key, captured.outline)
+        return captured
+
+    def _pass(self, size: int) -> tuple[EagerPass, Batch]:
+        places = torch.arange(size) % len(self.samples)
+        batch = next(self.samples.read(Plan(0, size, size, places)))
+        return EagerPass(self.trainer, batch), batch
+
+    def _traced(self, size: int) -> CapturedStep:
+        """The step of this size with its graph."""
+        captured = self._captured[size]
+        if isinstance(captured, KnownStep):
+            captured = self._captured[size] = capture(*self._pass(size), is_lowered)
+        return captured
 
     def program(self, shape: StepShape) -> Program:
         """What runs steps of this shape. Raises ModelError if the step can't be compiled."""
@@ -153,39 +186,45 @@ class CompiledStep:
 
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
-        reads = any(self._captured[size].reads_indices for size in shape.sizes)
+        reads = any(self._captured[size].outline.reads_indices for size in shape.sizes)
         like = () if shape.gathers else self.samples.tensors
-        return self._shared.window(shape, like, reads_indices=reads or shape.gathers)
+        return self._programs.window(shape, like, reads_indices=reads or shape.gathers)
 
     def _prepared(self, shape: StepShape) -> tuple[Program, Operands]:
         if shape not in self._ready:
             self.capture(shape.sizes)
             captured = [self._captured[size] for size in shape.sizes]
             operands = self._operands(shape, captured)
-            key = (*(one.text for one in captured), tuple(self._changes), shape)
-            program = self._shared.program(key, lambda: self._compile(shape, operands))
+            key = (*(one.outline.digest for one in captured), tuple(self._changes), shape)
+            program = self._programs.program(key, lambda: self._compile(shape, operands))
             self._ready[shape] = program, operands
         return self._ready[shape]
 
     def _compile(self, shape: StepShape, operands: Operands) -> Program:
         state = _arrays(self._split()[0])
         row = np.array(self.step.settings_row(), self.dtype)
-        captured = [self._captured[size] for size in shape.sizes]
+        steps = [self._captured[size].outline for size in shape.sizes]
         trained = len(self.step.trained)
+
+        def trace() -> list[CapturedStep]:
+            return [self._traced(size) for size in shape.sizes]
+
         try:
-            with jax.enable_x64(True), jax.default_device(self._shared.cpu):
-                return Program(captured, shape, self._changes, state, operands, row, trained)
+            with jax.enable_x64(True), jax.default_device(self._programs.cpu):
+                return Program(steps, shape, self._changes, state, operands, row, trained, trace)
+        except ModelError:
+            raise
         except Exception as error:  # whatever a lowering or XLA may raise
             text = str(error).strip().split("\n")[0]
             known = isinstance(error, NotImplementedError)
             text = f"XLA has no {text}" if known else f"XLA: {type(error).__name__}: {text}"
             raise ModelError(text) from error
 
-    def _operands(self, shape: StepShape, captured: Sequence[CapturedStep]) -> Operands:
+    def _operands(self, shape: StepShape, captured: Sequence[CapturedStep | KnownStep]) -> Operands:
         _, fixed = self._split()
         window = self.window(shape) if shape.windowed else None
         columns = (
-            self._shared.columns(self.samples)
+            self._programs.columns(self.samples)
             if window is None or shape.gathers
             else window.columns
         )
@@ -200,7 +239,7 @@ class CompiledStep:
 
     def forget_copies(self) -> None:
         """Read the data set anew, where XLA has a copy of it."""
-        self._shared.forget_copies()
+        self._programs.forget_copies()
 
     def take(self) -> None:
         """Start from the present values of the tensors."""

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from jax import lax
 
-from gdtrain.training.engines.capture import CapturedStep
+from gdtrain.training.engines.capture import CapturedStep, StepOutline
 from gdtrain.training.engines.xla.lowering.graph import run_step
+from gdtrain.training.engines.xla.shared import Block, compiled
 from gdtrain.training.engines.xla.window import shared
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -91,19 +92,21 @@ class _Call(NamedTuple):
 class Program:
     """Makes steps of one shape.
 
-    captured: the step, for batches of each size. changes: for each tensor of the captured state,
-    whether it is in ``state``, or fixed. rows: [rows, settings], to be set before a call.
+    steps: the outline of the step, for batches of each size. changes: for each tensor of the
+    captured state, whether it is in ``state``, or fixed. trace: gives the steps themselves, if
+    nobody has compiled such a program yet. rows: [rows, settings], to be set before a call.
     """
 
     def __init__(
         self,
-        captured: Sequence[CapturedStep],
+        steps: Sequence[StepOutline],
         shape: StepShape,
         changes: Sequence[bool],
         state: Sequence[Any],
         operands: Operands,
         row: Array,
         trained: int,
+        trace: Callable[[], Sequence[CapturedStep]],
     ) -> None:
         rows = torch.from_numpy(np.tile(row, (shape.rows, 1))).clone()
         span = torch.zeros(4, dtype=torch.int64)
@@ -111,15 +114,12 @@ class Program:
         self.rows: Array = rows.numpy()
         self._span: Array = span.numpy()
         self._call = _Call(shared(rows), shared(span))
-        results = next(iter(reversed(captured[0].graph.graph.nodes))).args[0]
-        loss_dtype = np.dtype(str(results[-2].meta["val"].dtype).removeprefix("torch."))
-        self._losses: Any = np.zeros(shape.steps + 2, loss_dtype)
-        block = _block(captured, shape, changes, trained)
-        lowered = jax.jit(block, donate_argnums=(1,)).lower(
-            state, self._losses, operands, self._call
+        self._losses: Any = np.zeros(shape.steps + 2, steps[0].loss_dtype)
+        self._compiled = compiled(
+            [[step.digest for step in steps], shape, list(changes), trained],
+            lambda: _block(trace(), shape, changes, trained),
+            (list(state), self._losses, operands, self._call),
         )
-        options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": torch.get_num_threads() > 1}
-        self._compiled = lowered.compile(compiler_options=options)
 
     def run(
         self, state: list[Any], operands: Operands, span: tuple[int, int, int, int]
@@ -140,7 +140,7 @@ class Program:
 
 def _block(
     captured: Sequence[CapturedStep], shape: StepShape, changes: Sequence[bool], trained: int
-) -> Callable[..., Any]:
+) -> Block:
     """``(state, losses, operands, call) -> (state, losses)``; the trained come first in the state.
 
     Losses given to it are used up.

@@ -139,7 +139,7 @@ def run_step(
 ) -> Any:
     """``[*state, loss, finite]`` after a captured step, over jax arrays."""
     keys = None
-    if captured.draws:
+    if captured.outline.draws:
         *constants, seed = constants
         keys = keys_of(seed, number)
     return run_graph(captured.graph, [*state, row, number, *batch], constants, keys)
