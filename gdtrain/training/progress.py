@@ -144,8 +144,8 @@ class Progress:
         if adds:
             self.epoch_weight = 1.0
         for place in range(first, first + steps) if block.terms else ():
-            weight = float(block.weights[place]) if block.weights and not adds else 1.0
-            self._add_terms(block.terms.get(place, ({}, {})), weight)
+            given = block.weights[place] if block.weights else block.sizes_of(place, place + 1)[0]
+            self._add_terms(block.terms.get(place, ({}, {})), 1.0 if adds else float(given))
         block.added += steps
 
     def _add_terms(self, terms: tuple[Terms, Terms], weight: float) -> None:
@@ -177,10 +177,13 @@ class Progress:
         whole, first = len(block.plan), len(block.plan) - block.start
         ends = np.arange(first, first + epochs * whole, whole)  # in the block's updates
         rates, seconds = block.rates_at(ends - 1), self._seconds_at(ends / len(block))
-        self.count(first, int(block.sizes_of(0, first).sum()))
-        self.add(block, losses[:first], adds=adds)
-        records = [self.close_epoch() | {"seconds": seconds[0], "lr": rates[0]}]
-        if more := epochs - 1:
+        alone = epochs if block.terms else 1  # which are added up one by one
+        records = []
+        for end, passed, rate in list(zip(ends.tolist(), seconds, rates, strict=True))[:alone]:
+            self.count(end - block.added, int(block.sizes_of(block.added, end).sum()))
+            self.add(block, losses[block.added : end], adds=adds)
+            records.append(self.close_epoch() | {"seconds": passed, "lr": rate})
+        if more := epochs - len(records):
             epoch, step, samples = self.epoch, self.step, self.samples
             of_epoch = block.plan.num_samples
             columns = zip(

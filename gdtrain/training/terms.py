@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from gdtrain.errors import ModelError
 
 Numbers = dict[str, Any]  # by name: floats, or tensors of shape [] wherever they are
+Place = tuple[bool, str]  # whether it is a term of the loss, else it was logged; its name
 
 # What records of steps and epochs hold anyway.
 _TAKEN = ("kind", "epoch", "step", "samples", "loss", "train_loss", "seconds", "lr", "skipped")
@@ -43,6 +45,21 @@ class StepTerms:
         self.passed = {n: number(n, term) for n, term in value.items() if n != "loss"}
         return value["loss"]
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Note meanwhile what a pass gives that is no update's; :meth:`of_pass` has it."""
+        before = self.under_way, self.passed, self.logged
+        self.under_way, self.passed, self.logged = True, {}, {}
+        try:
+            yield
+        finally:
+            self.under_way, self.passed, self.logged = before
+
+    def of_pass(self) -> dict[Place, Any]:
+        """The terms of the loss in the last pass, and the numbers that it has logged."""
+        of_loss = {(True, name): term for name, term in self.passed.items()}
+        return {**of_loss, **{(False, name): value for name, value in self.logged.items()}}
+
     def begin_gradient(self) -> None:
         """A gradient is about to be computed, perhaps once more."""
         self.first, self.sums = self.first or self.sums, {}
@@ -64,6 +81,13 @@ class StepTerms:
         logged = self.logged if shares else {**self.passed, **self.logged}
         self.passed, self.first, self.sums, self.logged = {}, {}, {}, {}
         return shares, logged
+
+
+def of_row(places: Sequence[Place], values: Sequence[float]) -> tuple[Numbers, Numbers]:
+    """What an update has given, in the form of :meth:`StepTerms.take`."""
+    given = list(zip(places, values, strict=True))
+    of_loss = {name: value for (is_term, name), value in given if is_term}
+    return of_loss, {name: value for (is_term, name), value in given if not is_term}
 
 
 def number(name: Any, value: Any) -> Any:

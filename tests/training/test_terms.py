@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
-from gdtrain.errors import ConfigError, ModelError
+from gdtrain.errors import ModelError
 from gdtrain.output.metrics_csv import write_csv
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.metrics_log import MetricsLog
@@ -245,14 +245,3 @@ def test_a_look_in_the_middle_of_an_update_leaves_its_terms():
 
     _, seen = by_hand(2)
     assert_epochs(make(callbacks=[Looks()]).fit(2), seen)
-
-
-def test_a_captured_step_refuses_them_by_name():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = MiniBatchLoader((X, Y), 4)
-    trainer = TwoTerms(model, None, optimizer, loader, device="cpu", engine="scan")
-    with pytest.raises(
-        ConfigError, match="engine: scan can't run this: compute_loss gives more th"
-    ):
-        trainer.fit(1)

@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from gdtrain.training.engines.functional_step import (
 from gdtrain.training.engines.python_state import root_package
 from gdtrain.training.engines.without_looking import plain_operators
 from gdtrain.training.run import Run
+from gdtrain.training.terms import Place
 
 _KEPT = ("detach", "alias", "clone", "lift_fresh_copy")  # operators that change no number
 
@@ -42,7 +43,7 @@ class StepOutline:
     changes: for each tensor of the state, whether the step changes it.
     reads_indices: whether the step looks at which samples its batch has.
     draws: whether it draws random numbers.
-    loss_dtype: ``float32``, for instance.
+    loss_dtype: ``float32``, for instance. terms: of the loss, and what is logged, in order.
     digest: of the graph in words, with everything that a program which runs it depends on.
     """
 
@@ -50,6 +51,7 @@ class StepOutline:
     reads_indices: bool
     draws: bool
     loss_dtype: str
+    terms: list[Place]
     digest: str
 
 
@@ -57,7 +59,7 @@ class StepOutline:
 class CapturedStep:
     """A step as a graph.
 
-    graph: takes ``[*state, row, number, *batch]`` flat; returns ``[*state, loss, finite]`` flat.
+    graph: takes ``[*state, row, number, *batch]`` flat; returns ``[*state, loss, finite, *terms]``.
     constants: the tensors that the code reads from elsewhere, in the order of their nodes; of a
     step that draws random numbers, the last one is the seed, int64.
     operators: of the eager pass before it.
@@ -66,24 +68,26 @@ class CapturedStep:
 
     graph: fx.GraphModule
     constants: list[Tensor]
+    terms: InitVar[list[Place]]
     operators: list[Any] = field(default_factory=list)
     outline: StepOutline = field(init=False)
     text: str = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, terms: list[Place]) -> None:
         nodes = list(self.graph.graph.nodes)
         inputs = [node for node in nodes if node.op == "placeholder"]
-        *state, loss, _ = nodes[-1].args[0]
+        results = nodes[-1].args[0]
+        ends = len(results) - len(terms) - 2
+        pairs = zip(inputs, results[:ends], strict=False)
         given = [node.meta.get("val") for node in inputs]  # None for data without targets
         forms = [form_of(t) for t in (*self.constants, *given) if isinstance(t, Tensor)]
         self.text = f"{self.graph.code}\n{forms}"
         self.outline = StepOutline(
-            changes=[
-                _source(after) is not before for before, after in zip(inputs, state, strict=False)
-            ],
+            changes=[_source(after) is not before for before, after in pairs],
             reads_indices=bool(inputs[-1].users),
             draws=any(is_drawing(node.target) for node in nodes),
-            loss_dtype=str(loss.meta["val"].dtype).removeprefix("torch."),
+            loss_dtype=str(results[ends].meta["val"].dtype).removeprefix("torch."),
+            terms=terms,
             digest=hashlib.sha256(self.text.encode()).hexdigest(),
         )
 
@@ -146,10 +150,13 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
         if not is_lowered(target)
     }
 
+    terms: list[Place] = []
+
     def flat(state: State, row: Tensor, number: Tensor, inputs: Any, rest: Any) -> list[Any]:
         with _Reads(number):
-            new, loss, finite = step(state, row, number, Batch(inputs, *rest))
-        return [*new.trained, *new.others, *new.momenta, loss, finite]
+            made = step(state, row, number, Batch(inputs, *rest))
+        terms[:] = made.terms
+        return [*made.state.flat(), made.loss, made.finite, *made.terms.values()]
 
     rest = (batch.targets, batch.indices)
     settings = [0.0] * (SETTINGS_PER_GROUP * len(step.groups))
@@ -176,7 +183,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
     graph.graph.eliminate_dead_code()
     graph.recompile()
     names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
-    captured = CapturedStep(graph, [_attribute(graph, name) for name in names])
+    captured = CapturedStep(graph, [_attribute(graph, name) for name in names], terms)
     if captured.outline.draws and seeded:
         raise ModelError(
             "forward draws random numbers and sets PyTorch's generator, as "

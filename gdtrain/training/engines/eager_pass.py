@@ -77,18 +77,24 @@ class _Pass:
         with unchanged(trainer), torch.enable_grad():
             self.before = reached(trainer, places)
             try:
-                with operators, unread(trainer), step_number(trainer, number):
+                with (
+                    operators,
+                    unread(trainer),
+                    step_number(trainer, number),
+                    trainer.terms.apart(),
+                ):
                     loss = scalar(trainer.batch_loss(batch))
-                    if terms := ", ".join(trainer.terms.passed):
-                        raise ModelError(f"compute_loss gives more than the loss: {terms}")
                     loss.backward()  # type: ignore[no-untyped-call]
+                    terms = trainer.terms.of_pass()
                 left = [loss.detach(), *places.left(places.tensors, like).values()]
+                left += [term for term in terms.values() if isinstance(term, Tensor)]
             except BaseException:
                 self.before.restore()
                 raise
             self.changed = self.before.changes()
             self.gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
-            self.operators = [*operators.lines, *map(operators.label, left)]
+            self.operators = [*operators.lines, *map(operators.label, left), *terms]
+            self.operators += [term for term in terms.values() if not isinstance(term, Tensor)]
             self.read_memory = operators.read_memory
             self._left = [tensor.clone() for tensor in left]
         for name, gradient in self.gradients.items():

@@ -15,6 +15,7 @@ from gdtrain.errors import ModelError
 from gdtrain.training.engines.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.run import Run
+from gdtrain.training.terms import Place
 
 # Of each parameter group, in a row of settings: lr, weight_decay, momentum, 1 - dampening.
 SETTINGS_PER_GROUP = 4
@@ -37,6 +38,19 @@ class State(NamedTuple):
     def flat(self) -> list[Any]:
         """All of them, in the order of a captured graph's arguments."""
         return [*self.trained, *self.others, *self.momenta]
+
+
+class Update(NamedTuple):
+    """What an update gives.
+
+    loss: of the batch, before it. finite: whether that and ∂J/∂θ are. terms: of the loss, and
+    numbers that were logged, each [] float64.
+    """
+
+    state: State
+    loss: Tensor
+    finite: Tensor
+    terms: dict[Place, Tensor]
 
 
 def form_of(tensor: Tensor) -> tuple[Any, ...]:
@@ -158,10 +172,8 @@ class FunctionalStep:
             row += [float(group["lr"]), group["weight_decay"], group["momentum"], kept]
         return row
 
-    def __call__(
-        self, state: State, row: Tensor, number: Tensor, batch: Batch
-    ) -> tuple[State, Tensor, Tensor]:
-        """The state after an update; the batch's loss before it; whether that and ∂J/∂θ are finite.
+    def __call__(self, state: State, row: Tensor, number: Tensor, batch: Batch) -> Update:
+        """One update.
 
         row: [groups · SETTINGS_PER_GROUP], in the parameters' dtype. number: updates made before,
         shape [], int64: the trainer's ``step`` meanwhile.
@@ -171,9 +183,17 @@ class FunctionalStep:
         after: dict[str, Tensor] = {}
         numbered = step_number(self.trainer, number)
         unseen = without_looking((self.trainer.model, self.trainer.loss))
-        with torch.enable_grad(), numbered, unseen, self.places.hold(given, after) as placed:
+        noted = self.trainer.terms
+        with (
+            torch.enable_grad(),
+            numbered,
+            unseen,
+            noted.apart(),
+            self.places.hold(given, after) as placed,
+        ):
             loss = scalar(self.trainer.batch_loss(batch))
             loss.backward()  # type: ignore[no-untyped-call]
+            terms = noted.of_pass()
         with torch.no_grad():
             gradients = {n: t.grad for n, t in placed.items() if t.grad is not None}
             finite = torch.isfinite(loss.detach())
@@ -184,7 +204,8 @@ class FunctionalStep:
             gradients = self._clip(gradients)
             trained, momenta = self._descend(after, state.momenta, gradients, row)
         others = [after[name] for name in self.others]
-        return State(trained, others, momenta), loss.detach(), finite
+        exact = {place: _float64(term, loss) for place, term in terms.items()}
+        return Update(State(trained, others, momenta), loss.detach(), finite, exact)
 
     def _clip(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         """Bound each element, then the 2-norm of all, as torch.nn.utils does."""
@@ -223,6 +244,10 @@ class FunctionalStep:
                     gradient = gradient + momentum * velocity if flags["nesterov"] else velocity
                 trained.append(parameter - lr * gradient)
         return trained, velocities
+
+
+def _float64(term: Any, like: Tensor) -> Tensor:
+    return torch.as_tensor(term, dtype=torch.float64, device=like.device)
 
 
 class Places:

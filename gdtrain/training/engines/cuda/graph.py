@@ -17,6 +17,7 @@ from gdtrain.training.engines.eager_pass import unread
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
+from gdtrain.training.terms import of_row
 
 # Of work, what it is to begin anew with, and the device; returns what does the work again.
 Record = Callable[[Callable[[], None], Callable[[], None], torch.device], Callable[[], None]]
@@ -83,6 +84,9 @@ class CudaGraphEngine(CompiledEngine):
             stop = min(block.stop, full) if start < full else block.stop
             recorded = self._for(plan, plan.batch_sizes(start, start + 1)[0])
             losses = self._run_part(recorded, plan, start, stop, start - block.start)
+            if places := recorded.static.captured.outline.terms:
+                rows = enumerate(recorded.static.terms[: len(losses)].tolist(), start - block.start)
+                block.terms |= {place: of_row(places, row) for place, row in rows}
             parts.append(losses)
             if losses.shape[0] < stop - start:
                 break

@@ -18,7 +18,8 @@ class StaticStep:
 
     size: samples of a batch. steps: room for so many of them.
     places: [steps, size] int64, the samples of each step. rows: [steps, settings], as
-    :class:`FunctionalStep` takes them. losses: [steps]. number: [1], the step that comes next.
+    :class:`FunctionalStep` takes them. losses: [steps]. terms: [steps, terms], those of the loss.
+    number: [1], the step that comes next.
     known: an earlier one of this size. Raises ModelError for a step that can't be captured.
     """
 
@@ -44,6 +45,9 @@ class StaticStep:
         self.places = first.to(device).repeat(steps, 1)
         self.rows = row.repeat(steps, 1)
         self.losses = torch.zeros(steps, dtype=trainer.dtype, device=device)
+        self.terms = self.losses.new_zeros(
+            steps, len(self.captured.outline.terms), dtype=torch.float64
+        )
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
         self._made = torch.zeros(1, dtype=torch.int64, device=device)  # before the first step
         self._columns = samples.tensors
@@ -61,7 +65,7 @@ class StaticStep:
             given = self.state
             if guarded:  # forward may write to what it is given
                 given = State(*([tensor.clone() for tensor in part] for part in given))
-            new, loss, finite = self.step(given, row, number, batch)
+            new, loss, finite, terms = self.step(given, row, number, batch)
             after = new.flat()
             if guarded:
                 pairs = zip(after, self._live, strict=True)
@@ -73,6 +77,9 @@ class StaticStep:
             ]
             torch._foreach_copy_([live for live, _ in written], [made for _, made in written])
             self.losses.index_copy_(0, self.number, loss.reshape(1).to(self.losses.dtype))
+            if terms:
+                row_of_terms = torch.stack(list(terms.values()))
+                self.terms.index_copy_(0, self.number, row_of_terms.unsqueeze(0))
             self.number += finite if guarded else 1
 
     def show(self, places: Tensor, rows: Tensor, made: int) -> None:

@@ -26,6 +26,7 @@ from gdtrain.training.engines.xla.program import Array, Operands, Program, StepS
 from gdtrain.training.engines.xla.step_key import step_key
 from gdtrain.training.engines.xla.window import Window
 from gdtrain.training.run import Run
+from gdtrain.training.terms import Place
 
 # So many programs are kept for steps that may come again.
 _PROGRAMS = 32
@@ -131,6 +132,16 @@ class CompiledStep:
         return self._step
 
     @property
+    def terms(self) -> list[Place]:
+        """What stands beside the losses."""
+        return next(iter(self._captured.values())).outline.terms
+
+    @property
+    def loss_dtype(self) -> str:
+        """Of the losses, ``float32`` for instance."""
+        return next(iter(self._captured.values())).outline.loss_dtype
+
+    @property
     def draws(self) -> bool:
         """Whether the step draws random numbers."""
         return any(captured.outline.draws for captured in self._captured.values())
@@ -141,6 +152,8 @@ class CompiledStep:
         if not new:
             return
         self._captured |= {size: self._capture(size) for size in sorted(new, reverse=True)}
+        if any(captured.outline.terms != self.terms for captured in self._captured.values()):
+            raise ModelError("the loss has other terms in batches of another size")
         each = [captured.outline.changes for captured in self._captured.values()]
         changes = [any(of_one) for of_one in zip(*each, strict=True)]
         if changes != self._changes:
@@ -254,6 +267,8 @@ class CompiledStep:
     ) -> tuple[Array, float | None]:
         """The losses of the updates made, and that of the first one that must not be.
 
+        Of a step with terms these stand beside the losses; see :meth:`Program.run`.
+
         first: the number of the first batch in its epoch. number: updates made before.
 
         The loop does not look at what it computes. A loss that is not finite shows in the
@@ -292,16 +307,17 @@ class CompiledStep:
         seen = self._call(shape, start, stop)
         losses = seen[start:stop].copy()
         # A sum that is finite says it of all of them; finite numbers may have one that is not.
-        finite = math.isfinite(losses.sum()) or bool(np.isfinite(losses).all())
-        return losses, bool(seen[-1]) and finite
+        own = losses_of(losses)
+        finite = math.isfinite(own.sum()) or bool(np.isfinite(own).all())
+        return losses, bool(seen[-1].flat[0]) and finite
 
     def _run_guarded(self, shape: StepShape, start: int, stop: int) -> tuple[Array, float | None]:
         guarded = replace(shape, guarded=True)
         if guarded != shape:
             self.program(guarded).rows[:] = self.program(shape).rows
         seen = self._call(guarded, start, stop)
-        end = int(seen[-2])
-        return seen[start:end].copy(), None if end == stop else float(seen[end])
+        end = int(seen[-2].flat[0])
+        return seen[start:end].copy(), None if end == stop else float(losses_of(seen)[end])
 
     def _call(self, shape: StepShape, start: int, stop: int) -> Array:
         program, operands = self._prepared(shape)
@@ -316,6 +332,11 @@ class CompiledStep:
             momenta = len(self._tensors) - len(self.step.with_momentum)
             self.step.keep_momenta(self._tensors[momenta:])
         self._is_taken = self._made = False
+
+
+def losses_of(seen: Array) -> Array:
+    """The losses alone, of what :meth:`CompiledStep.run` gives."""
+    return seen if seen.ndim == 1 else seen[:, 0]
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[Array]:

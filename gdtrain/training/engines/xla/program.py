@@ -114,7 +114,9 @@ class Program:
         self.rows: Array = rows.numpy()
         self._span: Array = span.numpy()
         self._call = _Call(shared(rows), shared(span))
-        self._losses: Any = np.zeros(shape.steps + 2, steps[0].loss_dtype)
+        terms, dtype = len(steps[0].terms), steps[0].loss_dtype
+        room = shape.steps + 2
+        self._losses: Any = np.zeros((room, 1 + terms)) if terms else np.zeros(room, dtype)
         self._compiled = compiled(
             [[step.digest for step in steps], shape, list(changes), trained],
             lambda: _block(trace(), shape, changes, trained),
@@ -130,7 +132,8 @@ class Program:
         updates made before that step. Later steps may be in later epochs.
         Returns the state after them and, until the next call, the losses: [steps + 2], of the
         steps made at their places, and at the end how far the loop came, and 1 if the trained
-        parameters are finite, else 0.
+        parameters are finite, else 0. Of a step with terms [steps + 2, 1 + terms], float64: those
+        of each step stand beside its loss.
         """
         self._span[:] = span
         with jax.enable_x64(True):
@@ -157,7 +160,9 @@ def _block(
             settings, made = _slice(call.rows, at.settings, 1)[0], number + at.step
             constants = operands.constants[kind]
             results = run_step(captured[kind], whole, settings, made, batch, constants)
-            *new, loss, finite = results
+            new, (loss, finite, *terms) = results[: len(changes)], results[len(changes) :]
+            if terms:
+                loss = jnp.stack([loss.astype(np.float64), *terms])
             pairs = zip(new, changes, strict=True)
             return [after for after, changes_it in pairs if changes_it], loss, finite
 
@@ -166,6 +171,7 @@ def _block(
         finite = [jnp.isfinite(array).all() for array in state[:trained]]
         sound = jnp.stack([jnp.bool_(True), *finite]).all()
         ends = jnp.stack([done, sound]).astype(losses.dtype)
+        ends = jnp.broadcast_to(ends.reshape(2, *[1] * (losses.ndim - 1)), (2, *losses.shape[1:]))
         return state, lax.dynamic_update_slice_in_dim(losses, ends, shape.steps, 0)
 
     return block

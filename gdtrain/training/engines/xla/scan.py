@@ -17,7 +17,7 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.compiled_engine import CompiledEngine
 from gdtrain.training.engines.eager_pass import unread
 from gdtrain.training.engines.hooks import note_step
-from gdtrain.training.engines.xla.compiled_step import CompiledStep
+from gdtrain.training.engines.xla.compiled_step import CompiledStep, losses_of
 from gdtrain.training.engines.xla.program import Array, StepShape
 from gdtrain.training.engines.xla.window import (
     MAX_BATCH_BYTES,
@@ -27,6 +27,7 @@ from gdtrain.training.engines.xla.window import (
     window_steps,
 )
 from gdtrain.training.run import Run
+from gdtrain.training.terms import of_row
 
 logger = logging.getLogger("gdtrain")
 
@@ -76,6 +77,12 @@ class ScanEngine(CompiledEngine):
         while made < len(block):
             shape, steps = self._next(step, block, made)
             losses = self._run_part(step, block, made, steps, shape)
+            if step.terms:
+                block.terms |= {
+                    made + place: of_row(step.terms, row)
+                    for place, row in enumerate(losses[:, 1:].tolist())
+                }
+                losses = losses_of(losses).astype(step.loss_dtype)
             parts.append(torch.from_numpy(losses))
             made += len(losses)
             if len(losses) < steps:

@@ -35,8 +35,10 @@ def outline(key: str) -> StepOutline | None:
         if kept is None:
             return None
         try:
-            _outlines[key] = StepOutline(**json.loads(kept))
-        except (ValueError, TypeError):  # not what was written
+            found = json.loads(kept)
+            terms = [(bool(is_term), str(name)) for is_term, name in found.pop("terms")]
+            _outlines[key] = StepOutline(**found, terms=terms)
+        except (ValueError, TypeError, KeyError):  # not what was written
             return None
     _outlines.move_to_end(key)
     return _outlines[key]
