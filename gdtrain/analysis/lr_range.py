@@ -12,7 +12,7 @@ import numpy as np
 
 from gdtrain.analysis.curvature.full_loss import rereadable
 from gdtrain.analysis.lr_trials import Trial, best_rate
-from gdtrain.analysis.sharpness import largest_eigenvalue, stability_limit
+from gdtrain.analysis.theory import agreement, theory, tried_rates
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.checks import whole_number
@@ -46,6 +46,9 @@ class LrRange:
     can't settle in its direction; 2/λ without momentum. None where it can't be computed, or
     there is none, for ``no_limit``, a reason in words.
     gradient_evaluations: what λ cost, in gradients of the full loss.
+    noise_scale, critical_batch_size: of the samples' gradients there. largest_rate: what theory
+    leaves to the batches in use, or None for ``no_rate``, a reason
+    (:func:`~gdtrain.analysis.theory.theory`).
     epochs: the budget for which rates were tried out, if one was given; trials: these runs.
     ``suggestion`` is then the best of them, or None if none of them descends.
     """
@@ -63,6 +66,10 @@ class LrRange:
     stability_limit: float | None = None
     no_limit: str | None = None
     gradient_evaluations: float = 0.0
+    noise_scale: float | None = None
+    critical_batch_size: float | None = None
+    largest_rate: float | None = None
+    no_rate: str | None = None
     epochs: int | None = None
     trials: list[Trial] = field(default_factory=list)
 
@@ -95,10 +102,25 @@ class LrRange:
             ("stability limit", _said(self.stability_limit, self.no_limit or "not asked for")),
             ("suggestion", self._suggested()),
         ]
+        return [*rows[:5], *self._theory(), *rows[5:]]
+
+    def _theory(self) -> Iterator[tuple[str, str]]:
+        """What theory says, beside the rates that were tried."""
         if self.sharpness is not None:
             message = f"{self.sharpness:.4g}, {self.gradient_evaluations:g} gradient evaluations"
-            rows.insert(5, ("sharpness λ", message))
-        return rows
+            yield "sharpness λ", message
+        if self.noise_scale is not None:
+            critical = f"critical batch size {self.critical_batch_size:,.0f}"
+            yield "noise scale", f"{self.noise_scale:.4g}, {critical}"
+        if self.largest_rate is not None:
+            tried = [
+                (t.learning_rate, t.full_loss is not None and t.full_loss < self.first_loss)
+                for t in self.trials
+            ]
+            said = agreement(self.largest_rate, *tried_rates(tried))
+            yield "largest rate in theory", f"{self.largest_rate:.3g}{said and f'; {said}'}"
+        elif self.stability_limit is not None and self.no_rate is not None:
+            yield "largest rate in theory", f"none: {self.no_rate}"
 
     def _suggested(self) -> str:
         """The suggestion, and what it promises."""
@@ -168,8 +190,8 @@ def lr_range(
     weights, the best of them for all of the epochs, and ``suggestion`` is the one with the lowest
     full loss (see :func:`~gdtrain.analysis.lr_trials.best_rate`). That takes four to six times as
     long as the training itself, of a constant rate, whatever the schedule.
-    limit: compute the stability limit too (:func:`~gdtrain.analysis.sharpness.stability_limit`),
-    at the weights before the test, of the samples of training. advance: called with the number of
+    limit: compute what theory says too (:func:`~gdtrain.analysis.theory.theory`), at the weights
+    before the test, of the samples of training. advance: called with the number of
     updates just made.
 
     Weights, buffers, optimizer, schedule, gradients, modes and all random number generators are
@@ -193,7 +215,7 @@ def lr_range(
     check_gradient(trainer)
     rereadable(trainer)
     judged = rereadable(trainer, loader)
-    limits = _limit(trainer) if limit else {}
+    limits = theory(trainer).as_dict() if limit else {}
     lrs = np.geomspace(start, stop, updates)
     looks: list[tuple[float, float]] = []
     with trial_updates(trainer):
@@ -282,25 +304,6 @@ def _set_rate(trainer: Trainer, lr: float) -> None:
         group["lr"] = lr * float(group["lr"]) / present if present else lr
     groups[0]["lr"] = lr
     trainer.engine.publish()  # it may have kept the old one
-
-
-def _limit(trainer: Trainer) -> dict[str, Any]:
-    """λ, the limit of stability and what they cost, or why there is none."""
-    per_lr = stability_limit(trainer.optimizer)
-    if per_lr is None:
-        kind = type(trainer.optimizer).__name__
-        return {"no_limit": f"there is none for {kind} as it is set"}
-    try:
-        found = largest_eigenvalue(trainer)
-    except ModelError as error:
-        return {"no_limit": str(error)}
-    known = {"sharpness": found.value, "gradient_evaluations": found.gradient_evaluations}
-    if found.no_limit is not None:
-        return {**known, "no_limit": found.no_limit}
-    curvature = found.value + trainer.optimizer.param_groups[0]["weight_decay"]
-    if not curvature > 0:
-        return {**known, "no_limit": "the loss curves nowhere upwards here"}
-    return {**known, "stability_limit": per_lr / curvature}
 
 
 def _judged(

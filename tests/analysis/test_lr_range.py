@@ -275,7 +275,7 @@ def test_the_command_prints_and_draws(here, capsys):
     out, err = capsys.readouterr()
     assert [line.split("  ")[0] for line in out.splitlines()] == [
         *("tested", "full loss before", "steepest descent at", "lowest loss at"),
-        *("stability limit", "sharpness λ", "suggestion"),
+        *("stability limit", "sharpness λ", "noise scale", "suggestion"),  # dropout has no limit
     ]
     assert err == "drawn: lr-range-moons.png\n"
     assert Path("lr-range-moons.png").read_bytes()[:4] == b"\x89PNG"

@@ -12,9 +12,11 @@ from gdtrain.analysis.comparison.peak_memory import step_memory
 from gdtrain.analysis.comparison.recorder import Budget, ClosureCounter, Recorder, Unit
 from gdtrain.analysis.comparison.result import Comparison, comparison_of, line_of, measured_run
 from gdtrain.analysis.comparison.same_problem import check_start, common_start
+from gdtrain.analysis.theory import Theory, theories
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.output.metrics_file import finite
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.trainer import Trainer
 
@@ -31,6 +33,7 @@ def compare(
     target_loss: float | None = None,
     lr_grid: Sequence[float] = (),
     looks: int = 100,
+    theory: bool = True,
     seeds: int | Sequence[int] | None = None,
     validation: Loader | Callable[[int], Loader] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -53,6 +56,9 @@ def compare(
     :meth:`~gdtrain.analysis.comparison.recorder.Budget.short`), and then for all of it with the one
     that had the smallest full loss at the end.
     looks: evenly spread updates around which the full loss is evaluated: before and after.
+    theory: compute λ, the noise scale and the largest rate that they leave to each form, at the
+    common start, and say how far the rates that were tried agree
+    (:func:`~gdtrain.analysis.theory.theory`). It takes some twenty gradients of the full loss.
     seeds: how many, from 0, or which. Each form is then made and trained once with each, called
     with ``seed=``, which is to decide its weights, its order and its data; within a seed all must
     start alike. The grid is tried with the first. Without seeds there is one run of each form,
@@ -94,7 +100,7 @@ def compare(
     """
     budget = _budget(epochs=epochs, samples=samples, updates=updates, seconds=seconds)
     _check(forms, target_loss, lr_grid, looks)
-    measure = _Measure(budget, looks, sorted(lr_grid), should_stop, tell, on_look)
+    measure = _Measure(budget, looks, sorted(lr_grid), should_stop, tell, on_look, theory)
     measured: dict[str, dict[int | None, dict[str, Any]]] = {}
     starts: list[dict[str, Any]] = []
     for seed in _seeds(seeds):
@@ -116,6 +122,7 @@ class _Measure:
     """How every form is measured.
 
     grid: the learning rates to try, in rising order. rates: those taken, by the forms' names.
+    predicted: what theory says of them.
     """
 
     budget: Budget
@@ -124,9 +131,11 @@ class _Measure:
     should_stop: Callable[[], bool]
     tell: Callable[[str], None]
     on_look: Callable[[str, float], None]
+    theory: bool = False
     rates: dict[str, float] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     validation: Loader | None = None
+    predicted: dict[str, Theory] = field(default_factory=dict)
 
     def all_of(
         self, forms: Mapping[str, Callable[..., Trainer]], validation: Loader | None
@@ -137,6 +146,8 @@ class _Measure:
             trainers[name] = make()
             generators[name] = RngState.take(trainers[name].device)
         self.start, self.validation = common_start(trainers, validation), validation
+        if self.theory and not self.predicted:  # of the first seed's start
+            self.predicted = theories(trainers)
         runs: dict[str, dict[str, Any]] = {}
         for name, make in forms.items():
             if self.should_stop():
@@ -204,6 +215,8 @@ class _Measure:
             message = f"the full loss rose to {recorder.rows[-1]['full_loss']:.3g}"
             status, reason = "diverged", reason or message
         found = measured_run(name, trainer, recorder, lr, status, reason)
+        if name in self.predicted:
+            found["theory"] = finite(self.predicted[name].as_dict())
         if memory is not None:
             found["memory"] = {"step_peak_bytes": memory.step, "held_bytes": memory.held}
         self.tell(line_of(found))

@@ -14,10 +14,12 @@ import torch
 from gdtrain.analysis.comparison.recorder import Budget, Recorder
 from gdtrain.analysis.comparison.target import reached, target_of
 from gdtrain.analysis.comparison.verdicts import statistics_of
+from gdtrain.analysis.theory import agreement, tried_rates
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.data.names import counted
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
+from gdtrain.output.report.table import descended
 from gdtrain.output.report.when_to_use import when_to_use
 from gdtrain.training.html_table import html_table
 from gdtrain.training.trainer import Trainer
@@ -131,6 +133,8 @@ def comparison_of(
     target = target_of(runs, target_loss)
     for run in runs:
         run["to_target"] = reached(run, target["full_loss"])
+    for of_form in measured.values():
+        _compare_with_theory(list(of_form.values()))
     forms = [_form(of_form) for of_form in measured.values()]
     result: dict[str, Any] = {
         "kind": "gdtrain comparison",
@@ -154,12 +158,35 @@ def comparison_of(
     return Comparison(result)
 
 
+def _compare_with_theory(runs: list[dict[str, Any]]) -> None:
+    """Put beside the theory of a form, which its first run has, the rates that were tried."""
+    first = runs[0]
+    found = first.get("theory")
+    if found is None:
+        return
+    start = first["curve"]["full_loss"][0]
+    tried = [(run["learning_rate"], _fell(run, start)) for run in first.get("tried", [])]
+    tried += [
+        (run["learning_rate"], run["status"] != "diverged" and descended(run)) for run in runs
+    ]
+    found["descended"], found["failed"] = tried_rates(tried)
+    if found["largest_rate"] is not None:
+        rates = found["largest_rate"], found["descended"], found["failed"]
+        found["agreement"] = agreement(*rates)
+
+
+def _fell(tried: dict[str, Any], start: float | None) -> bool:
+    """Whether a short run ended below the loss at the start."""
+    loss = tried["full_loss"]
+    return tried["status"] == "done" and loss is not None and (start is None or loss < start)
+
+
 def _form(runs: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     """A form by its first run, with a row for each seed if there are several."""
     first, *_ = runs.values()
     if None in runs:
         return first
-    left_out = ("name", "curve", "tried", "tuning")
+    left_out = ("name", "curve", "tried", "tuning", "theory")
     rows = [
         {"seed": seed, **{k: v for k, v in run.items() if k not in left_out}}
         for seed, run in runs.items()

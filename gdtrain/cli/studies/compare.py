@@ -55,6 +55,7 @@ def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
         target_loss=options.target_loss,
         lr_grid=options.lr_grid or (GRID if options.tune else ()),
         looks=options.looks,
+        theory=not options.no_theory,
         seeds=options.seeds,
         output_dir=options.output_dir,
         signals=current_desk(),
@@ -156,6 +157,9 @@ def _parser() -> argparse.ArgumentParser:
         default=100,
         metavar="N",
         help="updates around which the full loss is evaluated (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-theory", action="store_true", help="don't compute sharpness and noise at the start"
     )
     parser.add_argument(
         "--seeds",

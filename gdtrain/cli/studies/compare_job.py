@@ -48,6 +48,7 @@ class CompareJob:
     target_loss: float | None
     lr_grid: Sequence[float]
     looks: int
+    theory: bool
     signals: SignalDesk
     seeds: int | None = None
     output_dir: Path | None = None
@@ -111,6 +112,7 @@ class CompareJob:
             target_loss=self.target_loss,
             lr_grid=self.lr_grid,
             looks=self.looks,
+            theory=self.theory,
             seeds=seeds,
             validation=validation,
             should_stop=lambda: bool(self.signals.stopped_by),

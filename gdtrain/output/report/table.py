@@ -134,7 +134,43 @@ def rows(result: dict[str, Any]) -> list[Row]:
         "share of the updates looked at singly after which the full loss was higher than before",
         over("share_that_raised", lambda share: f"{share:.0%}", _raised_text),
     )
+    if any("theory" in form for form in forms):
+        made += _theory_rows(forms)
     return made
+
+
+def _theory_rows(forms: list[Form]) -> list[Row]:
+    """What theory says at the start, and how far the rates that were tried agree."""
+
+    found: list[dict[str, Any]] = [form.get("theory", {}) for form in forms]
+
+    def number(name: str) -> tuple[str, ...]:
+        return tuple("none" if own.get(name) is None else f"{own[name]:.3g}" for own in found)
+
+    reasons = dict.fromkeys(own["no_rate"] for own in found if own.get("no_rate"))
+    why = f"; none: {'; '.join(reasons)}" if reasons else ""
+    return [
+        Row(
+            "sharpness λ",
+            "the largest curvature of the loss at the start",
+            number("sharpness"),
+        ),
+        Row(
+            "noise scale",
+            "tr Σ / |G|² of the samples' gradients at the start: the critical batch size",
+            number("noise_scale"),
+        ),
+        Row(
+            "largest rate in theory",
+            f"2/λ of full batches without momentum, and less by the noise of smaller ones{why}",
+            number("largest_rate"),
+        ),
+        Row(
+            "rates that were tried",
+            "the largest that descended, the next that did not, and how far theory agrees",
+            tuple(own.get("agreement") or "-" for own in found),
+        ),
+    ]
 
 
 def descended(form: Form) -> bool:
