@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gdtrain.data.files.array_files import check_file
 from gdtrain.data.tables.column import Array, Column, inputs_of
-from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.table import Seen, TableReading
 from gdtrain.errors import ConfigError, DataError, OutputError
 
@@ -159,7 +159,8 @@ class _Rows:
             TableEncoder(columns, self.reading.marks, self.reading.files.dialect.decimal)
             for columns in (seen.columns, seen.target_columns)
         )
-        for batch in self.reading.batches():
+        as_text = names_of_text([*seen.columns, *seen.target_columns])
+        for batch in self.reading.batches(as_text):
             cells, faults = encode.cells(batch[:width])
             targets, more = encode_targets.cells(batch[width:])
             if more or faults or row + len(cells) > seen.inputs.rows:

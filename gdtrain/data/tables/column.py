@@ -96,10 +96,26 @@ def inputs_of(cells: Array, columns: Sequence[Column]) -> Tensor:
 
 
 def _fill_rows(out: Array, cells: Array, columns: Sequence[Column]) -> None:
+    """Columns without missing cells and unknown categories are filled in together."""
+    missing = np.atleast_1d(np.isnan(cells).any(axis=0))
+    numbers: list[tuple[int, int]] = []
+    categories: list[tuple[int, int]] = []
     at = 0
     for place, column in enumerate(columns):
-        _fill_in(out[:, at : at + column.width], cells[:, place], column)
+        is_category = column.categories is not None
+        is_odd = missing[place] or (is_category and (cells[:, place] < 0).any())
+        if is_odd or column.indicator or column.first_day is not None:
+            _fill_in(out[:, at : at + column.width], cells[:, place], column)
+        else:
+            (categories if is_category else numbers).append((place, at))
         at += column.width
+    if numbers:
+        places, starts = map(list, zip(*numbers, strict=True))
+        out[:, starts] = cells[:, places]
+    if categories:
+        places, starts = map(list, zip(*categories, strict=True))
+        rows = np.arange(len(cells))[:, None]
+        out[rows, cells[:, places].astype(np.int64) + starts] = 1.0
 
 
 def _fill_in(out: Array, cells: Array, column: Column) -> None:

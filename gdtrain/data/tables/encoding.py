@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gdtrain.data.tables.scan import (
     as_numbers,
     as_text,
     in_one_way,
+    is_coded,
     is_read,
     is_text,
     typed_numbers,
@@ -21,6 +22,11 @@ from gdtrain.data.tables.scan import (
 
 Faults = dict[int, str]
 """What is wrong with rows, by their numbers: the column and why."""
+
+
+def names_of_text(columns: Iterable[Column]) -> set[str]:
+    """Of columns whose cells are looked up as text, and are not to be read as numbers."""
+    return {column.name for column in columns if column.kind != "number"}
 
 
 class TableEncoder:
@@ -55,7 +61,10 @@ class TableEncoder:
 
     def cells(self, arrays: Sequence[Any]) -> tuple[Array, Faults]:
         """Cells [n, columns] float64 as :func:`inputs_of` takes them, and rows that are wrong."""
-        arrays = [in_one_way(array) for array in arrays]
+        arrays = [
+            in_one_way(array, keep_coded=column.kind != "number")
+            for column, array in zip(self.columns, arrays, strict=True)
+        ]
         block = np.empty((len(arrays[0]), len(self.columns)))
         faults: Faults = {}
         strings = [
@@ -110,14 +119,14 @@ class TableEncoder:
         return found
 
     def _column(self, column: Column, cells: Any, faults: Faults) -> Array:
-        if not is_read(cells):
+        if not (is_coded(cells) or is_read(cells)):
             text = f"column {column.name!r} holds {cells.type}, which is no number, text or date"
             for row in range(len(cells)):
                 faults.setdefault(row, text)
             return np.zeros(len(cells))
         if column.categories is not None:
             return self._categories(column, column.categories, as_text(cells), faults)
-        if column.first_day is not None and is_text(cells):
+        if column.first_day is not None and (is_text(cells) or is_coded(cells)):
             return self._dates(column, cells, faults)
         return typed_numbers(cells)[0]
 

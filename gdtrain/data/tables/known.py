@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdtrain.data.tables.cells import marks_of
 from gdtrain.data.tables.column import Column
-from gdtrain.data.tables.encoding import Faults, TableEncoder
+from gdtrain.data.tables.encoding import Faults, TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.errors import DataError
@@ -63,7 +63,8 @@ class KnownTable:
         rows.
         """
         self.rows = 0
-        for batch in self.files.batches(self.names, self._marks):
+        as_text = names_of_text(self._encoder.columns)
+        for batch in self.files.batches(self.names, self._marks, as_text=as_text):
             inputs, faults = self._encoder.inputs(batch)
             self.rows += len(inputs)
             yield inputs, faults

@@ -96,7 +96,7 @@ class TextCells:
 
     def add(self, cells: Any, first_row: int) -> Array:
         """The number of each cell of an Arrow array of text, NaN where it is missing."""
-        coded = cells.dictionary_encode()
+        coded = cells.dictionary_encode()  # itself, if it is so already
         places = np.array([self._number(text) for text in coded.dictionary.to_pylist()] + [-1])
         local = coded.indices.fill_null(len(places) - 1).to_numpy(zero_copy_only=False)
         codes = places[local]
@@ -156,26 +156,30 @@ class TableScan:
     def add(self, arrays: Sequence[Any]) -> None:
         """Take in further rows: an Arrow array for each column, of one length."""
         size = len(arrays[0])
-        block = np.empty((size, len(self.columns)))
+        block = np.empty((len(self.columns), size))
         arrays = [self._usable(*each) for each in zip(self.columns, arrays, strict=True)]
-        plain = [place for place, column in enumerate(self.columns) if column.text is None]
-        strings = [place for place in plain if is_text(arrays[place])]
+        strings, floats = [], []
+        for place, (column, cells) in enumerate(zip(self.columns, arrays, strict=True)):
+            if column.text is None and is_coded(cells):
+                column.text = TextCells(self.missing, self.rows)
+            if column.text is not None:
+                block[place] = self._add_text(column, cells)
+            elif is_text(cells):
+                strings.append(place)
+            elif is_float(cells):
+                floats.append(place)
+            else:
+                self._add_typed(place, cells, block)
         self._add_strings(strings, arrays, block)
-        there = set(strings)
-        for place in plain:
-            if place not in there:
-                self._add_typed(place, arrays[place], block)
-        for place, column in enumerate(self.columns):
-            if column.text is not None and place not in there:
-                block[:, place] = self._add_text(column, arrays[place])
+        self._add_floats(floats, arrays, block)
         if self._cells is not None:
-            self._cells.add(block)
+            self._cells.add(block.T)
         self.rows += size
 
     def _usable(self, column: ColumnScan, cells: Any) -> Any:
         """Cells in one way, or zeros for what is no number, text or date."""
-        cells = in_one_way(cells)
-        if is_read(cells):
+        cells = in_one_way(cells, keep_coded=True)
+        if is_coded(cells) or is_read(cells):
             return cells
         import pyarrow as pa
 
@@ -191,7 +195,7 @@ class TableScan:
         joined = pa.concat_arrays([arrays[place] for place in places])
         numbers = self._as_numbers(joined)
         if numbers is not None:
-            self._note(places, numbers.reshape(len(places), len(block)), block, joined)
+            self._note(places, numbers.reshape(len(places), -1), block, joined)
             return
         for place in places:
             numbers = self._as_numbers(arrays[place])
@@ -200,7 +204,14 @@ class TableScan:
                 continue
             column = self.columns[place]
             column.text = TextCells(self.missing, self.rows)
-            block[:, place] = self._add_text(column, arrays[place])
+            block[place] = self._add_text(column, arrays[place])
+
+    def _add_floats(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
+        """Columns of float64, NaN where they are missing: looked at together."""
+        for place in places:
+            block[place] = arrays[place].to_numpy(zero_copy_only=False)
+        if places:
+            self._note(places, block[places], block, None)
 
     def _as_numbers(self, cells: Any) -> Array | None:
         """Text as float64, NaN where it is missing; None if some of it is no number."""
@@ -212,18 +223,18 @@ class TableScan:
         return None
 
     def _note(self, places: list[int], numbers: Array, block: Array, source: Any) -> None:
-        """numbers: [places, rows], made of ``source``."""
+        """numbers: [places, rows], made of the texts of ``source``, if there are some."""
         missing = np.zeros(len(places), dtype=np.int64)
         finite = np.isfinite(numbers)
         if not finite.all():
-            null = self._null(source).reshape(numbers.shape)
+            null = np.isnan(numbers) if source is None else self._null(source).reshape(finite.shape)
             missing, wrong = null.sum(axis=1), ~(finite | null)
             for row in np.flatnonzero(wrong.any(axis=1)).tolist():
                 self.columns[places[row]].add_not_finite(wrong[row], self.rows)
             numbers = np.where(wrong, 0.0, numbers)  # they are told of as what they are
         for place, cells, count in zip(places, numbers, missing.tolist(), strict=True):
             self.columns[place].add_numbers(cells, self.rows, count)
-        block[:, places] = numbers.T
+        block[places] = numbers
 
     def _null(self, source: Any) -> Array:
         if self._trim:
@@ -245,7 +256,7 @@ class TableScan:
             column.add_not_finite(wrong, self.rows)
             numbers = np.where(wrong, 0.0, numbers)
         column.add_numbers(numbers, self.rows, int(missing.sum()))
-        block[:, place] = numbers
+        block[place] = numbers
 
     def _add_text(self, column: ColumnScan, cells: Any) -> Array:
         assert column.text is not None
@@ -341,17 +352,33 @@ _PIECE = 32 << 20
 # ── Arrow's arrays ──────────────────────────────────────────────────────────────────────────
 
 
-def in_one_way(cells: Any) -> Any:
-    """Text, in whatever way a file holds it, as Arrow's plain strings; else the cells."""
+def in_one_way(cells: Any, *, keep_coded: bool = False) -> Any:
+    """Text, in whatever way a file holds it, as Arrow's plain strings; else the cells.
+
+    keep_coded: text that is coded by a dictionary stays so.
+    """
     import pyarrow as pa
 
     kind = cells.type
-    if pa.types.is_string(kind):
+    if pa.types.is_string(kind) or (keep_coded and is_coded(cells)):
         return cells
     if pa.types.is_dictionary(kind):
         return in_one_way(cells.dictionary_decode())
     others = ("is_large_string", "is_string_view", "is_binary", "is_large_binary")
     return cells.cast(pa.string()) if any(getattr(pa.types, o)(kind) for o in others) else cells
+
+
+def is_coded(cells: Any) -> bool:
+    """Whether this is text, coded by a dictionary of plain strings."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_dictionary(cells.type) and pa.types.is_string(cells.type.value_type))
+
+
+def is_float(cells: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_float64(cells.type))
 
 
 def is_read(cells: Any) -> bool:
@@ -374,7 +401,7 @@ def as_text(cells: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if is_text(cells):
+    if is_text(cells) or is_coded(cells):
         return cells
     if pa.types.is_floating(cells.type) and pc.all(pc.equal(pc.floor(cells), cells)).as_py():
         cells = cells.cast(pa.int64())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import MISSING, marks_of
 from gdtrain.data.tables.choice import check_columns
 from gdtrain.data.tables.column import Array, Column, Fill
-from gdtrain.data.tables.encoding import TableEncoder
+from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import (
@@ -243,7 +243,8 @@ class TableReading:
         ]
         found: list[tuple[Array, Array]] = []
         row = 0
-        for batch in files.batches(names, self.marks):
+        as_text = names_of_text([*seen.columns, *seen.target_columns])
+        for batch in files.batches(names, self.marks, as_text=as_text):
             halves = (batch[: len(self.chosen)], batch[len(self.chosen) :])
             (cells, wrong), (targets, more) = (
                 encoder.cells(half) for encoder, half in zip(encoders, halves, strict=True)
@@ -288,7 +289,7 @@ class TableReading:
             inputs, targets = (
                 self._scan(names, text, keep) for names in (self.chosen, self.targets)
             )
-            self._read_through(inputs, targets)
+            self._read_through(inputs, targets, text)
             try:
                 columns, faults = self._understood(inputs)
                 target_columns, more = self._understood(targets)
@@ -297,18 +298,21 @@ class TableReading:
                 continue
             return Seen(inputs, targets, columns, target_columns, [*faults, *more])
 
-    def _read_through(self, inputs: TableScan, targets: TableScan) -> None:
+    def _read_through(self, inputs: TableScan, targets: TableScan, text: set[str]) -> None:
         width = len(self.chosen)
-        for batch in self.batches():
+        for batch in self.batches(text):
             inputs.add(batch[:width])
             targets.add(batch[width:])
         if not inputs.rows:
-            text = "has no rows below its header; at least one is needed"
-            raise DataError(f"{self.files.path}: {text}")
+            what = "has no rows below its header; at least one is needed"
+            raise DataError(f"{self.files.path}: {what}")
 
-    def batches(self) -> Iterator[list[Any]]:
-        """Consecutive rows: an Arrow array for each input column, then for each target."""
-        return self.files.batches([*self.chosen, *self.targets], self.marks, self.advance)
+    def batches(self, as_text: Collection[str]) -> Iterator[list[Any]]:
+        """Consecutive rows: an Arrow array for each input column, then for each target.
+
+        as_text: see :class:`TableFiles`.
+        """
+        return self.files.batches([*self.chosen, *self.targets], self.marks, self.advance, as_text)
 
     @property
     def marks(self) -> list[str]:

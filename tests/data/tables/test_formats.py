@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from gdtrain.data.tables.formats import csv_file
 from gdtrain.data.tables.table import read_table
 from gdtrain.errors import DataError
 
@@ -227,3 +228,49 @@ def test_no_address_is_read() -> None:
             DataError, match=f"^{re.escape(path)}: is an address; download the file"
         ):
             read_table(path, "y")
+
+
+LATE = {
+    "a word after many numbers": ("a", "1 of 4,001 cells is no number: 'a' in line 4002"),
+    "a number with a sign": ("+7", 7.0),
+    "a number between blanks": (" 8 ", 8.0),
+    "a missing cell between blanks": (" NA ", None),
+    "NaN written in another way": ("-nan", "1 cell is not finite, first in line 4002"),
+    "infinity": ("inf", "1 cell is not finite, first in line 4002"),
+    "a decimal comma": ('"7,5"', "1 of 4,001 cells is no number: '7,5' in line 4002"),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+def test_cells_far_down_are_read_by_the_same_rules(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers are read as such until one is written in another way, in a block further down."""
+    monkeypatch.setattr(csv_file, "_BLOCK", 1 << 12)
+    cell, expected = LATE[case]
+    rows = [f"{n / 8},{'rgb'[n % 3]},{n:03}" for n in range(4000)]
+    Path("f").write_text("\n".join(["x,colour,y", *rows, f"{cell},r,007"]) + "\n")
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=re.escape(expected)):
+            read_table("f", "y", missing="mean", categorical=["y"])
+        return
+    table = read_table("f", "y", missing="mean", categorical=["y"])
+    assert table.class_names is not None
+    assert table.class_names[7] == "007"
+    numbers = [n / 8 for n in range(4000)]
+    last = np.mean(numbers) if expected is None else expected
+    inputs = table.data(torch.arange(4001)).inputs
+    np.testing.assert_array_equal(inputs[:, 0].numpy(), [*numbers, last])
+    np.testing.assert_array_equal(inputs[:, 1:].argmax(1).numpy(), [*([2, 1, 0] * 1334)[:4000], 2])
+
+
+def test_a_column_of_words_in_one_file_and_numbers_in_the_next_keeps_how_they_are_written() -> None:
+    Path("d").mkdir()
+    Path("d/1.csv").write_text("code,y\n" + "A1,1\nB2,2\n" * 9)
+    Path("d/2.csv").write_text("code,y\n" + "007,3\n1.50,4\n" * 4)
+    table = read_table("d", "y")
+    assert table.columns[0].categories == ["007", "1.50", "A1", "B2"]
+    Path("e").mkdir()
+    Path("e/1.csv").write_text("code,y\n" + "007,3\n1.50,4\n" * 4)
+    Path("e/2.csv").write_text("code,y\n" + "A1,1\nB2,2\nC,1\n" * 9)
+    assert read_table("e", "y").columns[0].categories == ["007", "1.50", "A1", "B2", "C"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gdtrain.data.names import is_number
 from gdtrain.data.tables.formats.csv_text import (
@@ -127,53 +129,93 @@ class CsvFile:
         skipped = self.dialect.skip_rows + len(lines) - 1
         raise WrongDialect(f"{message}; set skip_rows: {skipped}", skip_rows=skipped)
 
-    def batches(
-        self, names: Sequence[str], missing: Sequence[str], advance: Any = None
-    ) -> Iterator[list[pa.Array]]:
-        """Consecutive rows, each batch as one array of text for each of the named columns.
+    def number_columns(self, names: Sequence[str], missing: Sequence[str]) -> set[str]:
+        """Those of the columns that hold nothing but numbers where the file begins."""
+        import pyarrow as pa
 
-        missing: cells of these texts are null. advance: is told the bytes read.
+        if not names:  # which Arrow takes for all
+            return set()
+        try:
+            with self._below_header() as text:
+                few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
+                found = self._opened(text, few, missing, dict.fromkeys(names)).schema
+        except (pa.ArrowInvalid, pa.ArrowKeyError, DataError):
+            return set()  # what is wrong is told when it is read
+        numeric = (pa.int64(), pa.float64(), pa.null())
+        return {name for name, kind in zip(names, found.types, strict=True) if kind in numeric}
+
+    def batches(
+        self,
+        names: Sequence[str],
+        missing: Sequence[str],
+        advance: Any = None,
+        numbers: Collection[str] = (),
+    ) -> Iterator[list[pa.Array]]:
+        """Consecutive rows, each batch as one array for each of the named columns.
+
+        missing: cells of these texts are null. advance: is told the bytes read. numbers: columns
+        that are float64 as far as all of their cells are numbers, and text from there on.
         """
-        read = 0
-        block = max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
+        import pyarrow as pa
+
+        texts = pa.dictionary(pa.int32(), pa.string())
+        types = {name: pa.float64() if name in numbers else texts for name in names}
+        read, block = 0, self._block
         while True:
             try:
-                for batch in self._arrow_batches(names, missing, block, read, advance):
+                for batch in self._arrow_batches(types, missing, block, read, advance):
                     read += len(batch[0])
                     yield batch
                 return
             except _TooLong:
                 block = 2 * MAX_LINE
+            except _NotNumbers as error:
+                types |= dict.fromkeys(error.names, pa.string())
 
-    def _arrow_batches(
-        self, names: Sequence[str], missing: Sequence[str], block: int, skip: int, advance: Any
-    ) -> Iterator[list[pa.Array]]:
+    @property
+    def _block(self) -> int:
+        return max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
+
+    def _below_header(self) -> CsvText:
+        text = CsvText(self.path, self.dialect)
+        if self.dialect.header is not False:
+            text.first_record()
+        text.watch(self.delimiter)
+        return text
+
+    def _opened(
+        self, text: CsvText, block: int, missing: Sequence[str], types: Mapping[str, Any]
+    ) -> Any:
+        """Arrow's reader of columns of these types; None: by what the cells are."""
         import pyarrow as pa
         from pyarrow import csv
 
-        places = {name: str(place) for place, name in enumerate(self.names)}
-        chosen = [places[name] for name in names]
-        quote = self.dialect.quote
-        with CsvText(self.path, self.dialect) as text:
-            if self.dialect.header is not False:
-                text.first_record()
-            text.watch(self.delimiter)
-            position = 0
+        place_of = {name: str(place) for place, name in enumerate(self.names)}
+        return csv.open_csv(
+            pa.PythonFile(text, "r"),
+            csv.ReadOptions(block_size=block, column_names=list(place_of.values())),
+            csv.ParseOptions(
+                delimiter=self.delimiter, quote_char=self.dialect.quote, newlines_in_values=True
+            ),
+            csv.ConvertOptions(
+                include_columns=[place_of[name] for name in types],
+                column_types={place_of[n]: kind for n, kind in types.items() if kind is not None},
+                null_values=list(missing),
+                strings_can_be_null=True,
+                decimal_point=self.dialect.decimal,
+            ),
+        )
+
+    def _arrow_batches(
+        self, types: Mapping[str, Any], missing: Sequence[str], block: int, skip: int, advance: Any
+    ) -> Iterator[list[pa.Array]]:
+        import pyarrow as pa
+
+        numbers = [(n, place) for place, (n, kind) in enumerate(types.items()) if kind == "double"]
+        position = 0
+        with self._below_header() as text:
             try:
-                reader = csv.open_csv(
-                    pa.PythonFile(text, "r"),
-                    csv.ReadOptions(block_size=block, column_names=list(places.values())),
-                    csv.ParseOptions(
-                        delimiter=self.delimiter, quote_char=quote, newlines_in_values=True
-                    ),
-                    csv.ConvertOptions(
-                        include_columns=chosen,
-                        column_types=dict.fromkeys(chosen, pa.string()),
-                        null_values=list(missing),
-                        strings_can_be_null=True,
-                    ),
-                )
-                for batch in reader:
+                for batch in self._opened(text, block, missing, types):
                     if text.odd:
                         self.explain(None)
                         text.odd = False
@@ -181,11 +223,16 @@ class CsvFile:
                         advance(text.position - position)
                         position = text.position
                     if batch.num_rows > skip:
-                        yield batch.slice(skip).columns
+                        part = batch.slice(skip).columns
+                        _check_numbers(part, numbers)
+                        yield part
                     skip = max(0, skip - batch.num_rows)
                 if text.odd:
                     self.explain(None)
             except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+                column = _CONVERSION.match(str(error))
+                if column is not None and not text.odd:
+                    raise _NotNumbers([self.names[int(column[1])]]) from error
                 self.explain(error)
 
     def explain(self, error: Exception | None) -> None:
@@ -220,6 +267,26 @@ def _bare(line: str, delimiter: str) -> list[str]:
 
 class _TooLong(Exception):  # noqa: N818
     """A row is longer than the block that Arrow reads."""
+
+
+class _NotNumbers(Exception):  # noqa: N818
+    """Columns that were read as numbers hold something else."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.names = names
+
+
+_CONVERSION = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to double")
+
+
+def _check_numbers(arrays: Sequence[Any], numbers: Sequence[tuple[str, int]]) -> None:
+    """Raise _NotNumbers for NaN that no mark of missing cells has made."""
+    for name, place in numbers:
+        cells = arrays[place]
+        values = cells.to_numpy(zero_copy_only=False)
+        if np.count_nonzero(np.isnan(values)) != cells.null_count:
+            raise _NotNumbers([name])
 
 
 def _yaml_of(mark: str) -> str:

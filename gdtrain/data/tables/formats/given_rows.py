@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gdtrain.data.tables.formats.typed_files import ROWS_AT_ONCE
@@ -30,7 +30,9 @@ class GivenTable:
             raise DataError(f"the table: can't be taken as one: {error}") from error
         self.names: list[str] = list(self._table.column_names)
 
-    def batches(self, names: Sequence[str], missing: Sequence[str]) -> Iterator[list[pa.Array]]:
+    def batches(
+        self, names: Sequence[str], missing: Sequence[str], as_text: Collection[str] = ()
+    ) -> Iterator[list[pa.Array]]:
         """Consecutive rows, each batch as one array for each of the named columns."""
         for batch in self._table.select(list(names)).to_batches(ROWS_AT_ONCE):
             if batch.num_rows:

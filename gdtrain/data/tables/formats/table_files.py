@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,12 +67,23 @@ class TableFiles:
         names: Sequence[str],
         missing: Sequence[str],
         advance: Callable[[int], object] | None = None,
+        as_text: Collection[str] = (),
     ) -> Iterator[list[pa.Array]]:
-        """Consecutive rows, each batch as one array for each of the named columns."""
+        """Consecutive rows, each batch as one array for each of the named columns.
+
+        missing: texts that stand for no value. as_text: columns that are given as text if they are
+        text in the file; others may be given as numbers there too.
+        """
         rows, self.starts = 0, []
+        numbers: set[str] = set()
+        if isinstance(self._first, CsvFile):
+            may_be = [name for name in names if name not in as_text]
+            numbers = self._first.number_columns(may_be, missing)
         for path in self.paths:
             self.starts.append(rows)
-            for batch in self._opened(path).batches(names, missing, advance):
+            file = self._opened(path)
+            of_csv = {"numbers": numbers} if isinstance(file, CsvFile) else {}
+            for batch in file.batches(names, missing, advance, **of_csv):
                 rows += len(batch[0])
                 yield batch
 
