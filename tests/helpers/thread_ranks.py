@@ -36,6 +36,10 @@ class ThreadWorld(World):
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor.copy_(torch.stack(self.gather_objects(tensor.clone())).sum(0))
 
+    def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+        self.sum(tensor)
+        return lambda: None
+
     def gather(self, values: Any) -> list[list[int]]:
         return self.gather_objects(list(values))
 

@@ -139,16 +139,16 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "ranks exchange the gradients of what was trained at first",
         "training/gradients/exact.py",
-        "return exchange_gradients(world, trained(trainer.updater), loss)",
+        "return exchange_gradients(world, trained(trainer.updater), loss, exchange)",
         "return exchange_gradients("
         "world, vars(self).setdefault('_first', trained(trainer.updater)), loss)",
         RANKS,
     ),
     Mutant(
         "sparse gradients are exchanged as dense ones",
-        "training/placement/distributed.py",
-        "return gradient, gradient is not None and gradient.layout is not torch.strided",
-        "return gradient, False",
+        "training/placement/exchange.py",
+        "return gradient.layout is not torch.strided",
+        "return False",
         RANKS,
     ),
     Mutant(

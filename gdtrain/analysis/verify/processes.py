@@ -20,7 +20,8 @@ from torch import Tensor
 from gdtrain.analysis.verify.float64_copy import Float64Copy, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.training.gradients.exact import add_gradient
-from gdtrain.training.placement.distributed import World, exchange_gradients
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.exchange import exchange_gradients
 
 # For all of it: starting Python, importing torch, and the gradient.
 TIMEOUT_SECONDS = 120.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
 from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.exchange import Exchange
 from gdtrain.training.run import Run
 
 
@@ -44,6 +46,7 @@ def add_parts(
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
+    exchange: Exchange | None = None,
 ) -> Added:
     """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
 
@@ -51,13 +54,15 @@ def add_parts(
     :func:`gdtrain.training.gradients.loss_weights.weight_of`) and N the sum over all parts of all
     processes; the shares of sums are 1. A part of weight 0, whose targets are all ignored, is
     computed for what it does to the model, and counts for nothing; if all are such, they count
-    alike: the loss is then 0/0, as it is in one pass.
+    alike: the loss is then 0/0, as it is in one pass. exchange: is given the gradients of the last
+    pass as they come.
     """
     shares, total = _shares(trainer, parts, world)
+    last = max((n for n, share in enumerate(shares) if share is not None), default=-1)
 
     def work() -> Tensor:
         result = torch.zeros(())
-        for part, share in zip(parts, shares, strict=True):
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             value = scalar(trainer.batch_loss(part))
             if share is None:
                 trainer.terms.passed = {}
@@ -66,7 +71,9 @@ def add_parts(
                 trainer.terms.add(share.to(value) if isinstance(share, Tensor) else share)
             value = value * (share.to(value) if isinstance(share, Tensor) else share)
             scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            sends = exchange is not None and number == last
+            with exchange.during() if exchange is not None and sends else nullcontext():
+                scaled.backward()  # type: ignore[no-untyped-call]
             result = result.to(value) + value.detach()
             if accumulator is not None:
                 accumulator.take()

@@ -30,7 +30,8 @@ from gdtrain.training.gradients.loss_weights import (
 )
 from gdtrain.training.gradients.separable import check_buffers, check_separable, with_own_buffers
 from gdtrain.training.gradients.two_passes import add_two_passes
-from gdtrain.training.placement.distributed import World, exchange_gradients
+from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.exchange import Exchange, exchange_gradients
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, unchanged
 
@@ -162,15 +163,18 @@ class ExactGradient:
         if trainer.is_sharded:
             return self._of_shards(parts)
         accumulator = Accumulator(trainer.updater) if self.in_float64 else None
-        world = trainer.world
+        world, exchange = trainer.world, None
+        # Where an attempt may fail in one process alone, nothing is sent before all have made it.
+        if world.size > 1 and accumulator is None and not trainer.microbatches.is_auto:
+            exchange = Exchange(world, trained(trainer.updater))
         loss, trainer.step_weights.computed = add_gradient(
-            trainer, batch, parts, world, accumulator
+            trainer, batch, parts, world, accumulator, exchange
         )
         if accumulator is not None:
             accumulator.give_back()
         if world.size == 1:
             return loss
-        return exchange_gradients(world, trained(trainer.updater), loss)
+        return exchange_gradients(world, trained(trainer.updater), loss, exchange)
 
     def _of_shards(self, parts: list[Batch]) -> Tensor:
         """As above where FSDP adds the gradients up: it takes their mean over the ranks."""
@@ -220,17 +224,18 @@ def add_gradient(
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
+    exchange: Exchange | None = None,
 ) -> Added:
     """Add this process's share of a batch's gradient to ``.grad``.
 
     share, parts: of the batch, whole and cut; no part if the share is empty. The shares of all
-    processes add up to the batch's.
+    processes add up to the batch's. exchange: may begin while the gradient is computed.
     """
     if world.size == 1 and len(parts) == 1:
         return Added(whole_gradient(trainer, share))
     if in_two_passes(trainer, share):
         return Added(add_two_passes(trainer, share, parts, world, accumulator))
-    return add_parts(trainer, parts, world, accumulator)
+    return add_parts(trainer, parts, world, accumulator, exchange)
 
 
 def closure_step(trainer: Run, batch: Batch) -> Tensor:

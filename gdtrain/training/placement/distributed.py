@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,17 @@ class World:
             with _talking():
                 dist.all_reduce(tensor)
         return tensor
+
+    def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+        """Begin to add ``tensor`` up over all processes, in place; returns what waits for it."""
+        with _talking():
+            work: Any = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with _talking():
+                work.wait()
+
+        return wait
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on at least one process."""
@@ -214,77 +225,3 @@ def _device() -> torch.device:
     if dist.is_initialized() and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def exchange_gradients(world: World, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
-    """Add ``.grad`` up over all processes, in one all-reduce over one buffer; and the loss.
-
-    parameters: alike on all processes. A gradient that only some have counts as zeros elsewhere;
-    a parameter that none has used keeps none, as with one process. Sparse gradients are sent as
-    they are, and stay sparse. loss: this process's share, []. Returns the sum of the shares.
-    """
-    given = [_given(parameter.grad) for parameter in parameters]
-    # At least float32, in which the loss goes along.
-    dtype = torch.float32
-    for parameter in parameters:
-        dtype = torch.promote_types(dtype, parameter.dtype.to_real())
-    sizes = [_real(parameter.detach()).numel() for parameter in parameters]
-    device = parameters[0].device if parameters else loss.device
-    buffer = torch.zeros(sum(sizes) + 2 * len(sizes) + 1, dtype=dtype, device=device)
-    parts = torch.split(buffer, [*sizes, len(sizes), len(sizes), 1])
-    *pieces, dense, sparse, total = parts
-    for number, (gradient, is_sparse) in enumerate(given):
-        if is_sparse:
-            sparse[number] = 1
-        elif gradient is not None:
-            piece = pieces[number]
-            piece.copy_(_real(gradient).reshape(-1))
-            dense[number] = 1
-    total[0] = loss
-    world.sum(buffer)
-    # On a device the flags are not read where this process has all gradients, and so knows them,
-    # since that would wait for it.
-    known = all(gradient is not None and not is_sparse for gradient, is_sparse in given)
-    known = known and device.type != "cpu"
-    has_dense = [True] * len(sizes) if known else (dense > 0).tolist()
-    has_sparse = [False] * len(sizes) if known else (sparse > 0).tolist()
-    for number, parameter in enumerate(parameters):
-        gradient = None
-        if has_dense[number]:
-            gradient = _shaped(pieces[number], parameter)
-        if has_sparse[number]:
-            own = given[number][0] if given[number][1] else None
-            added = _sum_sparse(world, parameter, own)
-            gradient = added if gradient is None else gradient + added
-        parameter.grad = gradient
-    return total[0].clone()
-
-
-def _given(gradient: Tensor | None) -> tuple[Tensor | None, bool]:
-    """A gradient, and whether it is sparse."""
-    return gradient, gradient is not None and gradient.layout is not torch.strided
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _shaped(piece: Tensor, parameter: Tensor) -> Tensor:
-    """A piece of the buffer as the gradient of a parameter."""
-    if parameter.is_complex():
-        pairs = piece.view(*parameter.shape, 2).to(parameter.dtype.to_real())
-        return torch.view_as_complex(pairs)
-    return piece.view(parameter.shape).to(parameter.dtype)
-
-
-def _sum_sparse(world: World, parameter: Tensor, own: Tensor | None) -> Tensor:
-    """The sparse gradients of all processes, added up; own: None where this one has none."""
-    content = None
-    if own is not None:
-        own = own.coalesce()
-        content = own.indices().cpu(), own.values().cpu(), own.sparse_dim()
-    found = [theirs for theirs in world.gather_objects(content) if theirs is not None]
-    indices = torch.cat([indices for indices, _, _ in found], dim=1)
-    values = torch.cat([values for _, values, _ in found])
-    joined = torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=False)
-    return joined.to(parameter.device).coalesce()
