@@ -1,5 +1,6 @@
 """Blocks over the ends of epochs under the compiled engine: as the eager loop, to rounding."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -99,6 +100,47 @@ def test_a_run_resumed_within_an_epoch_goes_on_over_its_end(schedule, start: int
     for p, q in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(p, q)
     assert second.history.train_loss == whole.history.train_loss
+
+
+def assert_same_bits_after_a_stop(engine: str, draw: random.Random) -> None:
+    """A run that is stopped after any of its updates and taken up ends as one left alone."""
+    name, schedule = draw.choice(list(LOADERS)), draw.choice([None, "epoch", "step"])
+    whole, expected = make(engine, LOADERS[name](), schedule)
+    whole.fit(12)
+    stop = draw.randrange(1, whole.step)
+
+    class StopAt(Callback):
+        def on_safe_point(self, trainer):
+            if trainer.step == stop:
+                trainer.stop("here")
+
+    looks = draw.choice([stop, 1]) if stop < 40 else stop
+    first, before = make(engine, LOADERS[name](), schedule, callbacks=[StopAt(every_n_steps=looks)])
+    first.fit(12)
+    assert first.step == stop
+    second, after = make(engine, LOADERS[name](), schedule, callbacks=[StopAt()])
+    second.load_state_dict(first.state_dict())
+    second.fit(12)
+    case = f"{engine}, {name}, schedule {schedule}, stopped after {stop}"
+    for p, q in zip(second.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(p, q), case
+    assert [*before, *after] == expected, case
+    for column in ("train_loss", "lr", "step", "samples"):
+        assert second.history[column] == whole.history[column], case
+
+
+@pytest.mark.parametrize("engine", ["eager", "scan"])
+def test_stopped_anywhere_a_run_ends_with_the_same_bits(engine: str) -> None:
+    draw = random.Random(7)
+    for _ in range(5):
+        assert_same_bits_after_a_stop(engine, draw)
+
+
+@pytest.mark.long
+def test_stopped_anywhere_two_hundred_times(first_seed: int, scaled: Callable[[int], int]) -> None:
+    draw = random.Random(first_seed)
+    for number in range(scaled(200)):
+        assert_same_bits_after_a_stop(("scan", "eager")[number % 2], draw)
 
 
 @pytest.mark.few(2)
