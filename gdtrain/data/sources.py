@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -46,6 +46,11 @@ def as_samples(
     if transform is not None and not callable(transform):
         text = f"must be a function (sample, generator) -> sample, got {transform!r}"
         raise ConfigError.of("transform", text)
+    if isinstance(data, Iterator):
+        text = "an iterator gives its samples once; give them as a list, such as list(data)"
+        raise DataError(f"data: {text}, or as tensors")
+    if isinstance(data, tuple | list) and len(data) == 2 and data[1] is None:
+        data = data[0]  # no targets
     if isinstance(data, list) and (collate_fn is not None or _are_samples(data)):
         data = ListedSamples(data)
     if isinstance(data, IterableDataset):

@@ -16,6 +16,8 @@ from torch.autograd import Variable
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from gdtrain.errors import ModelError
+
 # What Tensor.backward calls once it has looked at its arguments.
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
 # Settings of a group under which torch.optim.SGD takes other kernels than below.
@@ -38,6 +40,11 @@ def zero_gradients(optimizer: Optimizer) -> None:
 def backward(loss: Tensor) -> None:
     """``loss.backward()``, of a loss of shape []."""
     if type(loss) is not Tensor or not loss.requires_grad or loss.device.type != "cpu":
+        if not loss.requires_grad:
+            raise ModelError(
+                "loss: has no gradient: no trained parameter has a part in it; compute it by torch "
+                "from what the model gives, without detach(), no_grad() or numpy"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         return
     seed = _seeds.get(loss.dtype)

@@ -37,13 +37,18 @@ class StepTerms:
 
         Raises ModelError for a mapping without a loss, and for terms that are no single numbers.
         """
-        if not isinstance(value, Mapping):
+        if isinstance(value, Tensor):
             return value
+        if not isinstance(value, Mapping):
+            raise ModelError(
+                f"loss: must be a tensor of shape [], whose gradient is computed; got a "
+                f"{type(value).__name__}: leave out .item(), float() and numpy"
+            )
         if "loss" not in value:
             names = ", ".join(map(str, value)) or "nothing"
             raise ModelError(f"compute_loss: gave {names}, and no loss; name it 'loss'")
         self.passed = {n: number(n, term) for n, term in value.items() if n != "loss"}
-        return value["loss"]
+        return self.loss_of(value["loss"]) if type(value["loss"]) is not Tensor else value["loss"]
 
     @contextmanager
     def apart(self) -> Iterator[None]:

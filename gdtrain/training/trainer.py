@@ -204,6 +204,7 @@ class Trainer:
         compute_loss: Callable[[Any, Batch], Tensor | Mapping[str, Any]] | None = None,
         progress: bool = True,
     ) -> None:
+        checks.check_model(model)
         if compute_loss is not None:
             checks.check_own_loss(self, compute_loss)
             vars(self)["compute_loss"] = partial(compute_loss, self)
@@ -366,6 +367,7 @@ class Trainer:
         self.stays_in_eval = False
         self.check_separable()
         checks.check_same_data(self.world, self.loader)
+        checks.check_rows(self.model, self.loader)
         self.placed.compare(self.loader.samples)
         self.choice.settle(num_epochs)
         self.num_epochs = num_epochs
@@ -628,7 +630,7 @@ class Trainer:
             else:
                 with autocast(self.precision, self.device):
                     loss = self.compute_loss(batch)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError) as error:
             checks.explain(error, batch.inputs)
             raise
         return loss if type(loss) is Tensor else self.terms.loss_of(loss)

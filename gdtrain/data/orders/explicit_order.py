@@ -24,6 +24,9 @@ def check_indices(values: Any, num_samples: int) -> Tensor | Draws:
         raise ConfigError.of(
             "order", "explicit indices must be one row of whole numbers; these make no array"
         ) from error
+    if isinstance(values, bool):
+        text = f"must be the name of an order, such as 'reshuffle' or 'sequential'; got {values}"
+        raise ConfigError.of("order", text)
     if array.ndim != 1 or array.size == 0:
         raise ConfigError.of(
             "order",

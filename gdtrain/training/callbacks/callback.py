@@ -64,6 +64,12 @@ class Callback:
                 raise ConfigError.of(key, f"must be > 0, got {value}")
             setattr(self, key, value)
 
+    def __repr__(self) -> str:
+        """Its kind, and what of its settings are numbers or words."""
+        plain = {key: v for key, v in vars(self).items() if isinstance(v, int | float | str)}
+        shown = ", ".join(f"{key}={v!r}" for key, v in plain.items() if not key.startswith("_"))
+        return f"{type(self).__name__}({shown})"
+
     def on_fit_start(self, trainer: Any) -> None:
         """Before the first epoch of a call of fit."""
 

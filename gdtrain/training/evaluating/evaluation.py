@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
@@ -82,6 +83,10 @@ def _at_once(trainer: Run, loader: Loader) -> int | None:
 
 def predict(trainer: Run, inputs: Any) -> Any:
     """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such)."""
+    if isinstance(inputs, Loader | DataLoader | Dataset):
+        kind = type(inputs).__name__
+        text = f"must be tensors or arrays [n, …], got a {kind}; evaluate takes loaders"
+        raise DataError(f"inputs: {text}")
     given = _as_tensors(inputs, "inputs")
     counts = {tensor.shape[0] for tensor in tensors_of(given)}
     if len(counts) != 1:
@@ -98,10 +103,23 @@ def predict(trainer: Run, inputs: Any) -> Any:
             rows = slice(start, start + size)
             part = map_tensors(given, partial(_placed, trainer, rows))
             output = without_graph(partial(forward, trainer, part))
+            _check_rows(part, output)
             outputs.append(map_tensors(output, Tensor.cpu))
             sizes.append(min(size, max(1, count) - start))
     predicted = join(outputs, sizes, "outputs")
     return predicted if count else _no_rows(predicted)
+
+
+def _check_rows(inputs: Any, output: Any) -> None:
+    """Raise ModelError where one sample without its batch dimension was taken for several."""
+    if not (isinstance(inputs, Tensor) and inputs.ndim == 1 and isinstance(output, Tensor)):
+        return
+    n = inputs.shape[0]
+    if output.ndim and output.shape[0] != n:
+        raise ModelError(
+            f"model: gave {list(output.shape)} for inputs of shape [{n}], which are {n} samples; "
+            f"give one sample as [1, {n}], by inputs[None]"
+        )
 
 
 def whole(num_samples: int, at_most: int | None = None) -> Plan:

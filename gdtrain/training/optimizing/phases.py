@@ -62,6 +62,14 @@ class Phases:
         pairs = tuple((row[0], Phase(row[1], *row[2:3], *map(tuple, row[3:4]))) for row in rows)
         self._of_epoch = Piecewise(pairs)
 
+    def __repr__(self) -> str:
+        def name(phase: Phase) -> str:
+            factory = getattr(phase.optimizer, "func", phase.optimizer)  # of a partial
+            return getattr(factory, "__name__", type(factory).__name__)
+
+        pairs = [(end, name(phase)) for end, phase in self._of_epoch.pairs]
+        return f"Phases({Piecewise(tuple(pairs))})"
+
     def __len__(self) -> int:
         return len(self._of_epoch.pairs)
 

@@ -198,7 +198,7 @@ class ScheduleStepper:
     ) -> None:
         _check(per in ("epoch", "step"), "scheduler_per", f"must be epoch or step, got {per!r}")
         _check(
-            scheduler is None or hasattr(scheduler, "step"),
+            scheduler is None or (hasattr(scheduler, "step") and not isinstance(scheduler, type)),
             "scheduler",
             "must be a torch.optim.lr_scheduler, such as torch.optim.lr_scheduler.StepLR("
             f"optimizer, 10); got {scheduler!r}",

@@ -178,7 +178,7 @@ def check_bounds(key: str, bound: Any, optimizer: Any) -> None:
         _check_names(key, bound, optimizer)
     for value in bound.values():
         if value is not None and not (is_number(value) and value > 0):
-            raise ConfigError.of(key, f"must be > 0, got {value}")
+            raise ConfigError.of(key, f"must be > 0, got {value!r}")
 
 
 def _check_names(key: str, names: Iterable[str], optimizer: Any) -> None:

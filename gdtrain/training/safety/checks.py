@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +18,13 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled
+
+
+def check_model(model: Any) -> None:
+    """Raise ModelError for what is no module."""
+    if not isinstance(model, nn.Module):
+        made = f"the class {model.__name__}" if isinstance(model, type) else _shown(model)
+        raise ModelError(f"model: must be an nn.Module, such as nn.Linear(3, 1); got {made}")
 
 
 def check_loader(name: str, loader: Any) -> None:
@@ -39,10 +46,13 @@ def check_parts(
 ) -> None:
     """Raise ModelError for a part of a Trainer that is missing or of the wrong kind."""
     if loss is not None and (isinstance(loss, type) or not callable(loss)):
-        got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else _shown(loss)
         raise ModelError(
             f"loss: must be a function (output, targets) -> loss, such as nn.MSELoss(); got {got}"
         )
+    _check_arguments_of("loss", loss, "(output, targets)")
+    if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+        raise ModelError(f"callbacks: must be a list; got {_shown(callbacks)}; put it into one")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             raise ModelError(
@@ -74,6 +84,18 @@ def check_own_loss(trainer: Any, compute_loss: Any) -> None:
     if isinstance(compute_loss, type) or not callable(compute_loss):
         text = f"must be a function (trainer, batch) -> loss; got {_shown(compute_loss)}"
         raise ModelError(f"compute_loss: {text}")
+    _check_arguments_of("compute_loss", compute_loss, "(trainer, batch)")
+
+
+def _check_arguments_of(key: str, function: Any, two: str) -> None:
+    """Raise ModelError for a function that can't be called with two arguments."""
+    if not inspect.isfunction(function):
+        return
+    signature = inspect.signature(function)
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ModelError(f"{key}: must be a function {two} -> loss; got {signature}") from error
 
 
 def check_arguments(**arguments: tuple[Any, float | tuple[str, ...]]) -> None:
@@ -171,11 +193,29 @@ def check_same_shape(output: Any, targets: Any) -> None:
 
 
 def _do_not_fit(output: Any, targets: Any) -> ModelError:
+    if targets is None:
+        raise ModelError(
+            "loss: the data have no targets, and it compares with some; give the loader "
+            "(inputs, targets), or a loss that leaves them out"
+        )
+    if not isinstance(output, torch.Size):
+        raise ModelError(
+            f"loss: the model gives a {type(output).__name__}, and this loss takes a tensor; give "
+            f"a function of it, such as lambda output, targets: loss({_part_of(output)}, targets)"
+        )
     text = [list(s) if isinstance(s, torch.Size) else type(s).__name__ for s in (output, targets)]
     return ModelError(
         f"loss: output has shape {text[0]} and targets {text[1]}; they must be the same, "
         "or the loss would be of their broadcast; reshape one of them"
     )
+
+
+def _part_of(output: Any) -> str:
+    """How one writes the first part of an output that has several."""
+    if isinstance(output, Mapping):
+        return f"output[{next(iter(output), 'name')!r}]"
+    names = getattr(output, "_fields", None) or getattr(output, "__dataclass_fields__", None)
+    return f"output.{next(iter(names))}" if names else "output[0]"
 
 
 def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None:
@@ -232,6 +272,27 @@ def check_classes(
         )
 
 
+def check_rows(model: nn.Module, loader: Loader) -> None:
+    """Raise ModelError for inputs [n] of a model that begins with a layer of rows.
+
+    In batches of one sample it would take [1] for a row, and in evaluation [n] for another.
+    """
+    first = model
+    while isinstance(first, nn.Sequential) and len(first):
+        first = first[0]
+    tensors: Sequence[Any] = getattr(loader.samples, "tensors", ())
+    alone = 1 <= len(tensors) <= 2 and isinstance(tensors[0], Tensor) and tensors[0].ndim == 1
+    if isinstance(first, nn.Linear) and alone:
+        raise _no_rows(tensors[0].shape[0])
+
+
+def _no_rows(n: int) -> ModelError:
+    return ModelError(
+        f"model: inputs have shape [{n}], one number a sample, and a layer takes rows of "
+        f"features; give the inputs as [{n}, 1], by inputs[:, None]"
+    )
+
+
 def check_same_data(world: World, loader: Loader) -> None:
     """Raise DataError on every rank if one of them was given other data than rank 0."""
     if world.size == 1:
@@ -278,9 +339,23 @@ def explain(error: Exception, inputs: Any) -> None:
             "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
             "use GroupNorm or LayerNorm, another batch_size, or drop_last"
         ) from error
-    if isinstance(inputs, Tensor) and inputs.ndim == 1 and "shapes cannot be multiplied" in message:
-        n = inputs.shape[0]
+    if isinstance(inputs, Mapping) and "positional argument" in message:
+        names = ", ".join(map(str, inputs))
         raise ModelError(
-            f"model: inputs have shape [{n}], one number a sample, and a layer takes rows of "
-            f"features; give the inputs as [{n}, 1], by inputs[:, None]"
+            f"model: {message}; inputs are a dict, which forward gets as one argument. With the "
+            f"loss 'model' it gets them by their names ({names}), and gives the loss"
+        ) from error
+    if not isinstance(inputs, Tensor):
+        return
+    if inputs.ndim == 1 and "shapes cannot be multiplied" in message:
+        raise _no_rows(inputs.shape[0]) from error
+    if "shapes cannot be multiplied" in message:
+        raise ModelError(
+            f"model: a layer does not take what it gets from inputs of shape "
+            f"{list(inputs.shape)}: {message}; give the layer as many inputs as there are features"
+        ) from error
+    if not inputs.is_floating_point() and "same dtype" in message:
+        raise ModelError(
+            f"model: inputs are {inputs.dtype}, and a layer takes floating-point numbers; "
+            "use inputs.float()"
         ) from error

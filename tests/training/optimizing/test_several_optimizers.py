@@ -333,7 +333,7 @@ def test_what_is_no_mapping_of_optimizers(given, error, message):
             "clip_grad_norm: 'word' is no optimizer's name; it mus",
         ),
         ({"clip_grad_norm": {"words": 0.0}}, "clip_grad_norm: must be > 0, got 0.0"),
-        ({"clip_grad_value": "much"}, "clip_grad_value: must be > 0, got much"),
+        ({"clip_grad_value": "much"}, "clip_grad_value: must be > 0, got 'much'"),
         ({"engine": "scan"}, "engine: scan can't run this: it makes the updates of torch.optim.SG"),
     ],
 )
