@@ -59,10 +59,27 @@ Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
 def gathered(optimizer: Optimizer) -> Work | None:
     """Each group with its parameters that have a gradient, and these.
 
-    None unless ``optimizer.step()`` is torch.optim.SGD's, unobserved, and all are plain tensors of
-    float32 or float64 on a CPU.
+    None unless all are plain tensors of float32 or float64 on a CPU.
     """
-    return _of_groups(optimizer) if _is_plain(optimizer) else None
+    work: Work = []
+    for group in optimizer.param_groups:
+        parameters, gradients = [], []
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if (
+                gradient.dtype not in _SAME_BITS
+                or gradient.layout is not torch.strided
+                or not gradient.is_cpu
+                or type(gradient) is not Tensor
+            ):
+                return None
+            parameters.append(parameter)
+            gradients.append(gradient)
+        if parameters:
+            work.append((group, parameters, gradients))
+    return work
 
 
 def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -> None:
@@ -70,23 +87,31 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
 
     work: what :func:`gathered` has just given.
     """
-    if work is not None:
-        # torch.no_grad() would take longer than the update of a small model.
-        torch._C._set_grad_enabled(False)
-        try:
-            for group, parameters, gradients in work:
-                _move(optimizer, group, parameters, gradients)
-        finally:
-            torch._C._set_grad_enabled(True)
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
+    if work is not None and is_plain(optimizer):
+        move(optimizer, work)
         made()
     elif isinstance(several := getattr(optimizer, "of", None), dict):
         for one in several.values():  # which is counted when the first has stepped
             descend(one, made, gathered(one))
+    elif is_torchs(optimizer):
+        optimizer.step()
+        made()
     else:
         with before_hooks(optimizer, made):
             optimizer.step()
         made()
+
+
+def move(optimizer: Optimizer, work: Work) -> None:
+    """``optimizer.step()``, of one that :func:`is_plain`."""
+    # torch.no_grad() would take longer than the update of a small model.
+    torch._C._set_grad_enabled(False)
+    try:
+        for group, parameters, gradients in work:
+            _move(optimizer, group, parameters, gradients)
+    finally:
+        torch._C._set_grad_enabled(True)
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
 
 
 @contextmanager
@@ -115,7 +140,12 @@ def has_step_hooks(optimizer: Optimizer) -> bool:
     )
 
 
-def _is_plain(optimizer: Optimizer) -> bool:
+def is_torchs(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer.step()`` is PyTorch's code alone."""
+    return type(optimizer).__module__.startswith("torch.optim.") and not has_step_hooks(optimizer)
+
+
+def is_plain(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is torch.optim.SGD's, on real numbers, and unobserved."""
     if type(optimizer) is not SGD or has_step_hooks(optimizer) or not torch.is_grad_enabled():
         return False
@@ -126,28 +156,6 @@ def _is_plain(optimizer: Optimizer) -> bool:
             if group[key]:
                 return False
     return True
-
-
-def _of_groups(optimizer: Optimizer) -> Work | None:
-    work: Work = []
-    for group in optimizer.param_groups:
-        parameters, gradients = [], []
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if (
-                gradient.dtype not in _SAME_BITS
-                or gradient.layout is not torch.strided
-                or gradient.device.type != "cpu"
-                or type(gradient) is not Tensor
-            ):
-                return None
-            parameters.append(parameter)
-            gradients.append(gradient)
-        if parameters:
-            work.append((group, parameters, gradients))
-    return work
 
 
 def _move(

@@ -51,6 +51,9 @@ class UpdateGuard(Protocol):
     def before_step(self, own_step: bool) -> None:
         """Keep what a forward pass changes."""
 
+    def keeping(self, *parts: Any) -> Callable[[], None]:
+        """What to call instead where it is known which parts a forward pass may change."""
+
     def check(
         self,
         loss: Tensor | None = None,

@@ -22,7 +22,10 @@ What runs an update is the engine (:mod:`gdtrain.training.engines`), a block at 
 
 * ``eager`` calls :meth:`Trainer.train_step` for each batch. Where nobody looks on and the optimizer
   is torch.optim.SGD on float32 or float64 of a CPU, :func:`gdtrain.training.descent.descend` makes
-  the kernel calls of ``optimizer.step()`` by itself, with the same bits; else it calls that.
+  the kernel calls of ``optimizer.step()`` by itself, with the same bits; else it calls that. Of a
+  block in which no code runs but PyTorch's and the project's own,
+  :func:`gdtrain.training.engines.known_update.known_update` looks up once what an update needs, and
+  does the same.
 * ``scan`` and ``cuda_graph`` capture forward, loss, backward and update of one step as a graph and
   run whole blocks of it. ``train_step`` is not called then, so a trainer that overrides it, or a
   callback that looks at every update, is refused by name, and ``auto`` takes ``eager``.

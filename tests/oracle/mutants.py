@@ -209,14 +209,14 @@ KEEPERS = (
     Mutant(
         "buffers stay as a bad update has left them",
         "training/safety/finite_guard.py",
-        'self._before = Keeper(self.trainer, "buffers", "draws", "own")',
-        'self._before = Keeper(self.trainer, "draws", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "draws", "own")',
     ),
     Mutant(
         "random numbers of a bad update are used up",
         "training/safety/finite_guard.py",
-        'self._before = Keeper(self.trainer, "buffers", "draws", "own")',
-        'self._before = Keeper(self.trainer, "buffers", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "buffers", "own")',
     ),
     Mutant(
         "what a batch did to buffers before memory ran out stays",

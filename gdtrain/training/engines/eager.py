@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 
 import torch
@@ -13,6 +13,7 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.engines.known_update import known_update
 from gdtrain.training.gradients.loss_scale import MOST_IN_A_ROW
 from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
@@ -64,6 +65,8 @@ class EagerEngine:
         """Make the updates, until somebody has to look; whether all of them are finite."""
         trainer, guard = self.trainer, self.trainer.guard
         alone = trainer.world.size == 1
+        if (update := known_update(trainer, block)) is not None:
+            return self._known_steps(block, batches, update)
         try:
             for batch in batches:
                 size = len(batch) if alone else self._size_on_all(batch)
@@ -77,6 +80,24 @@ class EagerEngine:
             return True
         finally:
             guard.unwatch()
+
+    def _known_steps(
+        self, block: Block, batches: Iterable[Batch], update: Callable[[Batch], Tensor]
+    ) -> bool:
+        """As :meth:`_steps`, where nobody else's code runs in between."""
+        trainer, weight, note_rate = self.trainer, self.trainer.step_weights.of, block.note_rate
+        for batch in batches:
+            size = batch.indices.shape[0]
+            try:
+                loss = update(batch)
+            except BaseException as error:
+                return self._goes_on_after(error, block, size, made=False)
+            block.note(loss, weight(batch, size), size)
+            trainer.after_update()
+            note_rate(trainer.progress.lr)
+            if trainer.should_stop:
+                break
+        return True
 
     def _size_on_all(self, batch: Batch) -> int:
         """The samples that all processes have of a batch; a collate function may drop some."""
@@ -109,19 +130,8 @@ class EagerEngine:
                 guard.check_made(loss)
         except BaseException as error:
             terms.take()
-            moved = progress.step > before  # by a train_step that goes on after its update
-            if moved:
-                block.note(torch.tensor(math.nan), 0, size)
-            if not isinstance(error, NotFinite):
-                if isinstance(error, ConfigError) and not (moved or guard.deferred):
-                    guard.undo()  # a refusal leaves what forward has changed as it was
-                raise
-            guard.broken_off = moved
-            if not moved and self._skips(block):
-                return True
-            if not moved:
-                guard.undo()
-            return False
+            # It may have been made, by a train_step that goes on after its update.
+            return self._goes_on_after(error, block, size, made=progress.step > before)
         finally:
             terms.under_way = False
         if terms.first or terms.sums or terms.passed or terms.logged:
@@ -134,6 +144,25 @@ class EagerEngine:
         trainer.after_update()
         block.note_rate(progress.lr)
         return True
+
+    def _goes_on_after(self, error: BaseException, block: Block, size: int, *, made: bool) -> bool:
+        """Undo an update of which the error came, or raise that; whether the block goes on.
+
+        made: whether the weights have moved all the same.
+        """
+        guard = self.trainer.guard
+        if made:
+            block.note(torch.tensor(math.nan), 0, size)
+        if not isinstance(error, NotFinite):
+            if isinstance(error, ConfigError) and not (made or guard.deferred):
+                guard.undo()  # a refusal leaves what forward has changed as it was
+            raise error
+        guard.broken_off = made
+        if not made and self._skips(block):
+            return True
+        if not made:
+            guard.undo()
+        return False
 
     def _skips(self, block: Block) -> bool:
         """Whether the scale of the loss was too large, and the next batch is tried with less.

@@ -15,7 +15,7 @@ from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
 from gdtrain.training.descent import Work
 from gdtrain.training.run import Run
-from gdtrain.training.state.keeper import Keeper
+from gdtrain.training.state.keeper import Keeper, Part
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
@@ -47,6 +47,7 @@ class Guard:
         self.broken_off = False
         self.stepped: list[str] = []
         self._before: Keeper | None = None
+        self._of_any_pass: Keeper | None = None
         self._watched: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
         # In float32 under any default dtype: so the kernel wants it.
@@ -70,10 +71,16 @@ class Guard:
             self.watch()
         if self._may_defer and self.deferred:
             return
-        if self._before is None:
-            self._before = Keeper(self.trainer, "buffers", "draws", "own")
+        if self._of_any_pass is None:
+            self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")
         else:
-            self._before.keep()
+            self._of_any_pass.keep()
+        self._before = self._of_any_pass
+
+    def keeping(self, *parts: Part) -> Callable[[], None]:
+        """What to call instead where it is known which parts a forward pass may change."""
+        self._before = Keeper(self.trainer, *parts)
+        return self._before.keep
 
     def check(
         self, loss: Tensor | None = None, work: Work | None = None, of: Optimizer | None = None

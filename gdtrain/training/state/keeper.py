@@ -298,7 +298,7 @@ class _Buffers(_Part):
         self._kept = [_Memory(b) for b in dict.fromkeys(found) if b is not None and not is_lazy(b)]
         self._live = [kept.tensor.data for kept in self._kept]
         self._values = [kept.values for kept in self._kept]
-        self._with_extra = [m for m in modules if _has_extra_state(m)]
+        self._with_extra = [m for m in modules if has_extra_state(m)]
 
 
 class _Optimizer(_Part):
@@ -434,7 +434,7 @@ def _set_state(own: Any, state: Any) -> None:
         own.bit_generator.state = state
 
 
-def _has_extra_state(module: nn.Module) -> bool:
+def has_extra_state(module: nn.Module) -> bool:
     return type(module).get_extra_state is not nn.Module.get_extra_state
 
 

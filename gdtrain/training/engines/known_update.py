@@ -1,0 +1,169 @@
+"""The update of blocks in which no code runs but PyTorch's and the project's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gdtrain.data.batch import Batch, Block
+from gdtrain.data.samples import TensorSamples
+from gdtrain.training.descent import (
+    backward,
+    gathered,
+    is_plain,
+    is_torchs,
+    move,
+    zero_gradients,
+)
+from gdtrain.training.engines.foreign_code import calls_known_code
+from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks
+from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.losses.known_means import of_torch
+from gdtrain.training.losses.of_model import LossOfModel
+from gdtrain.training.run import Run
+from gdtrain.training.safety.checks import explain
+from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
+
+# To look at all layers takes as long as it saves in so many updates.
+_FEW = 4
+# Methods of the trainer for which the update below stands, or that run between two of them.
+_RUNGS = (
+    *("train_step", "batch_gradient", "finish_gradient", "batch_loss", "compute_loss", "forward"),
+    *("output_loss", "loss_weight", "after_update", "pass_epoch", "read"),
+)
+_CALL = nn.Module.__call__
+
+
+def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None:
+    """What makes an update as ``trainer.train_step`` does, and counts it; for this block alone.
+
+    What it needs is looked up once: nobody can change it between two updates. None where somebody
+    else's code runs in between, in a layer, a loss, a hook, a callback, a data set or a loader; and
+    where an update is more than a pass and a step.
+    """
+    if len(block) < _FEW or _has_more(trainer) or not _is_known(trainer):
+        return None
+    model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
+    loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
+    optimizer, check, count = trainer.updater, trainer.guard.check, trainer.progress.count
+    plain = is_plain(optimizer)
+
+    def update(batch: Batch) -> Tensor:
+        nonlocal loss_of
+        keep()
+        zero_gradients(optimizer)
+        if batch.is_view:  # a layer may work in place
+            batch = batch.copy()
+        inputs = batch.inputs
+        try:
+            output = model(*inputs) if type(inputs) is tuple else model(inputs)
+            loss = loss_of(output, batch.targets)
+        except (ValueError, RuntimeError) as error:
+            explain(error, inputs)
+            raise
+        if loss.ndim:
+            scalar(loss)
+        backward(loss)
+        loss, loss_of = loss.detach(), direct_loss
+        work = gathered(optimizer)
+        check(loss, work)
+        if plain and work is not None:
+            move(optimizer, work)
+        else:
+            optimizer.step()
+        count(1, batch.indices.shape[0])
+        return loss
+
+    return update
+
+
+def _has_more(trainer: Run) -> bool:
+    """Whether an update is more than the pass of a whole batch and a step of one optimizer."""
+    return bool(
+        trainer.device.type != "cpu"
+        or trainer.world.size > 1
+        or trainer.microbatches
+        or trainer.precision in ("bf16", "fp16")
+        or trainer.clip_grad_norm is not None
+        or trainer.clip_grad_value is not None
+        or trainer.outputs is not None
+        or trainer.needs_closure
+        or isinstance(trainer.loss, LossOfModel)
+    )
+
+
+def _is_known(trainer: Run) -> bool:
+    """Whether all that runs in a block is PyTorch's and the project's own code."""
+    loader, groups = trainer.loader, trainer.updater.param_groups
+    if loader is None or not type(loader).__module__.startswith("gdtrain.") or loader.calls_order:
+        return False
+    return (
+        isinstance(trainer.placed(loader.samples), TensorSamples)
+        and not trainer.listeners.see_updates
+        and not trainer.has_own(*_RUNGS)
+        and not trainer.own_state
+        and not trainer.schedule.own_code
+        and is_torchs(trainer.updater)
+        and calls_known_code(trainer)
+        and nn.Module.__call__ is _CALL
+        and not has_global_hooks()
+        and not torch._C._len_torch_function_stack()
+        and not torch._C._len_torch_dispatch_stack()
+        and all(map(_is_silent, modules_of(roots_of(trainer))))
+        and all(_is_unwatched(p) for group in groups for p in group["params"])
+    )
+
+
+def _is_silent(layer: nn.Module) -> bool:
+    """Whether a layer calls nobody: it has no hooks, and no functions among its settings."""
+    return not (has_layer_hooks(layer) or any(map(callable, layer.__dict__.values())))
+
+
+def _is_unwatched(parameter: Any) -> bool:
+    return type(parameter) in (nn.Parameter, Tensor) and not (
+        parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    )
+
+
+def _keeping(trainer: Run) -> Callable[[], None]:
+    """Keeps what a forward pass may change: layers without buffers draw numbers at most."""
+    layers = modules_of(roots_of(trainer))
+    still = not any(layer._buffers or has_extra_state(layer) for layer in layers)
+    return trainer.guard.keeping("draws") if still else trainer.guard.keeping("buffers", "draws")
+
+
+def _direct(module: nn.Module) -> Callable[..., Any]:
+    """A module's forward pass without looking for hooks, of which there are none."""
+    if type(module) is nn.Sequential and len(module):
+        first, *others = [_direct(layer) for layer in module]
+
+        def chain(*inputs: Any) -> Any:
+            output = first(*inputs)
+            for layer in others:
+                output = layer(output)
+            return output
+
+        return chain
+    if type(module) is nn.Linear:
+        own: dict[str, Any] = module._parameters
+        linear = nn.functional.linear
+        return lambda x: linear(x, own["weight"], own["bias"])
+    return module.forward
+
+
+def _direct_loss(trainer: Run) -> Callable[[Any, Any], Tensor]:
+    """``trainer.output_loss``, likewise, where it has seen a batch: shapes are still compared."""
+    loss: Any = trainer.loss
+    known = of_torch(loss)
+    forward: Callable[[Any, Any], Tensor] = getattr(loss, "forward", loss)
+    if known is None or not known.is_elementwise:
+        return forward
+
+    def compared(output: Any, targets: Any) -> Tensor:
+        alike = output.shape == targets.shape
+        return forward(output, targets) if alike else trainer.output_loss(output, targets)
+
+    return compared

@@ -1,0 +1,280 @@
+"""Blocks in which only PyTorch's code and the project's own runs, and those where others' does.
+
+Each run is that of a plain loop, to the bit.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gdtrain import BatchLoader, MiniBatchLoader, Trainer
+from gdtrain.data.batch import Block
+from gdtrain.errors import ModelError
+from gdtrain.training.engines.known_update import known_update
+
+N, SIZE, EPOCHS = 30, 4, 6
+DRAW = torch.Generator().manual_seed(0)
+X = torch.randn(N, 5, generator=DRAW)
+Y = torch.randn(N, 3, generator=DRAW)
+LABELS = torch.arange(N) % 3
+STOCK = {
+    "perceptron": (nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "without bias": (nn.Linear(5, 3, bias=False),),
+    "nested": (nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True)), nn.Linear(4, 3)),
+    "dropout": (nn.Linear(5, 8), nn.Dropout(0.4), nn.Linear(8, 3)),
+    "statistics": (nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+    "in place": (nn.ReLU(inplace=True), nn.Linear(5, 3)),
+}
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.05),
+}
+
+
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def by_hand(model, loss, optimizer, targets=Y) -> None:
+    torch.manual_seed(1)
+    for _ in range(EPOCHS):
+        for rows in torch.arange(N).split(SIZE):
+            optimizer.zero_grad()
+            loss(model(X[rows]), targets[rows]).backward()
+            optimizer.step()
+
+
+def trainer_of(model, loss, optimizer, targets=Y) -> Trainer:
+    loader = MiniBatchLoader((X, targets), SIZE, order="sequential")
+    return Trainer(model, loss, optimizer, loader, device="cpu", engine="eager")
+
+
+def is_known(trainer: Trainer) -> bool:
+    return known_update(trainer, Block(trainer.loader.plan(0), 0, 8, [])) is not None
+
+
+def fitted(trainer: Trainer) -> Trainer:
+    torch.manual_seed(1)
+    trainer.block_length._steps = 64  # whatever the clock says
+    trainer.fit(EPOCHS)
+    return trainer
+
+
+def same(ours: nn.Module, theirs: nn.Module) -> bool:
+    pairs = zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.CrossEntropyLoss(), nn.functional.l1_loss])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("layers", STOCK)
+def test_of_stock_parts(layers, optimizer, loss) -> None:
+    torch.manual_seed(0)
+    model, targets = nn.Sequential(*copy.deepcopy(STOCK[layers])), Y
+    if isinstance(loss, nn.CrossEntropyLoss):
+        targets = LABELS
+    theirs = copy.deepcopy(model)
+    by_hand(theirs, loss, OPTIMIZERS[optimizer](theirs.parameters()), targets)
+    trainer = trainer_of(model, loss, OPTIMIZERS[optimizer](model.parameters()), targets)
+    assert is_known(trainer)
+    fitted(trainer)
+    assert same(model, theirs)
+    assert (trainer.step, trainer.progress.samples) == (EPOCHS * 8, EPOCHS * N)
+
+
+def test_batches_that_are_views_of_the_data_are_not_changed() -> None:
+    X = torch.randn(1 << 17, 3)
+    before, model = X.clone(), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 1))
+    loader = BatchLoader((X, X[:, :1]), order="sequential")
+    trainer = Trainer(model, nn.MSELoss(), sgd(model.parameters()), loader, device="cpu")
+    assert is_known(trainer)
+    fitted(trainer)
+    assert torch.equal(X, before)
+
+
+def test_a_bad_batch_leaves_everything_as_before_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    targets = Y.clone()
+    targets[22] = torch.nan  # in the sixth batch
+    theirs = copy.deepcopy(model)
+    optimizer = sgd(theirs.parameters())
+    torch.manual_seed(1)
+    for rows in torch.arange(N).split(SIZE)[:5]:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(theirs(X[rows]), targets[rows]).backward()
+        optimizer.step()
+    drawn = torch.random.get_rng_state()
+    loader = MiniBatchLoader((X, targets), SIZE, order="sequential", allow_nonfinite=True)
+    trainer = Trainer(model, nn.MSELoss(), sgd(model.parameters()), loader, device="cpu")
+    assert is_known(trainer)
+    with pytest.raises(Exception, match="not finite"):
+        fitted(trainer)
+    assert same(model, theirs)
+    assert trainer.step == 5
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+def test_outputs_of_another_shape_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(5, 3), nn.Flatten(0))
+    with pytest.raises(ModelError, match="loss: output has shape"):
+        fitted(trainer_of(model, nn.MSELoss(), sgd(model.parameters())))
+
+
+def test_a_loss_that_is_not_one_number_is_refused() -> None:
+    model = nn.Linear(5, 3)
+    with pytest.raises(ModelError, match="must be one number"):
+        fitted(trainer_of(model, nn.MSELoss(reduction="none"), sgd(model.parameters())))
+
+
+# ── somebody else's code, which changes the model while a block runs ────────────────────────
+
+
+def freezing(model: nn.Sequential):
+    """Freezes the last layer at its ninth call: nobody hears of that but who looks."""
+    calls = 0
+
+    def call(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            model[-1] = copy.deepcopy(model[-1]).requires_grad_(False)
+
+    return call
+
+
+class Calling(TorchFunctionMode):
+    """Calls somebody at each linear map, of the first layer and of the last."""
+
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.call = call
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            self.call()
+        return function(*args, **(kwargs or {}))
+
+
+def on_a_layer(model):
+    call = freezing(model)
+    model[0].register_forward_pre_hook(lambda *_: call())
+
+
+def on_a_backward_pass(model):
+    call = freezing(model)
+    model[1].register_full_backward_hook(lambda *_: call())
+
+
+def on_a_gradient(model):
+    call = freezing(model)
+    model[0].weight.register_hook(lambda _: call())
+
+
+def on_a_parameter(model):
+    call = freezing(model)
+    model[0].weight.register_post_accumulate_grad_hook(lambda _: call())
+
+
+class Own(nn.Module):
+    def __init__(self, call) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.call()
+        return x
+
+
+def in_a_layer(model):
+    model.insert(1, Own(freezing(model)))
+
+
+def in_a_function_of_a_layer(model):
+    call = freezing(model)
+
+    def activation(x):
+        call()
+        return x.tanh()
+
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 8, 0.0, activation=activation)
+    model.insert(1, layer)
+
+
+def in_the_place_of_forward(model):
+    call, forward = freezing(model), model[0].forward
+
+    def own(x):
+        call()
+        return forward(x)
+
+    model[0].forward = own
+
+
+PLACES = (
+    *(on_a_layer, on_a_backward_pass, on_a_gradient, on_a_parameter),
+    *(in_a_layer, in_a_function_of_a_layer, in_the_place_of_forward),
+)
+
+
+def perceptron() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("put", PLACES, ids=lambda put: put.__name__)
+def test_code_that_changes_the_model_within_a_block_is_seen(put) -> None:
+    ours, theirs = perceptron(), perceptron()
+    for model in (ours, theirs):
+        put(model)
+    by_hand(theirs, nn.MSELoss(), sgd(theirs.parameters()))
+    trainer = trainer_of(ours, nn.MSELoss(), sgd(ours.parameters()))
+    assert not is_known(trainer)
+    fitted(trainer)
+    assert not theirs[-1].weight.requires_grad
+    assert same(ours, theirs)
+
+
+def test_a_mode_that_changes_the_model_within_a_block_is_seen() -> None:
+    ours, theirs = perceptron(), perceptron()
+    with Calling(freezing(theirs)):
+        by_hand(theirs, nn.MSELoss(), sgd(theirs.parameters()))
+    trainer = trainer_of(ours, nn.MSELoss(), sgd(ours.parameters()))
+    with Calling(freezing(ours)):
+        assert not is_known(trainer)
+        fitted(trainer)
+    assert same(ours, theirs)
+
+
+def test_hooks_on_all_modules_are_called() -> None:
+    ours, calls = perceptron(), []
+    trainer = trainer_of(ours, nn.MSELoss(), sgd(ours.parameters()))
+    hook = nn.modules.module.register_module_forward_hook(lambda layer, *_: calls.append(layer))
+    try:
+        assert not is_known(trainer)
+        fitted(trainer)
+    finally:
+        hook.remove()
+    assert len(calls) == EPOCHS * 8 * 5  # three layers, the model and the loss
+
+
+def test_what_is_changed_between_blocks_counts_from_the_next_one() -> None:
+    ours, theirs = perceptron(), perceptron()
+    optimizer = sgd(ours.parameters())
+    trainer = trainer_of(ours, nn.MSELoss(), optimizer)
+    fitted(trainer)
+    ours[1] = nn.ReLU()
+    ours[0].weight.data = ours[0].weight.data * 0.5
+    trainer.loss = nn.SmoothL1Loss()
+    trainer.fit(2 * EPOCHS)
+    optimizer = sgd(theirs.parameters())
+    by_hand(theirs, nn.MSELoss(), optimizer)
+    theirs[1] = nn.ReLU()
+    theirs[0].weight.data = theirs[0].weight.data * 0.5
+    by_hand(theirs, nn.SmoothL1Loss(), optimizer)
+    assert same(ours, theirs)
