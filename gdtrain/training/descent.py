@@ -38,7 +38,7 @@ def zero_gradients(optimizer: Optimizer) -> None:
 
 
 def backward(loss: Tensor) -> None:
-    """``loss.backward()``, of a loss of shape []."""
+    """``loss.backward()``, of a loss of shape []. Raises ModelError if it has no gradient."""
     if type(loss) is not Tensor or not loss.requires_grad or loss.device.type != "cpu":
         if not loss.requires_grad:
             raise ModelError(

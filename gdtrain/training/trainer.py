@@ -842,7 +842,8 @@ class Trainer:
         return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
     def output_loss(self, output: Any, targets: Any) -> Tensor:
-        assert self.loss is not None
+        if self.loss is None:
+            raise ModelError(checks.NO_LOSS)
         return self._output_check(self.loss, output, targets, self.loader)
 
     def emit(self, event: str, *arguments: Any) -> None:

@@ -351,8 +351,8 @@ MEANS = (
     Mutant(
         "each rank adds the whole gradient of the loss's own parameters",
         "training/gradients/two_passes.py",
-        "        if self.is_first:\n            scaled.backward()",
-        "        if True:\n            scaled.backward()",
+        "        if self.is_first:\n            backward(scaled)",
+        "        if True:\n            backward(scaled)",
         RANKS,
     ),
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ from gdtrain.training.run import Run
 from gdtrain.training.terms import Place
 
 _KEPT = ("detach", "alias", "clone", "lift_fresh_copy")  # operators that change no number
+# Tracing patches nn.Module, and the filters of warnings, for all threads of the process.
+_one_at_a_time = threading.Lock()
 
 
 @dataclass
@@ -169,7 +172,8 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
         _allow_non_fake_inputs=True,
     )
     before = reached(step.trainer, step.places)
-    with warnings.catch_warnings():  # the eager pass before this one has given them
+    # The eager pass before this one has given its warnings.
+    with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with unread(step.trainer), plain_operators(), _seeding() as seeded:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Block
@@ -71,6 +72,9 @@ class CompileEngine(EagerEngine):
         for known, call in self._compiled:
             if known is module:
                 return call
+        if isinstance(module, torch.jit.ScriptModule):
+            reason = f"torch.compile: a {module.original_name} that is scripted can't be compiled"
+            self.trainer.choice.instead(self.name, ModelError(reason))
         module.compile(**self._options)
         self._compiled.append((module, module._compiled_call_impl))
         return module._compiled_call_impl

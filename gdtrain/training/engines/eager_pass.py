@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
 from gdtrain.errors import ModelError
+from gdtrain.training.descent import backward
 from gdtrain.training.engines.functional_step import FunctionalStep, Places, step_number
 from gdtrain.training.engines.python_state import PythonState
 from gdtrain.training.gradients.accumulation import scalar
@@ -84,7 +85,7 @@ class _Pass:
                     trainer.terms.apart(),
                 ):
                     loss = scalar(trainer.batch_loss(batch))
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    backward(loss)
                     terms = trainer.terms.of_pass()
                 left = [loss.detach(), *places.left(places.tensors, like).values()]
                 left += [term for term in terms.values() if isinstance(term, Tensor)]

@@ -65,16 +65,24 @@ def _is_known(loss: Any) -> bool:
 
 
 class Structure:
-    """What known code reads of a trainer, and a captured step has as constants."""
+    """What known code reads of a trainer, and a captured step has as constants.
+
+    The step writes to the tensors in its places, so these must be the same objects too.
+    """
 
     def __init__(self, trainer: Run) -> None:
         roots = {"model": trainer.model, "loss": trainer.loss}
-        self._attributes = PythonState(roots, Places(trainer).tensors.values())
+        self._places = Places(trainer)
+        self._attributes = PythonState(roots, self._places.tensors.values())
         self._facts = _facts(trainer)
 
     def is_of(self, trainer: Run) -> bool:
         """Whether the trainer is as it was."""
-        return self._facts == _facts(trainer) and not self._attributes.changes()
+        return (
+            self._facts == _facts(trainer)
+            and self._places.hold_what(Places(trainer))
+            and not self._attributes.changes()
+        )
 
 
 def _facts(trainer: Run) -> tuple[Any, ...]:

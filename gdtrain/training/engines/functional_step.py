@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
+from gdtrain.training.descent import backward
 from gdtrain.training.engines.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.run import Run
@@ -192,7 +193,7 @@ class FunctionalStep:
             self.places.hold(given, after) as placed,
         ):
             loss = scalar(self.trainer.batch_loss(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
+            backward(loss)
             terms = noted.of_pass()
         with torch.no_grad():
             gradients = {n: t.grad for n, t in placed.items() if t.grad is not None}
@@ -275,6 +276,11 @@ class Places:
             self._names[id(tensor)] = name
             self.tensors[name] = tensor
         self._places.append((self._names[id(tensor)], held, key))
+
+    def hold_what(self, others: Places) -> bool:
+        """Whether other places hold the same tensors, by the same names."""
+        mine, theirs = self.tensors, others.tensors
+        return mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
 
     def check_apart(self) -> None:
         """Raise ModelError if two tensors share memory, and so what is written to one of them."""

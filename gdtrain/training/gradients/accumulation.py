@@ -73,7 +73,7 @@ def add_parts(
             scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
             sends = exchange is not None and number == last
             with exchange.during() if exchange is not None and sends else nullcontext():
-                scaled.backward()  # type: ignore[no-untyped-call]
+                backward(scaled)
             result = result.to(value) + value.detach()
             if accumulator is not None:
                 accumulator.take()

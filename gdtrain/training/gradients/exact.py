@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.training.descent import zero_gradients
+from gdtrain.training.descent import backward, zero_gradients
 from gdtrain.training.gradients.accumulation import (
     Accumulator,
     Added,
@@ -208,8 +208,7 @@ class ExactGradient:
                     trainer.terms.add(weight / total)
             else:  # takes part in the pass and adds nothing; its mean loss may be 0/0
                 value = trainer.forward(part.inputs).sum() * 0.0
-            scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
-            scaled.backward()  # type: ignore[no-untyped-call]
+            backward(value if trainer.loss_scale is None else trainer.loss_scale.of(value))
             own += float(value.detach())
         if not total:  # no target counts, and the loss is 0/0, as in one pass
             own = math.nan

@@ -26,6 +26,7 @@ from gdtrain.data.batch import Batch
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ModelError
+from gdtrain.training.descent import backward
 from gdtrain.training.gradients.accumulation import Accumulator, scalar
 from gdtrain.training.gradients.forward import forward
 from gdtrain.training.placement.device import autocast
@@ -166,7 +167,8 @@ class _Whole:
         trainer = self.trainer
         before = RngState.take(trainer.device) if self.world.size > 1 else None
         with autocast(trainer.precision, trainer.device):
-            loss = scalar(trainer.output_loss(self.outputs, self.targets))
+            loss = trainer.terms.loss_of(trainer.output_loss(self.outputs, self.targets))
+            loss = scalar(loss)
         if before is not None and not before.is_current(trainer.device):
             raise ModelError(
                 "loss: draws random numbers, which are others on each of several processes; "
@@ -174,7 +176,7 @@ class _Whole:
             )
         scaled = loss if trainer.loss_scale is None else trainer.loss_scale.of(loss)
         if self.is_first:
-            scaled.backward()  # type: ignore[no-untyped-call]
+            backward(scaled)
         elif self.leaves:
             scaled.backward(inputs=self.leaves)  # type: ignore[no-untyped-call]
         return loss.detach() if self.is_first else torch.zeros_like(loss)

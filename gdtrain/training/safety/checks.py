@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
@@ -18,6 +19,8 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled
+
+NO_LOSS = "loss: missing; give a loss, or override compute_loss"
 
 
 def check_model(model: Any) -> None:
@@ -67,7 +70,7 @@ def check_parts(
     if loader is not None:
         check_loader("loader", loader)
     if loss is None and needs_loss:
-        raise ModelError("loss: missing; give a loss, or override compute_loss")
+        raise ModelError(NO_LOSS)
 
 
 def _shown(value: Any) -> str:
@@ -124,6 +127,12 @@ def check_parameters(
         raise ModelError(
             "model: has no parameters to train; give it at least one with requires_grad=True"
         )
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and parameter.is_inference():
+            raise ModelError(
+                f"model: {name} was made under torch.inference_mode(), and so has no gradient; "
+                "make the model outside of it"
+            )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for key, name in trained.items() if key not in held]
     if missing:

@@ -106,6 +106,22 @@ def test_what_can_not_be_in_one_graph_is_an_error_under_fullgraph() -> None:
     assert trainer.step == 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
+def test_a_scripted_model_is_refused() -> None:
+    model = torch.jit.script(nn.Linear(5, 1, dtype=torch.float64))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = MiniBatchLoader((X, X[:, :1]), 4)
+    options = {"engine": "compile", "compile": TRACED, "device": "cpu"}
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, **options)
+    with pytest.raises(ConfigError) as caught:
+        trainer.fit(1)
+    assert str(caught.value) == (
+        "engine: compile can't run this: torch.compile: a Linear that is scripted can't be "
+        "compiled; use eager"
+    )
+    assert trainer.step == 0
+
+
 def test_options_are_checked() -> None:
     for options, engine, message in (
         ({"mod": 1}, "compile", "compile.mod: unknown; the options are backend, mode, "),

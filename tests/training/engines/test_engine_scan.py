@@ -2,6 +2,8 @@
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -556,3 +558,19 @@ def test_jax_settings_are_left_alone() -> None:
     trainer_of("scan", model, LOSSES["mse"], SampleLoader(data(dtype=torch.float64))).fit(1)
     assert not jax.config.jax_enable_x64
     assert jnp.arange(3).dtype == jnp.int32
+
+
+def test_trainers_in_several_threads_capture_one_after_the_other() -> None:
+    """Tracing changes what the whole process sees of modules."""
+    start = Barrier(4)
+    made = (small_mlp("tanh", "mse", torch.float32), nn.MSELoss(), MiniBatchLoader(data(), 16))
+    eager, *scans = [trainer_of(engine, *made) for engine in ("eager", *["scan"] * 4)]
+
+    def train(trainer: Trainer) -> None:
+        start.wait()
+        trainer.fit(1)
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(train, scans))
+    eager.fit(1)
+    assert max(difference(eager, scan) for scan in scans) < TOLERANCE[torch.float32]

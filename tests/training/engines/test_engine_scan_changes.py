@@ -347,8 +347,27 @@ def new_momentum(epoch, model, optimizer):
     model[1].momentum = 0.5
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("change", [modes, new_momentum])
+def other_statistics(epoch, model, optimizer):
+    if epoch == 1:
+        model[1].running_mean = torch.ones_like(model[1].running_mean)
+
+
+def other_count(epoch, model, optimizer):
+    if epoch == 1:
+        model[1].num_batches_tracked = torch.tensor(7)
+
+
+def other_frozen_weights(epoch, model, optimizer):
+    model[0].requires_grad_(False)
+    if epoch == 1:
+        model[0].weight = nn.Parameter(torch.zeros_like(model[0].weight), requires_grad=False)
+
+
+LAYER_CHANGES = [modes, new_momentum, other_statistics, other_count, other_frozen_weights]
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("change", LAYER_CHANGES, ids=lambda change: change.__name__)
 def test_changes_to_layers_of_pytorch(change):
     """Of code that is known, attributes are compared, and nothing is captured for nothing."""
     build = MODELS["BatchNorm"]
