@@ -213,7 +213,7 @@ class TrainedRun:
         """Outputs for consecutive rows, and which of these are bad and have outputs of zeros."""
         for inputs, faults in table.batches():
             if faults and on_bad_row == "error":
-                raise table.fault(inputs, faults)
+                raise table.fault(faults)
             bad = list(faults)
             inputs[bad] = 0.0
             yield self.predict(inputs), bad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.format import write_weights as write_file
+from gdtrain.data.tables.column import Column
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.run_directory import SUMMARY, WEIGHTS
 from gdtrain.training.trainer import Trainer
@@ -30,15 +32,20 @@ def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS)
 
 
 def write_summary(
-    directory: Path, trainer: Trainer, status: str, baseline: dict[str, Any] | None = None
+    directory: Path,
+    trainer: Trainer,
+    status: str,
+    baseline: dict[str, Any] | None = None,
+    columns: Sequence[Column] | None = None,
 ) -> dict[str, Any]:
     """Write summary.json, with null for numbers that are not finite, and return its content.
 
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
-    loss and metrics of a constant prediction on the validation part.
+    loss and metrics of a constant prediction on the validation part. columns: of the table that was
+    trained on, if it was one.
     Raises StorageError if it can't be written.
     """
-    summary = summary_of(trainer, status, baseline)
+    summary = summary_of(trainer, status, baseline, columns)
     with disk.needed(SUMMARY):
         text = json.dumps(finite(summary), indent=1) + "\n"
         disk.replace_file(directory / SUMMARY, text.encode())
@@ -46,7 +53,10 @@ def write_summary(
 
 
 def summary_of(
-    trainer: Trainer, status: str, baseline: dict[str, Any] | None = None
+    trainer: Trainer,
+    status: str,
+    baseline: dict[str, Any] | None = None,
+    columns: Sequence[Column] | None = None,
 ) -> dict[str, Any]:
     """How a run has ended, in numbers."""
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
@@ -61,6 +71,7 @@ def summary_of(
         "train": {"loss": record["train_loss"]} if record else {},
         "validation": validation,
         **({} if baseline is None else {"baseline": baseline}),
+        **({} if columns is None else {"columns": _counts(columns)}),
         "device": str(trainer.device),
         "engine": trainer.engine.name,
         "versions": {
@@ -69,4 +80,15 @@ def summary_of(
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def _counts(columns: Sequence[Column]) -> dict[str, int]:
+    """How many columns of each kind a table has, and how many inputs they make."""
+    kinds = [column.kind for column in columns]
+    return {
+        "numbers": kinds.count("number"),
+        "dates": kinds.count("date"),
+        "categories": kinds.count("category"),
+        "inputs": sum(column.width for column in columns),
     }

@@ -114,10 +114,12 @@ class TrainJob:
                 console.close()
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
-                    write = partial(run_results.write_summary, directory, trainer, status, to_beat)
+                    told = (trainer, status, to_beat, run.preprocessing.columns)
+                    write = partial(run_results.write_summary, directory, *told)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
-            summary = run_results.summary_of(trainer, status, to_beat)
+            columns = run.preprocessing.columns
+            summary = run_results.summary_of(trainer, status, to_beat, columns)
             if leads:
                 self._result({"directory": str(directory)} | summary)
             if status == "non_finite":

@@ -13,6 +13,7 @@ from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.names import is_number
 from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.known import KnownTable, TableStyle
+from gdtrain.data.tables.loaded import MissingRules
 from gdtrain.data.tables.preparation import LoadedData, Preprocessing
 from gdtrain.errors import DataError
 
@@ -51,13 +52,18 @@ def _read_table(config: Config, preprocessing: Preprocessing, path: Path) -> Loa
     names = [target] if isinstance(target, str) else target
     numbered = classes is not None and all(map(is_number, classes))
     wanted = [Column(name, None if numbered else classes) for name in names]
-    table = KnownTable(str(path), [*columns, *wanted], TableStyle.of(config.data))
+    rules = MissingRules(getattr(config.data, "missing", "error"))
+    dropped = [column.name for column in (*columns, *wanted) if rules.of(column.name) == "drop"]
+    style = TableStyle.of(config.data)
+    table = KnownTable(str(path), [*columns, *wanted], style, dropped=dropped)
     parts = []
     for inputs, faults in table.batches():
         if faults:
-            raise table.fault(inputs, faults)
+            raise table.fault(faults)
         parts.append(inputs)
     both = torch.cat(parts)
+    if not len(both):
+        raise DataError(f"{path}: no row is left where those with missing cells are left out")
     width = sum(column.width for column in wanted)
     inputs, targets = torch.split(both, [both.shape[1] - width, width], dim=1)
     if classes is None:

@@ -49,16 +49,6 @@ class TableEncoder:
         self.decimal = decimal
         self.ignore_unknown = ignore_unknown
 
-    def inputs(self, arrays: Sequence[Any]) -> tuple[Tensor, Faults]:
-        """Inputs [n, width] float64 of an Arrow array for each column, and rows that are wrong."""
-        cells, faults = self.cells(arrays)
-        for place, column in enumerate(self.columns):
-            if column.fill is None:
-                for row in np.flatnonzero(np.isnan(cells[:, place])).tolist():
-                    text = "has no value, and in training nothing was learnt to stand for it"
-                    faults.setdefault(row, f"column {column.name!r} {text}")
-        return inputs_of(cells, self.columns), faults
-
     def cells(self, arrays: Sequence[Any]) -> tuple[Array, Faults]:
         """Cells [n, columns] float64 as :func:`inputs_of` takes them, and rows that are wrong."""
         arrays = [
@@ -81,6 +71,15 @@ class TableEncoder:
         for row, place in np.argwhere(wrong).tolist():
             faults.setdefault(row, f"column {self.columns[place].name!r} is not finite")
         return block, faults
+
+    def inputs(self, cells: Array, faults: Faults) -> Tensor:
+        """Inputs [n, width] float64 of cells; notes the rows where one is missing."""
+        for place, column in enumerate(self.columns):
+            if column.fill is None:
+                for row in np.flatnonzero(np.isnan(cells[:, place])).tolist():
+                    text = "has no value, and in training nothing was learnt to stand for it"
+                    faults.setdefault(row, f"column {column.name!r} {text}")
+        return inputs_of(cells, self.columns)
 
     def _numbers(
         self, places: list[int], arrays: Sequence[Any], block: Array, faults: Faults

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gdtrain.data.tables.cells import marks_of
@@ -36,11 +37,18 @@ class TableStyle:
 class KnownTable:
     """The rows of a table with known columns, as inputs.
 
+    dropped: columns without which a row is left out.
+
     Raises DataError for a column that is missing.
     """
 
     def __init__(
-        self, path: str, columns: Sequence[Column], style: TableStyle, files: Any = None
+        self,
+        path: str,
+        columns: Sequence[Column],
+        style: TableStyle,
+        files: Any = None,
+        dropped: Collection[str] = (),
     ) -> None:
         self.path = path
         self.files = TableFiles(path, style.dialect) if files is None else files
@@ -54,7 +62,8 @@ class KnownTable:
             if name not in there:
                 text = f"has no column {name!r}, which the model was trained on"
                 raise DataError(f"{path}: {text}")
-        self.rows = 0
+        self._dropped = [place for place, column in enumerate(columns) if column.name in dropped]
+        self._rows = np.arange(0)
 
     def batches(self) -> Iterator[tuple[Tensor, Faults]]:
         """Inputs [n, …] float64 of consecutive rows, and what is wrong with some of them.
@@ -62,17 +71,24 @@ class KnownTable:
         A row that is wrong has some inputs, which mean nothing. Raises DataError if there are no
         rows.
         """
-        self.rows = 0
+        rows = 0
         as_text = names_of_text(self._encoder.columns)
         for batch in self.files.batches(self.names, self._marks, as_text=as_text):
-            inputs, faults = self._encoder.inputs(batch)
-            self.rows += len(inputs)
-            yield inputs, faults
-        if not self.rows:
+            cells, faults = self._encoder.cells(batch)
+            gone = np.atleast_1d(np.isnan(cells[:, self._dropped]).any(axis=1))
+            gone[list(faults)] = False  # what can't be read is no missing cell
+            stay = np.flatnonzero(~gone)
+            if len(stay) < len(cells):
+                cells = cells[stay]
+                faults = {place: faults[r] for place, r in enumerate(stay.tolist()) if r in faults}
+            self._rows = rows + stay
+            rows += len(batch[0])
+            yield self._encoder.inputs(cells, faults), faults
+        if not rows:
             raise DataError(f"{self.path}: has no rows; at least one is needed")
 
-    def fault(self, inputs: Tensor, faults: Faults) -> DataError:
+    def fault(self, faults: Faults) -> DataError:
         """The error of the first row that is wrong, of the batch that was given last."""
         first = min(faults)
-        place = self.files.places([self.rows - len(inputs) + first])[0]
+        place = self.files.places([int(self._rows[first])])[0]
         return DataError(f"{self.path}: {place}, {faults[first]}")

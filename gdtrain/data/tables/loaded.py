@@ -206,10 +206,15 @@ def _ways_out(
 # ── the table of columns ────────────────────────────────────────────────────────────────────
 
 
-def described(columns: Sequence[Column], missing: MissingRules) -> str:
-    """The columns as a table of text: type, missing cells, different values, what they become."""
-    head = ("column", "type", "missing", "distinct", "becomes")
-    rows = [head, *(_described(column, missing) for column in columns[:_SHOWN])]
+def described(
+    columns: Sequence[Column], missing: MissingRules, categorical: Collection[str]
+) -> str:
+    """The columns as a table of text: type, missing cells, values, what they become, and why."""
+    head = ("column", "type", "missing", "distinct", "becomes", "why")
+    rows = [
+        head,
+        *((*_described(c, missing), _why(c, categorical)) for c in columns[:_SHOWN]),
+    ]
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -231,6 +236,12 @@ def _described(column: Column, missing: MissingRules) -> tuple[str, str, str, st
             becomes += ", a flag where missing"
     kind = "text" if column.kind == "category" else column.kind
     return column.name[:40], kind, f"{column.missing:,}", distinct, str(becomes)
+
+
+def _why(column: Column, categorical: Collection[str]) -> str:
+    if column.categories is None:
+        return "all cells are numbers" if column.first_day is None else "dates, and asked for"
+    return "named in categorical" if column.name in categorical else "text"
 
 
 def _filled(column: Column, rule: Fill) -> str:

@@ -226,7 +226,7 @@ class TableReading:
                 np.concatenate, zip((cells, target_cells), held_out, strict=True)
             )
         labels, names = self._labels(target_cells, seen.target_columns)
-        notes = (described(seen.columns, self.rules),)
+        notes = (described(seen.columns, self.rules, self.categorical),)
         return LoadedTable(cells, seen.columns, labels, names, self.rules, notes, parts)
 
     def _held_out(self, path: str, seen: Seen) -> tuple[Array, Array]:

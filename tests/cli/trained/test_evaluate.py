@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 
 from gdtrain import load_run
 from gdtrain.cli.main import main
+from gdtrain.errors import DataError
 
 KINDS = "abc"
 
@@ -159,6 +160,28 @@ def test_what_does_not_fit_is_told(text, parts, folder: Path, tmp_path, capsys) 
     shown = capsys.readouterr()
     assert shown.out == ""
     assert all(part in shown.err for part in parts), shown.err
+
+
+def test_rows_that_training_left_out_are_left_out(tmp_path, monkeypatch) -> None:
+    """Under missing: drop, those with a missing cell or target count for nothing."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{n},{n % 7},{2 * n + n % 7}" for n in range(40)]
+    Path("a.csv").write_text("\n".join(["x,z,y", *rows]))
+    Path("b.csv").write_text("\n".join(["x,z,y", *rows[:9], "NA,1,2", "3,1,", *rows[9:], ",,"]))
+    Path("a.yaml").write_text(
+        "data: {source: table, path: b.csv, target: y, missing: drop}\nmodel: linear\nloss: mse\n"
+        "loader: batch\noptimizer: {lr: 0.0001}\nepochs: 1\nlog: {picture: false}\n"
+    )
+    assert main(["--config", "a.yaml", "--output-dir", "out", "--quiet"]) == 0
+    run = load_run("out")
+    assert run.evaluate("b.csv") == run.evaluate("a.csv")
+    assert run.evaluate("b.csv")["samples"] == 40
+    Path("c.csv").write_text("x,z,y\n1,,1\n2,2,two\n")
+    with pytest.raises(DataError, match=r"c.csv: line 3, column 'y' is 'two', which is no number"):
+        run.evaluate("c.csv")
+    Path("d.csv").write_text("x,z,y\n1,,1\n")
+    with pytest.raises(DataError, match="no row is left where those with missing cells are left"):
+        run.evaluate("d.csv")
 
 
 def test_a_label_that_the_model_has_no_output_for(tmp_path, monkeypatch, capsys) -> None:

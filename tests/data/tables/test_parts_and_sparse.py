@@ -181,18 +181,22 @@ def test_the_columns_are_said_before_training(capsys: pytest.CaptureFixture[str]
         "epochs: 1\nlog: {picture: false}\n"
     )
     missing = table.isna().sum()
+    most = "3 one-hot inputs, missing: most frequent, a flag where missing"
+    filled = "a number, missing: mean, a flag where missing"
     for arguments in (["--dry-run"], ["--output-dir", "out"]):
         assert main(["--config", "a.yaml", *arguments]) == 0
         assert capsys.readouterr().err.splitlines()[:5] == [
-            "column  type    missing  distinct  becomes",
-            f"size    number  {missing['size']:<7}  many      a number, missing: mean, a flag "
-            "where missing",
-            "rooms   number  0        5         a number",
-            f"colour  text    {missing['colour']:<7}  3         3 one-hot inputs, missing: most "
-            "frequent, a flag where missing",
-            "kind    text    0        3         3 one-hot inputs",
+            f"column  type    missing  distinct  {'becomes':<{len(most)}}  why",
+            f"size    number  {missing['size']:<7}  many      {filled:<{len(most)}}  "
+            "all cells are numbers",
+            f"rooms   number  0        5         {'a number':<{len(most)}}  all cells are numbers",
+            f"colour  text    {missing['colour']:<7}  3         {most}  text",
+            f"kind    text    0        3         {'3 one-hot inputs':<{len(most)}}  text",
         ]
     kept = json.loads(Path("out/preprocessing.json").read_text("utf-8"))["columns"]
     assert [column["name"] for column in kept] == ["size", "rooms", "colour", "kind"]
     assert kept[0]["fill"] == pytest.approx(table["size"].mean())
     assert kept[2]["fill"] == table["colour"].mode()[0]
+    assert json.loads(Path("out/summary.json").read_text("utf-8"))["columns"] == {
+        "numbers": 2, "dates": 0, "categories": 2, "inputs": 10,
+    }  # fmt: skip

@@ -283,7 +283,9 @@ def encoded(
     Path("new.csv").write_text(text, encoding="utf-8")
     marks = marks_of(None)
     (batch,) = TableFiles("new.csv", Dialect()).batches([c.name for c in columns], marks)
-    inputs, faults = TableEncoder(columns, marks, **options).inputs(batch)
+    encoder = TableEncoder(columns, marks, **options)
+    cells, faults = encoder.cells(batch)
+    inputs = encoder.inputs(cells, faults)
     return inputs.tolist(), faults
 
 
