@@ -173,11 +173,13 @@ class FunctionalStep:
             row += [float(group["lr"]), group["weight_decay"], group["momentum"], kept]
         return row
 
-    def __call__(self, state: State, row: Tensor, number: Tensor, batch: Batch) -> Update:
+    def __call__(
+        self, state: State, row: Tensor, number: Tensor, batch: Batch, *, looks: bool = True
+    ) -> Update:
         """One update.
 
         row: [groups · SETTINGS_PER_GROUP], in the parameters' dtype. number: updates made before,
-        shape [], int64: the trainer's ``step`` meanwhile.
+        shape [], int64: the trainer's ``step`` meanwhile. looks: at the gradient, too.
         Forward may write to the tensors of the state, or bind others in their places.
         """
         given = dict(zip(self.trained + self.others, state.trained + state.others, strict=True))
@@ -198,7 +200,7 @@ class FunctionalStep:
         with torch.no_grad():
             gradients = {n: t.grad for n, t in placed.items() if t.grad is not None}
             finite = torch.isfinite(loss.detach())
-            for gradient in gradients.values():
+            for gradient in gradients.values() if looks else ():
                 finite = finite & torch.isfinite(gradient).all()
             if missing := [name for name in self.trained if name not in gradients]:
                 raise ModelError(f"the loss depends on {missing[0]} in some batches only")

@@ -173,7 +173,7 @@ def _by_rule(trainer: Run, updates: int | None, num_epochs: int) -> str:
         return "eager"
     if name == "scan" and _work(trainer, num_epochs) > MAX_WORK:
         return "eager"
-    if name == "scan" and _between_looks(trainer, updates, num_epochs) < MIN_BLOCK:
+    if _between_looks(trainer, updates, num_epochs) < MIN_BLOCK:
         return "eager"
     reasons = list(obstacles(trainer, name))
     if len(reasons) == 1 and INSTALL in reasons[0]:

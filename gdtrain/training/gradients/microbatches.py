@@ -137,7 +137,7 @@ class MicrobatchSize:
         if self.limit is not None:
             return self.limit
         if device.type == "cuda":
-            return int(FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+            return int(FREE_SHARE * free_bytes(device))
         return DEFAULT_BYTES_AT_ONCE
 
     def _measured(self, compute: Callable[[Batch], Any], batch: Batch) -> int:
@@ -155,9 +155,14 @@ class MicrobatchSize:
             return self.limit
         for tensor in tensors_of(batch.inputs):
             if tensor.device.type == "cuda":
-                free, _ = torch.cuda.mem_get_info(tensor.device)
-                return int(FREE_SHARE * free)
+                return int(FREE_SHARE * free_bytes(tensor.device))
         return DEFAULT_CPU_BYTES
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a CUDA device has left, and what torch keeps of it and does not use."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def bytes_per_sample(compute: Callable[[Batch], Any], batch: Batch) -> float:
@@ -184,8 +189,18 @@ def saved_bytes(forward: Callable[[], Any]) -> int:
     return sum(kept.values())
 
 
+# What the CPU's allocator, CUDA, its libraries and mps say in errors of no type of their own.
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device, or the CPU's allocator, had no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    return any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -140,8 +140,9 @@ def test_what_can_not_be_captured_is_run_eagerly_with_a_notice(monkeypatch, capl
 
     monkeypatch.delitem(lowering.LOWERINGS, "relu")
     monkeypatch.delitem(lowering.LOWERINGS, "where")
+    model = models.mlp([2], 1, hidden=[11])  # of which no other test has a program
     with caplog.at_level(logging.WARNING, "gdtrain"):
-        assert chosen(build(), LONG) == "eager"
+        assert chosen(build(model), LONG) == "eager"
     (record,) = caplog.records
     assert record.getMessage().startswith(
         "engine: eager, since scan can't run this: there is no lowering of "

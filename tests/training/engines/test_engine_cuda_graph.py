@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.combinations import combinations
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ConfigError, NonFiniteError
@@ -159,6 +160,34 @@ def test_the_table_of_samples_has_no_more_rows_than_an_epoch_has_updates() -> No
     trainer.fit(3)
     (recorded,) = trainer.engine._recorded.values()
     assert recorded.static.places.shape == (1, N)
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators that a device would be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_update_that_is_not_guarded_does_not_look_at_its_gradient() -> None:
+    model = models.mlp([5], 3, hidden=[4], activation="tanh").double()
+    trainer = build("cuda_graph", "cpu", model, LOADERS["minibatch"](data()))
+    trainer.fit(1)
+    static = next(iter(trainer.engine._recorded.values())).static
+    counts = []
+    for guarded in (False, True):
+        static.number.zero_()
+        with Counted() as counted:
+            static.advance(guarded=guarded)
+        counts.append(sum("isfinite" in n or "aten.all" in n or "eq." in n for n in counted.names))
+    alone, looking = counts
+    assert alone < looking
+    assert looking - alone >= 2 * len(list(model.parameters()))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

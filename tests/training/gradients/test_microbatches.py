@@ -10,7 +10,7 @@ from torch import nn
 from gdtrain import BatchLoader, Trainer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.training.gradients.microbatches import parse_bytes, saved_bytes
+from gdtrain.training.gradients.microbatches import is_out_of_memory, parse_bytes, saved_bytes
 
 draw = torch.Generator().manual_seed(0)
 N = 23
@@ -314,3 +314,18 @@ def test_memory_limits_that_are_none(given) -> None:
     assert str(caught.value) == (
         f"memory_limit: must be a number of bytes such as 512MB or 2GiB, got {given!r}"
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 9.05 GB, max allowed: 9.07 GB)",
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_what_backends_say_when_memory_is_out(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))

@@ -65,7 +65,7 @@ class StaticStep:
             given = self.state
             if guarded:  # forward may write to what it is given
                 given = State(*([tensor.clone() for tensor in part] for part in given))
-            new, loss, finite, terms = self.step(given, row, number, batch)
+            new, loss, finite, terms = self.step(given, row, number, batch, looks=guarded)
             after = new.flat()
             if guarded:
                 pairs = zip(after, self._live, strict=True)
