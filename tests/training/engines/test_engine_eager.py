@@ -72,7 +72,7 @@ def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, se
     loader = MiniBatchLoader((X, Y), 4, order="sequential")
     trainer = Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager")
     trainer.fit(2)
-    assert descent._is_plain(ours) == (setting not in ("maximize", "foreach", "tensor_lr"))
+    assert descent.is_plain(ours) == (setting not in ("maximize", "foreach", "tensor_lr"))
     for p, q in zip(expected.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert (p.grad is None) == (q.grad is None)
@@ -140,11 +140,11 @@ def test_whoever_looks_at_each_update_is_called_each_time() -> None:
     trainer = Trainer(model, nn.MSELoss(), plain, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert not descent._is_plain(plain)
+    assert not descent.is_plain(plain)
     assert [seen.count(name) for name in ("step", "gradient", "accumulated", "forward")] == [8] * 4
     hooked = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.MSELoss(), hooked, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert descent._is_plain(hooked)
+    assert descent.is_plain(hooked)
     assert [seen.count(name) for name in ("gradient", "accumulated", "forward")] == [8] * 3
