@@ -75,7 +75,8 @@ def test_the_suggestion_follows_its_rule():
     assert found.diverged
     assert found.lowest == found.lrs[at]
     assert found.steepest == found.lrs[int(np.argmin(slopes[: at + 1]))]
-    assert found.suggestion == min(found.steepest, found.lowest / 10)
+    assert found.suggestion == min(found.largest_rate, found.lowest) / 2
+    assert found.largest_rate == pytest.approx(1.0)  # 2 / λ
     assert found.losses[-1] > 4.0
     assert max(found.losses[:-1]) <= 4.0, "it ends with the first look at more than four times J_0"
 
@@ -97,7 +98,10 @@ def test_where_there_is_no_limit_it_says_so():
     found = lr_range(parabola(optimizer=torch.optim.Adam), updates=3)
     assert (found.stability_limit, found.sharpness) == (None, None)
     assert "there is none for Adam as it is set" in str(found)
-    assert "not asked for" in str(lr_range(parabola(), updates=3, limit=False))
+    assert "none: the ramp alone does not tell; give the epochs" in str(found)
+    unasked = lr_range(parabola(), updates=3, limit=False)
+    assert "not asked for" in str(unasked)
+    assert unasked.suggestion is None
 
 
 def test_looks_can_be_rarer_and_the_last_update_is_always_looked_at():

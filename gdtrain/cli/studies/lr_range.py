@@ -78,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=int, metavar="N", help="try rates out for a training of N epochs"
     )
     parser.add_argument(
-        "--no-limit", action="store_true", help="don't compute the limit of stability"
+        "--no-limit",
+        action="store_true",
+        help="don't compute what theory says, without which only --epochs gives a suggestion",
     )
     parser.add_argument(
         "--out",
