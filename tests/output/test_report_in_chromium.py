@@ -1,43 +1,18 @@
-"""A report in real Chromium: texts are inside of their pictures, apart, and large enough."""
+"""Reports in real Chromium: texts are inside of their pictures, apart, and large enough."""
 
-import json
-import re
-import shutil
-import subprocess
+import math
 
+import numpy as np
 import pytest
 import torch
+from helpers.chromium import CHROMIUM, faults_of
 from torch import nn
 
 from gdtrain import BatchLoader, SampleLoader, Trainer, compare
+from gdtrain.analysis.sweep.result import Sweep
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
-
-# Of each chart that is shown under each tab: texts beside it, on one another, or too small.
-MEASURE = """
-const found = [];
-for (const tab of document.querySelectorAll('.tabs input')) {
-  tab.checked = true;
-  for (const svg of document.querySelectorAll('svg.chart')) {
-    const box = svg.getBoundingClientRect();
-    if (!box.width) continue;
-    const texts = [...svg.querySelectorAll('text')].map(
-      t => [t.textContent, t.getBoundingClientRect(), t.hasAttribute('transform')]);
-    texts.forEach(([name, a, turned], i) => {
-      if (a.left < box.left - 1 || a.right > box.right + 1) found.push(['beside', name]);
-      if (a.top < box.top - 1 || a.bottom > box.bottom + 1) found.push(['above', name]);
-      if (!turned && a.height < 9) found.push(['small', name]);
-      for (const [other, b] of texts.slice(0, i)) {
-        const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-        const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-        if (wide > 0.5 && high > 2.5) found.push(['touch', name, other]);
-      }
-    });
-  }
-}
-"""
 
 
 def form(lr, loader=BatchLoader):
@@ -58,37 +33,72 @@ CASES = {
 }
 
 
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+
 @pytest.mark.few(2)
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("case", CASES)
 def test_texts_are_inside_apart_and_large_enough(case, width, tmp_path):
-    text = compare(CASES[case], epochs=3, looks=2).html()
-    # A test's script is not the page's own, which alone its policy lets run.
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    script = (
-        f"addEventListener('load', () => {{ {MEASURE} document.title = JSON.stringify(found) }})"
-    )
-    (tmp_path / "report.html").write_text(
-        text.replace("</body>", f"<script>{script}</script></body>")
-    )
-    tell = "onload = () => setTimeout(() => { document.title = f.contentDocument.title }, 500)"
-    (tmp_path / "frame.html").write_text(  # whose width, unlike a window's, may be any
-        f'<title>-</title><iframe id="f" src="report.html" style="width:{width}px;height:9000px">'
-        f"</iframe><script>{tell}</script>"
-    )
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-web-security"),
-            *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"),
-            *("--window-size=1400,2000", "--virtual-time-budget=3000", "--dump-dom"),
-            (tmp_path / "frame.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
-    assert json.loads(title.replace("&quot;", '"')) == []
+    assert faults_of(compare(CASES[case], epochs=3, looks=2).html(), width, tmp_path) == []
+
+
+# ── sweeps ──────────────────────────────────────────────────────────────────────────────────
+
+
+def rows(settings, values, by="val_loss"):
+    """A sweep of rows with these settings, one a dict, and what each of its seeds has given."""
+    made = [
+        {**setting, "seed": seed, "run": 0, by: value}
+        | {"status": "done" if value is not None and math.isfinite(value) else "diverged"}
+        for setting, own in zip(settings, values, strict=True)
+        for seed, value in enumerate(own)
+    ]
+    return Sweep(made, [*settings[0], "seed"], by, interrupted=False)
+
+
+def bowl(rates, sizes, seeds=5, loader=lambda size: size, **more):
+    """A loss with its best rate in proportion to the square root of the batch size."""
+    draw = np.random.default_rng(0)
+    settings, values = [], []
+    for size in sizes:
+        for rate in rates:
+            loss = 0.1 + 0.05 * math.log(rate / (0.02 * math.sqrt(size))) ** 2
+            settings.append({"optimizer.lr": rate, "loader": loader(size), **more})
+            values.append([loss * draw.lognormal(0, 0.1) if rate < 0.9 else None] * seeds)
+    return rows(settings, values)
+
+
+RATES = [0.001 * 3**n for n in range(7)]
+LONG = "a-setting-with-a-name-that-goes-on/and-on.of-the-layer-that-comes-first"
+SWEEPS = {
+    "a grid": bowl(RATES, [1, 4, 16, 64, 256], loader=lambda size: f"minibatch:{size}"),
+    "many": bowl([1e-5 * 1.5**n for n in range(25)], [2**n for n in range(13)]),
+    "forty others": rows(
+        [{LONG: f"{LONG}-{n}", "model.hidden": f"[{n}, {n}]"} for n in range(40)],
+        [[1 + 0.01 * n, 1.1] for n in range(40)],
+    ),
+    "panels": rows(
+        [{"lr": lr, LONG: f"{LONG}-{n}"} for n in range(45) for lr in (0.1, 0.2)],
+        [[0.01 * n] for n in range(90)],
+        by="val_accuracy",
+    ),
+    "one": rows([{"lr": 0.1}], [[0.5]]),
+    "all diverged": rows([{"lr": lr, "b": 1} for lr in (1.0, 9.0)], [[None] * 3] * 2),
+    "nan and zero": rows(
+        [{"lr": lr, "batch_size": b} for lr in (0.0, 0.1, 0.3) for b in (1, 2)],
+        [[0.0, math.nan], [0.0, 0.0], [1e-45, 3e38], [-1.0, 2.0], [0.5], [0.5, 0.5]],
+        by="train_loss",
+    ),
+    "no runs": Sweep([], ["lr", "seed"], None, interrupted=True),
+}
+
+
+@pytest.mark.few(3)
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("case", SWEEPS)
+def test_so_are_those_of_a_sweep(case, width, dark, tmp_path):
+    assert faults_of(SWEEPS[case].html(), width, tmp_path, dark=dark) == []

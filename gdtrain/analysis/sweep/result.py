@@ -11,12 +11,14 @@ from typing import Any
 
 from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
-from gdtrain.analysis.statistics.profiles import near_the_best
+from gdtrain.analysis.statistics.profiles import near_the_best, profile
 from gdtrain.analysis.sweep.grid import SEED, Point, key_of
 from gdtrain.data.names import counted
 
 FEWEST_SEEDS = 5  # from which on a setting may be recommended
 SHOWN = 20  # rows of the table
+PROFILED = 8  # settings, of performance profiles
+FACTORS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # times the best, of these
 RATE = "lr"  # how the setting of the learning rate ends
 OVER = ("done", "stopped")  # the statuses of runs whose numbers count
 
@@ -169,6 +171,36 @@ class Sweep(list[Row]):
         writer.writerows(self)
         return text.getvalue()
 
+    def as_dict(self) -> dict[str, Any]:
+        """What the rows say, in plain values: groups, the best first, profiles and the sentence."""
+        log = self.log
+        groups = self.groups()
+        return {
+            "settings": self.settings,
+            "by": self.by,
+            "higher": self.higher,
+            "log": log,
+            "interrupted": self.interrupted,
+            "sentence": self.sentence(),
+            "groups": [_plain(group, log=log) for group in groups],
+            "profiles": self._profiles(groups),
+        }
+
+    def html(self) -> str:
+        """The rows as a page that needs nothing besides itself, with pictures of the settings."""
+        from gdtrain.output.report.sweep_page import page
+
+        return page(self.as_dict())
+
+    def _profiles(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Performance profiles of the best settings over the seeds that all of them have."""
+        best = groups[:PROFILED]
+        seeds = [s for s in (best[0].seeds if best else ()) if all(s in g.seeds for g in best)]
+        if not self.log or len(seeds) < 2 or len(best) < 2:
+            return {"factors": [], "groups": {}}
+        costs = {group.name: _costs(group, seeds, higher=False) for group in best}
+        return {"factors": list(FACTORS), "groups": profile(costs, FACTORS)}
+
     def __str__(self) -> str:
         groups, log = self.groups(), self.log
         names = [name for name in self.settings if name != SEED]
@@ -207,6 +239,20 @@ def _costs(group: Group, seeds: list[Any], *, higher: bool) -> list[float | None
     of_seed = dict(zip(group.seeds, group.values, strict=True))
     values = [of_seed[seed] for seed in seeds]
     return [None if v is None else -v for v in values] if higher else values
+
+
+def _plain(group: Group, *, log: bool) -> dict[str, Any]:
+    mean = group.mean(log=log)
+    return {
+        "setting": {
+            name: value if isinstance(value, str | bool | int | float) else _shown(value)
+            for name, value in group.setting.items()
+        },
+        "values": list(group.values),
+        "statuses": list(group.statuses),
+        "mean": None if mean is None else mean.center,
+        "interval": _interval(group, log=log),
+    }
 
 
 def _interval(group: Group, *, log: bool) -> str:

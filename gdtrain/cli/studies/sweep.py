@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "sweep",
         "Train once at each point of a grid of settings, several runs at a time, and compare the "
-        "settings over their seeds. Leaves a table, rows.csv, and a run directory for each run.",
+        "settings over their seeds. Leaves a table, rows.csv, a page of pictures, report.html, and "
+        "a run directory for each run.",
         examples=_EXAMPLES,
         notes=_NOTES,
     )

@@ -19,12 +19,15 @@ from gdtrain.analysis.sweep.grid import Point, points_of
 from gdtrain.analysis.sweep.result import Row, Sweep
 from gdtrain.analysis.sweep.run_points import TABLE, run_points
 from gdtrain.analysis.sweep.store import RUNS, SweepStore
+from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.grid import SweepConfig, plain
 from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
 from gdtrain.training.safety.signals import EndedBySignal, current_desk
+
+REPORT = "report.html"
 
 
 @dataclass
@@ -65,8 +68,12 @@ class SweepJob:
             print(json.dumps(found, allow_nan=False), file=self.results)
         elif not self.quiet:
             print(printable(str(rows)))
+        report = store.directory / REPORT
+        with disk.needed(REPORT):
+            disk.replace_file(report, rows.html().encode())
         self._tell(
-            f"the runs are in {store.directory / RUNS}, their rows in {store.directory / TABLE}"
+            f"the runs are in {store.directory / RUNS}, their rows in {store.directory / TABLE}; "
+            f"look at {report}"
         )
         if rows.ended_by:
             with suppress(EndedBySignal):  # which is done with

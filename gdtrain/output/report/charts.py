@@ -14,7 +14,7 @@ from gdtrain.output.report.table import seconds_text
 
 # The plot area inside of a figure of WIDTH × HEIGHT; the rest is for labels.
 WIDTH, HEIGHT = 560, 350
-LEFT, RIGHT, TOP, BOTTOM = 64, 132, 14, 52
+LEFT, RIGHT, TOP, BOTTOM = 78, 132, 14, 52
 MARKERS = 6  # on each line
 LABEL_GAP = 17  # between names at the ends of lines
 COLOURS, DASHES = 8, 4  # of lines, in report.css

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -22,23 +23,35 @@ Form = dict[str, Any]
 
 def page(result: dict[str, Any]) -> str:
     """The whole HTML document."""
-    script, style = _resource("report.js"), _resource("report.css")
+    names = _listed([form["name"] for form in result["forms"]])
+    body = [
+        _header(result, names),
+        figures.glance(result),
+        figures.curves(result),
+        figures.noise(result["forms"]),
+        _table(result),
+        _details(result),
+    ]
+    return document(f"{names} compared", body, curves=_embedded(result["forms"]))
+
+
+def document(title: str, body: Sequence[str], *, curves: str = "") -> str:
+    """A page of its own: style, policy, the parts of its body.
+
+    curves: what the script is to read, if it is wanted.
+    """
+    script = _resource("report.js") if curves else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-    names = _listed([form["name"] for form in result["forms"]])
-    title = escape(f"{names} compared")
-    body = "\n".join(
-        [
-            _header(result, names),
-            figures.glance(result),
-            figures.curves(result),
-            figures.noise(result["forms"]),
-            _table(result),
-            _details(result),
-        ]
+    parts = "\n".join(body)
+    scripts = (
+        f'<script type="application/json" id="curves">{curves}</script>\n'
+        f"<script>{script}</script>\n"
+        if curves
+        else ""
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -46,17 +59,15 @@ def page(result: dict[str, Any]) -> str:
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>{escape(title)}</title>
 <style>
-{style}</style>
+{_resource("report.css")}</style>
 </head>
 <body>
 <main>
-{body}
+{parts}
 </main>
-<script type="application/json" id="curves">{_embedded(result["forms"])}</script>
-<script>{script}</script>
-</body>
+{scripts}</body>
 </html>
 """
 
@@ -92,16 +103,16 @@ def _header(result: dict[str, Any], names: str) -> str:
     ]
     warning = ""
     if result["status"] == "interrupted":
-        warning = _callout("Interrupted", "Not every form has spent its budget.", "warn")
+        warning = callout("Interrupted", "Not every form has spent its budget.", "warn")
     return (
         f'<header><p class="eyebrow">Forms of gradient descent, measured side by side</p>'
         f"<h1>{escape(names[:1].upper() + names[1:])}</h1>"
         f'<p class="facts">{escape(" · ".join(facts))}</p></header>'
-        f"{_callout('When to use which', result['when_to_use'], '')}{warning}"
+        f"{callout('When to use which', result['when_to_use'], '')}{warning}"
     )
 
 
-def _callout(head: str, text: str, kind: str) -> str:
+def callout(head: str, text: str, kind: str) -> str:
     return f'<section class="verdict {kind}"><h2>{head}</h2><p>{escape(text)}</p></section>'
 
 

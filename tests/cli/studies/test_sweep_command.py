@@ -53,6 +53,9 @@ def test_each_run_is_that_of_the_train_command(capsys):
         for seed in ("3", "4")
     ]
     assert [row["run"] for row in rows] == [str(number) for number in range(1, 9)]
+    page = Path("runs/sweep/1/report.html").read_text("utf-8")
+    assert "loader=minibatch:5" in page
+    assert err.splitlines()[-1].endswith("look at runs/sweep/1/report.html")
     own = ["optimizer.lr=0.1", "loader={name: minibatch, batch_size: 5}", "seed=4"]
     assert main(["--config", "moons.yaml", *own, "--output-dir", "alone"]) == 0
     alone = summary("alone")
