@@ -105,14 +105,14 @@ def with_reference(page: str) -> str:
 def reference(schema: dict[str, Any]) -> str:
     """The configuration reference as Markdown: the top level, then each section's forms."""
     parts = schema["$defs"]
-    lines = ["\n**Top level**\n", *_table(schema, parts)]
+    lines = ["\n## Top level\n", *_table(schema, parts)]
     for key, setting in schema["properties"].items():
         forms, listed = _forms(setting, parts), _forms_of_items(setting, parts)
         if listed and not forms:
-            lines += [f"\n**`{key}`**, each:\n", *_table(listed[0], parts)]
+            lines += [f"\n## `{key}`\n\nEach:\n", *_table(listed[0], parts)]
         if not forms:
             continue
-        lines.append(f"\n**`{key}`**: {_meaning(setting, parts)}\n")
+        lines.append(f"\n## `{key}`\n\n{_meaning(setting, parts)}\n")
         common = _common(forms) if len(forms) > 1 else []
         for form in forms:
             tag = _tag(form)
