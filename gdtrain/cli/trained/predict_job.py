@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 import sys
 import tempfile
@@ -45,13 +46,12 @@ def predict_rows(
         if str(file) == "-":
             file = stack.enter_context(_kept_input())
         kept = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", newline=""))
-        writer = csv.writer(kept, lineterminator="\n")
         header: list[str] | None = None
         for part in trained.predictions(file, on_bad_row=on_bad_row):
             if header is None:
                 header = list(part) if columns is None else _chosen(list(part), columns)
-                writer.writerow(header)
-            writer.writerows(zip(*(part[name] for name in header), strict=True))
+                kept.write(_as_csv([header]))
+            kept.write(_as_csv(zip(*(part[name] for name in header), strict=True)))
         kept.seek(0)
         if out is None:
             shutil.copyfileobj(kept, sys.stdout)
@@ -59,6 +59,13 @@ def predict_rows(
         parts = iter(partial(kept.read, _AT_ONCE), "")
         write_out(out, (part.encode() for part in parts))
     return 0
+
+
+def _as_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Rows as text; written to a file at once, which is several times faster than one by one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager
