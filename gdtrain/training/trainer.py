@@ -659,6 +659,11 @@ class Trainer:
         >>> sorted(trainer.fit(2)[-1])[-3:]
         ['step', 'train_loss', 'weight']
         """
+        if name is not None and name not in self.optimizers:
+            known = ", ".join(self.optimizers)
+            raise ModelError(
+                f"minimise: {name!r} is no optimizer's name; it must be one of {known}"
+            )
         optimizer = self.optimizer if name is None else self.optimizers[name]
         optimizer.zero_grad()
         backward(scalar(loss))

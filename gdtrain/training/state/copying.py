@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 from weakref import ref
 
@@ -36,6 +36,9 @@ def fill(trainer: Run, contents: dict[str, Any]) -> None:
     """Make a trainer of copies of what :func:`contents` gives."""
     held = contents.pop("_of_optimizers", {})
     vars(trainer).update(contents)
+    given = contents.get("compute_loss")
+    if isinstance(given, partial) and given.args and type(given.args[0]) is type(trainer):
+        vars(trainer)["compute_loss"] = partial(given.func, trainer)  # and not the copied one
     if trainer.updater is None:
         return
     for name, (own, wrapped) in held.items():
