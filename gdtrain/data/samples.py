@@ -313,11 +313,11 @@ def _cut_in_parts(
         yield _cut([tensor[start:stop] for tensor in rows], places[start:stop], some, kind)
 
 
-def of_rows(rows: Sequence[Tensor], places: Tensor) -> Batch:
+def of_rows(rows: Sequence[Tensor], places: Tensor, kind: type[Batch] = Batch) -> Batch:
     """A batch of all rows, the inputs and, last, the targets; see :func:`cut`."""
     if len(rows) == 2:
-        return Batch(rows[0], rows[1], places)
-    return next(_cut(rows, places, [places.shape[0]], Batch))
+        return kind(rows[0], rows[1], places)
+    return next(_cut(rows, places, [places.shape[0]], kind))
 
 
 def _cut(

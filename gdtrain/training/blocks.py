@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from gdtrain.data.batch import Batch, Block, Plan
+from gdtrain.data.batch import Batch, Block, Plan, ViewBatch
 from gdtrain.data.samples import TensorSamples, of_rows
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.run import Run
@@ -127,10 +127,8 @@ def _whole(trainer: Run, plan: Plan) -> Batch | None:
     placed = trainer.placed(trainer.loader.samples)
     if not isinstance(placed, TensorSamples):
         return None
-    # Copies, made anew each time: a model may work in place, and the data are the user's, whose
-    # memory others may write to without torch's knowledge.
     if plan.indices is None:
         size = plan.num_samples
-        return of_rows([tensor[:size].clone() for tensor in placed.tensors], torch.arange(size))
+        return of_rows([tensor[:size] for tensor in placed.tensors], torch.arange(size), ViewBatch)
     chosen = plan.take(0, plan.num_samples)
     return of_rows(placed.chosen(chosen), chosen)

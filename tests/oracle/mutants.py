@@ -234,9 +234,9 @@ KEEPERS = (
     ),
     Mutant(
         "a model that works in place rewrites the data set",
-        "training/blocks.py",
-        "[tensor[:size].clone() for tensor in placed.tensors]",
-        "[tensor[:size] for tensor in placed.tensors]",
+        "training/trainer.py",
+        "if batch.is_view or self.microbatches.is_auto:",
+        "if self.microbatches.is_auto:",
         EXACT,
     ),
 )

@@ -115,7 +115,7 @@ class EagerEngine:
         trainer, guard, progress = self.trainer, self.trainer.guard, self.trainer.progress
         own_step = trainer.has_own_step
         guard.before_step(own_step)
-        if own_step and batch.is_view:
+        if batch.is_view and (own_step or self._is_shown()):
             batch = batch.copy()
         before, terms = progress.step, trainer.terms
         progress.begin(size)
@@ -144,6 +144,10 @@ class EagerEngine:
         trainer.after_update()
         block.note_rate(progress.lr)
         return True
+
+    def _is_shown(self) -> bool:
+        """Whether somebody sees the batch itself, and not what ``batch_loss`` makes of it."""
+        return self.trainer.has_own("batch_gradient") or self.trainer.listeners.see_updates
 
     def _goes_on_after(self, error: BaseException, block: Block, size: int, *, made: bool) -> bool:
         """Undo an update of which the error came, or raise that; whether the block goes on.

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn._reduction import get_enum
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import TensorSamples
@@ -35,6 +37,11 @@ _RUNGS = (
     *("output_loss", "loss_weight", "after_update", "pass_epoch", "read"),
 )
 _CALL = nn.Module.__call__
+# What losses call once they have brought both tensors to one shape.
+_KERNELS: dict[Any, Any] = {
+    F.mse_loss: torch._C._nn.mse_loss,
+    F.l1_loss: torch._C._nn.l1_loss,
+}
 
 
 def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None:
@@ -50,12 +57,13 @@ def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
     optimizer, check, count = trainer.updater, trainer.guard.check, trainer.progress.count
     plain = is_plain(optimizer)
+    in_place = any(getattr(layer, "inplace", False) for layer in trainer.model.modules())
 
     def update(batch: Batch) -> Tensor:
         nonlocal loss_of
         keep()
         zero_gradients(optimizer)
-        if batch.is_view:  # a layer may work in place
+        if in_place and batch.is_view:
             batch = batch.copy()
         inputs = batch.inputs
         try:
@@ -149,7 +157,7 @@ def _direct(module: nn.Module) -> Callable[..., Any]:
         return chain
     if type(module) is nn.Linear:
         own: dict[str, Any] = module._parameters
-        linear = nn.functional.linear
+        linear = F.linear
         return lambda x: linear(x, own["weight"], own["bias"])
     return module.forward
 
@@ -161,9 +169,15 @@ def _direct_loss(trainer: Run) -> Callable[[Any, Any], Tensor]:
     forward: Callable[[Any, Any], Tensor] = getattr(loss, "forward", loss)
     if known is None or not known.is_elementwise:
         return forward
+    if isinstance(loss, nn.Module) and known.function in _KERNELS:
+        forward = _reduced(_KERNELS[known.function], get_enum(str(loss.reduction)))
 
     def compared(output: Any, targets: Any) -> Tensor:
         alike = output.shape == targets.shape
         return forward(output, targets) if alike else trainer.output_loss(output, targets)
 
     return compared
+
+
+def _reduced(kernel: Callable[..., Tensor], reduction: int) -> Callable[[Any, Any], Tensor]:
+    return lambda output, targets: kernel(output, targets, reduction)

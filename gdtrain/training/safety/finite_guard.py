@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
-from gdtrain.training.descent import Work
+from gdtrain.training.descent import Work, gathered
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, Part
 
@@ -109,7 +109,7 @@ class Guard:
         if loss is not None:
             seen.append(loss)
         self._flag.zero_()
-        if work is not None and loss is not None and loss.dtype in _ONE_KERNEL:
+        if work is not None and (loss is None or loss.dtype in _ONE_KERNEL):
             try:
                 torch._amp_foreach_non_finite_check_and_unscale_(seen, self._flag, self._one)
             except RuntimeError:  # of gradients that the kernel does not take
@@ -192,9 +192,9 @@ class Guard:
 
     def check_rungs(self) -> None:
         """Raise ConfigError if an own ``train_step`` leaves a setting of the trainer unused."""
-        if self._watched is None:
-            return
         trainer, used = self.trainer, self.trainer.called_rungs
+        if self._watched is None or not self._has_settings():
+            return
         clip = "clip_grad_norm" if trainer.clip_grad_norm is not None else "clip_grad_value"
         clips = trainer.clip_grad_norm is not None or trainer.clip_grad_value is not None
         looks = trainer.listeners.has("on_before_update")
@@ -214,6 +214,18 @@ class Guard:
                     "optimizer.step(), or leave the setting out",
                 )
 
+    def _has_settings(self) -> bool:
+        """Whether there is anything that an own ``train_step`` may leave unused; mostly not."""
+        trainer = self.trainer
+        return bool(
+            trainer.clip_grad_norm is not None
+            or trainer.clip_grad_value is not None
+            or trainer.callbacks
+            or trainer.microbatches
+            or trainer.loss_scale is not None
+            or trainer.world.size > 1
+        )
+
     def check_made(self, loss: Tensor) -> None:
         """Raise NotFinite for the loss of an own ``train_step``, which is known when it is over."""
         if not self.deferred and not math.isfinite(value := loss.item()):
@@ -222,12 +234,13 @@ class Guard:
 
     def _ahead_of_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.check_rungs()
-        self.check(of=optimizer)
+        self.check(work=gathered(optimizer), of=optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.trainer.progress.made()
-        names = [n for n, one in self.trainer.optimizers.items() if one is optimizer]
-        self.stepped += [name for name in names if name and name not in self.stepped]
+        if optimizer is not self.trainer.updater:
+            names = [n for n, one in self.trainer.optimizers.items() if one is optimizer]
+            self.stepped += [name for name in names if name not in self.stepped]
 
     # ── after a block whose flags stayed on the device ──────────────────────────────────────
 
