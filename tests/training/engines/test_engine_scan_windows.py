@@ -149,7 +149,7 @@ trainer = Trainer(model, nn.MSELoss(), optimizer, SampleLoader((X, X[:, :1])), d
                   engine="scan")
 trainer.fit(1)
 import jax
-(program,) = trainer.engine._step._shared._programs.values()
+(program,) = trainer.engine._step._programs._programs.values()
 small = "xla_cpu_small_call" in program._compiled.as_text()
 handed_over = jax.config.values["jax_cpu_enable_async_dispatch"]
 print(json.dumps([small, os.environ.get("XLA_FLAGS"), handed_over]))
