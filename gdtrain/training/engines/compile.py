@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.batch import Block
+from gdtrain.data.batch import Batch, Block
+from gdtrain.data.samples import map_batch
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.eager_pass import reached
+from gdtrain.training.engines.functional_step import Places
 from gdtrain.training.run import Run
+from gdtrain.training.state.keeper import unchanged
+from gdtrain.training.state.plain_values import is_torchs
 
 logger = logging.getLogger("gdtrain")
 
@@ -54,6 +59,47 @@ class CompileEngine(EagerEngine):
         finally:
             self._tell_of_breaks()
 
+    def _steps(self, block: Block, batches: Iterable[Batch]) -> bool:
+        """Make the updates, once the first batch has shown what forward writes to."""
+        return super()._steps(block, self._looked_at(batches))
+
+    def _looked_at(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for number, batch in enumerate(batches):
+            if not number:
+                self._check_writes(batch)
+            yield batch
+
+    def _check_writes(self, batch: Batch) -> None:
+        """Refuse a forward that writes to buffers in place, unless layers of PyTorch do.
+
+        torch.compile may lose what is written, or read it in the place of what was there before
+        (pytorch/pytorch#197039). An eager pass shows it; nothing is changed by that.
+        """
+        roots = [m for m in (self.trainer.model, self.trainer.loss) if isinstance(m, nn.Module)]
+        held = [found for root in roots for found in _own_buffers(root)]
+        if not held:
+            return
+        versions = [buffer._version for _, buffer in held]
+        before = reached(self.trainer, Places(self.trainer))
+        compiled = [root._compiled_call_impl for root in roots]
+        with unchanged(self.trainer), self.trainer.terms.apart():
+            try:
+                for root in roots:
+                    root._compiled_call_impl = None
+                self.trainer.batch_loss(map_batch(batch, torch.clone))
+                now = [buffer._version for _, buffer in held]
+            finally:
+                before.restore()
+                for root, call in zip(roots, compiled, strict=True):
+                    root._compiled_call_impl = call
+        for (name, _), was, version in zip(held, versions, now, strict=True):
+            if was != version:
+                reason = (
+                    f"torch.compile: forward writes to buffer {name} in place, after which "
+                    "its gradient may be wrong; bind it anew, as in self.count = self.count + 1"
+                )
+                self.trainer.choice.instead(self.name, ModelError(reason))
+
     @contextmanager
     def _in_place(self) -> Iterator[None]:
         """Let the modules of the trainer be called in their compiled form meanwhile."""
@@ -86,6 +132,17 @@ class CompileEngine(EagerEngine):
             first = " ".join(reason.strip().split("\n")[0].split())
             logger.warning("engine: compile: a graph break, which costs speed: %s", first)
         self._breaks = now
+
+
+def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers, by name, of layers of somebody's own, but for running statistics."""
+    return [
+        (f"{path}.{key}" if path else key, buffer)
+        for path, layer in module.named_modules()
+        if not is_torchs(layer) and not isinstance(layer, nn.modules.batchnorm._NormBase)
+        for key, buffer in layer._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
 
 
 def check_options(options: Mapping[str, Any] | None, engine: str) -> dict[str, Any]:

@@ -106,6 +106,69 @@ def test_what_can_not_be_in_one_graph_is_an_error_under_fullgraph() -> None:
     assert trainer.step == 0
 
 
+class Counting(nn.Linear):
+    """Scales by the passes made; how: in which way forward counts them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(5, 1, dtype=torch.float64)
+        self.how = how
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        if self.how == "in place":
+            self.count += 1
+        elif self.how == "without a gradient":
+            with torch.no_grad():
+                self.count.add_(1)
+        elif self.how == "by copy":
+            self.count.copy_(self.count + 1)
+        else:
+            self.count = self.count + 1
+        return super().forward(x) * (1 + 0.1 * self.count)
+
+
+@pytest.mark.parametrize("how", ["in place", "without a gradient", "by copy"])
+def test_a_forward_that_writes_to_buffers_in_place_is_refused(how: str) -> None:
+    """torch.compile reads the buffer once more in the backward pass, when it has the next value."""
+    model = nn.Sequential(Counting(how))
+    trainer = build(model)
+    with pytest.raises(ConfigError) as caught:
+        trainer.fit(1)
+    assert str(caught.value) == (
+        "engine: compile can't run this: torch.compile: forward writes to buffer 0.count in "
+        "place, after which its gradient may be wrong; bind it anew, as in "
+        "self.count = self.count + 1; use eager"
+    )
+    assert trainer.step == 0
+    assert torch.equal(trainer.model[0].weight, model[0].weight)
+    assert trainer.model[0].count == 0
+
+
+class Renamed(nn.BatchNorm1d):
+    pass
+
+
+LAYERS = {
+    "bound anew": lambda: Counting("anew"),
+    "BatchNorm of one's own": lambda: nn.Sequential(
+        Renamed(5, dtype=torch.float64), nn.Linear(5, 1, dtype=torch.float64)
+    ),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(
+        nn.Linear(5, 1, dtype=torch.float64)
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_buffers_that_a_compiled_forward_may_change(layer: str) -> None:
+    torch.manual_seed(1)
+    model = LAYERS[layer]()
+    eager, compiled = build(model, "eager"), build(model)
+    for trainer in (eager, compiled):
+        trainer.fit(2)
+    assert difference(compiled, eager) < 1e-10
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit.script itself
 def test_a_scripted_model_is_refused() -> None:
     model = torch.jit.script(nn.Linear(5, 1, dtype=torch.float64))
