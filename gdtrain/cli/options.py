@@ -159,6 +159,12 @@ def import_modules(names: list[str]) -> None:
             raise ConfigError([Fault("--import", message, "command line")]) from None
 
 
+def refuse(faults: Sequence[tuple[str, str]]) -> None:
+    """Raise ConfigError with what is wrong with options: (option, what), if anything is."""
+    if faults:
+        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+
+
 @contextmanager
 def faults_of_options() -> Iterator[None]:
     """Say of a fault that has no place in a file that it is one of an option."""

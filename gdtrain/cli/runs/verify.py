@@ -8,9 +8,9 @@ from gdtrain.cli.options import (
     add_import,
     add_json,
     import_modules,
+    refuse,
     results_alone,
 )
-from gdtrain.errors import ConfigError, Fault
 
 
 def verify(given: list[str]) -> int:
@@ -46,7 +46,7 @@ def verify(given: list[str]) -> int:
     for name, least in (("samples", 1), ("updates", 0)):
         if (given_number := getattr(options, name)) < least:
             message = f"must be >= {least}, got {given_number}"
-            raise ConfigError([Fault(f"--{name}", message, "command line")])
+            refuse([(name, message)])
     with results_alone(options.json) as results:
         import_modules(options.imports)
         from gdtrain.config.load import load_config

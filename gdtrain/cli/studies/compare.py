@@ -13,10 +13,10 @@ from gdtrain.cli.options import (
     add_json,
     add_quiet,
     import_modules,
+    refuse,
     results_alone,
     split_settings,
 )
-from gdtrain.errors import ConfigError, Fault
 from gdtrain.training.safety.signals import current_desk
 
 UNITS = ("epochs", "samples", "updates", "seconds")
@@ -34,9 +34,7 @@ signal (what was done is written), 1 else.
 def compare(given: list[str]) -> int:
     """Train several forms from the same start under the same budget, and compare them."""
     options = _parser().parse_intermixed_args(given)
-    faults = _faults(options)
-    if faults:
-        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+    refuse(_faults(options))
     with results_alone(options.json) as results:
         return _compare(options, results)
 

@@ -12,10 +12,10 @@ from gdtrain.cli.options import (
     add_json,
     add_quiet,
     import_modules,
+    refuse,
     results_alone,
     split_settings,
 )
-from gdtrain.errors import ConfigError, Fault
 
 _EXAMPLES = (
     "sweep batch.yaml optimizer.lr=0.1,1 seed=0..1 epochs=1",
@@ -34,9 +34,7 @@ Exit codes: 0 done (runs that diverged or failed are rows), 1 if every run faile
 def sweep(given: list[str]) -> int:
     """Train once at each point of a grid, several at a time, and say what came of it."""
     options = _parser().parse_intermixed_args(given)
-    faults = _faults(options)
-    if faults:
-        raise ConfigError([Fault(f"--{key}", message, "command line") for key, message in faults])
+    refuse(_faults(options))
     with results_alone(options.json) as results:
         return _sweep(options, results)
 
