@@ -11,11 +11,12 @@ from gdtrain.analysis.curvature.descended_function import descended
 from gdtrain.analysis.curvature.full_loss import trained
 from gdtrain.analysis.noise_scale import GradientNoise, gradient_noise
 from gdtrain.analysis.sharpness import Sharpness, largest_eigenvalue, stability_limit
-from gdtrain.errors import ConfigError, DataError, ModelError
+from gdtrain.errors import ConfigError, DataError, ModelError, reason_of
 from gdtrain.training.trainer import Trainer
 
 MOST_SAMPLES = 1024  # from whose gradients the noise is estimated
-_CANNOT = (ConfigError, DataError, ModelError)
+# RuntimeError: of a model whose own backward pass can't be differentiated. It can be trained.
+_CANNOT = (ConfigError, DataError, ModelError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _function(trainer: Trainer) -> object:
     try:
         goes_down = descended(trainer)
     except _CANNOT as error:
-        return parameters, str(error)
+        return parameters, reason_of(error)
     return parameters, goes_down.objective.training, goes_down.why_not
 
 
@@ -164,7 +165,7 @@ def _sharpness(trainer: Trainer) -> Sharpness | str:
     try:
         return largest_eigenvalue(trainer)
     except _CANNOT as error:
-        return str(error)
+        return reason_of(error)
 
 
 def _noise(trainer: Trainer) -> GradientNoise | str:
@@ -172,7 +173,7 @@ def _noise(trainer: Trainer) -> GradientNoise | str:
     try:
         noise = gradient_noise(trainer, num_samples=MOST_SAMPLES)
     except _CANNOT as error:
-        return str(error)
+        return reason_of(error)
     return noise if math.isfinite(noise.scale) else "the gradient is not seen for noise"
 
 

@@ -147,3 +147,28 @@ def test_a_range_test_shows_theory_beside_its_trials():
     assert max(fell) < limit
     assert f"largest rate in theory  {limit:.3g}; {max(fell):.3g} descends, " in str(found)
     assert "agrees" in str(found)
+
+
+def test_a_model_without_second_derivatives_can_still_be_compared():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return torch.from_numpy(2 * x.numpy() * gradient.numpy())
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            return Square.apply(super().forward(x))
+
+    def form():
+        torch.manual_seed(0)
+        return parabola(model=Model(1, 1).double())
+
+    (made,) = compare({"only": form}, epochs=2, looks=2).result["forms"]
+    assert (made["status"], made["theory"]["sharpness"]) == ("done", None)
+    assert "numpy" in made["theory"]["no_rate"]
