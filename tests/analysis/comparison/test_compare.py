@@ -197,7 +197,7 @@ def test_a_budget_of_seconds_is_one_of_updates_alone():
         return SlowLook(plain.model, half_squares, plain.optimizer, plain.loader, device="cpu")
 
     (form,) = compare({"it": make}, seconds=0.4, looks=20).result["forms"]
-    assert 0.4 <= form["seconds"] < 1.2  # a block takes a tenth of a second, on a busy machine more
+    assert 0.4 <= form["seconds"] < 5  # a block takes a tenth of a second, on a busy machine more
     assert form["curve"]["seconds"][-1] == form["seconds"]
     assert form["stability"]["updates_judged"] >= 8
     assert form["status"] == "done"
