@@ -29,6 +29,10 @@ Wanted = tuple[int, list[int]]  # a batch's seed for a worker, and its samples
 Transform = Callable[[Any, torch.Generator], Any]  # of a sample, with numbers of its own to draw
 
 
+_SECONDS_TO_END = 5
+"""For a worker to be seen to have ended when its connection has: the machine may be busy."""
+
+
 class DatasetSamples(Samples):
     """Samples of a map-style torch ``Dataset``.
 
@@ -186,7 +190,10 @@ def _found_dead(workers: Sequence[Any]) -> DataError | None:
     codes: list[int | None] = []
     for _ in range(2):
         try:
-            wait([worker.sentinel for worker in workers], timeout=5)
+            ended = wait([worker.sentinel for worker in workers], timeout=_SECONDS_TO_END)
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join()  # files are closed before the system has an exit code
             codes = [worker.exitcode for worker in workers]
             break
         except RuntimeError as told:  # torch's news of the same, which may come at any moment
