@@ -168,6 +168,7 @@ def test_a_run_goes_on_in_any_phase(settings, step, more, tmp_path):
     assert_same(second.model, whole.model)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("more", [{"phases": PHASES}, SEVERAL], ids=["phases", "several"])
 def test_the_command_trains_prints_and_resumes(settings, more, tmp_path):
     import yaml

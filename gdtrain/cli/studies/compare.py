@@ -24,8 +24,8 @@ UNITS = ("epochs", "samples", "updates", "seconds")
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 _NOTES = """\
-Data, model, loss, seed, device and precision must be the same in all configurations. Early \
-stopping, monitors, checkpoints and averaging play no part.
+Configurations share data, model, loss, seed, device and precision. Early stopping, \
+monitors, checkpoints and averaging are left out.
 Exit codes: 0 done (a form that diverged is a result), 2 bad input, 129/130/131/143 ended by a \
 signal (what was done is written), 1 else.
 """

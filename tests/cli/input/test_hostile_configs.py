@@ -35,11 +35,13 @@ def test_the_hook_sees_what_is_forbidden(audited):
     ]
 
 
+@pytest.mark.long
 def test_no_case_imports_executes_or_opens_what_was_not_named(audited):
     assert len(audited["cases"]) == len(cases())
     assert {case["name"]: case["wrong"] for case in audited["cases"] if case["wrong"]} == {}
 
 
+@pytest.mark.long
 def test_only_what_is_harmless_is_taken(audited):
     taken = [case["name"] for case in audited["cases"] if case["code"] == 0]
     assert [name for name in taken if not name.startswith("named ")] == [
@@ -56,6 +58,7 @@ def test_only_what_is_harmless_is_taken(audited):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -673,7 +673,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 def test_an_unchanged_checkpoint_with_digests_made_anew_resumes(trained, tmp_path):
     """What the tests below do to a checkpoint is no fault by itself."""
     ends = {}
