@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import shutil
 import sys
@@ -16,7 +15,7 @@ from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.load_run import OnBadRow, TrainedRun, load_run
 from gdtrain.errors import ConfigError, Fault, OutputError
 
-_AT_ONCE = 1 << 20  # characters
+_AT_ONCE = 1 << 20  # bytes
 
 
 def load_finished(run: Path, *, averaged: bool = False) -> TrainedRun:
@@ -45,26 +44,33 @@ def predict_rows(
     with ExitStack() as stack:
         if str(file) == "-":
             file = stack.enter_context(_kept_input())
-        kept = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", newline=""))
+        kept = stack.enter_context(tempfile.TemporaryFile())
         header: list[str] | None = None
         for part in trained.predictions(file, on_bad_row=on_bad_row):
             if header is None:
                 header = list(part) if columns is None else _chosen(list(part), columns)
-                kept.write(_as_csv([header]))
-            kept.write(_as_csv(zip(*(part[name] for name in header), strict=True)))
+                kept.write(_as_csv([[name] for name in header]))
+            kept.write(_as_csv([part[name] for name in header]))
         kept.seek(0)
         if out is None:
-            shutil.copyfileobj(kept, sys.stdout)
+            with io.TextIOWrapper(kept, "utf-8", newline="") as text:
+                shutil.copyfileobj(text, sys.stdout)
             return 0
-        parts = iter(partial(kept.read, _AT_ONCE), "")
-        write_out(out, (part.encode() for part in parts))
+        write_out(out, iter(partial(kept.read, _AT_ONCE), b""))
     return 0
 
 
-def _as_csv(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as text; written to a file at once, which is several times faster than one by one."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+def _as_csv(columns: Sequence[Sequence[object]]) -> bytes:
+    """Columns of one length as lines, without a header.
+
+    Arrow writes the digits of Python's ``repr``, ten times as fast: 100.0 is 100.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    text = io.BytesIO()
+    table = pa.table(list(map(pa.array, columns)), list(map(str, range(len(columns)))))
+    csv.write_csv(table, text, csv.WriteOptions(include_header=False, quoting_style="needed"))
     return text.getvalue()
 
 
