@@ -117,6 +117,7 @@ def beside_the_grid(name, form, grid=GRID):
     return made, float(grid[best]), losses[best], start
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("form", ["batch", "minibatch"])
 def test_on_a_sine_it_is_near_the_best_of_a_grid(form):
     made, best, least, start = beside_the_grid("sine", form, GRID[::2])

@@ -153,6 +153,7 @@ def table(draw, seeds, factors):
     return {"forms": forms, "target": target, "statistics": statistics_of(forms)}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_tables_of_three_equal_forms_name_a_winner_in_at_most_5_percent(seeds):
     draw = np.random.default_rng(seeds)

@@ -128,6 +128,7 @@ def test_eigenpairs_and_traces_are_those_of_the_dense_matrix(matrix) -> None:
     assert abs(float(density.nodes.max() - expected[-1])) < 1e-6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("microbatch_size", [None, 3])
 def test_two_ranks_find_what_one_does(microbatch_size) -> None:
     model, loss, data = network(), weighted(), (inputs(), labels())

@@ -107,6 +107,7 @@ def test_a_run_with_all_monitors_has_the_bits_of_one_without(form, every) -> Non
         assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
 
 
+@pytest.mark.long
 def test_under_scan_they_see_what_they_see_under_eager_to_rounding() -> None:
     pytest.importorskip("jax")
     ends = {}

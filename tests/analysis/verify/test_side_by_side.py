@@ -207,6 +207,7 @@ def config(tmp_path) -> Callable[[str], str]:
     return write
 
 
+@pytest.mark.long
 def test_command(config, capsys) -> None:
     assert main(["verify", "--config", config("linear"), "--updates", "13"]) == 0
     printed = capsys.readouterr().out

@@ -472,6 +472,7 @@ def test_an_early_signal_is_not_swallowed(tmp_path, module, name):
 # Checkpoints that can't be saved or removed
 
 
+@pytest.mark.long
 def test_weights_are_written_though_the_last_checkpoint_cant_be_saved(tmp_path):
     """A file in the place of checkpoints/: exit code 1, and the model of an undisturbed run."""
     fault = 'os.rename("run/checkpoints", "aside")\nopen("run/checkpoints", "w").close()'
@@ -539,6 +540,7 @@ def test_checkpoints_that_do_not_fit_make_room_or_say_how_much_is_needed(small_d
 # Progress that nobody can read
 
 
+@pytest.mark.long
 @with_full_device
 def test_a_full_standard_error_costs_nothing(tmp_path):
     """With standard error on /dev/full, training ends with exit code 0 and its model."""
@@ -738,6 +740,7 @@ def raw(text: str) -> set[str]:
     return {c for c in text if unicodedata.category(c) == "Cc" and c not in "\n\t"}
 
 
+@pytest.mark.long
 def test_escape_sequences_in_keys_do_not_reach_the_terminal(tmp_path):
     """An unknown key that would set a terminal's title and colour is shown, and not obeyed."""
     prepare(tmp_path, config=CONFIG + '"\\e]0;title\\a\\e[31mred": 1\n')

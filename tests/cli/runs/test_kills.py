@@ -91,6 +91,7 @@ class Stuck(Trainer):
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_exits_at_once(tmp_path, signum):
     write_config(tmp_path, "minibatch", 1)
@@ -150,7 +151,7 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
     [
         pytest.param(2, 1, marks=pytest.mark.long),
         pytest.param(1, 2, marks=pytest.mark.long),
-        (2, 3),
+        pytest.param(2, 3, marks=pytest.mark.long),
     ],
 )
 def test_a_run_goes_on_with_other_processes_in_the_same_order(tmp_path, before, after):

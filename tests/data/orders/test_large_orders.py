@@ -90,6 +90,7 @@ def images_by_key(request) -> tuple[int, Tensor]:
     return n, torch.stack([drawn("reshuffle", n, 0, key)[positions] for key in range(8192)])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("column", range(6))
 def test_a_position_goes_everywhere_over_epochs(images_by_key, column: int) -> None:
     n, images = images_by_key
