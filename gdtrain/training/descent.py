@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.optim import SGD, Optimizer
+from torch.optim import sgd as sgd_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gdtrain.errors import ModelError
+from gdtrain.training import torch_code
 
 # What Tensor.backward calls once it has looked at its arguments.
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
@@ -29,7 +31,11 @@ _seeds: dict[torch.dtype, Tensor] = {}  # ∂J/∂J
 
 def zero_gradients(optimizer: Optimizer) -> None:
     """``optimizer.zero_grad()``."""
-    if type(optimizer).zero_grad is not Optimizer.zero_grad or "zero_grad" in vars(optimizer):
+    if (
+        type(optimizer).zero_grad is not Optimizer.zero_grad
+        or "zero_grad" in vars(optimizer)
+        or Optimizer.zero_grad is not torch_code.ZERO_GRAD
+    ):
         optimizer.zero_grad()
         return
     for group in optimizer.param_groups:
@@ -39,7 +45,13 @@ def zero_gradients(optimizer: Optimizer) -> None:
 
 def backward(loss: Tensor) -> None:
     """``loss.backward()``, of a loss of shape []. Raises ModelError if it has no gradient."""
-    if type(loss) is not Tensor or not loss.requires_grad or loss.device.type != "cpu":
+    if (
+        type(loss) is not Tensor
+        or not loss.requires_grad
+        or loss.device.type != "cpu"
+        or Tensor.backward is not torch_code.TENSOR_BACKWARD
+        or torch.autograd.backward is not torch_code.BACKWARD
+    ):
         if not loss.requires_grad:
             raise ModelError(
                 "loss: has no gradient: no trained parameter has a part in it; compute it by torch "
@@ -142,12 +154,19 @@ def has_step_hooks(optimizer: Optimizer) -> bool:
 
 def is_torchs(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is PyTorch's code alone."""
-    return type(optimizer).__module__.startswith("torch.optim.") and not has_step_hooks(optimizer)
+    kind = type(optimizer)
+    return (
+        kind.__module__.startswith("torch.optim.")
+        and torch_code.is_of_torch(kind.step)
+        and not has_step_hooks(optimizer)
+    )
 
 
 def is_plain(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is torch.optim.SGD's, on real numbers, and unobserved."""
     if type(optimizer) is not SGD or has_step_hooks(optimizer) or not torch.is_grad_enabled():
+        return False
+    if not torch_code.is_of_torch(SGD.step) or sgd_module.sgd is not torch_code.KERNEL:
         return False
     for group in optimizer.param_groups:
         if type(group["lr"]) is not float or type(group["weight_decay"]) not in (float, int):

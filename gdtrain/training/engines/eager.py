@@ -8,6 +8,7 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
@@ -84,7 +85,12 @@ class EagerEngine:
     def _known_steps(
         self, block: Block, batches: Iterable[Batch], update: Callable[[Batch], Tensor]
     ) -> bool:
-        """As :meth:`_steps`, where nobody else's code runs in between."""
+        """As :meth:`_steps`, where nobody else's code runs in between.
+
+        Nodes of autograd's graph may have hooks that nobody can see, and these may add others: then
+        the block ends.
+        """
+        hooks_so_far = RemovableHandle.next_id
         trainer, weight, note_rate = self.trainer, self.trainer.step_weights.of, block.note_rate
         for batch in batches:
             size = batch.indices.shape[0]
@@ -95,7 +101,7 @@ class EagerEngine:
             block.note(loss, weight(batch, size), size)
             trainer.after_update()
             note_rate(trainer.progress.lr)
-            if trainer.should_stop:
+            if trainer.should_stop or RemovableHandle.next_id != hooks_so_far:
                 break
         return True
 

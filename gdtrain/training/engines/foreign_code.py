@@ -13,6 +13,7 @@ from gdtrain.training.engines.functional_step import Places, update_flags
 from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.engines.python_state import PythonState, root_package
 from gdtrain.training.run import Run
+from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
 # Rooms whose callbacks read what a run has come to, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
@@ -40,7 +41,7 @@ def calls_known_code(trainer: Run) -> bool:
 
     Such code does the same in every step, and reads nothing but what :class:`Structure` has.
     """
-    if overridden(trainer, ("compute_loss", "forward", "batch_loss")):
+    if overridden(trainer, ("compute_loss", "forward", "batch_loss")) or not has_own_pass():
         return False
     return all(map(_is_known_layer, _modules(trainer))) and _is_known(trainer.loss)
 
@@ -51,9 +52,13 @@ def _modules(trainer: Run) -> list[nn.Module]:
 
 
 def _is_known_layer(layer: nn.Module) -> bool:
-    return type(layer).__module__.startswith(("torch.nn.", "gdtrain.")) and not any(
-        name in vars(layer) for name in ("forward", "__call__")
-    )
+    """Its class is known, and so is what it computes, which others may have put in its place."""
+    kind = type(layer)
+    if any(name in vars(layer) for name in ("forward", "__call__")):
+        return False
+    if kind.__module__.startswith("torch.nn."):
+        return is_of_torch(kind.forward)
+    return kind.__module__.startswith("gdtrain.")
 
 
 def _is_known(loss: Any) -> bool:

@@ -36,7 +36,6 @@ _RUNGS = (
     *("train_step", "batch_gradient", "finish_gradient", "batch_loss", "compute_loss", "forward"),
     *("output_loss", "loss_weight", "after_update", "pass_epoch", "read"),
 )
-_CALL = nn.Module.__call__
 # What losses call once they have brought both tensors to one shape.
 _KERNELS: dict[Any, Any] = {
     F.mse_loss: torch._C._nn.mse_loss,
@@ -53,10 +52,13 @@ def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None
     """
     if len(block) < _FEW or _has_more(trainer) or not _is_known(trainer):
         return None
+    optimizer = trainer.updater
+    plain = is_plain(optimizer)
+    if not plain and not is_torchs(optimizer):
+        return None
     model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
-    optimizer, check, count = trainer.updater, trainer.guard.check, trainer.progress.count
-    plain = is_plain(optimizer)
+    check, count = trainer.guard.check, trainer.progress.count
     in_place = any(getattr(layer, "inplace", False) for layer in trainer.model.modules())
 
     def update(batch: Batch) -> Tensor:
@@ -104,7 +106,7 @@ def _has_more(trainer: Run) -> bool:
 
 
 def _is_known(trainer: Run) -> bool:
-    """Whether all that runs in a block is PyTorch's and the project's own code."""
+    """Whether all that runs in a block, the optimizer apart, is PyTorch's and the project's own."""
     loader, groups = trainer.loader, trainer.updater.param_groups
     if loader is None or not type(loader).__module__.startswith("gdtrain.") or loader.calls_order:
         return False
@@ -114,9 +116,7 @@ def _is_known(trainer: Run) -> bool:
         and not trainer.has_own(*_RUNGS)
         and not trainer.own_state
         and not trainer.schedule.own_code
-        and is_torchs(trainer.updater)
         and calls_known_code(trainer)
-        and nn.Module.__call__ is _CALL
         and not has_global_hooks()
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()

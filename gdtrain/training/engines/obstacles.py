@@ -16,6 +16,7 @@ from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, overridden
 from gdtrain.training.engines.python_state import PythonState
 from gdtrain.training.run import Run
+from gdtrain.training.torch_code import has_own_pass, has_own_update
 
 INSTALL = "pip install 'gdtrain[xla]'"
 UNEVEN = "the batches of an epoch are of several sizes"
@@ -43,6 +44,8 @@ def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:
     yield from _of_trainer(trainer, name)
     yield from _of_optimizer(trainer.updater)
     yield from _of_model(trainer)
+    if not (has_own_pass() and has_own_update()):
+        yield "others stand in the place of PyTorch's functions"
 
 
 def is_installed() -> bool:

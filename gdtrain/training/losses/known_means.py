@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import Samples
+from gdtrain.training.torch_code import is_of_torch
 
 Loss = Callable[[Any, Any], Tensor]
 T = TypeVar("T", bound=nn.Module)
@@ -53,7 +54,9 @@ _OVER_SAMPLES: dict[Any, type[nn.Module] | None] = {
 _FUNCTIONS = {**ELEMENTWISE, **_OVER_TARGETS, **_OVER_SAMPLES}
 # A subclass with a forward of its own computes something else; one without is the same loss.
 _OF_FORWARD: dict[Any, Any] = {
-    module.forward: function for function, module in _FUNCTIONS.items() if module is not None
+    module.forward: function
+    for function, module in _FUNCTIONS.items()
+    if module is not None and is_of_torch(module.forward) and is_of_torch(function)
 }
 _CLASS_INDEX = (F.cross_entropy, F.nll_loss, F.multi_margin_loss)
 # Whose ``weight``, and ``pos_weight``, multiply numbers that are then averaged, and so may hold one
@@ -117,13 +120,15 @@ def of_torch(loss: Any) -> TorchLoss | None:
     """What PyTorch knows the loss as; None for a loss of one's own."""
     if isinstance(loss, nn.Module):
         function = _OF_FORWARD.get(type(loss).forward)
-        return None if function is None or _is_changed(loss) else TorchLoss(function, loss)
+        if function is None or _is_changed(loss) or getattr(F, function.__name__) is not function:
+            return None
+        return TorchLoss(function, loss)
     settings: dict[str, Any] = {}
     while isinstance(loss, partial):
         if loss.args:  # takes the place of the output
             return None
         settings, loss = {**loss.keywords, **settings}, loss.func
-    if isinstance(loss, FunctionType) and loss in _FUNCTIONS:
+    if isinstance(loss, FunctionType) and loss in _FUNCTIONS and is_of_torch(loss):
         return TorchLoss(loss, settings)
     return None
 

@@ -19,6 +19,7 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled
+from gdtrain.training.torch_code import has_own_pass
 
 NO_LOSS = "loss: missing; give a loss, or override compute_loss"
 
@@ -174,7 +175,8 @@ class OutputCheck:
     def _first(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
         known = of_torch(loss)
         value: Tensor
-        if known is None and is_compiled(loss):  # which can't be followed
+        # Neither can be followed: functions put in the place of PyTorch's would be called twice.
+        if known is None and (is_compiled(loss) or not has_own_pass()):
             value = loss(output, targets)
         elif known is None:
             with Watch(output, targets) as seen:
