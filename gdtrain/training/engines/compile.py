@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import map_batch
 from gdtrain.errors import ConfigError, ModelError
+from gdtrain.training.engines.capturing.eager_pass import reached
+from gdtrain.training.engines.capturing.functional_step import Places
 from gdtrain.training.engines.eager import EagerEngine
-from gdtrain.training.engines.eager_pass import reached
-from gdtrain.training.engines.functional_step import Places
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.state.plain_values import is_torchs

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from gdtrain.training.callbacks.callback import EVENTS, Callback, StepLosses
-from gdtrain.training.engines.functional_step import Places, update_flags
+from gdtrain.training.engines.capturing.functional_step import Places, update_flags
+from gdtrain.training.engines.capturing.python_state import PythonState, root_package
 from gdtrain.training.engines.hooks import overridden
-from gdtrain.training.engines.python_state import PythonState, root_package
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, is_of_torch
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
-from gdtrain.training.engines.compiled_engine import CompiledEngine
+from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
+from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.cuda.static_step import StaticStep
-from gdtrain.training.engines.eager_pass import unread
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import TensorSamples
-from gdtrain.training.engines.capture import CapturedStep, capture
-from gdtrain.training.engines.eager_pass import EagerPass
-from gdtrain.training.engines.functional_step import State
+from gdtrain.training.engines.capturing.capture import CapturedStep, capture
+from gdtrain.training.engines.capturing.eager_pass import EagerPass
+from gdtrain.training.engines.capturing.functional_step import State
 from gdtrain.training.run import Run
 
 

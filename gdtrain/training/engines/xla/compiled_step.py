@@ -16,9 +16,14 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
-from gdtrain.training.engines.capture import CapturedStep, StepOutline, capture, present_seed
-from gdtrain.training.engines.eager_pass import EagerPass
-from gdtrain.training.engines.functional_step import FunctionalStep
+from gdtrain.training.engines.capturing.capture import (
+    CapturedStep,
+    StepOutline,
+    capture,
+    present_seed,
+)
+from gdtrain.training.engines.capturing.eager_pass import EagerPass
+from gdtrain.training.engines.capturing.functional_step import FunctionalStep
 from gdtrain.training.engines.xla import shared
 from gdtrain.training.engines.xla.cpu import cpu
 from gdtrain.training.engines.xla.lowering.graph import DTYPES, is_lowered

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jax import lax
 
-from gdtrain.training.engines.capture import CapturedStep, StepOutline
+from gdtrain.training.engines.capturing.capture import CapturedStep, StepOutline
 from gdtrain.training.engines.xla.lowering.graph import run_step
 from gdtrain.training.engines.xla.shared import Block, compiled
 from gdtrain.training.engines.xla.window import shared

@@ -14,8 +14,8 @@ from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.engines.compiled_engine import CompiledEngine
-from gdtrain.training.engines.eager_pass import unread
+from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
+from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.engines.xla.compiled_step import CompiledStep, losses_of
 from gdtrain.training.engines.xla.program import Array, StepShape

@@ -16,7 +16,7 @@ import jax
 import torch
 from jax import export
 
-from gdtrain.training.engines.capture import StepOutline
+from gdtrain.training.engines.capturing.capture import StepOutline
 from gdtrain.training.engines.xla import user_cache
 from gdtrain.training.engines.xla.step_key import digest
 

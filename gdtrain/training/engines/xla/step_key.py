@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
-from gdtrain.training.engines.eager_pass import EagerPass
+from gdtrain.training.engines.capturing.eager_pass import EagerPass
+from gdtrain.training.engines.capturing.functional_step import form_of
+from gdtrain.training.engines.capturing.python_state import root_package
 from gdtrain.training.engines.foreign_code import calls_known_code
-from gdtrain.training.engines.functional_step import form_of
-from gdtrain.training.engines.python_state import root_package
 from gdtrain.training.run import Run
 
 _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from gdtrain import Trainer
 from gdtrain.data.batch import Batch
-from gdtrain.training.engines.capture import capture
-from gdtrain.training.engines.eager_pass import EagerPass
+from gdtrain.training.engines.capturing.capture import capture
+from gdtrain.training.engines.capturing.eager_pass import EagerPass
 
 jax = pytest.importorskip("jax")
 

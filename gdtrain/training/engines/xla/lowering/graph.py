@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from gdtrain.training.engines.capture import CapturedStep
+from gdtrain.training.engines.capturing.capture import CapturedStep
 from gdtrain.training.engines.xla.lowering import reductions, shapes
 from gdtrain.training.engines.xla.lowering.convolution import CONVOLUTION
 from gdtrain.training.engines.xla.lowering.indexing import INDEXING

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
-from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.engines.capturing.python_state import PythonState
 
 pytest.importorskip("jax")
 

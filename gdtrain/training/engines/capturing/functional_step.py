@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
-from gdtrain.training.engines.without_looking import without_looking
+from gdtrain.training.engines.capturing.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.run import Run
 from gdtrain.training.terms import Place

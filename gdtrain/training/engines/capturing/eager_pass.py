@@ -18,8 +18,8 @@ from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
-from gdtrain.training.engines.functional_step import FunctionalStep, Places, step_number
-from gdtrain.training.engines.python_state import PythonState
+from gdtrain.training.engines.capturing.functional_step import FunctionalStep, Places, step_number
+from gdtrain.training.engines.capturing.python_state import PythonState
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.run import Run

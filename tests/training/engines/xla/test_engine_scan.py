@@ -122,8 +122,8 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
     """Through the captured graph alone, operator by operator, which compiles no loop."""
     import jax
 
-    from gdtrain.training.engines.capture import capture
-    from gdtrain.training.engines.eager_pass import EagerPass
+    from gdtrain.training.engines.capturing.capture import capture
+    from gdtrain.training.engines.capturing.eager_pass import EagerPass
     from gdtrain.training.engines.xla.lowering.graph import is_lowered, run_step
 
     batch = next(iter(BatchLoader(data(loss_name, torch.float64, n=7))))

@@ -22,15 +22,15 @@ from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import GdtrainError, ModelError
-from gdtrain.training.engines.eager_pass import EagerPass, is_drawing, reached, unread
-from gdtrain.training.engines.functional_step import (
+from gdtrain.training.engines.capturing.eager_pass import EagerPass, is_drawing, reached, unread
+from gdtrain.training.engines.capturing.functional_step import (
     SETTINGS_PER_GROUP,
     FunctionalStep,
     State,
     form_of,
 )
-from gdtrain.training.engines.python_state import root_package
-from gdtrain.training.engines.without_looking import plain_operators
+from gdtrain.training.engines.capturing.python_state import root_package
+from gdtrain.training.engines.capturing.without_looking import plain_operators
 from gdtrain.training.run import Run
 from gdtrain.training.terms import Place
 
