@@ -88,13 +88,13 @@ class DisturbedError(Exception):
         self.state = state
 
 
-def make_anew(path: Path) -> bool:
-    """Make a directory that is expected to be there; return whether it was gone."""
+def make_anew(path: Path, *, was_made: bool = True) -> None:
+    """Make a directory that is not there, and say so if it was made before."""
     if is_there(path):
-        return False
+        return
     make_directory(path)
-    logger.warning("%s is gone, with all that was in it; it is made anew", path)
-    return True
+    if was_made:
+        logger.warning("%s was removed, with all its files; it is created again", path)
 
 
 def check_no_link(path: Path) -> None:

@@ -86,7 +86,7 @@ def for_file(path: Path, targets: list[str], name: str) -> str:
     except DataError as error:
         raise _fault("target" if "has no column" in str(error) else "data", str(error)) from error
     if wrong:
-        say(f"to be corrected before it can be trained on: {wrong}")
+        say(f"correct this before training: {wrong}")
     return text
 
 

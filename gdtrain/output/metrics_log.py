@@ -71,6 +71,7 @@ class MetricsLog(StepLog):
         self._waiting = bytearray()
         self._lost = 0  # lines for which there was no room in memory either
         self._state: FileState | None = None
+        self._made_directory = False
 
     @property
     def size(self) -> int:
@@ -135,7 +136,8 @@ class MetricsLog(StepLog):
             self.faults.attempt(LOG, partial(self._write, trainer))
 
     def _write(self, trainer: Trainer) -> None:
-        disk.make_anew(self.path.parent)
+        disk.make_anew(self.path.parent, was_made=self._made_directory)
+        self._made_directory = True
         try:
             self._state = disk.append(self.path, self._waiting, self._state)
         except disk.DisturbedError:

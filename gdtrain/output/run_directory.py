@@ -69,7 +69,9 @@ def new_directory(wanted: Path | None, name: str) -> Path:
         raise OutputError(f"{where} can't be made: {error.strerror}; choose another") from error
 
 
-def latest_directory(wanted: Path | None, name: str) -> Path:
+def latest_directory(
+    wanted: Path | None, name: str, way_out: str = "omit --resume to start one"
+) -> Path:
     """The directory of the run to resume: ``wanted``, or the newest ``runs/<name>/<n>``.
 
     Raises OutputError if there is none, or if something in it is a link to somewhere else.
@@ -84,7 +86,7 @@ def latest_directory(wanted: Path | None, name: str) -> Path:
         directory = parent / str(max(numbers))
     disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
-        raise OutputError(f"{directory} holds no run; give the directory of a run")
+        raise OutputError(f"{directory} holds no run; {way_out}")
     return directory
 
 

@@ -94,7 +94,7 @@ def test_a_folder_that_is_gone_is_made_anew_and_told_of(
     with caplog.at_level(logging.WARNING, "gdtrain"):
         store.save(2, state_of(2))
     assert names(store) == step(2)
-    assert any("c is gone, with all that was in it" in said for said in caplog.messages)
+    assert any("c was removed, with all its files" in said for said in caplog.messages)
 
 
 def test_a_link_that_is_put_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -325,11 +325,11 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
         ),
         (
             ["--output-dir", "nowhere"],
-            "--output-dir: nowhere holds no run; give the directory of a run",
+            "--output-dir: nowhere holds no run; omit --resume to start one",
         ),
         (
             ["--output-dir", "."],
-            "--output-dir: . holds no run; give the directory of a run",
+            "--output-dir: . holds no run; omit --resume to start one",
         ),
         (
             ["--output-dir", "unsaved"],

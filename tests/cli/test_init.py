@@ -118,7 +118,7 @@ def test_what_is_to_be_corrected_is_told(capsys) -> None:
     assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith(
-        "to be corrected before it can be trained on: a.csv: column 'y': 29 of 29 cells are no "
+        "correct this before training: a.csv: column 'y': 29 of 29 cells are not "
         "numbers, the first is '$1,000' in line 2; these look like amounts with a currency; "
     )
     assert second == "written: a.yaml; train with: python -m gdtrain --config a.yaml"

@@ -54,6 +54,15 @@ def whole() -> list[tuple[str, int]]:
     return [(kind, n) for n, of_step in zip(steps, kinds, strict=True) for kind in of_step]
 
 
+def test_a_new_directory_is_made_without_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "gdtrain"):
+        trainer_with(MetricsLog(tmp_path / "new" / "metrics.jsonl", 1)).fit(EPOCHS)
+    assert lines(tmp_path / "new" / "metrics.jsonl") == whole()
+    assert not caplog.messages
+
+
 class Reports(Callback):
     """Has something to report of each update."""
 

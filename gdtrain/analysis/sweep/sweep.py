@@ -168,7 +168,7 @@ def _take_up(trainer: Trainer, directory: Path) -> None:
 
 
 def _numbers(measured: Mapping[str, Any]) -> Row:
-    """What was measured, as plain numbers; what is no number stays as text."""
+    """What was measured, as plain numbers; what is not a number stays as text."""
     found: Row = {}
     for name, value in measured.items():
         if name in ("epoch", "step"):

@@ -73,7 +73,7 @@ class ReplayJob:
 
     def update(self) -> Update:
         """The update of step ``self.step``. Raises ConfigError if the run has no such step."""
-        run_directory.latest_directory(self.directory, "")
+        run_directory.latest_directory(self.directory, "", "give the directory of a run")
         config, document = load_config(self.directory / run_directory.CONFIG)
         with faults_placed(document), notices():
             run = build(config)

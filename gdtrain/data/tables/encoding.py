@@ -99,7 +99,7 @@ class TableEncoder:
             block[:, place] = self._number_cells(self.columns[place], arrays[place], faults)
 
     def _number_cells(self, column: Column, cells: Any, faults: Faults) -> Array:
-        """One by one, since some are no numbers."""
+        """One by one, since some are not numbers."""
         numbers = as_numbers(cells, self.decimal, self.missing)
         if numbers is not None:
             return numbers
@@ -114,7 +114,7 @@ class TableEncoder:
             if kind_of(plain) in ("number", "not finite"):
                 found[row] = float(plain)
             else:
-                faults.setdefault(row, f"column {column.name!r} is {text!r}, which is no number")
+                faults.setdefault(row, f"column {column.name!r} is {text!r}, which is not a number")
         return found
 
     def _column(self, column: Column, cells: Any, faults: Faults) -> Array:
@@ -153,7 +153,7 @@ class TableEncoder:
         local = coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
         for row, place in enumerate(local.tolist()):
             if place < len(texts) and found[place] is None:
-                text = f"is {texts[place]!r}, which is no date as in training"
+                text = f"is {texts[place]!r}, which is not a date as in training"
                 faults.setdefault(row, f"column {column.name!r} {text}")
         result: Array = table[local]
         return result

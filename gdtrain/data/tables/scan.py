@@ -214,7 +214,7 @@ class TableScan:
             self._note(places, block[places], block, None)
 
     def _as_numbers(self, cells: Any) -> Array | None:
-        """Text as float64, NaN where it is missing; None if some of it is no number."""
+        """Text as float64, NaN where it is missing; None if some of it is not a number."""
         for trim in (False, True) if not self._trim else (True,):
             numbers = as_numbers(cells, self.decimal, self.missing if trim else None)
             if numbers is not None:
@@ -409,7 +409,7 @@ def as_text(cells: Any) -> Any:
 
 
 def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Array | None:
-    """Text as float64, NaN for null; None if some of it is no number.
+    """Text as float64, NaN for null; None if some of it is not a number.
 
     missing: take blanks off, and these texts for null.
     """

@@ -161,9 +161,9 @@ class Understanding:
         kind, texts = kinds[first], text.texts
         cell, cells = texts[first], [texts[number] for number in wrong[:_MARKS_SHOWN]]
         place = self.places([int(text.first_rows[first])])[0]
-        what = f"{count:,} of {present:,} cells are no {wanted}s, the first is {cell!r} in {place}"
+        what = f"{count:,} of {present:,} cells are not {wanted}s, the first is {cell!r} in {place}"
         if count == 1:
-            what = f"1 of {present:,} cells is no {wanted}: {cell!r} in {place}"
+            what = f"1 of {present:,} cells is not a {wanted}: {cell!r} in {place}"
         settings = {"decimal": ","} if kind == "comma" else {}
         way_out = self._way_out(scan, kind, cells)
         return _NotUnderstood(ColumnFault(scan.name, f": {what}; {way_out}", settings=settings))

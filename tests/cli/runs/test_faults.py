@@ -792,7 +792,7 @@ def spoil(folder: Path, cell: str) -> np.ndarray:
     "cell", ["31.12.2024.235959", *map(long, ["1.0000000.0000000", "31.12.2024"])]
 )
 def test_a_malformed_cell_ends_a_stream_and_names_its_line(tmp_path, cell):
-    """A date with several dots is no number: exit code 2, with the line's number."""
+    """A date with several dots is not a number: exit code 2, with the line's number."""
     spoil(tmp_path, cell)
     done = train(tmp_path)
     assert done.returncode == 2, done.stderr

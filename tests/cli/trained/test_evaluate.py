@@ -177,7 +177,9 @@ def test_rows_that_training_left_out_are_left_out(tmp_path, monkeypatch) -> None
     assert run.evaluate("b.csv") == run.evaluate("a.csv")
     assert run.evaluate("b.csv")["samples"] == 40
     Path("c.csv").write_text("x,z,y\n1,,1\n2,2,two\n")
-    with pytest.raises(DataError, match=r"c.csv: line 3, column 'y' is 'two', which is no number"):
+    with pytest.raises(
+        DataError, match=r"c.csv: line 3, column 'y' is 'two', which is not a number"
+    ):
         run.evaluate("c.csv")
     Path("d.csv").write_text("x,z,y\n1,,1\n")
     with pytest.raises(DataError, match="no row is left where those with missing cells are left"):

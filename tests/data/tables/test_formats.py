@@ -144,7 +144,7 @@ def test_places_in_a_folder_name_the_file() -> None:
     lines[4] = ",".join(["many", *lines[4].split(",")[1:]])
     Path("parts/b.csv").write_text("\n".join(lines))
     with pytest.raises(
-        DataError, match=r"1 of 46 cells is no number: 'many' in parts/b.csv, line 5"
+        DataError, match=r"1 of 46 cells is not a number: 'many' in parts/b.csv, line 5"
     ):
         read_table("parts", "price")
     Path("parts/b.csv").write_text("size,price\n1,2\n")
@@ -231,13 +231,13 @@ def test_no_address_is_read() -> None:
 
 
 LATE = {
-    "a word after many numbers": ("a", "1 of 4,001 cells is no number: 'a' in line 4002"),
+    "a word after many numbers": ("a", "1 of 4,001 cells is not a number: 'a' in line 4002"),
     "a number with a sign": ("+7", 7.0),
     "a number between blanks": (" 8 ", 8.0),
     "a missing cell between blanks": (" NA ", None),
     "NaN written in another way": ("-nan", "1 cell is not finite, first in line 4002"),
     "infinity": ("inf", "1 cell is not finite, first in line 4002"),
-    "a decimal comma": ('"7,5"', "1 of 4,001 cells is no number: '7,5' in line 4002"),
+    "a decimal comma": ('"7,5"', "1 of 4,001 cells is not a number: '7,5' in line 4002"),
 }
 
 

@@ -167,12 +167,12 @@ MARKS = (
         ("x,y\n1,2\n1e999,2\n", f"column 'x': 1 cell is not finite, first in line 3; {FINITE}"),
         (
             MANY + "oops,2\n",
-            f"column 'x': 1 of 31 cells is no number: 'oops' in line 32; {MARKS}; or, if all of "
+            f"column 'x': 1 of 31 cells is not a number: 'oops' in line 32; {MARKS}; or, if all of "
             "them are names, categorical: [x]",
         ),
         (
             MANY + "1,N.A\n1,?\n",
-            f"column 'y': 1 of 31 cells is no number: 'N.A' in line 32; {MARKS}".replace(
+            f"column 'y': 1 of 31 cells is not a number: 'N.A' in line 32; {MARKS}".replace(
                 "oops", '"N.A"'
             ),
         ),
@@ -316,10 +316,10 @@ def test_what_was_learnt_stands_for_missing_cells_and_a_flag_says_where() -> Non
     ("cells", "said"),
     [
         ("green,1", "column 'c' is 'green', a category that was not there in training"),
-        ("red,one", "column 'x' is 'one', which is no number"),
+        ("red,one", "column 'x' is 'one', which is not a number"),
         ("red,", "column 'x' has no value, and in training nothing was learnt to stand for it"),
         ("NA,1", "column 'c' has no value, and in training nothing was learnt to stand for it"),
-        ("red,1_000", "column 'x' is '1_000', which is no number"),
+        ("red,1_000", "column 'x' is '1_000', which is not a number"),
         ("red,inf", "column 'x' is not finite"),
     ],
 )
@@ -328,7 +328,9 @@ def test_rows_that_do_not_fit_the_training_are_told_of(cells: str, said: str) ->
 
 
 def test_a_column_is_numbers_if_most_of_its_cells_are() -> None:
-    with pytest.raises(DataError, match=r"^a\.csv: column 'x': 1 of 3 cells is no number: 'many'"):
+    with pytest.raises(
+        DataError, match=r"^a\.csv: column 'x': 1 of 3 cells is not a number: 'many'"
+    ):
         read("x,y\n1,0\n2,0\nmany,0\n")
     data = read("x,y\n1,0\nmore,0\nmany,0\n")
     assert data.columns == [Column("x", ["1", "many", "more"])]
