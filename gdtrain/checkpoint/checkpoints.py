@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gdtrain.checkpoint.background_writer import Background
 from gdtrain.checkpoint.disk_faults import CHECKPOINTS, LOG, DiskFaults, is_full, with_room
-from gdtrain.checkpoint.expected_tensors import tensor_check
+from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import ConfigError, StorageError
@@ -125,7 +125,7 @@ class Checkpoints(Callback):
         directory = Path(directory)
         inner = directory / "checkpoints"
         store = CheckpointStore((inner if inner.is_dir() else directory).absolute())
-        path, state, skipped = store.load_newest(tensor_check(trainer))
+        path, state, skipped = store.load_newest(tensor_check(trainer), share=share_of(trainer))
         for reason in skipped:
             logger.warning("skipped a checkpoint: %s", reason)
         settings = state.pop("settings", None) or {}
@@ -290,8 +290,8 @@ class Checkpoints(Callback):
         """Whether the last save, which is waited for, failed by what may be over soon."""
         try:
             self._background.wait(keep=True)
-        except OSError as error:
-            return error.errno in _PASSING
+        except OSError as error:  # perhaps read back as something else than was written
+            return isinstance(error, StorageError) or error.errno in _PASSING
         except Exception:
             return False
         return False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from gdtrain.training.placement.sharding import whole
+from gdtrain.training.placement.sharding import Part, local
 from gdtrain.training.state import schedule_state, snapshot
 from gdtrain.training.state.optimizer_state import keys_after_update, take
 from gdtrain.training.state.plain_values import demand, is_count, is_torchs, shown
@@ -213,6 +213,7 @@ def _check_optimizer(state: Mapping[str, Any], trainer: Trainer) -> None:
 def _has_moved(state: Mapping[str, Any], name: str, parameter: Tensor) -> bool:
     part, _, of_loss = name.partition("/")
     theirs = state["loss"].get(of_loss) if part == "loss" and of_loss else state["model"].get(name)
-    if not (isinstance(theirs, Tensor) and theirs.shape == parameter.shape):
+    if not (isinstance(theirs, Tensor | Part) and theirs.shape == parameter.shape):
         return False
-    return theirs.numel() > 0 and not torch.equal(theirs.cpu(), whole(parameter).cpu())
+    mine, here = local(theirs), local(parameter.detach())
+    return mine.numel() > 0 and not torch.equal(mine.cpu(), here.cpu())

@@ -37,7 +37,8 @@ class DiskFaults:
             with_room(job, self.make_room)
         except OSError as error:
             if what not in self._open:
-                logger.warning("%s; training goes on", storage_error(what, error))
+                more = "; training goes on" if what == LOG else ""
+                logger.warning("%s%s", storage_error(what, error), more)
             self.note(what, storage_error(what, error))
             return False
         self.clear(what)
@@ -63,8 +64,9 @@ class DiskFaults:
         """The first cause, and what else is not written; None if all is."""
         if not self._open:
             return None
-        others = [str(error) for error in self._open.values() if error is not self._first]
-        also = ", ".join(other.partition(" could not be ")[0] for other in others)
+        errors = (self._first, *self._open.values())
+        first, *others = (str(error).partition(" could not be ")[0] for error in errors)
+        also = ", ".join(other for other in others if other != first)
         return StorageError(f"{self._first}" + (f" (nor could be written: {also})" if also else ""))
 
 

@@ -28,7 +28,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     name, be it a link to somewhere else.
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with _named(path), closing(handle):
+    with named(path), closing(handle):
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
@@ -58,7 +58,7 @@ def append(path: Path, content: bytearray, state: FileState | None) -> FileState
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     handle = os.open(path, flags, 0o666)
-    with _named(path), closing(handle):
+    with named(path), closing(handle):
         found = FileState.of(handle)
         if state is not None and found != state:
             raise DisturbedError(found)
@@ -127,7 +127,7 @@ def make_directory(path: Path) -> None:
 def sync_directory(path: Path) -> None:
     """Make sure that the names in a directory are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    with _named(path), closing(handle):
+    with named(path), closing(handle):
         os.fsync(handle)
 
 
@@ -137,7 +137,7 @@ def sync_file(path: Path) -> bool:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
-    with _named(path), closing(handle):
+    with named(path), closing(handle):
         os.fsync(handle)
     return True
 
@@ -224,7 +224,8 @@ def read_file(path: Path, at_most: int) -> bytes:
 def read_into(handle: int, path: Path, place: memoryview) -> None:
     """Fill ``place`` from a file. Raises OutputError if the file ends before that."""
     while place:
-        count = os.readv(handle, [place[:_AT_ONCE]])
+        with named(path):
+            count = os.readv(handle, [place[:_AT_ONCE]])
         if not count:
             raise OutputError(f"{path} is shorter than it is said to be")
         place = place[count:]
@@ -276,7 +277,7 @@ def required(what: str, job: Callable[[], object]) -> bool:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Name the file in errors of calls that know its handle alone."""
     try:
         yield

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from gdtrain.checkpoint.format import read_weights
 from gdtrain.checkpoint.safetensors_header import DTYPES, Found, TensorCheck
+from gdtrain.checkpoint.tensor_files import Rows, Share
 from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
-from gdtrain.training.state import module_state, own_state
+from gdtrain.training.placement.sharding import own_rows
+from gdtrain.training.state import module_state, own_state, snapshot
 from gdtrain.training.state.compatibility import PARTS, modules
 from gdtrain.training.state.module_state import Slot
 from gdtrain.training.state.plain_values import shown, shown_names
@@ -50,6 +52,27 @@ def tensor_check(trainer: Trainer) -> TensorCheck:
             raise CheckpointError(f"has {shown(foreign[0])}, which is no part of a trainer's state")
 
     return check
+
+
+def share_of(trainer: Trainer) -> Share:
+    """What this process reads of a checkpoint: of parameters that are split, its rows alone."""
+    names = snapshot.parameter_names(trainer).items()
+    split = {name: p.shape for p, name in names if hasattr(p, "full_tensor")}
+
+    def rows(name: str, shape: list[int]) -> Rows | None:
+        if split.get(_parameter_of(name)) != torch.Size(shape):
+            return None
+        return own_rows(shape[0], trainer.world)
+
+    return Share(trainer.world, rows)
+
+
+def _parameter_of(name: str) -> str:
+    """The parameter that a tensor of a state is, or that an optimizer keeps it of, by name."""
+    part, _, rest = name.partition(".")
+    if part != "optimizer":
+        return rest if part == "model" else ""
+    return rest.partition("state.")[2].rpartition(".")[0]
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -22,7 +22,13 @@ from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint import shard_files
 from gdtrain.checkpoint.json_values import flatten, parse, restore
 from gdtrain.checkpoint.safetensors_header import TensorCheck
-from gdtrain.checkpoint.tensor_files import ANY_SIZE, read_tensors, write_tensors
+from gdtrain.checkpoint.tensor_files import (
+    ANY_SIZE,
+    Share,
+    TensorFiles,
+    read_tensors,
+    write_tensors,
+)
 from gdtrain.errors import CheckpointError, OutputError
 from gdtrain.training.placement.sharding import Part
 
@@ -51,21 +57,28 @@ def write_state(directory: Path, state: dict[str, Any], shards: Sequence[str] = 
     disk.sync_directory(directory)
 
 
-def read_state(directory: Path, check: TensorCheck | None = None) -> dict[str, Any]:
+def read_state(
+    directory: Path, check: TensorCheck | None = None, share: Share | None = None
+) -> dict[str, Any]:
     """Read and verify what :func:`write_state` wrote.
 
     check: looks at the names, dtypes and shapes of the tensors before any of them is read.
-    Raises CheckpointError, naming the file, if it is damaged or not what was written.
+    share: of a process that reads together with others, and gets :class:`Part`s of what it needs
+    in part. Raises CheckpointError, naming the file, if it is damaged or not what was written; of
+    several processes, all must read it to know that it is not.
     """
     with _told(directory):
         digest, shards, text = _read_values(directory)
-        split = shard_files.layouts(directory, len(shards))
-        read, found, _ = read_tensors(directory / TENSORS, split.with_whole(check))
-        _compare(directory, TENSORS, found, digest)
-        for number, theirs in enumerate(shards):
-            name = shard_files.name_of(number)
-            _compare(directory, name, split.read(directory / name), theirs)
-    tensors: dict[str, Tensor] = {**read, **split.tensors}
+        files = TensorFiles(share or Share())
+        shard_files.add_shards(files, directory, len(shards))
+        files.add_whole(directory / TENSORS)
+        files.check(directory / TENSORS, check)
+        files.make_room()
+        names = [*map(shard_files.name_of, range(len(shards))), TENSORS]
+        for number, (name, expected) in enumerate(zip(names, (*shards, digest), strict=True)):
+            if (found := files.read(number)) is not None:
+                _compare(directory, name, found, expected)
+        tensors = files.tensors(directory / TENSORS)
     try:
         state = restore(parse(text), tensors)
         if not isinstance(state, dict) or tensors:
@@ -82,7 +95,8 @@ def verify(directory: Path) -> None:
         digest, shards, _ = _read_values(directory)
         names = [TENSORS, *map(shard_files.name_of, range(len(shards)))]
         for name, expected in zip(names, (digest, *shards), strict=True):
-            with os.fdopen(disk.open_file(directory / name, ANY_SIZE), "rb") as file:
+            path = directory / name
+            with disk.named(path), os.fdopen(disk.open_file(path, ANY_SIZE), "rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             _compare(directory, name, found, expected)
 
@@ -105,9 +119,10 @@ def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:
     Raises CheckpointError if it can't be read.
     """
     with _told(path):
-        tensors, _, remark = read_tensors(path, check)
+        found, remark = read_tensors(path, check)
+    tensors = dict(found)
     if not remark:
-        return dict(tensors)
+        return tensors
     try:
         rest = restore(parse(remark.encode()), tensors)
         return {**rest, **tensors}

@@ -89,7 +89,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return held
 
 
-def restore(value: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
+def restore(value: Any, tensors: dict[str, Tensor | Part], depth: int = 0) -> Any:
     """What :func:`flatten` was given; takes its tensors out of ``tensors``, each once.
 
     Of values that it did not write, raises ValueError, LookupError, TypeError, AttributeError,
@@ -149,7 +149,7 @@ def _plain(value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Part):
         raise ValueError("a tensor is no key")
     return value
 

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.format import read_state, verify, write_state
 from gdtrain.checkpoint.safetensors_header import TensorCheck
-from gdtrain.errors import CheckpointError, OutputError
+from gdtrain.checkpoint.tensor_files import Share
+from gdtrain.errors import CheckpointError, OutputError, StorageError
+from gdtrain.training.placement.distributed import World
 
 logger = logging.getLogger("gdtrain")
 
@@ -64,7 +66,7 @@ class CheckpointStore:
         It is written under another name, flushed to the disk, renamed, and read back and
         verified before older ones are removed. At any moment, a crash included, the old ones
         are there or the new one is. An old one that can't be removed is told in the log of notes.
-        Raises CheckpointError if it can't be verified, OSError if it can't be written.
+        Raises OSError if it can't be written, StorageError if it can't be verified then.
         """
         with self._lock:
             return self.commit(self.begin(step), state)
@@ -94,7 +96,10 @@ class CheckpointStore:
                 self._sync_first()
                 os.rename(unfinished, final)
             disk.sync_directory(self.directory)
-            verify(final)
+            try:
+                verify(final)
+            except CheckpointError as error:  # the disk does not give back what it was given
+                raise StorageError(str(error)) from error
             self._known.add(final)
             (saved,) = (saved for saved in self._found() if saved.path == final)
             self._prune(saved)
@@ -154,23 +159,31 @@ class CheckpointStore:
         return next((saved.path for saved in self._found() if saved.path.name == name), None)
 
     def load_newest(
-        self, check: TensorCheck | None = None, before: int | None = None
+        self,
+        check: TensorCheck | None = None,
+        before: int | None = None,
+        share: Share | None = None,
     ) -> tuple[Path, dict[str, Any], list[str]]:
         """The newest checkpoint that verifies: its directory, its state, and what was skipped.
 
-        check: see :func:`gdtrain.checkpoint.format.read_state`. before: of those after fewer
-        than so many steps only. Raises CheckpointError, naming each, if there is none.
+        check, share: see :func:`gdtrain.checkpoint.format.read_state`; with a share, all its
+        processes take the same one. before: of those after fewer than so many steps only.
+        Raises CheckpointError, naming each, if there is none.
         """
         skipped: list[str] = []
-        try:
-            found = self._found()
-        except OSError as error:
-            raise CheckpointError(f"{self.directory}: {error.strerror}") from error
-        for saved in found:
+        world = World() if share is None else share.world
+        with world.agreeing(CheckpointError):
+            try:
+                names = [saved.path.name for saved in self._found()]
+            except OSError as error:
+                raise CheckpointError(f"{self.directory}: {error.strerror}") from error
+        for saved in _named(self.directory, world.gather_text("\n".join(names))[0].splitlines()):
             if before is not None and saved.step >= before:
                 continue
             try:
-                return saved.path, read_state(saved.path, check), skipped
+                with world.agreeing(CheckpointError):
+                    state = read_state(saved.path, check, share)
+                return saved.path, state, skipped
             except CheckpointError as error:
                 skipped.append(str(error))
         if skipped:
@@ -228,9 +241,7 @@ class CheckpointStore:
             names = os.listdir(self.directory)
         except FileNotFoundError:
             return []
-        named = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
-        found = [Saved(int(m[1]), int(m[2] or 0), self.directory / name) for m, name in named]
-        return sorted(found, reverse=True)
+        return _named(self.directory, names)
 
     def _prune(self, saved: Saved) -> None:
         """Remove what is too old, earlier ones of the same step, the start's, and later steps.
@@ -279,6 +290,13 @@ class CheckpointStore:
             return None
         self._known.discard(path)
         return made
+
+
+def _named(directory: Path, names: Iterable[str]) -> list[Saved]:
+    """The checkpoints among the names in a directory, the newest first."""
+    named = [(match, name) for name in names if (match := _NAME.fullmatch(name))]
+    found = [Saved(int(m[1]), int(m[2] or 0), directory / name) for m, name in named]
+    return sorted(found, reverse=True)
 
 
 def _signed(content: dict[str, Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 import torch
 from helpers.ranks import on_ranks
 from safetensors.numpy import load_file
+from torch import nn
 
+from gdtrain import BatchLoader, Checkpoints, Trainer
+from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.format import read_state, verify, write_state
 from gdtrain.checkpoint.shard_files import write_shard
+from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.errors import CheckpointError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.training.placement.sharding import Part
+from gdtrain.training.placement.sharding import Part, local, shard
 
 CONFIG = """\
 data: {source: npz, path: d.npz, validation_fraction: 0.25}
@@ -75,6 +80,88 @@ def newest() -> Path:
 def epochs(run: str) -> list[dict[str, float]]:
     records = read_metrics(Path(run, "metrics.jsonl"))
     return [record for record in records if record["kind"] == "epoch"]
+
+
+# ── what is read ────────────────────────────────────────────────────────────────────────────
+
+ROWS, COLUMNS = 6000, 500  # 12 MB of weights, and as much momentum
+SPARE = 1_000_000  # of bytes: biases, records, what the interpreter reads and takes besides
+
+
+def wide_trainer() -> Trainer:
+    model = nn.Linear(COLUMNS, ROWS)
+    with torch.no_grad():  # numbers that tell the rows apart
+        model.weight.copy_(torch.arange(ROWS * COLUMNS).reshape(ROWS, COLUMNS) / 1e6)
+    model = shard(model, torch.device("cpu"))
+    data = torch.ones(6, COLUMNS), torch.zeros(6, ROWS)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    return Trainer(model, "mse", optimizer, BatchLoader(data), progress=False)
+
+
+def save_wide(_rank: int) -> int:
+    trainer = wide_trainer()
+    trainer.callbacks.append(Checkpoints("c"))
+    trainer.fit(1)
+    return sum(path.stat().st_size for path in Path("c/step-0000000001").iterdir())
+
+
+def read_wide(rank: int) -> tuple[int, int, list[float]]:
+    """The bytes that the system has read for a load, the memory it took, and the first column."""
+    trainer = wide_trainer()
+    store, check, share = CheckpointStore(Path("c")), tensor_check(trainer), share_of(trainer)
+    before, taken = bytes_read(), memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    _, state, _ = store.load_newest(check, share=share)
+    read, peak = bytes_read() - before, memory("VmHWM") - taken
+    rows = local(state["model"]["weight"])
+    trainer.load_state_dict({key: value for key, value in state.items() if key != "settings"})
+    assert torch.equal(local(trainer.model.weight.detach()), rows)
+    return read, peak, rows[:, 0].tolist()
+
+
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def memory(key: str) -> int:
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
+    )
+    return 1024 * int(line.split()[1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system is asked by /proc")
+def test_a_load_reads_the_rows_that_it_needs() -> None:
+    """And the files whose digests it computes: of two files among three, one half of all at most.
+
+    As many processes as have written it read a file each; one alone reads each byte once.
+    """
+    whole, _ = on_ranks(save_wide)
+    alone = read_wide(0)
+    for ranks, most in ((2, whole / 2), (3, whole * 2 / 3)):
+        found = on_ranks(read_wide, ranks=ranks)
+        for read, peak, _ in found:
+            assert read <= most + SPARE
+            assert peak <= whole / ranks + 3 * SPARE
+        assert [number for _, _, rows in found for number in rows] == alone[2]
+    assert alone[0] <= whole + SPARE
+
+
+def error_of(_rank: int) -> str:
+    trainer = wide_trainer()
+    with pytest.raises(CheckpointError) as raised:
+        trainer.fit(2, resume="c")
+    return str(raised.value)
+
+
+def test_a_fault_that_one_process_finds_is_told_by_all() -> None:
+    """The last byte is in rows that the third process needs, and the second one's to check."""
+    on_ranks(save_wide)
+    path = Path("c/step-0000000001/shard-00001.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    message = f"no checkpoint can be used: {path.absolute()} is damaged, or is not of one "
+    message += "checkpoint with its state.json (its digest differs)"
+    assert on_ranks(error_of, ranks=3) == [message] * 3
 
 
 # ── the files ───────────────────────────────────────────────────────────────────────────────

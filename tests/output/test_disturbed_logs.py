@@ -214,6 +214,7 @@ def test_the_first_cause_is_told_and_the_others_named() -> None:
     assert not faults.attempt(LOG, lambda: fail(errno.EIO, "metrics.jsonl"))
     assert not faults.attempt("summary.json", lambda: fail(errno.ENOSPC, "summary.json"))
     assert not faults.attempt("model.safetensors", lambda: fail(errno.ENOSPC, "model.safetensors"))
+    assert not faults.attempt(LOG, lambda: fail(errno.EIO, "metrics.jsonl"))  # tried again
     assert str(faults.error) == (
         "the log could not be written: [Errno 5] Input/output error: 'metrics.jsonl' "
         "(nor could be written: summary.json, model.safetensors)"

@@ -10,7 +10,7 @@ from typing import Any
 from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.consistency import check_consistent
-from gdtrain.checkpoint.expected_tensors import tensor_check
+from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.config.build import BuiltRun
 from gdtrain.config.building.optimizing import all_schedules
 from gdtrain.config.load import check, dump, load_config
@@ -54,15 +54,16 @@ def take_up(
     """
     _check_same_settings(directory, run.config)
     trainer, store = run.trainer, checkpoints.store
-    path, state, skipped = store.load_newest(tensor_check(trainer))
+    path, state, skipped = store.load_newest(tensor_check(trainer), share=share_of(trainer))
     if verify_data and isinstance(state["data"], dict):
         state["data"].pop("files", None)
     try:
         settings = state.pop("settings", None)
         checkpoints.best = _check_settings(path, settings, run.config)
         snapshot.enter_phase_of(state, trainer)
-        check_fits(state, trainer, snapshot.parameter_names(trainer))
-        check_consistent(state, trainer)
+        with trainer.world.agreeing(CheckpointError):
+            check_fits(state, trainer, snapshot.parameter_names(trainer))
+            check_consistent(state, trainer)
         trainer.load_state_dict(state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: is not of this run; {error}") from error

@@ -129,6 +129,23 @@ class World:
         """The text of every process, in the order of their ranks."""
         return [content.decode() for content in self.gather_bytes(text.encode())]
 
+    @contextmanager
+    def agreeing(self, on: type[Exception]) -> Iterator[None]:
+        """Raise such an error on all processes if one has raised it, when all have come this far.
+
+        It is the error of the lowest rank. What is done meanwhile must not wait for the others.
+        """
+        if self.size == 1:
+            yield
+            return
+        mine: Exception | None = None
+        try:
+            yield
+        except on as error:
+            mine = error
+        if texts := [text for text in self.gather_text("" if mine is None else str(mine)) if text]:
+            raise on(texts[0]) from mine
+
 
 def join(device: str, timeout_seconds: float) -> World:
     """Join the processes that torchrun has started; alone, if it has started none or one.

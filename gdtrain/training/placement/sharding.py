@@ -59,7 +59,15 @@ class Part:
 
     rows: Tensor
     start: int
-    shape: list[int]
+    shape: torch.Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def clone(self) -> Part:
+        """The same rows in a copy."""
+        return Part(self.rows.clone(), self.start, self.shape)
 
 
 _in_parts = ContextVar("in parts", default=False)
@@ -75,8 +83,10 @@ def in_parts() -> Iterator[None]:
         _in_parts.reset(token)
 
 
-def copy_of(tensor: Tensor) -> Tensor | Part:
+def copy_of(tensor: Tensor | Part) -> Tensor | Part:
     """A copy of a tensor; of a split one the whole, or under :func:`in_parts` the own part."""
+    if isinstance(tensor, Part):
+        return tensor.clone()
     if _in_parts.get() and hasattr(tensor, "full_tensor"):
         return _own_part(tensor)
     return whole(tensor)
@@ -88,20 +98,40 @@ def whole(tensor: Tensor) -> Tensor:
     return gathered.detach().clone()
 
 
+def local(value: Any) -> Any:
+    """What of a split tensor is in this process; anything else as it is."""
+    if isinstance(value, Part):
+        return value.rows
+    return value.to_local() if hasattr(value, "full_tensor") else value
+
+
+def own_rows(count: int, world: World) -> tuple[int, int]:
+    """Of so many rows, the numbers of this process's first one and of the one after its last.
+
+    FSDP splits them as ``torch.chunk`` does, and leaves the last processes fewer, or none.
+    """
+    most = -(-count // world.size)
+    return min(world.rank * most, count), min((world.rank + 1) * most, count)
+
+
 def _own_part(tensor: Any) -> Part:
-    """FSDP splits rows as ``torch.chunk`` does, and leaves the last processes fewer, or none."""
-    rows, world = tensor.to_local().detach().clone(), World.current()
-    start = min(world.rank * -(-tensor.shape[0] // world.size), tensor.shape[0])
-    return Part(rows, start, list(tensor.shape))
+    start, _ = own_rows(tensor.shape[0], World.current())
+    return Part(tensor.to_local().detach().clone(), start, tensor.shape)
 
 
-def split_like(value: Any, parameter: Tensor) -> Any:
-    """A whole tensor of a parameter's shape, split as the parameter is; anything else as it is."""
-    if not (isinstance(value, Tensor) and hasattr(parameter, "full_tensor")):
+def split_like(value: Any, parameter: Any) -> Any:
+    """A tensor of a parameter's shape, whole or this process's part, split as the parameter is.
+
+    Anything else as it is.
+    """
+    if not (isinstance(value, Tensor | Part) and hasattr(parameter, "full_tensor")):
         return value
     if value.shape != parameter.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    there = value.to(parameter.device)
-    return distribute_tensor(there, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    there, mesh, placements = parameter.device, parameter.device_mesh, parameter.placements
+    if isinstance(value, Part):
+        rows, stride = value.rows.to(there), torch.empty(value.shape, device="meta").stride()
+        return DTensor.from_local(rows, mesh, placements, shape=value.shape, stride=stride)
+    return distribute_tensor(value.to(there), mesh, placements)

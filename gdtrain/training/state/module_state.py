@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gdtrain.training.placement.sharding import split_like
+from gdtrain.training.placement.sharding import Part, split_like
 from gdtrain.training.state.plain_values import check_plain, copied, demand, is_torchs, shown_names
 
 # How torch calls what a module's get_extra_state gives.
@@ -78,7 +78,7 @@ def check(part: str, found: Any, module: nn.Module) -> None:
         if slot.is_extra:
             check_plain(f"{part}: {name}", theirs)
             continue
-        tensor = isinstance(theirs, Tensor)
+        tensor = isinstance(theirs, Tensor | Part)
         demand(tensor or (theirs is None and not slot.is_fixed), f"{part}: {name} is not a tensor")
         if slot.is_fixed:
             same = theirs.shape == slot.value.shape and theirs.dtype == slot.value.dtype
@@ -160,5 +160,5 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def _said(tensor: Tensor) -> str:
+def _said(tensor: Tensor | Part) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gdtrain.errors import CheckpointError
-from gdtrain.training.placement.sharding import split_like
+from gdtrain.training.placement.sharding import Part, local, split_like
 from gdtrain.training.state.plain_values import (
     check_like,
     check_plain,
@@ -214,6 +214,7 @@ def _check_kept(name: str, kept: Any, parameter: Tensor) -> None:
         demand(isinstance(key, str), f"optimizer: the state of {name} has no names")
         what = f"optimizer: {shown(key)} of {name}"
         check_plain(what, value)
+        value = local(value)
         if isinstance(value, Tensor) and value.is_sparse:
             demand(value.shape == parameter.shape, f"{what} is not of the parameter's shape")
         if key in _SQUARES and isinstance(value, Tensor) and not value.is_complex():
@@ -330,7 +331,7 @@ def _match_groups(optimizer: Optimizer, saved: list[dict[str, Any]], names: Name
 
 def _recast(loaded: Any, saved: Any) -> Any:
     """What was loaded, with the dtypes of what was saved."""
-    if isinstance(saved, Tensor):
+    if isinstance(saved, Tensor | Part):
         right = loaded.dtype == saved.dtype
         return loaded if right else split_like(saved, loaded).to(loaded.device)
     if isinstance(saved, dict):

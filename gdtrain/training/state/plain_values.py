@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gdtrain.errors import CheckpointError
-from gdtrain.training.placement.sharding import copy_of
+from gdtrain.training.placement.sharding import Part, copy_of
 
 # Far beyond any run, and such that a checkpoint's name and arrays can hold what is added to it.
 _MAX_COUNT = 10**17
@@ -52,7 +52,7 @@ def copied(value: Any, name: str) -> Any:
     the value, for messages.
     Raises CheckpointError, naming it, for any other kind of value: no checkpoint could hold it.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Part):
         return copy_of(value)
     if value is None or isinstance(value, bool | int | float | str | np.bool_ | np.number):
         return value
@@ -88,8 +88,8 @@ def check_plain(where: str, value: Any) -> None:
         for item in value.values() if isinstance(value, Mapping) else value:
             check_plain(where, item)
         return
-    plain = value is None or isinstance(value, Tensor | bool | str | np.bool_) or is_number(value)
-    demand(plain, f"{where}: {shown(value)} is no plain value")
+    known = isinstance(value, Tensor | Part | bool | str | np.bool_)
+    demand(value is None or known or is_number(value), f"{where}: {shown(value)} is no plain value")
 
 
 def check_like(where: str, found: Any, here: Any, *, settings: bool = False) -> None:

@@ -13,6 +13,7 @@ from gdtrain.data.orders.order import mix
 from gdtrain.errors import CheckpointError
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
+from gdtrain.training.placement.sharding import in_parts
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
 from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
@@ -103,16 +104,17 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
     The global random number generators are set too. Raises CheckpointError, with everything as it
     was, if the trainer was built differently.
     """
-    before = None if trainer.phases is None else take(trainer)
+    before = None if trainer.phases is None else _in_parts(trainer)
     try:
         enter_phase_of(state, trainer)
-        check_fits(state, trainer, parameter_names(trainer))
+        with trainer.world.agreeing(CheckpointError):
+            check_fits(state, trainer, parameter_names(trainer))
     except BaseException:
         if before is not None:
             enter_phase_of(before, trainer)
             _put(trainer, before)
         raise
-    before = before or take(trainer)
+    before = before or _in_parts(trainer)
     try:
         _put(trainer, state)
     except BaseException as error:
@@ -125,6 +127,12 @@ def restore(trainer: Run, state: dict[str, Any]) -> None:
         raise
     trainer.choice.keep(state["made_by"].get("engine"))
     tell_differences(state["made_by"], made_by(trainer))
+
+
+def _in_parts(trainer: Run) -> dict[str, Any]:
+    """A state to fall back to, of split tensors this process's parts."""
+    with in_parts():
+        return take(trainer)
 
 
 def enter_phase_of(state: Any, trainer: Run) -> None:

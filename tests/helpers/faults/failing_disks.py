@@ -72,13 +72,15 @@ def _fail_save(root: Path, n: int, way: Way, figures: Figures) -> int:
             path = store.save(3, state_of(3))
             saved = True
             store.mark_best(path, 0.4)
-        except (OSError, CheckpointError) as error:
+        except OSError as error:
             raised = error
     case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
     heard = raised is not None or bool(messages)
     figures.told += heard
     if failing.failed and not heard and way[0] != SHORT_WRITE:
         figures.blame(case, "nothing was raised or logged")
+    if raised is not None and str(root) not in str(raised):
+        figures.blame(case, f"{raised} names no file")
     if way[0] == SHORT_WRITE and raised is not None:
         figures.blame(case, f"{raised!r}, although a short write is no failure")
     if _open_files() != handles:
@@ -143,13 +145,15 @@ def _fail_fit(root: Path, n: int, way: Way, figures: Figures) -> int:
     with told() as messages, failing.active():
         try:
             trainer.fit(2)
-        except (StorageError, CheckpointError) as error:
+        except StorageError as error:
             raised = error
     case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
     heard = raised is not None or bool(messages)
     figures.told += heard
     if failing.failed and not heard and way[0] != SHORT_WRITE:
         figures.blame(case, "nothing was raised or logged")
+    if raised is not None and str(root) not in str(raised):
+        figures.blame(case, f"{raised} names no file")
     store = CheckpointStore(root / "checkpoints", 2)
     try:
         state = store.load_newest()[1]
