@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -63,18 +64,21 @@ class Column:
         """
         if rule in ("error", "drop"):
             return self
-        present = cells[~np.isnan(cells)]
+        missing = np.isnan(cells)
+        present = cells[~missing] if missing.any() else cells
         if not len(present):
             return replace(self, fill=self.categories[0] if self.categories else 0.0)
-        if self.categories is not None or rule == "most_frequent":
+        if self.categories is not None:
+            counts = np.bincount(present.astype(np.int64), minlength=len(self.categories))
+            return replace(self, fill=self.categories[int(counts.argmax())])
+        if rule == "most_frequent":
             values, counts = np.unique(present, return_counts=True)
-            value = float(values[counts.argmax()])
-            return replace(self, fill=self.categories[int(value)] if self.categories else value)
+            return replace(self, fill=float(values[counts.argmax()]))
         value = float(np.mean(present) if rule == "mean" else np.median(present))
         return replace(self, fill=value)
 
 
-_CACHED = 1 << 17  # numbers that stay in a core's cache
+CACHED = 1 << 17  # numbers that stay in a core's cache
 _LATER = ("indicator", "missing", "distinct")
 
 
@@ -89,7 +93,7 @@ def inputs_of(cells: Array, columns: Sequence[Column]) -> Tensor:
     if plain and not (filled and np.isnan(cells).any()):
         return torch.from_numpy(cells)
     out = np.zeros((len(cells), sum(column.width for column in columns)))
-    rows = max(1, _CACHED // max(1, out.shape[1]))
+    rows = max(1, CACHED // max(1, out.shape[1]))
     for start in range(0, len(cells), rows):
         _fill_rows(out[start : start + rows], cells[start : start + rows], columns)
     return torch.from_numpy(out)
@@ -109,13 +113,20 @@ def _fill_rows(out: Array, cells: Array, columns: Sequence[Column]) -> None:
         else:
             (categories if is_category else numbers).append((place, at))
         at += column.width
-    if numbers:
-        places, starts = map(list, zip(*numbers, strict=True))
-        out[:, starts] = cells[:, places]
+    for first, stop, start in _runs(numbers):
+        out[:, start : start + stop - first] = cells[:, first:stop]
     if categories:
         places, starts = map(list, zip(*categories, strict=True))
-        rows = np.arange(len(cells))[:, None]
-        out[rows, cells[:, places].astype(np.int64) + starts] = 1.0
+        begins = np.arange(len(cells))[:, None] * at + starts
+        out.reshape(-1)[cells[:, places].astype(np.int64) + begins] = 1.0
+
+
+def _runs(places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Columns that stand side by side in cells and in inputs: first, stop, the first's input."""
+    numbered = enumerate(places)
+    for _, run in groupby(numbered, lambda each: (each[1][0] - each[0], each[1][1] - each[0])):
+        (_, (first, start)), *more = run
+        yield first, first + len(more) + 1, start
 
 
 def _fill_in(out: Array, cells: Array, column: Column) -> None:

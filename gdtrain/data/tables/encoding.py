@@ -14,6 +14,7 @@ from gdtrain.data.tables.scan import (
     as_numbers,
     as_text,
     in_one_way,
+    indices_of,
     is_coded,
     is_read,
     is_text,
@@ -137,7 +138,7 @@ class TableEncoder:
         known = {category: place for place, category in enumerate(categories)}
         places = [np.nan if t in self.missing else known.get(t, -1) for t in texts]
         table = np.array([*places, np.nan])
-        local = coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+        local = indices_of(coded, len(texts))
         found: Array = table[local]
         if not self.ignore_unknown:
             for row in np.flatnonzero(found == -1).tolist():
@@ -150,7 +151,7 @@ class TableEncoder:
         texts = [(text or "").strip() for text in coded.dictionary.to_pylist()]
         found = [np.nan if text in self.missing else days(text) for text in texts]
         table = np.array([*(np.nan if day is None else day for day in found), np.nan])
-        local = coded.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+        local = indices_of(coded, len(texts))
         for row, place in enumerate(local.tolist()):
             if place < len(texts) and found[place] is None:
                 text = f"is {texts[place]!r}, which is not a date as in training"

@@ -97,9 +97,9 @@ class TextCells:
     def add(self, cells: Any, first_row: int) -> Array:
         """The number of each cell of an Arrow array of text, NaN where it is missing."""
         coded = cells.dictionary_encode()  # itself, if it is so already
-        places = np.array([self._number(text) for text in coded.dictionary.to_pylist()] + [-1])
-        local = coded.indices.fill_null(len(places) - 1).to_numpy(zero_copy_only=False)
-        codes = places[local]
+        known, texts = self.numbers, coded.dictionary.to_pylist()
+        places = np.array([known[t] if t in known else self._number(t) for t in texts] + [-1])
+        codes = places[indices_of(coded, len(places) - 1)]
         self._note(codes, first_row)
         return np.where(codes < 0, np.nan, codes)
 
@@ -178,6 +178,8 @@ class TableScan:
 
     def _usable(self, column: ColumnScan, cells: Any) -> Any:
         """Cells in one way, or zeros for what is no number, text or date."""
+        if is_float(cells):
+            return cells
         cells = in_one_way(cells, keep_coded=True)
         if is_coded(cells) or is_read(cells):
             return cells
@@ -269,13 +271,16 @@ class TableScan:
         return codes
 
     def cells(self) -> Array:
-        """[n, columns] float64; of text, the number of each, before :meth:`settle`."""
+        """[n, columns] float64; of text, the number of each, before :func:`settled`."""
         assert self._cells is not None
         return self._cells.joined()
 
 
-def settle(cells: Array, text: TextCells, column: Column, decimal: str) -> None:
-    """Put numbers, days or places of categories for the numbers of texts, in a column's cells."""
+def settled(text: TextCells, column: Column, decimal: str) -> Array:
+    """By the number of a text what stands for it: a number, a day or the place of its category.
+
+    NaN, for a missing cell, is the last.
+    """
     if column.categories is not None:
         places = {category: place for place, category in enumerate(column.categories)}
         values = [float(places[each]) for each in text.numbers]
@@ -283,9 +288,7 @@ def settle(cells: Array, text: TextCells, column: Column, decimal: str) -> None:
         values = [days(each) or 0.0 for each in text.numbers]
     else:
         values = [float(each.replace(decimal, ".")) for each in text.numbers]
-    table = np.array([*values, np.nan])
-    part = cells[text.start :]
-    part[:] = table[np.where(np.isnan(part), len(values), part).astype(np.int64)]
+    return np.array([*values, np.nan])
 
 
 def kinds_of(text: TextCells, decimal: str) -> tuple[list[Kind], dict[Kind, int]]:
@@ -373,6 +376,13 @@ def is_coded(cells: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(cells.type) and pa.types.is_string(cells.type.value_type))
+
+
+def indices_of(coded: Any, null: int) -> Array:
+    """The places of a dictionary array's cells in its dictionary, ``null`` for those without."""
+    indices = coded.indices.fill_null(null) if coded.indices.null_count else coded.indices
+    found: Array = indices.to_numpy(zero_copy_only=False)
+    return found
 
 
 def is_float(cells: Any) -> bool:

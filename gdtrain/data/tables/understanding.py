@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import NEARLY_NUMBERS, Kind, common_unit, days, line_of_pandas
-from gdtrain.data.tables.column import Array, Column
-from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settle
+from gdtrain.data.tables.column import CACHED, Array, Column
+from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settled
 
 # Text of more different values than these, and than this share of the rows, is no category.
 MANY_VALUES, MANY_SHARE = 50, 0.05
@@ -225,6 +227,14 @@ def settle_columns(
     cells: Array, scans: Sequence[ColumnScan], columns: Sequence[Column], decimal: str
 ) -> None:
     """Put numbers, days or places of categories for the texts of all columns."""
-    for place, (scan, column) in enumerate(zip(scans, columns, strict=True)):
-        if scan.text is not None:
-            settle(cells[:, place], scan.text, column, decimal)
+    tables = [
+        (place, scan.text.start, settled(scan.text, column, decimal))
+        for place, (scan, column) in enumerate(zip(scans, columns, strict=True))
+        if scan.text is not None
+    ]
+    rows = max(1, CACHED // max(1, cells.shape[1]))
+    for start in range(0, len(cells) if tables else 0, rows):
+        block = cells[start : start + rows]
+        for place, first, table in tables:
+            part = block[max(0, first - start) :, place]
+            part[:] = table[np.where(np.isnan(part), len(table) - 1, part).astype(np.int64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
@@ -135,10 +136,11 @@ class CsvFile:
 
         if not names:  # which Arrow takes for all
             return set()
+        few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
         try:
             with self._below_header() as text:
-                few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
-                found = self._opened(text, few, missing, dict.fromkeys(names)).schema
+                start = io.BytesIO(b"".join(_first(text, 2 * few)))
+            found = self._opened(start, few, missing, dict.fromkeys(names)).schema
         except (pa.ArrowInvalid, pa.ArrowKeyError, DataError):
             return set()  # what is wrong is told when it is read
         numeric = (pa.int64(), pa.float64(), pa.null())
@@ -184,7 +186,7 @@ class CsvFile:
         return text
 
     def _opened(
-        self, text: CsvText, block: int, missing: Sequence[str], types: Mapping[str, Any]
+        self, text: io.IOBase, block: int, missing: Sequence[str], types: Mapping[str, Any]
     ) -> Any:
         """Arrow's reader of columns of these types; None: by what the cells are."""
         import pyarrow as pa
@@ -265,6 +267,13 @@ def _bare(line: str, delimiter: str) -> list[str]:
     return [cell.strip().strip("\"'") for cell in line.split(delimiter)]
 
 
+def _first(text: CsvText, size: int) -> Iterator[bytes]:
+    """The next bytes of a text, up to ``size`` of them."""
+    while size and (block := text.read(size)):
+        yield block
+        size -= len(block)
+
+
 class _TooLong(Exception):  # noqa: N818
     """A row is longer than the block that Arrow reads."""
 
@@ -285,7 +294,11 @@ def _check_numbers(arrays: Sequence[Any], numbers: Sequence[tuple[str, int]]) ->
     for name, place in numbers:
         cells = arrays[place]
         values = cells.to_numpy(zero_copy_only=False)
-        if np.count_nonzero(np.isnan(values)) != cells.null_count:
+        if not cells.null_count:
+            odd = np.isnan(values.min(initial=0.0))  # which NaN passes through
+        else:
+            odd = np.count_nonzero(np.isnan(values)) != cells.null_count
+        if odd:
             raise _NotNumbers([name])
 
 
