@@ -70,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if command is None:
                 _check_no_command(given)
                 code = train(given)
-            elif command is train:
-                code = train(given[1:])
             else:
                 code = command(given[1:])
             signals.act()

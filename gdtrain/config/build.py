@@ -13,9 +13,8 @@ from torch.optim import SGD
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.building.data import SharedSources, prepare_data, read_source
-from gdtrain.config.building.loss import build_loss
 from gdtrain.config.building.metrics import Metrics, build_metrics, in_original_units
-from gdtrain.config.building.model import sized_model
+from gdtrain.config.building.model import build_loss, sized_model
 from gdtrain.config.building.optimizing import all_schedules, optimizing_of
 from gdtrain.config.building.stages import stage
 from gdtrain.config.schema import AveragingSection, Config
@@ -23,6 +22,7 @@ from gdtrain.data.loaders.forms import BatchLoader
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phased_loader import PhasedLoader
 from gdtrain.data.orders.order import mix
+from gdtrain.data.samples import TensorSamples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import ConfigError, GdtrainError
@@ -78,8 +78,11 @@ def build(
     with stage("data"):
         data = prepare_data(config, read_source if sources is None else sources.read)
     loader = _loader(config, data.training)
-    with stage("data"):
-        validation = None if data.validation is None else BatchLoader(data.validation)
+    held_out = validation = None
+    if data.validation is not None:
+        with stage("data"):
+            held_out = BatchLoader(data.validation)
+        validation = Validation(held_out, **config.validation.model_dump())
     with stage("model"):
         model = sized_model(config, data, loader)
     with stage("loss"):
@@ -88,12 +91,13 @@ def build(
         if config.strategy == "shard":
             device = resolve_device(config.device)
             model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
-    with stage(""):
         optimizing = optimizing_of(config, model, loader)
     metrics = in_original_units(config, data.preprocessing, metrics)
     trainer_type = _trainer_type(config)
     with stage(""):
-        _check_schedules(config, metrics)
+        for key, section in all_schedules(config):
+            if (monitor := getattr(section, "monitor", None)) is not None:
+                _check_monitored(f"{key}.monitor", monitor, config, metrics)
         watchers = _callbacks_of_sections(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
@@ -103,8 +107,8 @@ def build(
             model,
             loss,
             loader=loader,
-            validation=_validation(config, validation),
-            metrics=metrics,
+            validation=validation,
+            metrics=metrics or None,
             callbacks=[*watchers, *monitors, *own, *(callbacks or [])],
             compile=None if config.compile is None else config.compile.model_dump(),
             **optimizing,
@@ -116,10 +120,11 @@ def build(
             if isinstance(callback, VarianceReduction | Averaging):
                 callback.check(trainer)
     with stage("monitors"):
-        _check_monitors(monitors, trainer)
+        for monitor in monitors:
+            _check_monitor(monitor, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
-    return BuiltRun(config, trainer, loader, validation, data.preprocessing, data.notes)
+    return BuiltRun(config, trainer, loader, held_out, data.preprocessing, data.notes)
 
 
 def evaluated(
@@ -166,16 +171,11 @@ def _loader(config: Config, data: Any) -> Loader:
 
 
 def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
+    if isinstance(data, tuple) and registry.find("loader", section.name).is_built_in:
+        data = TensorSamples(data)  # which have been checked, and are not looked through again
     loader: Loader = registry.make("loader", section, data, seed=seed)
     loader.plan(0)  # raises what can't be planned
     return loader
-
-
-def _check_schedules(config: Config, metrics: Metrics) -> None:
-    """Raise ConfigError for a schedule by a metric that is not evaluated."""
-    for key, section in all_schedules(config):
-        if (monitor := getattr(section, "monitor", None)) is not None:
-            _check_monitored(f"{key}.monitor", monitor, config, metrics)
 
 
 def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:
@@ -187,14 +187,13 @@ def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:
     return made
 
 
-def _check_monitors(monitors: list[Monitor], trainer: Trainer) -> None:
-    """Raise ConfigError, naming the monitor, if one can't measure what it is to on the trainer."""
-    for monitor in monitors:
-        try:
-            monitor.check(trainer)
-        except GdtrainError as error:
-            message = str(error).removeprefix(f"{monitor.name}: ")
-            raise ConfigError.of(monitor.name, message) from error
+def _check_monitor(monitor: Monitor, trainer: Trainer) -> None:
+    """Raise ConfigError, naming the monitor, if it can't measure what it is to on the trainer."""
+    try:
+        monitor.check(trainer)
+    except GdtrainError as error:
+        message = str(error).removeprefix(f"{monitor.name}: ")
+        raise ConfigError.of(monitor.name, message) from error
 
 
 def _callbacks_of_sections(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
@@ -238,12 +237,3 @@ def _check_monitored(key: str, metric: str, config: Config, metrics: Mapping[str
         known += [f"{name}_averaged" for name in known[1:]]
     if metric not in known:
         raise ConfigError.of(key, f"must be one of {', '.join(known)}; got {metric!r}")
-
-
-def _validation(config: Config, loader: Loader | None) -> Validation | None:
-    if loader is None:
-        return None
-    section = config.validation
-    return Validation(
-        loader, every_n_steps=section.every_n_steps, every_n_epochs=section.every_n_epochs
-    )

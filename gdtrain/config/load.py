@@ -51,29 +51,23 @@ def check(document: Document, *, by_index: bool = False) -> Config:
     by_index: check keys, types and bounds alone, for which no part is imported. Without torch,
     whose import takes a while, that is done first in any case.
     """
-    if "torch" not in sys.modules:
-        config = _checked(document, BY_INDEX)
-        if by_index:
-            return config
-    return _checked(document, None)
-
-
-def _checked(document: Document, context: str | None) -> Config:
-    faults = list(document.faults)
-    try:
-        config = Config.model_validate(document.data, context=context)
-    except ValidationError as error:
-        known = {fault.key for fault in faults}
-        faults += [fault for fault in faults_of(document, error) if fault.key not in known]
-    if faults:
-        raise ConfigError(sorted(faults, key=lambda f: (f.path or "", f.line, f.column)))
+    early = [] if "torch" in sys.modules else [BY_INDEX]
+    for context in early if early and by_index else [*early, None]:
+        faults = list(document.faults)
+        try:
+            config = Config.model_validate(document.data, context=context)
+        except ValidationError as error:
+            known = {fault.key for fault in faults}
+            faults += [fault for fault in faults_of(document, error) if fault.key not in known]
+        if faults:
+            raise ConfigError(sorted(faults, key=lambda f: (f.path or "", f.line, f.column)))
     return config
 
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every default filled in; loading it gives the same again."""
     text: str = yaml.dump(
-        _settings(config),
+        _plain(config),
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=True,
@@ -82,22 +76,18 @@ def dump(config: Config) -> str:
     return text
 
 
-def _settings(section: Settings) -> dict[str, Any]:
-    """A section as a dict, the name of its form first, without what is null by default."""
-    fields = type(section).model_fields
-    given = {
-        key: _plain(value)
-        for key, value in section
-        if value is not None or fields[key].default is not None
-    }
-    return {tag: given[tag] for tag in ("source", "name") if tag in given} | given
-
-
 def _plain(value: Any) -> Any:
+    """As YAML has it: of a section, the name of its form first, and not what is null by default."""
     if isinstance(value, Settings):
-        return _settings(value)
+        fields = type(value).model_fields
+        given = {
+            key: _plain(item)
+            for key, item in value
+            if item is not None or fields[key].default is not None
+        }
+        return {tag: given[tag] for tag in ("source", "name") if tag in given} | given
     if isinstance(value, dict) and any(isinstance(item, Settings) for item in value.values()):
-        options = {name: _settings(item) for name, item in value.items()}
+        options = {name: _plain(item) for name, item in value.items()}
         return options if any(options.values()) else list(options)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

@@ -220,18 +220,14 @@ class Config(Settings):
     trainer: str | None = None
     """A Trainer subclass registered with register_trainer."""
 
-    @field_validator("loader", mode="before")
+    @field_validator("loader", mode="wrap")
     @classmethod
-    def _in_the_order_of_a_stream(cls, value: Any, info: ValidationInfo) -> Any:
-        """A stream has an order of its own, which a loader need not name."""
-        if getattr(info.data.get("data"), "source", None) != "stream":
-            return value
-        value = {"name": value} if isinstance(value, str) else value
-        return {"order": "sequential", **value} if isinstance(value, dict) else value
-
-    @field_validator("loader")
-    @classmethod
-    def _phases_follow(cls, value: Any) -> Any:
+    def _suits_stream_and_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
+        """A stream has an order of its own, which a loader need not name; phases follow."""
+        if getattr(info.data.get("data"), "source", None) == "stream":
+            value = {"name": value} if isinstance(value, str) else value
+            value = {"order": "sequential", **value} if isinstance(value, dict) else value
+        value = read(value)
         if isinstance(value, list):
             following(value)
         elif value.until_epoch is not None:

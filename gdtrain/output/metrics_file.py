@@ -9,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def finite(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with null for numbers that are not finite, which JSON does not have."""
-    return {key: _or_null(value) for key, value in record.items()}
-
-
-def _or_null(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A record with null for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return finite(value)
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_or_null(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -31,25 +31,14 @@ def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS)
         disk.sync_directory(directory)
 
 
-def write_summary(
-    directory: Path,
-    trainer: Trainer,
-    status: str,
-    baseline: dict[str, Any] | None = None,
-    columns: Sequence[Column] | None = None,
-) -> dict[str, Any]:
-    """Write summary.json, with null for numbers that are not finite, and return its content.
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, with null for numbers that are not finite.
 
-    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
-    loss and metrics of a constant prediction on the validation part. columns: of the table that was
-    trained on, if it was one.
-    Raises StorageError if it can't be written.
+    Raises StorageError if that fails.
     """
-    summary = summary_of(trainer, status, baseline, columns)
     with disk.needed(SUMMARY):
         text = json.dumps(finite(summary), indent=1) + "\n"
         disk.replace_file(directory / SUMMARY, text.encode())
-    return summary
 
 
 def summary_of(
@@ -58,7 +47,12 @@ def summary_of(
     baseline: dict[str, Any] | None = None,
     columns: Sequence[Column] | None = None,
 ) -> dict[str, Any]:
-    """How a run has ended, in numbers."""
+    """How a run has ended, in numbers: the content of summary.json.
+
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
+    loss and metrics of a constant prediction on the validation part. columns: of the table that was
+    trained on, if it was one.
+    """
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
     validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
     return {

@@ -43,23 +43,21 @@ class StepLog(Callback):
             return
         first = self._trainer.progress.step - self._trainer.progress.last[1].shape[0] + 1
         for step in range(max(first, self._logged + 1), until + 1):
-            if step % self._every == 0 or self._is_reported(step):
+            looked = any(one.reported_at == step for one in self._trainer.callbacks)
+            if looked or step % self._every == 0:
                 yield self._record(self._trainer, step, step - first)
         self._logged = until
 
     def _watch(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        of_moment = any(c.reported_at is None and _reports(c) for c in self._others)
+        of_moment = any(
+            one.reported_at is None
+            and (type(one).report is not Callback.report or "report" in vars(one))
+            for one in trainer.callbacks
+        )
         # A compiled block knows the rate of its last update alone.
         ends = of_moment or not trainer.engine.reaches_over_epochs
         self.every_n_steps = self._every if ends else None
-
-    @property
-    def _others(self) -> list[Callback]:
-        return [] if self._trainer is None else self._trainer.callbacks
-
-    def _is_reported(self, step: int) -> bool:
-        return any(callback.reported_at == step for callback in self._others)
 
     def _record(self, trainer: Trainer, step: int, place: int) -> dict[str, Any]:
         """Step, epoch (from 1), loss, lr, seconds, and what other callbacks report of this step.
@@ -70,7 +68,7 @@ class StepLog(Callback):
         assert progress.last is not None
         block, losses = progress.last
         reported: dict[str, Any] = {}
-        for callback in self._others:
+        for callback in trainer.callbacks:
             at = progress.step if callback.reported_at is None else callback.reported_at
             if at == step:
                 reported |= callback.report()
@@ -97,7 +95,3 @@ class StepLog(Callback):
             known.insert(1, (record["step"], record["seconds"]))
         steps, seconds = zip(*known, (progress.step, progress.seconds), strict=True)
         return float(np.interp(step, steps, seconds))
-
-
-def _reports(callback: Callback) -> bool:
-    return type(callback).report is not Callback.report or "report" in vars(callback)

@@ -24,13 +24,9 @@ def printable(text: str) -> str:
     """The text with control characters, but for ends of lines and tabs, written as escapes."""
     if text.isprintable():
         return text
-    return "".join(ascii(c)[1:-1] if _is_control(c) else c for c in text)
-
-
-def _is_control(character: str) -> bool:
-    if character in "\n\t":
-        return False
-    return unicodedata.category(character) in ("Cc", "Cs") or character in _TURNING
+    kept = "".join(c for c in set(text) if unicodedata.category(c) not in ("Cc", "Cs"))
+    plain = {*kept, "\n", "\t"} - _TURNING
+    return "".join(c if c in plain else ascii(c)[1:-1] for c in text)
 
 
 def prepare_streams() -> None:

@@ -28,13 +28,12 @@ logger = logging.getLogger("gdtrain")
 _MOST_BYTES = 16 << 20
 
 
-def check(section: LogSection) -> None:
-    """Raise ConfigError if something is asked for whose package is missing."""
-    if section.tensorboard:
-        try:
-            require_tensorboard()
-        except MissingPackageError as error:
-            raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
+def check_tensorboard() -> None:
+    """Raise ConfigError if its package is missing."""
+    try:
+        require_tensorboard()
+    except MissingPackageError as error:
+        raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
 
 
 def callbacks(
@@ -54,10 +53,10 @@ def callbacks(
     return kept
 
 
-def draw_loss(config: Config, directory: Path) -> str:
+def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
     """Leave loss.png in the directory of a run that is over; say where it is, or why there is none.
 
-    Whatever goes wrong is a note: the run is done.
+    is_broken: whether a number that was not finite has ended it. Whatever goes wrong is a note: the run is done.
     """
     if not config.log.picture:
         return ""
@@ -73,7 +72,7 @@ def draw_loss(config: Config, directory: Path) -> str:
             return ""
         with _in_haste():
             (label,) = labels([directory])
-            broken = broken_of(directory)
+            broken = broken_of(directory) if is_broken else None
             log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken)
             if log.steps or log.epochs:
                 picture = directory / run_directory.PICTURE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,6 @@ _FREE = {
 _MUST_MATCH = tuple(key for key in Config.model_fields if key not in _FREE)
 # What of a data source only decides how the run goes on from here.
 _MAY_DIFFER = {"stream": ("follow", "on_bad_line", "window")}
-
-
-def is_restart() -> bool:
-    """Whether torchrun has started this process anew, after one of its group had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def take_up(

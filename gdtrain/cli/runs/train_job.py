@@ -22,7 +22,7 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.disk_faults import DiskFaults
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs import logs
-from gdtrain.cli.runs.resume import is_restart, settings_of, take_up
+from gdtrain.cli.runs.resume import settings_of, take_up
 from gdtrain.config.baseline import baseline
 from gdtrain.config.build import BuiltRun, build
 from gdtrain.config.building.stages import stage
@@ -90,11 +90,8 @@ class TrainJob:
         trainer = run.trainer
         directory = self._directory(leads)
         console = ProgressBar()
-        store = self._store(directory)
-        faults = DiskFaults(store.make_room)
-        metrics = directory / run_directory.METRICS
-        log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
-        checkpoints = self._checkpoints(store, log)
+        log, checkpoints = self._writers(directory)
+        faults = log.faults
         written = logs.callbacks(self.config.log, log, trainer, directory)
         shown = [console] if leads and not self.quiet else []
         stops = _Stops(self.signals)
@@ -107,19 +104,19 @@ class TrainJob:
             if self.resume:
                 stops.reason = _reason(trainer)
                 stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
-            status, interrupted, to_beat = "failed", 0, baseline(run)
+            status, interrupted = "failed", 0
+            to_beat = None if run.validation is None else baseline(run)
             try:
                 status, interrupted = self._fit(trainer, checkpoints, directory)
             finally:
                 console.close()
+                columns = run.preprocessing.columns
+                summary = run_results.summary_of(trainer, status, to_beat, columns)
                 if leads and stops.has_begun:
                     self._leave_files(run, directory, faults)
-                    told = (trainer, status, to_beat, run.preprocessing.columns)
-                    write = partial(run_results.write_summary, directory, *told)
+                    write = partial(run_results.write_summary, directory, summary)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
-            columns = run.preprocessing.columns
-            summary = run_results.summary_of(trainer, status, to_beat, columns)
             if leads:
                 self._result({"directory": str(directory)} | summary)
             if status == "non_finite":
@@ -140,7 +137,8 @@ class TrainJob:
     def _built(self) -> BuiltRun:
         """What the configuration names, tried on its first batch, with the engine of the run."""
         with faults_placed(self.document), notices(self.quiet):
-            logs.check(self.config.log)
+            if self.config.log.tensorboard:
+                logs.check_tensorboard()
             run = build(self.config, sources=self.sources)
             self._check_first_batch(run)
             with stage(""):
@@ -156,9 +154,13 @@ class TrainJob:
                 say(f"gdtrain: {error}")
                 say(_replay_hint(directory, trainer.progress.step + 1))
             return "non_finite", 0
-        ending = self._ending(trainer)
-        gave_up = trainer.world.any(checkpoints.gave_up)  # which rank 0 alone knows
-        return ("failed", 0) if gave_up else ending
+        # A signal may have come to any rank, and rank 0 alone knows of a disk that fails.
+        signum = max(max(seen) for seen in trainer.world.gather([self.signals.stopped_by]))
+        if trainer.world.any(checkpoints.gave_up):
+            return "failed", 0
+        if signum and trainer.progress.epoch < self.config.epochs:
+            return "interrupted", signum
+        return "stopped" if trainer.should_stop and not signum else "done", 0
 
     def _leave_results(
         self, trainer: Trainer, directory: Path, faults: DiskFaults, status: str
@@ -166,11 +168,14 @@ class TrainJob:
         """Write the weights of a run that has come to its end, and its picture; where that is."""
         leads = trainer.world.rank == 0
         if status in ("done", "stopped"):  # all ranks have a part in the weights
-            files = {run_directory.WEIGHTS: snapshot.weights(trainer), **_averages(trainer)}
+            files = {run_directory.WEIGHTS: snapshot.weights(trainer)}
+            averaging = [c for c in trainer.callbacks if isinstance(c, Averaging) and c.count]
+            for callback in averaging[:1]:
+                files[run_directory.AVERAGED] = callback.weights(trainer)
             for name, weights in files.items() if leads else ():
                 faults.attempt(name, partial(run_results.write_weights, directory, weights, name))
         if leads and status != "interrupted":
-            return logs.draw_loss(self.config, directory)
+            return logs.draw_loss(self.config, directory, is_broken=status == "non_finite")
         return ""
 
     def _tell(self, text: str) -> None:
@@ -201,10 +206,6 @@ class TrainJob:
         for name, text in self._texts(run).items():
             faults.attempt(name, partial(disk.replace_file, directory / name, text.encode()))
 
-    def _write_texts(self, run: BuiltRun, directory: Path) -> None:
-        for name, text in self._texts(run).items():
-            run_directory.write_text(directory / name, text)
-
     def _texts(self, run: BuiltRun) -> dict[str, str]:
         """The files that are known before training; config.yaml comes last."""
         return {
@@ -212,17 +213,11 @@ class TrainJob:
             run_directory.CONFIG: dump(self.config),
         }
 
-    def _ending(self, trainer: Trainer) -> tuple[str, int]:
-        """How training ended, and the signal that ended it early, if one did, on any rank."""
-        signum = max(max(seen) for seen in trainer.world.gather([self.signals.stopped_by]))
-        if signum and trainer.progress.epoch < self.config.epochs:
-            return "interrupted", signum
-        return "stopped" if trainer.should_stop and not signum else "done", 0
-
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
         with faults_placed(self.document), notices(self.quiet):
-            logs.check(self.config.log)
+            if self.config.log.tensorboard:
+                logs.check_tensorboard()
             run = build(self.config)
             self._check_first_batch(run)
         for note in run.notes:
@@ -268,32 +263,27 @@ class TrainJob:
 
     def _directory(self, leads: bool) -> Path:
         """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
-        if self._goes_on():
+        if not self.resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            # torchrun has started this process anew, after one of its group had died.
+            self.resume = run_directory.has_begun(self.output_dir, self.name)
+        if self.resume:
             return run_directory.latest_directory(self.output_dir, self.name)
-        self.resume = False
         if leads:
             return run_directory.new_directory(self.output_dir, self.name)
         return self.output_dir or Path()  # where this rank writes nothing
 
-    def _goes_on(self) -> bool:
-        """As asked for, or after a restart by torchrun, if the run had begun by then."""
-        if self.resume or not is_restart():
-            return self.resume
-        self.resume = run_directory.has_begun(self.output_dir, self.name)
-        return self.resume
-
-    def _store(self, directory: Path) -> CheckpointStore:
-        return CheckpointStore(
+    def _writers(self, directory: Path) -> tuple[MetricsLog, Checkpoints]:
+        """The log, and the checkpoints, which all ranks have: each holds a part of the state."""
+        metrics, section = directory / run_directory.METRICS, self.config.checkpoint
+        store = CheckpointStore(
             directory / run_directory.CHECKPOINTS,
-            self.config.checkpoint.keep_last,
-            sync_first=[directory / run_directory.METRICS],
-            keep_every_n_steps=self.config.checkpoint.keep_every_n_steps,
+            section.keep_last,
+            sync_first=[metrics],
+            keep_every_n_steps=section.keep_every_n_steps,
         )
-
-    def _checkpoints(self, store: CheckpointStore, log: MetricsLog) -> Checkpoints:
-        """The callback that all ranks have, since each holds a part of the state."""
-        section = self.config.checkpoint
-        return Checkpoints(
+        faults = DiskFaults(store.make_room)
+        log = MetricsLog(metrics, self.config.log.every_n_steps, faults=faults)
+        return log, Checkpoints(
             store,
             every_n_steps=section.every_n_steps,
             every_n_epochs=section.every_n_epochs,
@@ -301,7 +291,7 @@ class TrainJob:
             keep_best=section.keep_best,
             settings=settings_of(self.config),
             marks=lambda: {"log_bytes": log.size},
-            faults=log.faults,
+            faults=faults,
         )
 
     def _start(
@@ -319,8 +309,8 @@ class TrainJob:
             checkpoints.save_now(run.trainer)
         if not leads:
             return
-        if not self.resume:
-            self._write_texts(run, directory)
+        for name, text in ({} if self.resume else self._texts(run)).items():
+            run_directory.write_text(directory / name, text)
         processes = run.trainer.world.size
         for note in run.notes:
             self._tell(note)
@@ -360,14 +350,6 @@ def _reason(trainer: Trainer) -> str | None:
     """Why early stopping has ended the run, if it has."""
     stopping = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]
     return next((one.reason for one in stopping if one.reason is not None), None)
-
-
-def _averages(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The averaged weights, if there are any, by the name of their file; for all ranks together."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, Averaging) and callback.count:
-            return {run_directory.AVERAGED: callback.weights(trainer)}
-    return {}
 
 
 def _first_part(batch: Batch) -> Batch:

@@ -176,7 +176,8 @@ def fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
     targets = number_targets(targets)
     if not config.data.standardize_targets and config.precision != "fp64":
         check_range(targets, "targets", first_row)
-    _check_range(targets, config.loss, first_row)
+    if config.loss.targets.holds is not None:
+        _check_range(targets, config.loss, first_row)
     return targets.long() if config.loss.targets.whole else targets
 
 
@@ -235,8 +236,7 @@ class SharedSources:
 
 
 def _check_range(targets: Tensor, loss: LossSettings, first_row: int) -> None:
-    if loss.targets.holds is None:
-        return
+    assert loss.targets.holds is not None
     held = loss.targets.holds(targets)
     if getattr(held, "shape", None) != targets.shape:
         message = "its test of targets must say of each number whether it holds, as y >= 0 does"

@@ -31,11 +31,12 @@ def optimizing_of(config: Config, model: nn.Module, loader: Loader) -> dict[str,
         with stage("optimizer"):
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer: Any = _optimizers(config.optimizer, model, trained)
+        if config.scheduler is None:
+            return {"optimizer": optimizer}
         with stage("scheduler"):
             lengths = _lengths(loader, 0, config.epochs)
             scheduler = _schedules(config.scheduler, lengths, optimizer)
-        given = {"optimizer": optimizer, "scheduler": scheduler}
-        return given | _stepping(config)
+        return {"optimizer": optimizer, "scheduler": scheduler} | _stepping(config)
     phases = _phases(config.phases, config.epochs, model, loader)
     return {"optimizer": phases} | _stepping(config)
 
@@ -142,11 +143,11 @@ def _lengths(loader: Loader, start: int, stop: int) -> Lengths:
 
 def _schedules(section: Any, lengths: Lengths, optimizer: Any) -> Any:
     """The schedule of the optimizer, or schedules by the names of optimizers."""
-    if section is None or not isinstance(section, Mapping):
-        if section is not None and isinstance(optimizer, Mapping):
+    if not isinstance(section, Mapping):
+        if isinstance(optimizer, Mapping):
             text = f"must name one of the optimizers, {', '.join(optimizer)}, and its schedule"
             raise ConfigError.of("", text)
-        return None if section is None else _schedule(section, lengths, optimizer)
+        return _schedule(section, lengths, optimizer)
     there = optimizer if isinstance(optimizer, Mapping) else {}
     for name in section:
         if name not in there:

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gdtrain.config.building.memory import out_of_memory
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.training.gradients.microbatches import is_out_of_memory
+
+# What torch says of sizes whose product is no number of bytes, or that are no int64 themselves.
+_NO_SIZE = (
+    "size calculation overflowed",
+    "Overflow when unpacking long",
+    "multiplication overflow",
+)
+REMEDIES = {
+    "data": "use fewer samples, or source: mapped, which is read as it is needed",
+    "model": "use fewer or smaller layers",
+    "": "use a smaller model, or set microbatch_size: auto to compute batches in slices",
+}
 
 
 @contextmanager
@@ -32,3 +44,11 @@ def stage(key: str) -> Iterator[None]:
         if text is None:
             raise
         raise ConfigError([Fault(key, text)]) from error
+
+
+def out_of_memory(error: BaseException, key: str) -> str | None:
+    """What to say if ``error`` is of too little memory for the section ``key``, else None."""
+    if not (is_out_of_memory(error) or any(message in str(error) for message in _NO_SIZE)):
+        return None
+    what = "needs" if key else "training needs"
+    return f"{what} more memory than there is; {REMEDIES.get(key, REMEDIES[''])}"

@@ -20,7 +20,7 @@ from gdtrain.data.builtin.digits import digits
 from gdtrain.data.tables.preparation import Preprocessing, split
 from gdtrain.errors import CheckpointError, DataError, OutputError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.run_results import write_summary
+from gdtrain.output.run_results import summary_of, write_summary
 
 DIGITS = """\
 seed: 3
@@ -294,7 +294,8 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
         device="cpu",
     )
     trainer.fit(1)
-    summary = write_summary(tmp_path, trainer, "done")
+    summary = summary_of(trainer, "done")
+    write_summary(tmp_path, summary)
     assert math.isnan(summary["validation"]["loss"])
     for name in ("summary.json", "metrics.jsonl"):
         assert "NaN" not in (tmp_path / name).read_text("utf-8")
