@@ -9,11 +9,13 @@ from pathlib import Path
 from gdtrain.errors import DataError
 
 _GROUP = Path("/sys/fs/cgroup")
+# Bytes for which nobody asks the system: where they are not there, no program starts.
+ALWAYS_THERE = 1 << 20
 
 
 def check_memory(path: str, nbytes: int) -> None:
     """Raise DataError if what ``path`` holds takes more bytes than there are."""
-    free = free_memory()
+    free = free_memory() if nbytes > ALWAYS_THERE else None
     if free is not None and nbytes > free:
         raise DataError(
             f"{path}: takes {nbytes:,} bytes of memory, and {free:,} are free; make it a folder "

@@ -84,7 +84,8 @@ def as_samples(
     elif isinstance(data, TensorDataset):
         samples = TensorDatasetSamples(data, allow_nonfinite)
     else:
-        parts = data if _is_list(data) else (data,)
+        is_list = isinstance(data, tuple | list) and not hasattr(data, "_fields")
+        parts = data if is_list else (data,)
         flat = not any(map(_is_tree, parts))
         samples = (
             TensorSamples(_tensors(parts, allow_nonfinite))
@@ -225,10 +226,6 @@ def _arranged_samples(parts: Sequence[Any], allow_nonfinite: bool) -> ArrangedSa
     return ArrangedSamples(TensorSamples(_tensors(leaves, allow_nonfinite, names)), arranged)
 
 
-def _is_list(data: Any) -> bool:
-    return isinstance(data, tuple | list) and not hasattr(data, "_fields")
-
-
 def _is_tree(part: Any) -> bool:
     """Whether it is a dict, dataclass or tuple of tensors, and not an array, row by row."""
     if not isinstance(part, tuple) or hasattr(part, "_fields"):
@@ -242,7 +239,10 @@ def _tensors(
     """Inputs and targets as tensors [n, …], checked. names: of the parts, for messages."""
     if not parts:
         raise DataError("no tensors given; give inputs and targets")
-    names = names or _part_names(len(parts))
+    if names is None:
+        names = ["inputs", "targets"][: len(parts)]
+        if len(parts) > 2:
+            names = [*(f"inputs[{i}]" for i in range(len(parts) - 1)), "targets"]
     tensors = [as_tensor(part, name) for part, name in zip(parts, names, strict=True)]
     lengths = [tensor.shape[0] for tensor in tensors]
     if len(set(lengths)) > 1:
@@ -252,9 +252,3 @@ def _tensors(
         for tensor, name in zip(tensors, names, strict=True):
             check_finite(tensor, name)
     return tensors
-
-
-def _part_names(count: int) -> list[str]:
-    if count <= 2:
-        return ["inputs", "targets"][:count]
-    return [f"inputs[{i}]" for i in range(count - 1)] + ["targets"]

@@ -23,8 +23,7 @@ class BlockLength:
     Lengths depend on the clock, so nothing that a run reports may depend on them.
     """
 
-    def __init__(self) -> None:
-        self._steps = 1
+    _steps = 1
 
     def next(self, step: int, remaining: int, callbacks: Iterable[Callback]) -> int:
         """Steps of the block that starts after ``step`` updates, of ``remaining`` at most.
@@ -57,7 +56,7 @@ def reach(trainer: Run, until: int) -> int:
     later = bisect_right(turns, epoch)
     ends = [until, turns[later]] if later < len(turns) else [until]
     listeners = trainer.listeners
-    if listeners.has("on_epoch_start"):
+    if listeners.of["on_epoch_start"]:
         return epoch + 1
     ends += [callback.next_epoch_end(epoch) or until for callback in listeners.of["on_epoch_end"]]
     return min(ends)

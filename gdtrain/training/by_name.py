@@ -15,11 +15,9 @@ from gdtrain.parts import not_among
 from gdtrain.settings import Settings
 
 
-def loss(given: Any) -> Any:
-    """The loss of this name, with its defaults; what is no name is left as it is."""
-    if not isinstance(given, str):
-        return given
-    part, settings = _part("loss", "loss", given)
+def loss(name: str) -> Any:
+    """The loss of this name, with its defaults."""
+    part, settings = _part("loss", "loss", name)
     return part.call({key: value for key, value in settings if key != "name"})
 
 
@@ -38,11 +36,9 @@ def metrics(given: Any, of_loss: Any) -> Any:
     return {n: _metric(m, of_loss) if isinstance(m, str) else m for n, m in given.items()}
 
 
-def optimizer(given: Any, model: nn.Module) -> Any:
-    """The optimizer of this name over what the model trains; else what is given."""
-    if not isinstance(given, str):
-        return given
-    part, settings = _part("optimizer", "optimizer", given)
+def optimizer(name: str, model: nn.Module) -> Optimizer:
+    """The optimizer of this name over what the model trains."""
+    part, settings = _part("optimizer", "optimizer", name)
     made: Optimizer = part.make(settings, [p for p in model.parameters() if p.requires_grad])
     return made
 

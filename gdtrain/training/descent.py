@@ -115,12 +115,17 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
 
 
 def move(optimizer: Optimizer, work: Work) -> None:
-    """``optimizer.step()``, of one that :func:`is_plain`."""
+    """``optimizer.step()``, of one that :func:`is_plain`; its kernels are torch.optim.SGD's."""
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
         for group, parameters, gradients in work:
-            _move(optimizer, group, parameters, gradients)
+            given: Any = gradients
+            if group["weight_decay"]:
+                given = torch._foreach_add(given, parameters, alpha=group["weight_decay"])
+            if group["momentum"]:
+                given = _with_momentum(optimizer, group, parameters, given)
+            torch._foreach_add_(parameters, given, alpha=-group["lr"])
     finally:
         torch._C._set_grad_enabled(True)
     optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
@@ -175,17 +180,6 @@ def is_plain(optimizer: Optimizer) -> bool:
             if group[key]:
                 return False
     return True
-
-
-def _move(
-    optimizer: Optimizer, group: dict[str, Any], parameters: list[Tensor], gradients: Any
-) -> None:
-    """Update the parameters; see the equations of torch.optim.SGD, whose kernels these are."""
-    if group["weight_decay"]:
-        gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
-    if group["momentum"]:
-        gradients = _with_momentum(optimizer, group, parameters, gradients)
-    torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
 
 
 def _with_momentum(

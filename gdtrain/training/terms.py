@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ Place = tuple[bool, str]  # whether it is a term of the loss, else it was logged
 _TAKEN = ("kind", "epoch", "step", "samples", "loss", "train_loss", "seconds", "lr", "skipped")
 
 
+@dataclass
 class StepTerms:
     """What is noted of the update that is being made, besides its loss.
 
@@ -25,12 +27,11 @@ class StepTerms:
     logged: what :meth:`Trainer.log` was given. under_way: whether an update is.
     """
 
-    def __init__(self) -> None:
-        self.passed: Numbers = {}
-        self.first: Numbers = {}
-        self.logged: Numbers = {}
-        self.under_way = False
-        self.sums: Numbers = {}
+    passed: Numbers = field(default_factory=dict)
+    first: Numbers = field(default_factory=dict)
+    logged: Numbers = field(default_factory=dict)
+    under_way: bool = False
+    sums: Numbers = field(default_factory=dict)
 
     def loss_of(self, value: Any) -> Any:
         """The loss in what ``compute_loss`` has given, whose other terms are noted.

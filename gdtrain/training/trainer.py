@@ -54,8 +54,7 @@ from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import by_name, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
-from gdtrain.training.callbacks.callback import Callback, Listeners
-from gdtrain.training.callbacks.events import tell
+from gdtrain.training.callbacks.callback import Callback, Listeners, among
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.descent import backward, descend, gathered
 from gdtrain.training.engines.eager import EagerEngine, stacked
@@ -77,7 +76,6 @@ from gdtrain.training.optimizing.schedules import Scheduler
 from gdtrain.training.optimizing.several_optimizers import (
     Optimizers,
     check_bounds,
-    each,
     stepper,
     together,
 )
@@ -213,7 +211,7 @@ class Trainer:
             vars(self)["compute_loss"] = partial(compute_loss, self)
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
-        criterion: Callable[[Any, Any], Tensor] | None = by_name.loss(loss)
+        criterion: Any = by_name.loss(loss) if isinstance(loss, str) else loss
         self.phases = optimizer if isinstance(optimizer, Phases) else None
         self.phase = 0
         if self.phases is not None:
@@ -224,7 +222,7 @@ class Trainer:
             named = model.named_parameters()
             self._trained = [name for name, p in named if p.requires_grad]  # in some phase
             optimizer, scheduler = self._of_phase(0, model)
-        given = by_name.optimizer(optimizer, model)
+        given = by_name.optimizer(optimizer, model) if isinstance(optimizer, str) else optimizer
         checks.check_parts(criterion, given, loader, callbacks, needs_loss=not own_loss)
         updater = together(given)
         checks.check_arguments(
@@ -233,16 +231,18 @@ class Trainer:
         )
         checks.check_parameters(model, criterion, updater, own_code=own_loss)
 
-        check_bounds("clip_grad_norm", clip_grad_norm, updater)
-        check_bounds("clip_grad_value", clip_grad_value, updater)
-
+        for key, bound in (("norm", clip_grad_norm), ("value", clip_grad_value)):
+            if bound is not None:
+                check_bounds(f"clip_grad_{key}", bound, updater)
         self.updater = updater
         self._place(model, criterion, device, precision)
         self.loader = loader
         self._stepping = scheduler_per, scheduler_metric
         in_phases = self.phases is not None
         self.schedule = stepper(scheduler, *self._stepping, updater, in_phases=in_phases)
-        self.metrics = check_metrics(by_name.metrics(metrics, criterion))
+        self.metrics: dict[str, Metric] = {}
+        if metrics is not None:
+            self.metrics = check_metrics(by_name.metrics(metrics, criterion))
         self.evaluate_in = evaluate_in
         self.shows_progress = progress
         self.clip_grad_norm: Any = clip_grad_norm
@@ -369,14 +369,16 @@ class Trainer:
             as_in_fit(self)
         self.stays_in_eval = False
         self.check_separable()
-        checks.check_same_data(self.world, self.loader)
+        if self.world.size > 1:
+            checks.check_same_data(self.world, self.loader)
         checks.check_rows(self.model, self.loader)
         self.placed.compare(self.loader.samples)
         self.choice.settle(num_epochs)
         self.num_epochs = num_epochs
         self.should_stop, self.stop_reason = False, None
         self.is_fitting = True
-        bar = self._bar(self.shows_progress if progress is None else progress)
+        wanted = self.shows_progress if progress is None else progress
+        bar = self._bar() if wanted else []
         self.callbacks += bar
         try:
             with interruptible(self.stop):
@@ -386,11 +388,11 @@ class Trainer:
             self.callbacks[:] = [one for one in self.callbacks if one not in bar]
         return self.history
 
-    def _bar(self, wanted: bool) -> list[Callback]:
-        """The bar of a fit, if it is wanted and can be seen, and there is no other."""
-        if not wanted or self.world.rank or not public("ProgressBar").can_be_seen():
-            return []
+    def _bar(self) -> list[Callback]:
+        """The bar of a fit, if it can be seen, and there is no other."""
         kind = public("ProgressBar")
+        if self.world.rank or not kind.can_be_seen():
+            return []
         there = any(isinstance(callback, kind) for callback in self.callbacks)
         return [] if there else [kind(max_lines=0)]
 
@@ -416,7 +418,8 @@ class Trainer:
             self._end_after(error)
             raise
         self.engine.publish()
-        self.schedule.end_fit(self.history.epochs)
+        if self.schedule.scheduler is not None:
+            self.schedule.end_fit(self.history.epochs)
         self.emit("on_fit_end")
 
     def _end_after(self, error: BaseException) -> None:
@@ -472,7 +475,8 @@ class Trainer:
             return False
         block, progress = self.running, self.progress
         assert block is not None
-        self._share_terms(block)
+        if self.world.size > 1:
+            self._share_terms(block)
         progress.add(block, stacked(block.losses[block.added :]), adds=loss_weights.adds_up(self))
         progress.read_clock()
         self._close_epoch()
@@ -481,7 +485,7 @@ class Trainer:
 
     def _share_terms(self, block: Block) -> None:
         """Bring together what the processes have noted of the updates whose losses come next."""
-        if self.world.size == 1 or not self.has_own("compute_loss", "train_step"):
+        if not self.has_own("compute_loss", "train_step"):
             return
         places = [place for place in block.terms if place >= block.added]
         noted = {p: map_tensors(block.terms[p], lambda t: t.cpu()) for p in places}
@@ -513,14 +517,14 @@ class Trainer:
             epoch = self.progress.epoch if between else None
             callback = self.listeners.next_to_tell(epoch, told)
             if callback is None:
-                if between:
+                if between and self.schedule.scheduler is not None:
                     self.schedule.after_validation(self.history.epochs, self.callbacks)
                 self.told_of_end, self._untold = None, 0
                 return
             self.engine.publish(callback)
             if self.listeners.is_due(callback, epoch):
                 callback.on_epoch_end(self, self.history.epochs[-1])
-            if self.listeners.has("on_records") and callback.listens_to("on_records"):
+            if self.listeners.of["on_records"] and callback.listens_to("on_records"):
                 callback.on_records(self.history.epochs[-max(1, self._untold) :])
             told.append(callback)
 
@@ -540,7 +544,8 @@ class Trainer:
                 raise died from error
             raise
         if made := found.shape[0]:
-            self._share_terms(block)
+            if self.world.size > 1:
+                self._share_terms(block)
             self._close_block(block, found)
             self.block_length.observe(made, time.perf_counter() - started)
         return found
@@ -710,7 +715,8 @@ class Trainer:
         each reads its share of every batch. views: whether large batches of consecutive samples
         may be views of the data set, and not copies, which a model may work on in place.
         """
-        plan = plan or loader.plan(0)
+        if plan is None:
+            plan = loader.plan(0)
         if shared:
             plan = plan.share(self.world.rank, self.world.size)
         batches = self.placed(loader.samples).read(plan, start)
@@ -852,11 +858,23 @@ class Trainer:
         return self._output_check(self.loss, output, targets, self.loader)
 
     def emit(self, event: str, *arguments: Any) -> None:
-        """Tell the callbacks of one of their moments."""
-        if self._listeners.callbacks != self.callbacks:  # some may have been added
-            self._listeners = Listeners(self.callbacks)
-        if self._listeners.of[event]:
-            tell(self, event, *arguments)
+        """Tell the callbacks of one of their moments: those that listen to it, and are due.
+
+        Each is looked up when it is its turn: one may add or remove others.
+        """
+        if self._listeners.callbacks == self.callbacks and not self._listeners.of[event]:
+            return
+        told: list[Callback] = []
+        while waiting := [c for c in self.listeners.of[event] if not among(told, c)]:
+            callback = waiting[0]
+            told.append(callback)
+            if event == "on_safe_point":
+                if type(callback).is_due is not Callback.is_due:  # which may look, too
+                    self.engine.publish(callback)
+                if not callback.is_due(self.progress.step):
+                    continue
+            self.engine.publish(callback)  # before anybody looks
+            getattr(callback, event)(self, *arguments)
 
     @property
     def listeners(self) -> Listeners:
@@ -868,7 +886,7 @@ class Trainer:
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """All optimizers by name; a single one has the name ``""``."""
-        return each(self.updater)
+        return self.updater.of if isinstance(self.updater, Optimizers) else {"": self.updater}
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

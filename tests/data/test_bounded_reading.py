@@ -72,6 +72,7 @@ def test_a_sparse_file_is_refused_by_its_size(tmp_path: Path, read) -> None:
 def test_a_table_is_refused_before_it_takes_more_memory_than_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(free_memory, "ALWAYS_THERE", 0)
     monkeypatch.setattr(free_memory, "free_memory", lambda: 1000)
     (tmp_path / "d.csv").write_text("a,y\n" + "1,2\n" * 1000)
     with pytest.raises(DataError, match=r"takes 4,004 bytes of memory, and 1,000 are free"):

@@ -327,7 +327,8 @@ class BatchLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        _refuse_more("BatchLoader", more)
+        if more:
+            raise _no_pair("BatchLoader")
         super().__init__(
             data,
             batch_size=None,
@@ -366,7 +367,8 @@ class SampleLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        _refuse_more("SampleLoader", more)
+        if more:
+            raise _no_pair("SampleLoader")
         super().__init__(
             data,
             batch_size=1,
@@ -408,7 +410,8 @@ class MiniBatchLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        _refuse_more("MiniBatchLoader", more or _with_rows(batch_size), "32")
+        if more or getattr(batch_size, "ndim", 0) > 0:
+            raise _no_pair("MiniBatchLoader", "32")
         if isinstance(batch_size, list | tuple):
             batch_size = BatchSizes(batch_size)
         elif not isinstance(batch_size, BatchSizes):
@@ -448,12 +451,7 @@ def minibatch(data: Any, batch_size: Any, order: Any, drop_last: bool, seed: int
     return MiniBatchLoader(data, batch_size, order=order, drop_last=drop_last, seed=seed)
 
 
-def _with_rows(value: Any) -> tuple[Any, ...]:
-    return (value,) if getattr(value, "ndim", 0) > 0 else ()
-
-
-def _refuse_more(name: str, more: tuple[Any, ...], *options: str) -> None:
-    """Raise ConfigError for inputs and targets that are given as two arguments."""
-    if more:
-        message = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
-        raise ConfigError.of("data", f"{message}, with options by name")
+def _no_pair(name: str, *options: str) -> ConfigError:
+    """The error of inputs and targets that are given as two arguments."""
+    message = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
+    return ConfigError.of("data", f"{message}, with options by name")

@@ -255,15 +255,13 @@ def prepare(
         mean, std = _statistics(_rows(targets, train), "targets")
         done = replace(done, target_mean=mean, target_std=std)
         targets = standardized(targets, mean, std)
-    ready = _in_parts(done, inputs)
+    ready = _in_parts(done, inputs) if standardize else done.apply(inputs)
     held_out = (ready[validation], targets[validation]) if len(validation) else None
     return (_rows(ready, train), _rows(targets, train)), held_out, done
 
 
 def _in_parts(done: Preprocessing, inputs: Tensor) -> Tensor:
     """``done.apply(inputs)`` without further copies of all rows in between."""
-    if not done.mean:
-        return done.apply(inputs)
     ready = torch.empty(0)
     for start in range(0, len(inputs), CHECKED_ROWS):
         part = done.apply(inputs[start : start + CHECKED_ROWS])

@@ -289,7 +289,13 @@ class TableReading:
             inputs, targets = (
                 self._scan(names, text, keep) for names in (self.chosen, self.targets)
             )
-            self._read_through(inputs, targets, text)
+            width = len(self.chosen)
+            for batch in self.batches(text):
+                inputs.add(batch[:width])
+                targets.add(batch[width:])
+            if not inputs.rows:
+                what = "has no rows below its header; at least one is needed"
+                raise DataError(f"{self.files.path}: {what}")
             try:
                 columns, faults = self._understood(inputs)
                 target_columns, more = self._understood(targets)
@@ -297,15 +303,6 @@ class TableReading:
                 text.update(late.names)
                 continue
             return Seen(inputs, targets, columns, target_columns, [*faults, *more])
-
-    def _read_through(self, inputs: TableScan, targets: TableScan, text: set[str]) -> None:
-        width = len(self.chosen)
-        for batch in self.batches(text):
-            inputs.add(batch[:width])
-            targets.add(batch[width:])
-        if not inputs.rows:
-            what = "has no rows below its header; at least one is needed"
-            raise DataError(f"{self.files.path}: {what}")
 
     def batches(self, as_text: Collection[str]) -> Iterator[list[Any]]:
         """Consecutive rows: an Arrow array for each input column, then for each target.

@@ -187,14 +187,10 @@ class Listeners:
         told = self.of["on_records"] + self.of["on_epoch_end"]
         self._of_ends = [c for c in callbacks if among(told, c)]
 
-    def has(self, event: str) -> bool:
-        """Whether a callback listens to the event."""
-        return bool(self.of[event])
-
     @property
     def see_updates(self) -> bool:
         """Whether a callback looks at every update."""
-        return self.has("on_gradient") or self.has("on_before_update")
+        return bool(self.of["on_gradient"] or self.of["on_before_update"])
 
     def next_to_tell(self, epoch: int | None, told: list[Callback]) -> Callback | None:
         """The next one to be told that epochs have ended.

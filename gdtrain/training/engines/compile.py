@@ -145,10 +145,8 @@ def _own_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
     ]
 
 
-def check_options(options: Mapping[str, Any] | None, engine: str) -> dict[str, Any]:
+def check_options(options: Mapping[str, Any], engine: str) -> dict[str, Any]:
     """The options for ``module.compile()``. Raises ConfigError for what it does not take."""
-    if options is None:
-        return {}
     if engine != "compile":
         raise ConfigError.of("compile", f"has no effect with engine {engine}; set engine: compile")
     for key in options.keys() - set(_OPTIONS):

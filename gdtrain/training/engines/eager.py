@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -20,14 +21,13 @@ from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
 
 
+@dataclass(eq=False)
 class EagerEngine:
     """Runs blocks step by step, with the bits of the hand-written PyTorch loop."""
 
+    trainer: Run
     name = "eager"
     max_block_steps = 4096
-
-    def __init__(self, trainer: Run) -> None:
-        self.trainer = trainer
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.

@@ -59,7 +59,7 @@ def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
     for callback in trainer.callbacks:
         if callback.listens_to("on_gradient"):
             yield f"{type(callback).__name__} corrects the gradient of every update"
-    if Listeners(trainer.callbacks).has("on_before_update"):
+    if Listeners(trainer.callbacks).of["on_before_update"]:
         yield "a callback looks at every update (on_before_update)"
     own = trainer.schedule.own_code if trainer.schedule.by_step else []
     if any(_is_model(found, trainer) for found in PythonState({"": own}).reached):

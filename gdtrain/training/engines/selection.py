@@ -18,7 +18,6 @@ from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.foreign_code import calls_known_code
-from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.engines.obstacles import INSTALL, obstacles
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.placement.compiler_import import import_ahead
@@ -56,7 +55,7 @@ class EngineChoice:
         self.wanted = wanted
         self.of_run: str | None = None  # the name of the engine that was settled on
         check_arguments(engine=(wanted, ENGINES))
-        self.options = check_options(options, wanted)
+        self.options = {} if options is None else check_options(options, wanted)
         if wanted in _CAPTURING:
             check(trainer, wanted)
 
@@ -86,12 +85,13 @@ class EngineChoice:
             updates = None if stream else trainer.loader.updates(num_epochs)
             wanted = _by_rule(trainer, updates, num_epochs)
         try:
-            trainer.engine = _made(trainer, wanted)
+            if wanted != "eager" or present != "eager":
+                trainer.engine = _made(trainer, wanted)
         except ModelError as error:
             self.instead(wanted, error)
         self.of_run = trainer.engine.name
         if self.of_run == "eager":
-            import_ahead(trainer.updater, steps_itself=bool(overridden(trainer, ["train_step"])))
+            import_ahead(trainer.updater, steps_itself=trainer.has_own("train_step"))
 
     def instead(self, name: str, error: ModelError) -> Engine:
         """The engine that goes on where the one of this name can't, from now on the trainer's.
@@ -216,7 +216,7 @@ def _between_looks(trainer: Run, updates: int, num_epochs: int) -> float:
     callbacks, listeners = trainer.callbacks, trainer.listeners
     steps = [float(c.every_n_steps) for c in callbacks if c.every_n_steps is not None]
     ends = [c.next_epoch_end(0) for c in listeners.of["on_epoch_end"]]
-    if listeners.has("on_epoch_start") or not may_go_on(trainer):
+    if listeners.of["on_epoch_start"] or not may_go_on(trainer):
         ends.append(1)
     return min([*steps, *(end * updates / num_epochs for end in ends if end)], default=math.inf)
 

@@ -167,8 +167,6 @@ def losses_of_errors() -> list[str]:
 
 def check_metrics(metrics: Any) -> dict[str, Metric]:
     """The metrics by name. Raises ConfigError for anything else."""
-    if metrics is None:
-        return {}
     wanted = (
         "must be a list of names, such as ['mae'], or a mapping of names to functions (output, "
         "targets) -> number, or to objects with update, compute and reset"

@@ -43,11 +43,6 @@ class Optimizers:
             optimizer.zero_grad()
 
 
-def each(optimizer: Any) -> dict[str, Optimizer]:
-    """The optimizers by name; a single one has none."""
-    return optimizer.of if isinstance(optimizer, Optimizers) else {"": optimizer}
-
-
 def together(given: Any) -> Optimizer:
     """One optimizer as it is, several as :class:`Optimizers`, which is read like one.
 
@@ -182,7 +177,7 @@ def check_bounds(key: str, bound: Any, optimizer: Any) -> None:
 
 
 def _check_names(key: str, names: Iterable[str], optimizer: Any) -> None:
-    known = list(each(optimizer)) if isinstance(optimizer, Optimizers) else []
+    known = list(optimizer.of) if isinstance(optimizer, Optimizers) else []
     for name in names:
         if name not in known:
             among = f"one of {', '.join(known)}" if known else "left out: there is one optimizer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -96,7 +97,9 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
     """
     if isinstance(samples, TensorSamples):
         samples = samples.map(Cast(dtype).tensor)
-        if _fits(samples.nbytes, device):
+        # The CPU holds them already, and mps shares the machine's memory.
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        if samples.nbytes <= RESIDENT_SHARE * free:
             return samples.map(lambda t: t.to(device))
     else:
         samples = CastSamples(samples, dtype)
@@ -166,27 +169,17 @@ class _Placed:
         )
 
 
-def _fits(nbytes: int, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return True  # the CPU holds them already; mps shares the machine's memory
-    free, _ = torch.cuda.mem_get_info(device)
-    return nbytes <= RESIDENT_SHARE * free
-
-
 def _is_cast_of(made: Tensor, tensor: Tensor) -> bool:
     """Whether ``made`` has the bits of ``tensor`` in its dtype; compared in parts."""
     if made is tensor:
         return True
     rows = partial(torch.split, split_size_or_sections=COMPARED_ROWS)
-    pairs = zip(rows(made), rows(tensor), strict=True)
-    return all(_same_bits(part, other.to(part.dtype)) for part, other in pairs)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if torch.equal(one, other):
-        return True
-    bits = one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)
-    return torch.equal(*bits)  # NaN is not equal to itself
+    for part, other in zip(rows(made), rows(tensor), strict=True):
+        both = part, other.to(part.dtype)
+        bits = (one.contiguous().view(torch.uint8) for one in both)  # NaN is not equal to itself
+        if not torch.equal(*both) and not torch.equal(*bits):
+            return False
+    return True
 
 
 @dataclass(unsafe_hash=True)

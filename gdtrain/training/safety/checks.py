@@ -54,7 +54,8 @@ def check_parts(
         raise ModelError(
             f"loss: must be a function (output, targets) -> loss, such as nn.MSELoss(); got {got}"
         )
-    _check_arguments_of("loss", loss, "(output, targets)")
+    if inspect.isfunction(loss):
+        _check_arguments_of("loss", loss, "(output, targets)")
     if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
         raise ModelError(f"callbacks: must be a list; got {_shown(callbacks)}; put it into one")
     for callback in callbacks:
@@ -88,13 +89,12 @@ def check_own_loss(trainer: Any, compute_loss: Any) -> None:
     if isinstance(compute_loss, type) or not callable(compute_loss):
         text = f"must be a function (trainer, batch) -> loss; got {_shown(compute_loss)}"
         raise ModelError(f"compute_loss: {text}")
-    _check_arguments_of("compute_loss", compute_loss, "(trainer, batch)")
+    if inspect.isfunction(compute_loss):
+        _check_arguments_of("compute_loss", compute_loss, "(trainer, batch)")
 
 
 def _check_arguments_of(key: str, function: Any, two: str) -> None:
     """Raise ModelError for a function that can't be called with two arguments."""
-    if not inspect.isfunction(function):
-        return
     signature = inspect.signature(function)
     try:
         signature.bind(None, None)
@@ -160,9 +160,8 @@ class OutputCheck:
     the labels of the whole data set, dtypes, and how a loss of one's own brings the two together.
     """
 
-    def __init__(self) -> None:
-        self._loss: Any = None  # the one that was looked at
-        self._same_shape = False
+    _loss: Any = None  # the one that was looked at
+    _same_shape = False
 
     def __call__(self, loss: Any, output: Any, targets: Any, loader: Loader | None) -> Tensor:
         if self._same_shape and loss is self._loss and output.shape != targets.shape:
@@ -306,8 +305,6 @@ def _no_rows(n: int) -> ModelError:
 
 def check_same_data(world: World, loader: Loader) -> None:
     """Raise DataError on every rank if one of them was given other data than rank 0."""
-    if world.size == 1:
-        return
     digest = loader.samples.fingerprint() or 0
     seen = world.gather([loader.num_samples, loader.outline(0).batch_size, digest])
     other = [rank for rank, theirs in enumerate(seen) if theirs != seen[0]]

@@ -58,7 +58,7 @@ class Guard:
     @property
     def deferred(self) -> bool:
         """Whether to look after the block; not if a callback keeps a state of its own."""
-        return self._may_defer and not self.trainer.listeners.has("on_gradient")
+        return self._may_defer and not self.trainer.listeners.of["on_gradient"]
 
     # ── before each update ──────────────────────────────────────────────────────────────────
 
@@ -197,7 +197,7 @@ class Guard:
             return
         clip = "clip_grad_norm" if trainer.clip_grad_norm is not None else "clip_grad_value"
         clips = trainer.clip_grad_norm is not None or trainer.clip_grad_value is not None
-        looks = trainer.listeners.has("on_before_update")
+        looks = bool(trainer.listeners.of["on_before_update"])
         for key, is_set, rung in (
             (clip, clips, "finish_gradient"),
             ("callbacks", looks, "finish_gradient"),

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -52,48 +52,30 @@ def release() -> None:
 
 
 @contextmanager
-def on_signal(signals: Sequence[int], stop: Callable[[int], None]) -> Iterator[None]:
-    """Call ``stop(signum)`` at the first of ``signals``, and let the second one through.
+def interruptible(stop: Callable[[str], None]) -> Iterator[None]:
+    """At the first Ctrl-C call ``stop("interrupted")``, and raise KeyboardInterrupt on leaving.
 
-    Handlers are put back on leaving. Outside the main thread, where Python can't handle
-    signals, this does nothing.
+    Where Ctrl-C does what it does in Python by itself: a handler of somebody's own stays, and so
+    does all outside the main thread, where Python can't handle signals.
     """
-    if threading.current_thread() is not threading.main_thread():
+    default = signal.default_int_handler
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not default:
         yield
         return
-    previous = {signum: signal.getsignal(signum) for signum in signals}
+    interrupted = False
 
-    def restore() -> None:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
+    def note(_signum: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        signal.signal(signal.SIGINT, default)  # a second one goes through
+        interrupted = True
+        stop("interrupted")
 
-    def handle(signum: int, _frame: FrameType | None) -> None:
-        restore()
-        stop(signum)
-
-    for signum in signals:
-        signal.signal(signum, handle)
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        restore()
-
-
-@contextmanager
-def interruptible(stop: Callable[[str], None]) -> Iterator[None]:
-    """At Ctrl-C call ``stop("interrupted")``, and raise KeyboardInterrupt on leaving.
-
-    Where Ctrl-C does what it does in Python by itself; a handler of somebody's own stays.
-    """
-    interrupted: list[int] = []
-
-    def note(signum: int) -> None:
-        interrupted.append(signum)
-        stop("interrupted")
-
-    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    with on_signal([signal.SIGINT] if default else [], note):
-        yield
+        signal.signal(signal.SIGINT, default)
     if interrupted:
         raise KeyboardInterrupt
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from operator import is_
 from typing import Any, Literal
 
@@ -77,7 +78,9 @@ def unchanged(
     update under way has noted, outputs for its metrics, terms and rungs used, is out of sight.
     """
     modules = modules_of(roots_of(trainer, whole=True))
-    parts: list[Part] = ["modes", "buffers", "gradients", "generators", "own"]
+    parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
+    if trainer.own_state:
+        parts.append("own")
     if updates or trainer.has_own(*_FOREIGN) or not all(map(is_stock, modules)):
         parts.append("parameters")
     if updates:
@@ -164,19 +167,19 @@ def is_stock(module: nn.Module) -> bool:
 # ── the parts ───────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(eq=False)
 class _Part:
     """One part of the state."""
 
-    def __init__(self, trainer: Run, whole: bool) -> None:
-        self.trainer = trainer
-        self.whole = whole
+    trainer: Run
+    whole: bool
 
-    def roots(self) -> list[nn.Module]:
-        return roots_of(self.trainer, self.whole)
+    def modules(self) -> list[nn.Module]:
+        return modules_of(roots_of(self.trainer, self.whole))
 
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
-        held = [p for m in modules_of(self.roots()) for p in m._parameters.values()]
+        held = [p for m in self.modules() for p in m._parameters.values()]
         optimizer = self.trainer.updater
         if optimizer is not None:  # as in a copy that is sent to another process
             held += [p for group in optimizer.param_groups for p in group["params"]]
@@ -191,7 +194,7 @@ class _Part:
 
 class _Modes(_Part):
     def keep(self) -> None:
-        self._modes = [(module, module.training) for module in modules_of(self.roots())]
+        self._modes = [(module, module.training) for module in self.modules()]
 
     def restore(self) -> None:
         for module, mode in self._modes:
@@ -251,13 +254,11 @@ class _Buffers(_Part):
     To see that takes a look at each module's dictionaries, and so no walk of the model.
     """
 
-    def __init__(self, trainer: Run, whole: bool) -> None:
-        super().__init__(trainer, whole)
-        self._roots: tuple[Any, Any] = (None, None)
-        self._empty: list[Mapping[str, Any]] = []  # dictionaries in which nothing was
-        self._filled: list[tuple[Mapping[str, Any], tuple[Any, ...]]] = []
-        self._kept: list[_Memory] = []
-        self._extra: list[tuple[nn.Module, Any]] = []
+    _roots: tuple[Any, Any] = (None, None)
+    _empty: Sequence[Mapping[str, Any]] = ()  # dictionaries in which nothing was
+    _filled: Sequence[tuple[Mapping[str, Any], tuple[Any, ...]]] = ()
+    _kept: Sequence[_Memory] = ()
+    _extra: Sequence[tuple[nn.Module, Any]] = ()
 
     def keep(self) -> None:
         if not self._is_current():
@@ -268,7 +269,7 @@ class _Buffers(_Part):
             self._extra = [(module, _extra_state(module)) for module in self._with_extra]
 
     def restore(self) -> None:
-        for module in modules_of(self.roots()):
+        for module in self.modules():
             then, now = self._buffers.get(module, {}), module._buffers
             if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
                 now.clear()  # and filled in the order that they had
@@ -288,7 +289,7 @@ class _Buffers(_Part):
         return not self._kept or all(memory.is_as_before() for memory in self._kept)
 
     def _list(self) -> None:
-        modules = modules_of(self.roots())
+        modules = self.modules()
         self._roots = (self.trainer.model, self.trainer.loss)
         held = [d for m in modules for d in (m._modules, m._buffers)]
         self._empty = [d for d in held if not d]
@@ -353,7 +354,7 @@ class _Generators(_Part):
     def keep(self) -> None:
         self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
-        holders: list[Any] = [self.trainer, *modules_of(self.roots())]
+        holders: list[Any] = [self.trainer, *self.modules()]
         held = [value for holder in holders for value in vars(holder).values()]
         self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
@@ -364,7 +365,7 @@ class _Generators(_Part):
             _set_state(own, state)
 
     def _are_lazy(self) -> bool:
-        held = (p for m in modules_of(self.roots()) for p in m._parameters.values())
+        held = (p for m in self.modules() for p in m._parameters.values())
         return any(p is not None and is_lazy(p) for p in held)
 
 

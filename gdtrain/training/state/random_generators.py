@@ -41,7 +41,7 @@ class RngState:
             python=random.getstate(),
             numpy=np.random.get_state(legacy=True),
             cpu=torch.get_rng_state(),
-            device=_device_state(device),
+            device=None if device.type == "cpu" else _device_state(device),
         )
 
     def restore(self, device: torch.device) -> None:
