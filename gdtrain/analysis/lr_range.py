@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -118,8 +118,8 @@ class LrRange:
                 (t.learning_rate, t.full_loss is not None and t.full_loss < self.first_loss)
                 for t in self.trials
             ]
-            said = agreement(self.largest_rate, *tried_rates(tried))
-            yield "largest rate in theory", f"{self.largest_rate:.3g}{said and f'; {said}'}"
+            agrees = agreement(self.largest_rate, *tried_rates(tried))
+            yield "largest rate in theory", f"{self.largest_rate:.3g}{agrees and f'; {agrees}'}"
         elif self.stability_limit is not None and self.no_rate is not None:
             yield "largest rate in theory", f"none: {self.no_rate}"
 
@@ -225,38 +225,60 @@ def lr_range(
     rereadable(trainer)
     judged = rereadable(trainer, loader)
     limits = theory(trainer).as_dict() if limit else {}
-    lrs = np.geomspace(start, stop, updates)
-    looks: list[tuple[float, float]] = []
     with trial_updates(trainer):
-        first = trainer.evaluate(judged)["loss"]
-        made, lowest, diverged = 0, first, False
-        for lr, (plan, number, batch) in zip(lrs.tolist(), _batches(trainer), strict=False):
-            if not _update(trainer, lr, Block(plan, number, number + 1, [batch])):
-                diverged = True
-                break
-            made += 1
-            if advance is not None:
-                advance(1)
-            if made % every and made != updates:
-                continue
-            loss = trainer.evaluate(judged)["loss"]
-            if not math.isfinite(loss):
-                diverged = True
-                break
-            looks.append((lr, loss))
-            lowest = min(lowest, loss)
-            if loss > _bound(first, lowest):
-                diverged = True
-                break
-    found = _judged(looks, first, made, diverged, limits)
+        ramp = _Ramp(trainer.evaluate(judged)["loss"])
+        ramp.climb(trainer, judged, np.geomspace(start, stop, updates).tolist(), every, advance)
+    found = _judged(ramp, limits)
     if epochs is None:
         return found
     highest = found.lrs[-1] if found.lrs else start
     budget = trainer.loader.updates(epochs) if trainer.loader is not None else 0
     rate, trials = best_rate(
-        trainer, highest, start, budget, judged, first, partial(_set_rate, trainer)
+        trainer, highest, start, budget, judged, ramp.first, partial(_set_rate, trainer)
     )
     return replace(found, suggestion=rate, epochs=epochs, trials=trials)
+
+
+@dataclass
+class _Ramp:
+    """Updates whose learning rate rises from one to the next.
+
+    first: the full loss before. looks: learning rate and full loss after the updates looked at.
+    """
+
+    first: float
+    looks: list[tuple[float, float]] = field(default_factory=list)
+    updates: int = 0
+    diverged: bool = False
+
+    def climb(
+        self,
+        trainer: Trainer,
+        judged: Loader,
+        lrs: Sequence[float],
+        every: int,
+        advance: Callable[[int], object] | None,
+    ) -> None:
+        """Make an update with each rate, until the loss diverges; look after each ``every``-th."""
+        lowest = self.first
+        for lr, (plan, number, batch) in zip(lrs, _batches(trainer), strict=False):
+            _set_rate(trainer, lr)
+            if len(trainer.engine.run(Block(plan, number, number + 1, [batch]))) < 1:
+                self.diverged = True  # loss or gradient are not finite
+                return
+            self.updates += 1
+            if advance is not None:
+                advance(1)
+            if self.updates % every and self.updates != len(lrs):
+                continue
+            loss = trainer.evaluate(judged)["loss"]
+            if math.isfinite(loss):
+                self.looks.append((lr, loss))
+                lowest = min(lowest, loss)
+            bound = self.first + (DIVERGED - 1) * max(abs(self.first), self.first - lowest)
+            if not math.isfinite(loss) or loss > bound:
+                self.diverged = True
+                return
 
 
 def check_gradient(trainer: Trainer) -> None:
@@ -278,11 +300,6 @@ def _check(start: float, stop: float, updates: int, every: int) -> None:
         raise ConfigError.of("to", f"must be > the {start:g} to start from, got {stop}")
 
 
-def _bound(first: float, lowest: float) -> float:
-    """The full loss from which on the test has diverged."""
-    return first + (DIVERGED - 1) * max(abs(first), first - lowest)
-
-
 def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
     """The batches that the next updates would have, from the start of the present epoch on.
 
@@ -299,12 +316,6 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
         epoch += 1
 
 
-def _update(trainer: Trainer, lr: float, block: Block) -> bool:
-    """Make one update with a learning rate; return whether loss and gradient were finite."""
-    _set_rate(trainer, lr)
-    return len(trainer.engine.run(block)) == 1
-
-
 def _set_rate(trainer: Trainer, lr: float) -> None:
     """The rate of the first group; others keep their ratio to it."""
     groups = trainer.optimizer.param_groups
@@ -315,26 +326,19 @@ def _set_rate(trainer: Trainer, lr: float) -> None:
     trainer.engine.publish()  # it may have kept the old one
 
 
-def _judged(
-    looks: list[tuple[float, float]],
-    first: float,
-    updates: int,
-    diverged: bool,
-    limits: dict[str, Any],
-) -> LrRange:
-    lrs, losses = [lr for lr, _ in looks], [loss for _, loss in looks]
+def _judged(ramp: _Ramp, limits: dict[str, Any]) -> LrRange:
+    lrs, losses = [lr for lr, _ in ramp.looks], [loss for _, loss in ramp.looks]
     mean = [value for value in smoothed(losses, SPAN) if value is not None]
     largest = limits.get("largest_rate")
     steepest = lowest = suggestion = None
     if len(mean) >= 3:
         at = int(np.argmin(mean))
         slopes = np.gradient(np.array(mean), np.log(lrs))[: at + 1]
-        if mean[at] < first and slopes.min() < 0:
+        if mean[at] < ramp.first and slopes.min() < 0:
             steepest, lowest = lrs[int(np.argmin(slopes))], lrs[at]
             suggestion = None if largest is None else min(largest, lowest) / 2
-    return LrRange(
-        lrs, losses, mean, first, updates, diverged, steepest, lowest, suggestion, **limits
-    )
+    made = (ramp.first, ramp.updates, ramp.diverged)
+    return LrRange(lrs, losses, mean, *made, steepest, lowest, suggestion, **limits)
 
 
 def _said(value: float | None, otherwise: str = "nowhere: it never fell") -> str:

@@ -97,30 +97,38 @@ def gradient_noise(
         )
     draw = generator(seed, _DRAW_KEY)
     chosen = torch.randperm(n, generator=draw)[:wanted]
-    scatter = Scatter()
     with undisturbed(trainer):
         held = list(parameters or trained(trainer))
-        each = PerSample(trainer, held) if batch_size == 1 else None
-        loss = FunctionalLoss(trainer, held)
-        mean = mean_weight(trainer, loader)
-        for indices in torch.split(chosen, max(1024 // batch_size, 1) * batch_size):
-            batch = take(trainer, loader, indices)
-            if each is not None:
-                for gradients in each.of(batch, mean):
-                    scatter.add(gradients)
-                continue
-            values = []
-            for group in batch.split(batch_size):
-                gradient, value = _group_gradient(trainer, loss, group, mean)
-                scatter.add([g[None] for g in gradient], size=len(group))
-                values += [value] * len(group)
-            check_is_mean(trainer, batch, loss.once, torch.stack(values))
+        scatter = _scatter(trainer, loader, chosen, batch_size, held)
     numbers = {parameter: number for number, parameter in enumerate(held)}
     layers = {
         name: scatter.noise_of([numbers[parameter] for parameter in of_layer], n)
         for name, of_layer in by_layer(trainer, held).items()
     }
     return replace(scatter.noise(n), layers=layers)
+
+
+def _scatter(
+    trainer: Trainer, loader: Loader, chosen: Tensor, batch_size: int, held: list[Tensor]
+) -> Scatter:
+    """The gradients of the chosen samples, [N] int64, in groups of ``batch_size``, summed up."""
+    scatter = Scatter()
+    each = PerSample(trainer, held) if batch_size == 1 else None
+    loss = FunctionalLoss(trainer, held)
+    mean = mean_weight(trainer, loader)
+    for indices in torch.split(chosen, max(1024 // batch_size, 1) * batch_size):
+        batch = take(trainer, loader, indices)
+        if each is not None:
+            for gradients in each.of(batch, mean):
+                scatter.add(gradients)
+            continue
+        values = []
+        for group in batch.split(batch_size):
+            gradient, value = _group_gradient(trainer, loss, group, mean)
+            scatter.add([g[None] for g in gradient], size=len(group))
+            values += [value] * len(group)
+        check_is_mean(trainer, batch, loss.once, torch.stack(values))
+    return scatter
 
 
 class Scatter:

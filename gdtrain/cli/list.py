@@ -34,7 +34,8 @@ def list_parts(given: list[str]) -> int:
     )
     add_import(parser)
     options = parser.parse_args(given)
-    import_modules(options.imports)
+    if options.imports:
+        import_modules(options.imports)
     for kind in [options.kind] if options.kind else registry.KINDS:
         names = registry.names(kind)
         if names and not options.kind:

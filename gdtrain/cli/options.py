@@ -106,24 +106,32 @@ def split_settings(given: list[str]) -> tuple[list[str], list[str]]:
     return [word for word in given if word not in settings], settings
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """The option of a command that says what it does while it works."""
-    parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+def add_results(
+    parser: argparse.ArgumentParser, what: str = "the result", *, quiet: bool = False
+) -> None:
+    """The options of a command with a result that a program may want, made with a user's parts.
 
-
-def add_json(parser: argparse.ArgumentParser, what: str = "the result") -> None:
-    """The option of a command whose result a program may want; what: is printed."""
+    what: is printed. quiet: whether the command says what it does while it works.
+    """
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
     parser.add_argument(
         "--json", action="store_true", help=f"print {what} as one line of JSON, and nothing else"
     )
+    add_import(parser)
 
 
 @contextmanager
-def results_alone(as_json: bool) -> Iterator[TextIO | None]:
-    """Give the stream for JSON, and let what else is printed, by a model say, go beside it."""
+def results_alone(options: argparse.Namespace) -> Iterator[TextIO | None]:
+    """Import a user's modules, and give the stream for JSON, if that is asked for.
+
+    What else is printed, by a module or a model, goes beside it.
+    """
     results = sys.stdout
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        yield results if as_json else None
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
+        if options.imports:
+            import_modules(options.imports)
+        yield results if options.json else None
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +148,6 @@ def add_import(parser: argparse.ArgumentParser) -> None:
 
 def import_modules(names: list[str]) -> None:
     """Import a user's modules, found from the working directory too."""
-    if not names:
-        return
     sys.path.insert(0, str(Path.cwd()))
     for name in names:
         try:

@@ -16,7 +16,8 @@ def schema(given: list[str]) -> int:
     )
     add_import(parser)
     options = parser.parse_args(given)
-    import_modules(options.imports)
+    if options.imports:
+        import_modules(options.imports)
     from gdtrain.config.json_schema import json_schema
 
     print(json.dumps(json_schema(), indent=2, ensure_ascii=False))

@@ -105,7 +105,7 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
     elif isinstance(several := getattr(optimizer, "of", None), dict):
         for one in several.values():  # which is counted when the first has stepped
             descend(one, made, gathered(one))
-    elif is_torchs(optimizer):
+    elif steps_as_torch(optimizer):
         optimizer.step()
         made()
     else:
@@ -157,7 +157,7 @@ def has_step_hooks(optimizer: Optimizer) -> bool:
     )
 
 
-def is_torchs(optimizer: Optimizer) -> bool:
+def steps_as_torch(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is PyTorch's code alone."""
     kind = type(optimizer)
     return (

@@ -56,7 +56,8 @@ def callbacks(
 def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
     """Leave loss.png in the directory of a run that is over; say where it is, or why there is none.
 
-    is_broken: whether a number that was not finite has ended it. Whatever goes wrong is a note: the run is done.
+    is_broken: whether a number that was not finite has ended it. Whatever goes wrong is a note:
+    the run is done.
     """
     if not config.log.picture:
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gdtrain.cli.options import Parser, add_import, add_json, import_modules, results_alone
+from gdtrain.cli.options import Parser, add_results, results_alone
 from gdtrain.errors import CheckpointError, ConfigError, Fault, OutputError
 
 
@@ -20,14 +20,12 @@ def replay(given: list[str]) -> int:
     parser.add_argument(
         "--step", type=int, required=True, metavar="N", help="number of the update, from 1"
     )
-    add_json(parser)
-    add_import(parser)
+    add_results(parser)
     options = parser.parse_args(given)
     if options.step < 1:
         raise ConfigError([Fault("--step", f"must be >= 1, got {options.step}", "command line")])
     try:
-        with results_alone(options.json) as results:
-            import_modules(options.imports)
+        with results_alone(options) as results:
             from gdtrain.cli.runs.replay_job import ReplayJob
 
             return ReplayJob(options.run, options.step, results).run()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TextIO
 
 from gdtrain.cli.options import (
     Parser,
     add_config,
-    add_import,
-    add_json,
-    add_quiet,
-    import_modules,
+    add_results,
     name_of,
     results_alone,
 )
@@ -51,32 +47,29 @@ def train(given: list[str]) -> int:
     if options.print_config and options.json:
         message = "has no effect with --print-config, which prints YAML; remove one of the two"
         raise ConfigError([Fault("--json", message, "command line")])
-    with results_alone(options.json) as results:
-        return _train(options, results)
+    with results_alone(options) as results:
+        from gdtrain.config.load import dump, load_config
 
+        config, document = load_config(
+            options.config, options.overrides, by_index=options.print_config
+        )
+        if options.print_config:
+            print(dump(config), end="")
+            return 0
+        from gdtrain.cli.runs.train_job import TrainJob
 
-def _train(options: argparse.Namespace, results: TextIO | None) -> int:
-    import_modules(options.imports)
-    from gdtrain.config.load import dump, load_config
-
-    config, document = load_config(options.config, options.overrides, by_index=options.print_config)
-    if options.print_config:
-        print(dump(config), end="")
-        return 0
-    from gdtrain.cli.runs.train_job import TrainJob
-
-    job = TrainJob(
-        config=config,
-        document=document,
-        name=name_of(options.config),
-        output_dir=options.output_dir,
-        resume=options.resume,
-        verify_data=options.verify_data,
-        signals=current_desk(),
-        quiet=options.quiet,
-        results=results,
-    )
-    return job.dry_run() if options.dry_run else job.run()
+        job = TrainJob(
+            config=config,
+            document=document,
+            name=name_of(options.config),
+            output_dir=options.output_dir,
+            resume=options.resume,
+            verify_data=options.verify_data,
+            signals=current_desk(),
+            quiet=options.quiet,
+            results=results,
+        )
+        return job.dry_run() if options.dry_run else job.run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,8 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
-    add_quiet(parser)
-    add_json(parser, "the summary")
-    add_import(parser)
+    add_results(parser, "the summary", quiet=True)
     parser.add_argument("--version", action="version", version=f"gdtrain {__version__}")
     return parser

@@ -5,9 +5,7 @@ from __future__ import annotations
 from gdtrain.cli.options import (
     Parser,
     add_config,
-    add_import,
-    add_json,
-    import_modules,
+    add_results,
     refuse,
     results_alone,
 )
@@ -40,15 +38,13 @@ def verify(given: list[str]) -> int:
         metavar="N",
         help="compare the first N updates with a plain loop; 0: none (default: %(default)s)",
     )
-    add_json(parser)
-    add_import(parser)
+    add_results(parser)
     options = parser.parse_intermixed_args(given)
     for name, least in (("samples", 1), ("updates", 0)):
         if (given_number := getattr(options, name)) < least:
             message = f"must be >= {least}, got {given_number}"
             refuse([(name, message)])
-    with results_alone(options.json) as results:
-        import_modules(options.imports)
+    with results_alone(options) as results:
         from gdtrain.config.load import load_config
 
         config, document = load_config(options.config, options.overrides)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import TextIO
 
 from gdtrain.cli.options import (
     Parser,
-    add_import,
-    add_json,
-    add_quiet,
-    import_modules,
+    add_results,
     refuse,
     results_alone,
     split_settings,
@@ -35,32 +31,27 @@ def compare(given: list[str]) -> int:
     """Train several forms from the same start under the same budget, and compare them."""
     options = _parser().parse_intermixed_args(given)
     refuse(_faults(options))
-    with results_alone(options.json) as results:
-        return _compare(options, results)
+    with results_alone(options) as results:
+        from gdtrain.config.comparison import load_forms
 
+        paths, overrides = split_settings(options.configs)
+        forms = load_forms(paths, overrides, _names(options.loaders))
+        from gdtrain.cli.studies.compare_job import CompareJob
 
-def _compare(options: argparse.Namespace, results: TextIO | None) -> int:
-    import_modules(options.imports)
-    from gdtrain.config.comparison import load_forms
-
-    paths, overrides = split_settings(options.configs)
-    forms = load_forms(paths, overrides, _names(options.loaders))
-    from gdtrain.cli.studies.compare_job import CompareJob
-
-    job = CompareJob(
-        forms=forms,
-        budget={unit: getattr(options, unit) for unit in UNITS},
-        target_loss=options.target_loss,
-        lr_grid=options.lr_grid or (GRID if options.tune else ()),
-        looks=options.looks,
-        theory=not options.no_theory,
-        seeds=options.seeds,
-        output_dir=options.output_dir,
-        signals=current_desk(),
-        quiet=options.quiet,
-        results=results,
-    )
-    return job.run()
+        job = CompareJob(
+            forms=forms,
+            budget={unit: getattr(options, unit) for unit in UNITS},
+            target_loss=options.target_loss,
+            lr_grid=options.lr_grid or (GRID if options.tune else ()),
+            looks=options.looks,
+            theory=not options.no_theory,
+            seeds=options.seeds,
+            output_dir=options.output_dir,
+            signals=current_desk(),
+            quiet=options.quiet,
+            results=results,
+        )
+        return job.run()
 
 
 def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -171,7 +162,5 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="where results go (default: runs/compare/<n>); new or empty",
     )
-    add_quiet(parser)
-    add_json(parser, "compare.json")
-    add_import(parser)
+    add_results(parser, "compare.json", quiet=True)
     return parser

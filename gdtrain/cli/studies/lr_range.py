@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TextIO
 
 from gdtrain.cli.options import (
     Parser,
     add_config,
-    add_import,
-    add_json,
+    add_results,
     faults_of_options,
-    import_modules,
     name_of,
     results_alone,
 )
@@ -21,31 +18,26 @@ from gdtrain.cli.options import (
 def lr_range(given: list[str]) -> int:
     """Raise the learning rate from update to update, and watch the full loss."""
     options = _parser().parse_intermixed_args(given)
-    with results_alone(options.json) as results:
-        return _lr_range(options, results)
+    with results_alone(options) as results:
+        from gdtrain.config.load import load_config
 
+        config, document = load_config(options.config, options.overrides)
+        from gdtrain.cli.studies.lr_range_job import LrRangeJob
 
-def _lr_range(options: argparse.Namespace, results: TextIO | None) -> int:
-    import_modules(options.imports)
-    from gdtrain.config.load import load_config
-
-    config, document = load_config(options.config, options.overrides)
-    from gdtrain.cli.studies.lr_range_job import LrRangeJob
-
-    with faults_of_options():
-        return LrRangeJob(
-            config,
-            document,
-            name_of(options.config),
-            start=getattr(options, "from"),
-            stop=options.to,
-            updates=options.updates,
-            every=options.every,
-            limit=not options.no_limit,
-            epochs=options.epochs,
-            out=options.out,
-            results=results,
-        ).run()
+        with faults_of_options():
+            return LrRangeJob(
+                config,
+                document,
+                name_of(options.config),
+                start=getattr(options, "from"),
+                stop=options.to,
+                updates=options.updates,
+                every=options.every,
+                limit=not options.no_limit,
+                epochs=options.epochs,
+                out=options.out,
+                results=results,
+            ).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +81,5 @@ def _parser() -> argparse.ArgumentParser:
         help="the picture, .png or .svg (default: lr-range-<config name>.png here, if matplotlib "
         "is installed); replaces pictures of gdtrain's, and no other file",
     )
-    add_json(parser)
-    add_import(parser)
+    add_results(parser)
     return parser

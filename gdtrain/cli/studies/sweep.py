@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TextIO
 
 from gdtrain.cli.options import (
     Parser,
-    add_import,
-    add_json,
-    add_quiet,
-    import_modules,
+    add_results,
     refuse,
     results_alone,
     split_settings,
@@ -35,30 +31,25 @@ def sweep(given: list[str]) -> int:
     """Train once at each point of a grid, several at a time, and say what came of it."""
     options = _parser().parse_intermixed_args(given)
     refuse(_faults(options))
-    with results_alone(options.json) as results:
-        return _sweep(options, results)
+    with results_alone(options) as results:
+        from gdtrain.config.grid import load_sweep
 
+        paths, settings = split_settings(options.configs)
+        loaded = load_sweep(paths, settings)
+        from gdtrain.cli.studies.sweep_job import SweepJob
 
-def _sweep(options: argparse.Namespace, results: TextIO | None) -> int:
-    import_modules(options.imports)
-    from gdtrain.config.grid import load_sweep
-
-    paths, settings = split_settings(options.configs)
-    loaded = load_sweep(paths, settings)
-    from gdtrain.cli.studies.sweep_job import SweepJob
-
-    return SweepJob(
-        loaded,
-        imports=options.imports,
-        jobs=options.jobs,
-        cluster=options.cluster,
-        random=options.random,
-        by=options.by,
-        output_dir=options.output_dir,
-        resume=options.resume,
-        quiet=options.quiet,
-        results=results,
-    ).run()
+        return SweepJob(
+            loaded,
+            imports=options.imports,
+            jobs=options.jobs,
+            cluster=options.cluster,
+            random=options.random,
+            by=options.by,
+            output_dir=options.output_dir,
+            resume=options.resume,
+            quiet=options.quiet,
+            results=results,
+        ).run()
 
 
 def _faults(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -120,7 +111,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the sweep in --output-dir"
     )
-    add_quiet(parser)
-    add_json(parser, "rows and what they say")
-    add_import(parser)
+    add_results(parser, "rows and what they say", quiet=True)
     return parser

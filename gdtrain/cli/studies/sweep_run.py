@@ -100,7 +100,8 @@ def _in_worker(imports: Sequence[str]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread() and os.environ.get("LOKY_WORKER"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     with redirect_stderr(io.StringIO()):
-        import_modules(list(imports))
+        if imports:
+            import_modules(list(imports))
         yield
 
 

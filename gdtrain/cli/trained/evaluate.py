@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gdtrain.cli.options import Parser, add_import, add_json, add_run, import_modules, results_alone
+from gdtrain.cli.options import Parser, add_results, add_run, results_alone
 
 
 def evaluate(given: list[str]) -> int:
@@ -24,11 +24,9 @@ def evaluate(given: list[str]) -> int:
         help="a table with the columns of the training one; .npz, .pt or .safetensors with arrays "
         "x and y, or as the run's own were named; or a folder that convert wrote",
     )
-    add_json(parser)
-    add_import(parser)
+    add_results(parser)
     options = parser.parse_args(given)
-    with results_alone(options.json) as results:
-        import_modules(options.imports)
+    with results_alone(options) as results:
         from gdtrain.cli.trained.evaluate_job import evaluate_file
 
         return evaluate_file(options.run, options.file, results, averaged=options.averaged)

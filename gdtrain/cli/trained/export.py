@@ -29,7 +29,8 @@ def export(given: list[str]) -> int:
     )
     add_import(parser)
     options = parser.parse_args(given)
-    import_modules(options.imports)
+    if options.imports:
+        import_modules(options.imports)
     from gdtrain.cli.trained.export_job import export_run
 
     return export_run(options.run, options.format, options.out, averaged=options.averaged)

@@ -26,7 +26,8 @@ def landscape(given: list[str]) -> int:
     )
     add_import(parser)
     options = parser.parse_args(given)
-    import_modules(options.imports)
+    if options.imports:
+        import_modules(options.imports)
     from gdtrain.cli.trained.landscape_job import LandscapeJob
 
     with faults_of_options():

@@ -37,7 +37,8 @@ def predict(given: list[str]) -> int:
     )
     add_import(parser)
     options = parser.parse_args(given)
-    import_modules(options.imports)
+    if options.imports:
+        import_modules(options.imports)
     from gdtrain.cli.trained.predict_job import predict_rows
 
     return predict_rows(

@@ -16,8 +16,8 @@ from gdtrain.training.descent import (
     backward,
     gathered,
     is_plain,
-    is_torchs,
     move,
+    steps_as_torch,
     zero_gradients,
 )
 from gdtrain.training.engines.foreign_code import calls_known_code
@@ -54,7 +54,7 @@ def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None
         return None
     optimizer = trainer.updater
     plain = is_plain(optimizer)
-    if not plain and not is_torchs(optimizer):
+    if not plain and not steps_as_torch(optimizer):
         return None
     model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch

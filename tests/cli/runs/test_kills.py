@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from helpers.processes import run, start
 from helpers.faults.torture import (
     FORMS,
     check_same,
@@ -24,6 +23,7 @@ from helpers.faults.torture import (
     undisturbed,
     write_config,
 )
+from helpers.processes import run, start
 
 from gdtrain.checkpoint.store import CheckpointStore
 
