@@ -30,7 +30,8 @@ What runs an update is the engine (:mod:`gdtrain.training.engines`), a block at 
   run whole blocks of it. ``train_step`` is not called then, so a trainer that overrides it, or a
   callback that looks at every update, is refused by name, and ``auto`` takes ``eager``.
 
-What a part of the loop needs of the trainer stands in :mod:`gdtrain.training.run`.
+What a part of the loop needs of the trainer stands in :mod:`gdtrain.training.run`; what it offers
+besides, evaluation, prediction, state and settings, in :mod:`gdtrain.training.outside_the_loop`.
 """
 
 from __future__ import annotations
@@ -61,11 +62,9 @@ from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
-from gdtrain.training.evaluating import evaluation
 from gdtrain.training.evaluating.metrics import Metric, check_metrics
-from gdtrain.training.gradients import accumulation as gradient
 from gdtrain.training.gradients import loss_weights
-from gdtrain.training.gradients.accumulation import scalar, trained
+from gdtrain.training.gradients.accumulation import clip_gradient, scalar
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
@@ -79,6 +78,7 @@ from gdtrain.training.optimizing.several_optimizers import (
     stepper,
     together,
 )
+from gdtrain.training.outside_the_loop import OutsideTheLoop
 from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.placement.device import (
     Placement,
@@ -93,8 +93,6 @@ from gdtrain.training.progress import History, Progress, public
 from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
-from gdtrain.training.state import copying, own_state
-from gdtrain.training.state import snapshot as state
 from gdtrain.training.state.keeper import as_in_fit
 
 logger = logging.getLogger("gdtrain")
@@ -104,7 +102,7 @@ State = TypeVar("State")
 leave_compiler_out()  # who trains has optimizers made, and few compile
 
 
-class Trainer:
+class Trainer(OutsideTheLoop):
     """Trains ``model`` by gradient descent on what ``loader`` hands over.
 
     model: moved to the device, and to the precision's dtype, in place.
@@ -174,6 +172,19 @@ class Trainer:
     [3.0, 1.0]
     """
 
+    phase = 0
+    num_epochs = 0  # of the present fit
+    is_fitting = False
+    stays_in_eval = False
+    should_stop = False
+    stop_reason: str | None = None
+    told_of_end: list[Callback] | None = None  # of an epoch; None: nobody is to be told
+    _untold = 0  # records, the last ones, of which not all have been told
+    plan: Plan | None = None  # of the current epoch
+    running: Block | None = None  # that runs, or ran last
+    outputs: list[tuple[Any, Any]] | None = None  # see Prequential
+    captured_step: Tensor | None = None  # the step, while one is captured as a graph
+
     def __init__(
         self,
         model: nn.Module,
@@ -211,18 +222,15 @@ class Trainer:
             vars(self)["compute_loss"] = partial(compute_loss, self)
         self.own_state: list[str] = vars(self).get("own_state", [])  # see register_state
         own_loss = self.has_own("compute_loss", "train_step")
-        criterion: Any = by_name.loss(loss) if isinstance(loss, str) else loss
+        criterion: Callable[[Any, Any], Tensor] | None = (
+            by_name.loss(loss) if isinstance(loss, str) else loss
+        )
         self.phases = optimizer if isinstance(optimizer, Phases) else None
-        self.phase = 0
-        if self.phases is not None:
-            if scheduler is not None:
-                text = "has no place beside Phases, each of which has one of its own; leave it out"
-                raise ConfigError.of("scheduler", text)
-            self.phases.check(model)
-            named = model.named_parameters()
-            self._trained = [name for name, p in named if p.requires_grad]  # in some phase
-            optimizer, scheduler = self._of_phase(0, model)
-        given = by_name.optimizer(optimizer, model) if isinstance(optimizer, str) else optimizer
+        given: Any = optimizer
+        if isinstance(optimizer, str):
+            given = by_name.optimizer(optimizer, model)
+        elif isinstance(optimizer, Phases):
+            given, scheduler = self._first_phase(optimizer, scheduler, model)
         checks.check_parts(criterion, given, loader, callbacks, needs_loss=not own_loss)
         updater = together(given)
         checks.check_arguments(
@@ -256,23 +264,12 @@ class Trainer:
         self.history = History()
         self.progress.lr = float(updater.param_groups[0]["lr"])
         self.rates: dict[str, float] = {}  # of the last update, of several optimizers
-        self.num_epochs = 0
-        self.is_fitting = False
-        self.stays_in_eval = False
-        self.told_of_end: list[Callback] | None = None  # of an epoch; None: nobody is to be told
-        self._untold = 0  # records, the last ones, of which not all have been told
-        self.plan: Plan | None = None  # of the current epoch
-        self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
-        self.captured_step: Tensor | None = None  # the step, while one is captured as a graph
-        self.should_stop = False
-        self.stop_reason: str | None = None
 
         self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
         self.exact_gradient = ExactGradient(
             self, microbatch_allow, in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
-        self.running: Block | None = None  # that runs, or ran last
         self._output_check = checks.OutputCheck()
         self.step_weights = loss_weights.StepWeights(self)
         self.terms = terms.StepTerms()
@@ -289,6 +286,14 @@ class Trainer:
             raise ConfigError.of("precision", text)
         at_once = self.device.type == "cpu" or self.needs_closure or self.loss_scale is not None
         return Guard(self, deferred=not at_once)
+
+    def _first_phase(self, phases: Phases, scheduler: Any, model: nn.Module) -> tuple[Any, Any]:
+        if scheduler is not None:
+            text = "has no place beside Phases, each of which has one of its own; leave it out"
+            raise ConfigError.of("scheduler", text)
+        phases.check(model)
+        self._trained = [n for n, p in model.named_parameters() if p.requires_grad]  # in some phase
+        return self._of_phase(0, model)
 
     def _of_phase(self, number: int, model: nn.Module) -> tuple[Any, Any]:
         """A phase's optimizer and schedule, made now; what it freezes stands still from now on."""
@@ -722,93 +727,6 @@ class Trainer:
         batches = self.placed(loader.samples).read(plan, start)
         return batches if views else copies(batches)
 
-    def evaluate(
-        self, loader: Loader | None = None, *, in_batches: bool | None = None
-    ) -> dict[str, float]:
-        """``loss`` and each metric over every sample of ``loader`` once, with the present weights.
-
-        They are what one pass over all samples gives; the loader's order and batch size play no
-        part. in_batches: the mean over the loader's own batches instead, weighted by what a batch's
-        loss is divided by, or its samples; None: as ``evaluate_in`` says. Model and loss are in
-        eval mode meanwhile; their modes, buffers and gradients and all random number generators
-        come back as they were. Raises ConfigError where outputs and targets that are needed all at
-        once go over ``memory_limit``, and ModelError without a loader.
-        """
-        loader = loader or self.loader
-        if loader is None:
-            raise ModelError("loader: missing; give evaluate one")
-        if isinstance(loader, Loader):
-            self.placed.compare(loader.samples)
-        chosen = self.evaluate_in == "batches" if in_batches is None else in_batches
-        return self.microbatches.look(partial(evaluation.evaluate, self, loader, chosen))
-
-    def predict(self, inputs: Any) -> Any:
-        """The model's outputs [n, …], on the CPU, for inputs [n, …] (or a tuple or dict of such).
-
-        inputs: tensors or arrays, with no rows too. Outputs that are a tuple or dict keep that
-        structure. Without side effects, as in :meth:`evaluate`.
-        """
-        return self.microbatches.look(partial(evaluation.predict, self, inputs))
-
-    def register_state(self, name: str, value: State) -> State:
-        """Hold ``value`` as the attribute ``name``, as a part of the state of training; return it.
-
-        It is saved, resumed, put back with an update that is undone, and as it was after every
-        look, such as an evaluation; bind the attribute anew as you like. value: a tensor, a plain
-        value (numbers, text, None, and dicts, lists and tuples of these and of tensors), a
-        torch.Generator, or an object with ``state_dict`` and ``load_state_dict``, such as a
-        module: a teacher. Of several processes, each has its own.
-
-        Raises ConfigError for a name that is taken and for what can't be saved.
-
-        >>> import torch
-        >>> from gdtrain import BatchLoader, Trainer
-        >>> class Counting(Trainer):
-        ...     def __init__(self, *arguments, **options):
-        ...         super().__init__(*arguments, **options)
-        ...         self.register_state("passes", 0)
-        ...
-        ...     def compute_loss(self, batch):
-        ...         self.passes += 1
-        ...         return self.model(batch.inputs).square().mean()
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> trainer = Counting(model, None, optimizer, BatchLoader(torch.ones(4, 2)))
-        >>> history = trainer.fit(3)
-        >>> trainer.evaluate()["loss"] < 10, trainer.passes
-        (True, 3)
-        """
-        own_state.register(self, name, value)
-        return value
-
-    def state_dict(self) -> dict[str, Any]:
-        """A snapshot, in copies, of everything that decides how training goes on."""
-        return state.take(self)
-
-    def load_state_dict(self, snapshot: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave; ``fit`` then continues to the same bits.
-
-        The global random number generators are set to the snapshot's.
-        """
-        state.restore(self, snapshot)
-
-    def __repr__(self) -> str:
-        parameters = sum(p.numel() for p in self.model.parameters())
-        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
-        progress = self.progress
-        optimizers = " and ".join(type(one).__name__ for one in self.optimizers.values())
-        return (
-            f"{type(self).__name__}({type(self.model).__name__} of {parameters:,} parameters, "
-            f"{loss}, {optimizers}, {self.loader!r}, on {self.device}; "
-            f"{progress.epoch:,} epochs, {progress.step:,} updates)"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return copying.contents(self)
-
-    def __setstate__(self, contents: dict[str, Any]) -> None:
-        copying.fill(self, contents)
-
     # ── below the loop ──────────────────────────────────────────────────────────────────────
 
     def _agree_to_stop(self) -> bool:
@@ -831,26 +749,9 @@ class Trainer:
         if self.clip_grad_norm is not None or self.clip_grad_value is not None:
             # Clipping would make what is infinite finite.
             self.guard.check(of=None if name is None else self.optimizers[name])
-            self._clip(name)
+            clip_gradient(self, name)
         if self.callbacks:
             self.emit("on_before_update")
-
-    def _clip(self, name: str | None) -> None:
-        norm, value = self.clip_grad_norm, self.clip_grad_value
-        apart = isinstance(norm, Mapping) or isinstance(value, Mapping)
-        for of in [name] if name else [*self.optimizers] if apart else [""]:
-            bounds = [b.get(of) if isinstance(b, Mapping) else b for b in (norm, value)]
-            held = trained(self.optimizers[of]) if of else self._clipped()
-            gradient.clip(held, *bounds)
-
-    def _clipped(self) -> list[Tensor]:
-        """Parameters in the order in which a norm is added up: model, loss, then any others.
-
-        The order decides the last bits, and everybody clips ``model.parameters()``.
-        """
-        held = [p for group in self.updater.param_groups for p in group["params"]]
-        of_loss = self.loss.parameters() if isinstance(self.loss, nn.Module) else ()
-        return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))
 
     def output_loss(self, output: Any, targets: Any) -> Tensor:
         if self.loss is None:
@@ -882,65 +783,6 @@ class Trainer:
         if self._listeners.callbacks != self.callbacks:
             self._listeners = Listeners(self.callbacks)
         return self._listeners
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """All optimizers by name; a single one has the name ``""``."""
-        return self.updater.of if isinstance(self.updater, Optimizers) else {"": self.updater}
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer. Raises ModelError if there are several: ``optimizers`` has them."""
-        self._check_single("optimizer")
-        return self.updater
-
-    @optimizer.setter
-    def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        self.updater = together(optimizer)
-
-    def _check_single(self, what: str) -> None:
-        if isinstance(self.updater, Optimizers):
-            names = ", ".join(self.updater.of)
-            message = f"trainer.{what}: there are several ({names}); use trainer.optimizers[name]"
-            raise ModelError(message)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate as it stands, of the optimizer's first group.
-
-        Setting it does what ``for group in optimizer.param_groups: group["lr"] = rate`` does, from
-        the next update on. Raises ConfigError for what is no rate, and beside a schedule that
-        computes each rate anew, and so would undo it; ModelError if there are several optimizers.
-        """
-        self._check_single("lr")
-        return float(self.updater.param_groups[0]["lr"])
-
-    @lr.setter
-    def lr(self, rate: float) -> None:
-        self._check_single("lr")
-        self.schedule.set_rate(self.updater, rate)
-
-    @property
-    def needs_closure(self) -> bool:
-        """Whether the optimizer evaluates the loss by itself, as L-BFGS does."""
-        return checks.needs_closure(type(self.updater).step)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the data: that of the first parameter which is trained, its real one if complex."""
-        for group in self.updater.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    dtype: torch.dtype = parameter.dtype
-                    return dtype.to_real()
-        return next(self.model.parameters()).dtype.to_real()
-
-    @property
-    def placed(self) -> Placement:
-        """What brings samples to the device, in the dtype that the model has now."""
-        if self._placement.dtype is not (dtype := self.dtype):
-            self._placement = Placement(self.device, dtype)
-        return self._placement
 
     @property
     def step(self) -> Any:

@@ -133,7 +133,7 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "callbacks that are added in mid-run are not told",
         "training/trainer.py",
-        "        if self._listeners.callbacks != self.callbacks:  # some may have been added\n",
+        "        if self._listeners.callbacks != self.callbacks:\n",
         "        if len(self.callbacks) < 0:\n",
     ),
     Mutant(
@@ -400,8 +400,8 @@ OTHERS = (
     ),
     Mutant(
         "clipping adds up in the order of the groups",
-        "training/trainer.py",
-        "return list(dict.fromkeys([*self.model.parameters(), *of_loss, *held]))",
+        "training/gradients/accumulation.py",
+        "return list(dict.fromkeys([*trainer.model.parameters(), *of_loss, *held]))",
         "return list(dict.fromkeys(held))",
         EXACT,
     ),

@@ -140,6 +140,26 @@ def clip(parameters: Iterable[Tensor], norm: float | None, value: float | None) 
         nn.utils.clip_grad_norm_(held, norm)
 
 
+def clip_gradient(trainer: Run, name: str | None = None) -> None:
+    """Clip as the trainer is set to. name: of the optimizer whose gradient it is, of several."""
+    norm, value = trainer.clip_grad_norm, trainer.clip_grad_value
+    apart = isinstance(norm, Mapping) or isinstance(value, Mapping)
+    for of in [name] if name else [*trainer.optimizers] if apart else [""]:
+        bounds = [b.get(of) if isinstance(b, Mapping) else b for b in (norm, value)]
+        held = trained(trainer.optimizers[of]) if of else _clipped(trainer)
+        clip(held, *bounds)
+
+
+def _clipped(trainer: Run) -> list[Tensor]:
+    """Parameters in the order in which a norm is added up: model, loss, then any others.
+
+    The order decides the last bits, and everybody clips ``model.parameters()``.
+    """
+    held = [p for group in trainer.updater.param_groups for p in group["params"]]
+    of_loss = trainer.loss.parameters() if isinstance(trainer.loss, nn.Module) else ()
+    return list(dict.fromkeys([*trainer.model.parameters(), *of_loss, *held]))
+
+
 def scalar(value: Tensor | Mapping[str, Any]) -> Tensor:
     """A batch's loss, alone or among its terms. Raises ModelError if it is not one number."""
     loss: Tensor = value["loss"] if isinstance(value, Mapping) else value
