@@ -96,7 +96,7 @@ class Checkpoints(Callback):
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
-        mode = mode or best_of(keep_best or "")
+        mode = mode or ("min" if keep_best is None else best_of(keep_best))
         if mode not in ("min", "max"):
             raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.sign = 1.0 if mode == "min" else -1.0

@@ -27,8 +27,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     Raises OSError if it can't be written in full, and FileExistsError if something bears its
     name, be it a link to somewhere else.
     """
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    with named(path), closing(handle):
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as handle:
         for part in parts:
             rest = memoryview(part).cast("B")
             while rest:
@@ -56,9 +55,7 @@ def append(path: Path, content: bytearray, state: FileState | None) -> FileState
     state: how the last call has left the file. Raises DisturbedError if it is otherwise now, before
     anything is written; OSError if it can't be written in full.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    handle = os.open(path, flags, 0o666)
-    with named(path), closing(handle):
+    with opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW) as handle:
         found = FileState.of(handle)
         if state is not None and found != state:
             raise DisturbedError(found)
@@ -126,19 +123,17 @@ def make_directory(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make sure that the names in a directory are on the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    with named(path), closing(handle):
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
         os.fsync(handle)
 
 
 def sync_file(path: Path) -> bool:
     """Make sure that what is in a file is on the disk; return whether there is such a file."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
+            os.fsync(handle)
     except FileNotFoundError:
         return False
-    with named(path), closing(handle):
-        os.fsync(handle)
     return True
 
 
@@ -240,6 +235,19 @@ def check_inside(directory: Path, names: Iterable[str]) -> None:
                 f"{path} is a symbolic link, which can lead out of the directory; "
                 "replace it by what it points to"
             )
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file, close it on leaving, and name it in errors of calls that know the handle."""
+    handle = os.open(path, flags, 0o666)
+    try:
+        yield handle
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(handle)
 
 
 @contextmanager

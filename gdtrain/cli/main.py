@@ -66,12 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         with closing(SignalDesk()) as signals:  # before anything that takes a while
-            command = COMMANDS.get(given[0]) if given else None
-            if command is None:
-                _check_no_command(given)
+            word = given[0] if given else "--help"
+            if word in COMMANDS:
+                code = COMMANDS[word](given[1:])
+            elif word.startswith("-") or "=" in word:  # an option or a setting of training
                 code = train(given)
             else:
-                code = command(given[1:])
+                raise _no_command(word)
             signals.act()
         check_results()  # here, where a reader that has gone can be told from a fault
         return code
@@ -96,11 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _check_no_command(given: list[str]) -> None:
-    """Refuse a first word that is neither a command nor an option or a setting of training."""
-    word = given[0] if given else "--help"
-    if word.startswith("-") or "=" in word:
-        return
+def _no_command(word: str) -> ConfigError:
+    """The error of a first word that is none."""
     near = nearest(word, COMMANDS)
     if word.lower().endswith((".yaml", ".yml")):
         hint = f"to train with it: --config {word}"
@@ -108,7 +106,7 @@ def _check_no_command(given: list[str]) -> None:
         hint = f"did you mean {near}?"
     else:
         hint = f"to train, start with --config FILE; the commands are {', '.join(COMMANDS)}"
-    raise ConfigError([Fault("", f"{word!r} is not a command; {hint}", "command line")])
+    return ConfigError([Fault("", f"{word!r} is not a command; {hint}", "command line")])
 
 
 def _say(message: str) -> None:

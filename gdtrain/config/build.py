@@ -101,8 +101,8 @@ def build(
         watchers = _callbacks_of_sections(config, loader, metrics)
         if config.checkpoint.keep_best is not None:
             _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
-        monitors: list[Monitor] = _named("monitor", config.monitors)
-        own = _named("callback", config.callbacks)
+        monitors: list[Monitor] = _named("monitor", config.monitors or {})
+        own = _named("callback", config.callbacks or {})
         trainer: Trainer = trainer_type(
             model,
             loss,
@@ -178,10 +178,10 @@ def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
     return loader
 
 
-def _named(kind: str, section: dict[str, Settings] | None) -> list[Any]:
+def _named(kind: str, section: dict[str, Settings]) -> list[Any]:
     """The parts that a section maps to their options."""
     made = []
-    for name, options in (section or {}).items():
+    for name, options in section.items():
         with stage(f"{kind}s.{name}"):
             made.append(registry.find(kind, name).make(options))
     return made

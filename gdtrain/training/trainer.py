@@ -332,7 +332,7 @@ class Trainer(OutsideTheLoop):
         self.loss = loss.to(self.device, self.dtype) if isinstance(loss, nn.Module) else loss
         self.world = World.current()
         self.is_sharded = is_sharded(model)
-        if not self.is_sharded:
+        if self.world.size > 1 and not self.is_sharded:
             self.world.copy_from_first([*model.parameters(), *model.buffers()])
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────

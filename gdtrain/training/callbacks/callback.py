@@ -211,5 +211,5 @@ class Listeners:
         return due and among(self.of["on_epoch_end"], callback)
 
 
-def among(callbacks: list[Callback], callback: Callback) -> bool:
+def among(callbacks: Sequence[Callback], callback: Callback) -> bool:
     return any(one is callback for one in callbacks)

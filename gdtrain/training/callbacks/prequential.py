@@ -51,7 +51,7 @@ class Prequential(Callback):
     def __init__(self, window: int = 1000, metrics: Mapping[str, Metric] | None = None) -> None:
         super().__init__()
         self.window = whole_number("window", window, minimum=1)
-        self.metrics = check_metrics(metrics)
+        self.metrics = {} if metrics is None else check_metrics(metrics)
         # Of each block, its steps' samples [steps], and their losses and metrics [steps, 1 + …].
         self._parts: deque[tuple[Array, Array]] = deque()
         self._samples = 0

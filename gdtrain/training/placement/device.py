@@ -138,7 +138,11 @@ class Placement:
         if not isinstance(samples, TensorSamples) or self.device.type != "cpu":
             return
         placed = self._placed.get(samples)
-        if placed is not None and not placed.has_values_of(samples.tensors):
+        if placed is None:
+            return
+        assert isinstance(placed.samples, TensorSamples)
+        made, tensors = placed.samples.tensors, samples.tensors
+        if not (placed.is_of(tensors) and all(map(_is_cast_of, made, tensors))):
             del self._placed[samples]
 
     def __reduce__(self) -> Any:
@@ -154,11 +158,6 @@ class _Placed:
         kept = samples.tensors if isinstance(samples, TensorSamples) else ()
         shared = {id(tensor) for tensor in kept}  # which change with the user's
         self._versions = [None if id(t) in shared else version_of(t) for t in tensors]
-
-    def has_values_of(self, tensors: tuple[Tensor, ...]) -> bool:
-        assert isinstance(self.samples, TensorSamples)
-        made = self.samples.tensors
-        return self.is_of(tensors) and all(map(_is_cast_of, made, tensors))
 
     def is_of(self, tensors: tuple[Tensor, ...]) -> bool:
         if len(tensors) != len(self._tensors) or not all(map(is_, tensors, self._tensors)):

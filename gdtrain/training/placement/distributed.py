@@ -77,10 +77,9 @@ class World:
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors that should be alike the first process's, in place."""
-        if self.size > 1:
-            for tensor in tensors:
-                with _talking():
-                    dist.broadcast(tensor.detach(), src=0)
+        for tensor in tensors:
+            with _talking():
+                dist.broadcast(tensor.detach(), src=0)
 
     def first_row(self, row: Tensor) -> Tensor:
         """The first process's tensor [k] int64, of any length, on the CPU."""
@@ -91,9 +90,9 @@ class World:
 
     def gather(self, values: Iterable[int]) -> list[list[int]]:
         """The whole numbers of every process, in the order of their ranks; as many on each."""
-        mine = torch.tensor(list(values), dtype=torch.int64, device=_device())
         if self.size == 1:
-            return [mine.tolist()]
+            return [list(values)]
+        mine = torch.tensor(list(values), dtype=torch.int64, device=_device())
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         with _talking():
             dist.all_gather(everyone, mine)

@@ -186,7 +186,7 @@ class OutputCheck:
             assert known is not None
             if known.is_elementwise:
                 check_same_shape(output, targets)
-                check_numbers(loss, known.name, output, targets)
+                check_numbers(known, loss, output, targets)
             elif known.takes_classes:
                 labels = loader.samples.targets if loader is not None else None
                 check_classes(known, output, targets, labels)
@@ -228,8 +228,8 @@ def _part_of(output: Any) -> str:
     return f"output.{next(iter(names))}" if names else "output[0]"
 
 
-def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None:
-    """Raise ModelError if the loss, by the name that PyTorch gives it, can't take whole numbers."""
+def check_numbers(known: TorchLoss, loss: Any, output: Tensor, targets: Tensor) -> None:
+    """Raise ModelError if the loss, one of PyTorch's, can't take whole numbers."""
     if targets.is_floating_point() or not output.is_floating_point():
         return
     leaf = output.detach().requires_grad_()
@@ -239,8 +239,8 @@ def check_numbers(loss: Any, name: str, output: Tensor, targets: Tensor) -> None
         except RuntimeError as error:
             loss(leaf, targets.to(output.dtype))  # if something else is wrong, it is said here
             raise ModelError(
-                f"loss: targets are {targets.dtype}, and {name} takes floating-point numbers; "
-                "use targets.float()"
+                f"loss: targets are {targets.dtype}, and {known.name} takes floating-point "
+                "numbers; use targets.float()"
             ) from error
 
 

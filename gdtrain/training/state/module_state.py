@@ -39,7 +39,9 @@ class Slot:
 def slots(module: nn.Module) -> dict[str, Slot]:
     """What ``module.state_dict()`` has by name, and the buffers that are None as yet."""
     found = {
-        name: Slot(value, is_extra=name.rpartition(".")[2] == _EXTRA or not _is_tensor(value))
+        name: Slot(
+            value, is_extra=name.rpartition(".")[2] == _EXTRA or not isinstance(value, Tensor)
+        )
         for name, value in module.state_dict().items()
     }
     for path, part in module.named_modules(remove_duplicate=False):
@@ -154,10 +156,6 @@ def _bind(slot: Slot, value: Tensor, device: torch.device) -> None:
         buffers[slot.key] = torch.empty_like(value, device=device)
     elif not is_lazy(own) and (own.shape != value.shape or own.dtype != value.dtype):
         buffers[slot.key] = torch.empty_like(value, device=own.device)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _said(tensor: Tensor | Part) -> str:

@@ -35,10 +35,10 @@ _FUNCTIONS = (
 )
 
 
-def take_all(schedulers: Mapping[str, LRScheduler]) -> dict[str, Any] | None:
-    """:func:`take` of the only schedule, if there is one, or of each by its optimizer's name."""
-    if "" in schedulers or not schedulers:
-        return take(schedulers.get(""))
+def take_all(schedulers: Mapping[str, LRScheduler]) -> dict[str, Any]:
+    """:func:`take` of the only schedule, or of each by its optimizer's name."""
+    if "" in schedulers:
+        return take(schedulers[""])
     return {"several": {name: take(one) for name, one in schedulers.items()}}
 
 
@@ -48,14 +48,12 @@ def put_all(schedulers: Mapping[str, LRScheduler], saved: Mapping[str, Any] | No
         put(one, saved["several"][name] if saved and "several" in saved else saved)
 
 
-def take(scheduler: LRScheduler | None) -> dict[str, Any] | None:
+def take(scheduler: LRScheduler) -> dict[str, Any]:
     """What ``scheduler.state_dict()`` has, in copies; functions are left out.
 
     They belong to how a scheduler is built, as torch has it of LambdaLR's.
     Raises CheckpointError, naming it, for what else can't be saved.
     """
-    if scheduler is None:
-        return None
     taken: dict[str, Any] = copied(_state(scheduler), "scheduler")
     return taken
 

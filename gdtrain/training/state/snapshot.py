@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.orders.order import mix
 from gdtrain.errors import CheckpointError
+from gdtrain.training.callbacks.callback import Callback, among
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.placement.sharding import in_parts
@@ -29,12 +31,13 @@ def take(trainer: Run) -> dict[str, Any]:
     a tensor, such as an object that a module gives as its extra state.
     """
     parts, callbacks = modules(trainer), named(trainer.callbacks)
+    schedules = trainer.schedule.schedulers
     taken = {
         "model": module_state.take(trainer.model, "model"),
         "loss": module_state.take(parts["loss"], "loss") if "loss" in parts else {},
         "flags": {part: module_state.take_flags(module) for part, module in parts.items()},
         "optimizer": optimizer_state.take_all(trainer.optimizers, parameter_names(trainer)),
-        "scheduler": schedule_state.take_all(trainer.schedule.schedulers),
+        "scheduler": schedule_state.take_all(schedules) if schedules else None,
         "progress": trainer.progress.state_dict(),
         "history": [dict(record) for record in trainer.history.epochs],
         "callbacks": {
@@ -42,7 +45,7 @@ def take(trainer: Run) -> dict[str, Any]:
             for name, callback in callbacks.items()
             if (kept := callback.state_dict())
         },
-        "told": _told(trainer),
+        "told": None if trainer.told_of_end is None else _told(callbacks, trainer.told_of_end),
         "stays_in_eval": trainer.is_fitting and not trainer.model.training,
         "lr": float(trainer.progress.lr),
         "rng": _everyones_rng(trainer),
@@ -60,14 +63,9 @@ def take(trainer: Run) -> dict[str, Any]:
     return taken
 
 
-def _told(trainer: Run) -> list[str] | None:
-    """Who has been told of the end of the last epoch, by name; None once everybody has been."""
-    if trainer.told_of_end is None:
-        return None
-    callbacks = named(trainer.callbacks).items()
-    return [
-        name for name, callback in callbacks if any(callback is one for one in trainer.told_of_end)
-    ]
+def _told(callbacks: Mapping[str, Callback], told: Sequence[Callback]) -> list[str]:
+    """Who has been told of the end of the last epoch, by name; others still are to be."""
+    return [name for name, callback in callbacks.items() if among(told, callback)]
 
 
 def weights(trainer: Run) -> dict[str, Any]:

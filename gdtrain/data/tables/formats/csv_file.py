@@ -162,7 +162,7 @@ class CsvFile:
 
         texts = pa.dictionary(pa.int32(), pa.string())
         types = {name: pa.float64() if name in numbers else texts for name in names}
-        read, block = 0, self._block
+        read, block = 0, max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
         while True:
             try:
                 for batch in self._arrow_batches(types, missing, block, read, advance):
@@ -173,10 +173,6 @@ class CsvFile:
                 block = 2 * MAX_LINE
             except _NotNumbers as error:
                 types |= dict.fromkeys(error.names, pa.string())
-
-    @property
-    def _block(self) -> int:
-        return max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
 
     def _below_header(self) -> CsvText:
         text = CsvText(self.path, self.dialect)
