@@ -7,6 +7,7 @@ import math
 import time
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ from gdtrain.training.html_table import html_table
 _SHOWN_ROWS = 20  # of a long history, at its start and at its end
 # Losses that are added up at once: a core's cache holds them. Of a few, one by one.
 _AT_ONCE, _FEW = 1 << 14, 32
-# Of an epoch's record, in this order.
-_COLUMNS = ("epoch", "step", "samples", "train_loss", "seconds", "lr")
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -179,7 +178,7 @@ class Progress:
         rates, seconds = block.rates_at(ends - 1), self._seconds_at(ends / len(block))
         alone = epochs if block.terms else 1  # which are added up one by one
         records = []
-        for end, passed, rate in list(zip(ends.tolist(), seconds, rates, strict=True))[:alone]:
+        for end, passed, rate in islice(zip(ends.tolist(), seconds, rates, strict=True), alone):
             self.count(end - block.added, int(block.sizes_of(block.added, end).sum()))
             self.add(block, losses[block.added : end], adds=adds)
             records.append(self.close_epoch() | {"seconds": passed, "lr": rate})
@@ -195,7 +194,11 @@ class Progress:
                 rates[1:],
                 strict=True,
             )
-            records += [dict(zip(_COLUMNS, record, strict=True)) for record in columns]
+            # A literal takes a third of the time of dict(zip(…)), in every epoch.
+            records += [
+                {"epoch": e, "step": k, "samples": n, "train_loss": j, "seconds": t, "lr": rate}
+                for e, k, n, j, t, rate in columns
+            ]
             self.epoch, self.step = epoch + more, step + more * whole
             self.samples = samples + more * of_epoch
         return records
@@ -227,8 +230,8 @@ class Progress:
         self.epoch += 1
         weight = self.epoch_weight
         mean = self.epoch_loss_sum / weight if weight else math.nan
-        values = (self.epoch, self.step, self.samples, mean, self.seconds)
-        record: dict[str, Any] = dict(zip(_COLUMNS, values, strict=False))
+        record: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "samples": self.samples}
+        record |= {"train_loss": mean, "seconds": self.seconds}
         if self.skipped:
             record["skipped"] = self.skipped
         record |= {n: total / w for n, (total, w) in self.epoch_terms.items()}

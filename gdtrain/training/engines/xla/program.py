@@ -185,6 +185,13 @@ class _Place(NamedTuple):
     settings: Any
 
 
+class _Epoch(NamedTuple):
+    """Of a call: its number there, and the step with which it begins, < 0 of one begun before."""
+
+    number: Any
+    begin: Any
+
+
 class _Carry(NamedTuple):
     """What goes from step to step; finite: whether the last loss and gradient were."""
 
@@ -195,21 +202,30 @@ class _Carry(NamedTuple):
 
 
 def _epochs(step: Step, carry: _Carry, stop: Any, first: Any, shape: StepShape) -> _Carry:
-    """Make the steps before ``stop``, epoch after epoch."""
-    if shape.left:
+    """Make the steps before ``stop``, epoch after epoch; step 0 is batch ``first`` of its epoch."""
+    if shape.in_epoch == 1:  # no loop in a loop
+        return _steps(step, 0, carry, stop, lambda i: _Epoch(first + i, i), shape)
+    full = shape.in_epoch - (shape.left > 0)
 
-        def one(carry: _Carry) -> _Carry:
-            in_epoch = jnp.int64(shape.in_epoch)
-            begin = lax.div(first + carry.step, in_epoch) * in_epoch - first
-            full = jnp.minimum(stop, begin + (shape.full or 0))
-            carry = _steps(step, 0, carry, full, first, shape)
-            return _steps(step, 1, carry, jnp.minimum(stop, begin + shape.in_epoch), first, shape)
+    def one(carry: _Carry) -> _Carry:
+        number = lax.div(first + carry.step, jnp.int64(shape.in_epoch))
+        epoch = _Epoch(number, number * shape.in_epoch - first)
+        for kind, batches in enumerate((full, shape.in_epoch)[: len(shape.sizes)]):
+            end = jnp.minimum(stop, epoch.begin + batches)
+            carry = _steps(step, kind, carry, end, lambda _: epoch, shape)
+        return carry
 
-        return _while(one, carry, stop, shape)
-    return _steps(step, 0, carry, stop, first, shape)
+    return _while(one, carry, stop, shape)
 
 
-def _steps(step: Step, kind: int, carry: _Carry, stop: Any, first: Any, shape: StepShape) -> _Carry:
+def _steps(
+    step: Step,
+    kind: int,
+    carry: _Carry,
+    stop: Any,
+    epoch: Callable[[Any], _Epoch],
+    shape: StepShape,
+) -> _Carry:
     """Make the steps before ``stop``, all by batches of one size.
 
     Of a guarded shape, up to the first whose loss or gradient is not finite, which is not made.
@@ -217,7 +233,7 @@ def _steps(step: Step, kind: int, carry: _Carry, stop: Any, first: Any, shape: S
 
     def one(carry: _Carry) -> _Carry:
         i, state, losses, _ = carry
-        new, loss, finite = step(kind, _place(i, first, shape), state)
+        new, loss, finite = step(kind, _place(i, epoch(i), shape), state)
         losses = lax.dynamic_update_index_in_dim(losses, loss, i, 0, allow_negative_indices=False)
         if not shape.guarded:
             return _Carry(i + 1, new, losses, carry.finite)
@@ -236,14 +252,13 @@ def _while(one: Callable[[_Carry], _Carry], carry: _Carry, stop: Any, shape: Ste
     return ended
 
 
-def _place(i: Any, first: Any, shape: StepShape) -> _Place:
-    """Of step ``i`` of a call whose step 0 is batch ``first`` of its epoch."""
-    size, in_epoch = shape.size, jnp.int64(shape.in_epoch)
-    epoch, batch = lax.div(first + i, in_epoch), lax.rem(first + i, in_epoch)
-    row = i * size if shape.windowed else batch * size
+def _place(i: Any, epoch: _Epoch, shape: StepShape) -> _Place:
+    """Of step ``i`` of a call."""
+    row = (i if shape.windowed else i - epoch.begin) * shape.size
     if shape.windowed and shape.left:
-        row -= epoch * (size - shape.left)
-    return _Place(i, row, {"step": i, "epoch": epoch, "call": 0}[shape.scheduled])
+        row -= epoch.number * (shape.size - shape.left)
+    settings = {"step": i, "epoch": epoch.number, "call": 0}[shape.scheduled]
+    return _Place(i, row, settings)
 
 
 def _batch(operands: Operands, first: Any, shape: StepShape, size: int) -> list[Any]:

@@ -109,9 +109,8 @@ class ScanEngine(CompiledEngine):
         guarded = self.trainer.clip_grad_value is not None  # which would hide what is infinite
         row_bytes = step.row_bytes
         gathers = plan.indices is not None and row_bytes * plan.batch_size >= MAX_BATCH_BYTES
-        steps = window_steps(
-            plan, 8 if gathers else row_bytes, short=is_stream or scheduled == "step"
-        )
+        held = 0 if not windowed else 8 if gathers else row_bytes
+        steps = window_steps(plan, held, short=is_stream or scheduled == "step")
         full, left = divmod(plan.num_samples, plan.batch_size)
         return StepShape(
             plan.batch_size,

@@ -14,7 +14,7 @@ from gdtrain.data.samples import TensorSamples
 from gdtrain.errors import ModelError
 
 # A window holds at most so many steps, that their losses can be looked at now and then …
-MAX_STEPS = 1 << 16
+MAX_STEPS = 1 << 18
 # … or so many if each has a learning rate of its own, or arrives when it likes …
 MAX_SHORT_STEPS = 1 << 12
 # … and so many bytes of samples, which had better stay in a core's cache until they are used.
