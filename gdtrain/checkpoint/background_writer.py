@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 Job = Callable[[], object]
 
@@ -11,19 +12,19 @@ Job = Callable[[], object]
 _IDLE = 5.0
 
 
+@dataclass(eq=False)
 class Background:
     """Runs jobs in a thread, at most one at once, while at most one more waits.
 
     failed: called with what a job has raised.
     """
 
-    def __init__(self, failed: Callable[[Exception], None]) -> None:
-        self._failed = failed
-        self._state = threading.Condition()
-        self._waiting: Job | None = None
-        self._running = False  # a job, not the thread
-        self._thread = False
-        self._error: Exception | None = None
+    failed: Callable[[Exception], None]
+    _state: threading.Condition = field(default_factory=threading.Condition)
+    _waiting: Job | None = None
+    _running: bool = False  # a job, not the thread
+    _thread: bool = False
+    _error: Exception | None = None
 
     def submit(self, job: Job) -> None:
         """Run ``job`` after those before it; wait here only while another one waits already."""
@@ -54,7 +55,7 @@ class Background:
                 job()
             except Exception as error:  # told now, and raised where the training waits for it
                 self._error = error
-                self._failed(error)
+                self.failed(error)
             del job  # and the state that it holds
 
     def _next(self) -> Job | None:

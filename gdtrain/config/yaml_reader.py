@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -41,19 +42,20 @@ def plain_scalar(text: str) -> Any:
     return text
 
 
+@dataclass
 class Reader:
     """Turns YAML events into Python values, noting places and faults.
 
-    name: of the file, for messages. line, column: of the text's first character in it.
+    document: what has been read. first: line and column of the text's first character in the file.
+    prefix: where the value that is read stands.
     """
 
-    def __init__(self, name: str, line: int = 1, column: int = 1) -> None:
-        self.document = Document(name)
-        self.faults: list[Fault] = []
-        self.prefix: KeyPath = ()
-        self._first = (line, column)
-        self._count = 0
-        self._events: Iterator[yaml.Event] = iter(())
+    document: Document
+    first: tuple[int, int] = (1, 1)
+    prefix: KeyPath = ()
+    faults: list[Fault] = field(default_factory=list)
+    _count: int = 0
+    _events: Iterator[yaml.Event] = field(default_factory=lambda: iter(()))
 
     def add(self, path: KeyPath, message: str, mark: Any = None) -> None:
         if len(self.faults) == MAX_FAULTS:
@@ -78,14 +80,14 @@ class Reader:
             before = text[: error.position]
             line, column = before.count("\n") + 1, error.position - before.rfind("\n")
             if line == 1:
-                column += self._first[1] - 1
+                column += self.first[1] - 1
             message = f"has a character that YAML forbids: U+{error.character:04X}"
             self.faults.append(
                 Fault(
                     dotted(self.prefix),
                     f"{message}; write it as an escape in double quotes",
                     self.document.path,
-                    line + self._first[0] - 1,
+                    line + self.first[0] - 1,
                     column,
                 )
             )
@@ -187,7 +189,7 @@ class Reader:
             raise _EnoughError
 
     def _place(self, mark: Any) -> Place:
-        line, column = self._first
+        line, column = self.first
         if mark is None:
             return Place(self.document.path, line, column)
         if mark.line == 0:

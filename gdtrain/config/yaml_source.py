@@ -108,7 +108,7 @@ def read_text(text: str, name: str) -> Document:
 
     Faults that leave the rest readable go into the document. Raises ConfigError for others.
     """
-    reader = Reader(name)
+    reader = Reader(Document(name))
     data = reader.read(text)
     if data is None and not reader.faults:
         reader.add((), "is empty; it needs data, model, loss, loader, optimizer and epochs")
@@ -135,8 +135,8 @@ def apply_overrides(document: Document, overrides: list[str], first: int = 1) ->
             message = f"{text!r} is not a setting; write section.key=value"
             document.faults.append(Fault("", message, place.path, number, 1))
             continue
-        reader = Reader("command line", line=number, column=len(key) + 2)
-        reader.prefix = tuple(key.split("."))
+        at = (number, len(key) + 2)
+        reader = Reader(Document("command line"), at, tuple(key.split(".")))
         # A dash alone is an empty list's item to YAML, and standard input to everybody else.
         parsed = reader.read('"-"' if value == "-" else value)
         document.faults += reader.faults

@@ -685,7 +685,8 @@ class Trainer(OutsideTheLoop):
 
     def check_separable(self) -> None:
         """Raise ModelError if batches are to be cut although a layer mixes their samples."""
-        self.exact_gradient.check()
+        if self.microbatches or self.world.size > 1:
+            self.exact_gradient.check()
 
     def stop(self, reason: str) -> None:
         """End the run at the next safe point; ``reason`` is kept in ``stop_reason``."""

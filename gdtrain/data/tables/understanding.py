@@ -81,12 +81,13 @@ class Understanding:
         return columns, faults
 
     def _column(self, scan: ColumnScan) -> Column:
-        leave_out = f"leave it out: exclude: [{yaml_text(scan.name)}]"
+        useless = None
         if scan.unusable is not None:
-            text = f" holds {scan.unusable}, which is no number, text or date; {leave_out}"
-            raise _NotUnderstood(ColumnFault(scan.name, text, useless=True))
-        if scan.missing == scan.rows and scan.name not in self.targets:
-            text = f" has no values at all; {leave_out}"
+            useless = f"holds {scan.unusable}, which is no number, text or date"
+        elif scan.missing == scan.rows and scan.name not in self.targets:
+            useless = "has no values at all"
+        if useless is not None:
+            text = f" {useless}; leave it out: exclude: [{yaml_text(scan.name)}]"
             raise _NotUnderstood(ColumnFault(scan.name, text, useless=True))
         if scan.not_finite:
             assert scan.first_not_finite is not None

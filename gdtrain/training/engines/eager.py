@@ -15,7 +15,7 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.engines.known_update import known_update
+from gdtrain.training.engines.known_update import FEW, known_update
 from gdtrain.training.gradients.loss_scale import MOST_IN_A_ROW
 from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
@@ -66,7 +66,7 @@ class EagerEngine:
         """Make the updates, until somebody has to look; whether all of them are finite."""
         trainer, guard = self.trainer, self.trainer.guard
         alone = trainer.world.size == 1
-        if (update := known_update(trainer, block)) is not None:
+        if len(block) >= FEW and (update := known_update(trainer)) is not None:
             return self._known_steps(block, batches, update)
         try:
             for batch in batches:

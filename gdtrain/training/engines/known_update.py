@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn._reduction import get_enum
 
-from gdtrain.data.batch import Batch, Block
+from gdtrain.data.batch import Batch
 from gdtrain.data.samples import TensorSamples
 from gdtrain.training.descent import (
     backward,
@@ -30,7 +30,7 @@ from gdtrain.training.safety.checks import explain
 from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
 
 # To look at all layers takes as long as it saves in so many updates.
-_FEW = 4
+FEW = 4
 # Methods of the trainer for which the update below stands, or that run between two of them.
 _RUNGS = (
     *("train_step", "batch_gradient", "finish_gradient", "batch_loss", "compute_loss", "forward"),
@@ -43,14 +43,14 @@ _KERNELS: dict[Any, Any] = {
 }
 
 
-def known_update(trainer: Run, block: Block) -> Callable[[Batch], Tensor] | None:
-    """What makes an update as ``trainer.train_step`` does, and counts it; for this block alone.
+def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
+    """What makes an update as ``trainer.train_step`` does, and counts it; for one block alone.
 
     What it needs is looked up once: nobody can change it between two updates. None where somebody
     else's code runs in between, in a layer, a loss, a hook, a callback, a data set or a loader; and
     where an update is more than a pass and a step.
     """
-    if len(block) < _FEW or _has_more(trainer) or not _is_known(trainer):
+    if _has_more(trainer) or not _is_known(trainer):
         return None
     optimizer = trainer.updater
     plain = is_plain(optimizer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from gdtrain.training.state.keeper import Keeper, unchanged
 logger = logging.getLogger("gdtrain")
 
 
+@dataclass(eq=False)
 class ExactGradient:
     """Sets ``.grad`` of what a trainer trains to the gradient of a batch's loss.
 
@@ -53,25 +55,21 @@ class ExactGradient:
     the parts' gradients up in float64.
     """
 
-    def __init__(self, trainer: Run, allowed: Sequence[str], in_float64: bool) -> None:
-        self.trainer = trainer
-        self.allowed = tuple(allowed)
-        self.in_float64 = in_float64
-        self._told = False
-        self._checked: list[nn.Module] | None = None  # layers whose buffers were looked at
+    trainer: Run
+    allowed: Sequence[str]
+    in_float64: bool
+    _told: bool = False
+    _checked: list[nn.Module] | None = None  # layers whose buffers were looked at
 
     @property
-    def cut_by(self) -> str | None:
-        """The setting that cuts batches, if there is one."""
-        if self.trainer.microbatches:
-            return "microbatch_size"
-        return "several processes" if self.trainer.world.size > 1 else None
+    def cut_by(self) -> str:
+        """The setting that cuts batches, where they are cut."""
+        return "microbatch_size" if self.trainer.microbatches else "several processes"
 
     def check(self) -> None:
-        """Raise ModelError or ConfigError if batches are to be cut that can't be."""
-        if (cut_by := self.cut_by) is not None:
-            self._check(cut_by)
-            self._checked = None
+        """Raise ModelError or ConfigError if batches, which are to be cut, can't be."""
+        self._check(self.cut_by)
+        self._checked = None
 
     def _check(self, cut_by: str) -> None:
         trainer = self.trainer
@@ -116,7 +114,7 @@ class ExactGradient:
             if trainer.loss_scale is not None:
                 trainer.loss_scale.unscale(trained(trainer.updater))
             return loss
-        cut_by = self.cut_by or ""
+        cut_by = self.cut_by
         self._check(cut_by)
         if (layers := with_own_buffers(trainer.model)) != self._checked:
             settled = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
 
 
+@dataclass(eq=False)
 class StepWeights:
     """What the loss of each update's batch counts for in the mean over an epoch.
 
@@ -24,13 +26,12 @@ class StepWeights:
     computed: that of the last batch, where computing its gradient has found it out.
     """
 
-    def __init__(self, trainer: Run) -> None:
-        self.trainer = trainer
-        self.computed: float | Tensor | None = None
-        # The targets that were looked at, at which version and for which label; and the answer.
-        self._targets: Tensor | None = None
-        self._at: tuple[int, int] | None = None
-        self._none_ignored = False
+    trainer: Run
+    computed: float | Tensor | None = None
+    # The targets that were looked at, at which version and for which label; and the answer.
+    _targets: Tensor | None = None
+    _at: tuple[int, int] | None = None
+    _none_ignored: bool = False
 
     def of(self, batch: Batch, size: int) -> float | Tensor:
         """For a batch of the trainer's loader, of which ``size`` samples are on all processes."""

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import is_
 from typing import Any, Literal, get_args
@@ -106,6 +106,7 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
     return samples if device.type == "cpu" else CopiedSamples(samples, device)
 
 
+@dataclass(eq=False)
 class Placement:
     """Brings samples to a device and a dtype: tensors in memory once, as long as they are the same.
 
@@ -114,10 +115,11 @@ class Placement:
     was copied, :meth:`compare` finds out.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device = device
-        self.dtype = dtype
-        self._placed: WeakKeyDictionary[TensorSamples, _Placed] = WeakKeyDictionary()
+    device: torch.device
+    dtype: torch.dtype
+    _placed: WeakKeyDictionary[TensorSamples, _Placed] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
 
     def __call__(self, samples: Samples) -> Samples:
         """The samples as :func:`place` gives them."""

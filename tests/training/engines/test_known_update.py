@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gdtrain import BatchLoader, MiniBatchLoader, Trainer
-from gdtrain.data.batch import Block
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.known_update import known_update
 
@@ -54,7 +53,7 @@ def trainer_of(model, loss, optimizer, targets=Y) -> Trainer:
 
 
 def is_known(trainer: Trainer) -> bool:
-    return known_update(trainer, Block(trainer.loader.plan(0), 0, 8, [])) is not None
+    return known_update(trainer) is not None
 
 
 def fitted(trainer: Trainer) -> Trainer:
