@@ -92,15 +92,11 @@ def build(
             device = resolve_device(config.device)
             model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
         optimizing = optimizing_of(config, model, loader)
-    metrics = in_original_units(config, data.preprocessing, metrics)
+    if data.preprocessing.target_mean:
+        metrics |= in_original_units(config, data.preprocessing)
     trainer_type = _trainer_type(config)
     with stage(""):
-        for key, section in all_schedules(config):
-            if (monitor := getattr(section, "monitor", None)) is not None:
-                _check_monitored(f"{key}.monitor", monitor, config, metrics)
         watchers = _callbacks_of_sections(config, loader, metrics)
-        if config.checkpoint.keep_best is not None:
-            _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
         monitors: list[Monitor] = _named("monitor", config.monitors or {})
         own = _named("callback", config.callbacks or {})
         trainer: Trainer = trainer_type(
@@ -134,12 +130,15 @@ def evaluated(
 
     data: a loader, or what one takes.
     """
+    metrics = build_metrics(config)
+    if preprocessing.target_mean:
+        metrics |= in_original_units(config, preprocessing)
     trainer: Trainer = _trainer_type(config)(
         model,
         build_loss(config, preprocessing.num_outputs),
         SGD(model.parameters(), lr=1.0),  # makes no step
         device="cpu",
-        metrics=in_original_units(config, preprocessing, build_metrics(config)),
+        metrics=metrics,
         **{key: getattr(config, key) for key in ("precision", "evaluate_in", "memory_limit")},
     )
     loader = data if isinstance(data, Loader) else BatchLoader(data)
@@ -197,7 +196,15 @@ def _check_monitor(monitor: Monitor, trainer: Trainer) -> None:
 
 
 def _callbacks_of_sections(config: Config, loader: Loader, metrics: Metrics) -> list[Callback]:
-    """The callbacks that sections of the configuration ask for, but for monitors."""
+    """The callbacks that sections of the configuration ask for, but for monitors.
+
+    Raises ConfigError for a metric that is looked at and not evaluated.
+    """
+    for key, section in all_schedules(config):
+        if (monitor := getattr(section, "monitor", None)) is not None:
+            _check_monitored(f"{key}.monitor", monitor, config, metrics)
+    if config.checkpoint.keep_best is not None:
+        _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
     watchers: list[Callback] = []
     if config.variance_reduction is not None:
         with stage("variance_reduction"):

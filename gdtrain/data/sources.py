@@ -54,12 +54,12 @@ def as_samples(
     if isinstance(data, list) and (collate_fn is not None or _are_samples(data)):
         data = ListedSamples(data)
     if isinstance(data, IterableDataset):
-        if transform is not None:
-            text = "has no effect on an IterableDataset; change its samples where they are made"
-            raise ConfigError.of("transform", text)
-        if num_workers:
-            text = "has no effect on an IterableDataset, which is read as it is trained on; omit it"
-            raise ConfigError.of("num_workers", text)
+        for key, value, text in (
+            ("transform", transform, "; change its samples where they are made"),
+            ("num_workers", num_workers, ", which is read as it is trained on; omit it"),
+        ):
+            if value:
+                raise ConfigError.of(key, f"has no effect on an IterableDataset{text}")
         return StreamSamples(IterableFeed(data, collate_fn or collate))
     samples: Samples
     if isinstance(data, Dataset) and type(data) is not TensorDataset:
@@ -67,14 +67,7 @@ def as_samples(
             raise DataError(f"the dataset {type(data).__name__} has no __len__; give it one")
         samples = DatasetSamples(data, num_workers, collate_fn, seed, transform)
     elif transform is not None:
-        rows = as_samples(data, allow_nonfinite=allow_nonfinite)
-        if isinstance(rows, ArrangedSamples):
-            items = TensorItems(rows.samples, rows.function)
-        elif isinstance(rows, TensorSamples):
-            items = TensorItems(rows)
-        else:
-            text = f"can't be applied to {type(data).__name__}; give tensors or a Dataset"
-            raise ConfigError.of("transform", text)
+        items = _items_of(as_samples(data, allow_nonfinite=allow_nonfinite), data)
         samples = TransformedItems(items, num_workers, collate_fn or stack, seed, transform)
     elif num_workers or collate_fn is not None:
         key = "num_workers" if num_workers else "collate_fn"
@@ -95,6 +88,16 @@ def as_samples(
     if not isinstance(samples, StreamSamples) and len(samples) == 0:
         raise DataError("the data set is empty; at least one sample is needed")
     return samples
+
+
+def _items_of(rows: Samples, data: Any) -> TensorItems:
+    """Rows one by one, for a transform. Raises ConfigError for data that are no tensors."""
+    if isinstance(rows, ArrangedSamples):
+        return TensorItems(rows.samples, rows.function)
+    if isinstance(rows, TensorSamples):
+        return TensorItems(rows)
+    text = f"can't be applied to {type(data).__name__}; give tensors or a Dataset"
+    raise ConfigError.of("transform", text)
 
 
 class ListedSamples(Dataset[Any]):

@@ -77,11 +77,6 @@ def take_up(
     return least if type(least) is int else 1
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """The configuration as it is kept in every checkpoint: as text, which is pure data."""
-    return {"config": dump(config)}
-
-
 def _check_same_settings(directory: Path, config: Config) -> None:
     there = load_config(directory / run_directory.CONFIG)[0]
     _compare(str(directory), there, config)

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +22,7 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.disk_faults import DiskFaults
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs import logs
-from gdtrain.cli.runs.resume import settings_of, take_up
+from gdtrain.cli.runs.resume import take_up
 from gdtrain.config.baseline import baseline
 from gdtrain.config.build import BuiltRun, build
 from gdtrain.config.building.data import SharedSources
@@ -63,6 +63,7 @@ class TrainJob:
     document: where each setting stands, for messages. name: of the configuration, for the
     default output directory. signals: takes them from the start of the program on. quiet: say
     nothing but what went wrong. results: where the summary goes as JSON, if that is asked for.
+    texts: files of the run that are known before it trains, by their names.
     """
 
     config: Config
@@ -75,6 +76,7 @@ class TrainJob:
     quiet: bool = False
     results: TextIO | None = None
     sources: SharedSources | None = None
+    texts: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
@@ -87,6 +89,9 @@ class TrainJob:
 
     def _train(self, world: World) -> int:
         run, leads = self._built(), world.rank == 0
+        # The files that are known before training; config.yaml comes last.
+        self.texts[run_directory.PREPROCESSING] = run.preprocessing.text()
+        self.texts[run_directory.CONFIG] = dump(self.config)
         trainer = run.trainer
         directory = self._directory(leads)
         console = ProgressBar()
@@ -103,7 +108,7 @@ class TrainJob:
             self._start(run, directory, checkpoints, log)
             if self.resume:
                 stops.reason = _reason(trainer)
-                stops.begin = partial(self._renew_texts, run, directory, faults) if leads else None
+                stops.begin = partial(self._renew_texts, directory, faults) if leads else None
             status, interrupted = "failed", 0
             to_beat = None if run.validation is None else baseline(run)
             try:
@@ -113,7 +118,7 @@ class TrainJob:
                 columns = run.preprocessing.columns
                 summary = run_results.summary_of(trainer, status, to_beat, columns)
                 if leads and stops.has_begun:
-                    self._leave_files(run, directory, faults)
+                    self._leave_files(directory, faults)
                     write = partial(run_results.write_summary, directory, summary)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
@@ -188,9 +193,9 @@ class TrainJob:
         if self.results is not None:
             print(json.dumps(finite(summary)), file=self.results, flush=True)
 
-    def _leave_files(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
+    def _leave_files(self, directory: Path, faults: DiskFaults) -> None:
         """Write again what somebody has removed in mid-run, and say so."""
-        for name, text in self._texts(run).items():
+        for name, text in self.texts.items():
             path = directory / name
 
             def write(path: Path = path, text: str = text) -> None:
@@ -201,17 +206,10 @@ class TrainJob:
 
             faults.attempt(name, write)
 
-    def _renew_texts(self, run: BuiltRun, directory: Path, faults: DiskFaults) -> None:
+    def _renew_texts(self, directory: Path, faults: DiskFaults) -> None:
         """The same of a run that goes on, as settings may be new; that can wait for a full disk."""
-        for name, text in self._texts(run).items():
+        for name, text in self.texts.items():
             faults.attempt(name, partial(disk.replace_file, directory / name, text.encode()))
-
-    def _texts(self, run: BuiltRun) -> dict[str, str]:
-        """The files that are known before training; config.yaml comes last."""
-        return {
-            run_directory.PREPROCESSING: run.preprocessing.text(),
-            run_directory.CONFIG: dump(self.config),
-        }
 
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
@@ -289,7 +287,7 @@ class TrainJob:
             every_n_epochs=section.every_n_epochs,
             every_seconds=section.every_seconds,
             keep_best=section.keep_best,
-            settings=settings_of(self.config),
+            settings={"config": self.texts[run_directory.CONFIG]},
             marks=lambda: {"log_bytes": log.size},
             faults=faults,
         )
@@ -309,7 +307,7 @@ class TrainJob:
             checkpoints.save_now(run.trainer)
         if not leads:
             return
-        for name, text in ({} if self.resume else self._texts(run)).items():
+        for name, text in ({} if self.resume else self.texts).items():
             run_directory.write_text(directory / name, text)
         processes = run.trainer.world.size
         for note in run.notes:

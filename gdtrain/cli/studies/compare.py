@@ -121,25 +121,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="of one configuration, the forms to compare: batch,sample,minibatch:64",
     )
-    budget = parser.add_argument_group("budget of each form (default: the configuration's epochs)")
-    budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
-    budget.add_argument("--samples", type=int, metavar="N", help="samples trained on")
-    budget.add_argument("--updates", type=int, metavar="N", help="steps of the optimizer")
-    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, without evaluation")
+    _add_budget(parser)
     parser.add_argument(
         "--target-loss",
         type=float,
         metavar="LOSS",
         help="full loss to give times to (default: the largest final one of those that learnt)",
     )
-    parser.add_argument(
-        "--tune",
-        action="store_true",
-        help="find each form's best learning rate: 0.001, 0.003 ... 1",
-    )
-    parser.add_argument(
-        "--lr-grid", type=_numbers, metavar="RATES", help="the same among others: 0.01,0.1"
-    )
+    _add_rates(parser)
     parser.add_argument(
         "--looks",
         type=int,
@@ -164,3 +153,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_results(parser, "compare.json", quiet=True)
     return parser
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    budget = parser.add_argument_group("budget of each form (default: the configuration's epochs)")
+    budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
+    budget.add_argument("--samples", type=int, metavar="N", help="samples trained on")
+    budget.add_argument("--updates", type=int, metavar="N", help="steps of the optimizer")
+    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, without evaluation")
+
+
+def _add_rates(parser: argparse.ArgumentParser) -> None:
+    """The options by which each form may get a learning rate of its own."""
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="find each form's best learning rate: 0.001, 0.003 ... 1",
+    )
+    parser.add_argument(
+        "--lr-grid", type=_numbers, metavar="RATES", help="the same among others: 0.01,0.1"
+    )

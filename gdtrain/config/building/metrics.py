@@ -29,17 +29,14 @@ def build_metrics(config: Config) -> Metrics:
     }
 
 
-def in_original_units(config: Config, preprocessing: Preprocessing, metrics: Metrics) -> Metrics:
-    """The metrics, and where targets are standardised, those with a unit in the targets' own too.
+def in_original_units(config: Config, preprocessing: Preprocessing) -> Metrics:
+    """The metrics that have a unit, in that of targets which are standardised.
 
-    ``mae``, of which a standardised target has deviation 1, beside ``mae_original_units``.
+    ``mae_original_units`` beside ``mae``, of which a standardised target has deviation 1.
     """
-    if not preprocessing.target_mean:
-        return metrics
     # Others than the ones that are evaluated already: a metric that streams has a state.
     again = {n: m for n, m in build_metrics(config).items() if _has_unit(n)}
-    restored = {f"{name}_original_units": _restored(m, preprocessing) for name, m in again.items()}
-    return metrics | restored
+    return {f"{name}_original_units": _restored(m, preprocessing) for name, m in again.items()}
 
 
 def _has_unit(name: str) -> bool:

@@ -187,7 +187,11 @@ def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
                 found.append(Curve(words, log.x(records, axis), values))
         for curve in found:
             if len(curve.x):
-                curves.append(_in_place(curve, log, number, len(curves), len(logs)))
+                # Of several runs, each has its colour; all curves differ in their dashes.
+                dashes, alone = len(curves), len(logs) == 1
+                label = curve.label if alone else f"{log.label}: {curve.label}"
+                style = dashes if alone else number
+                curves.append(replace(curve, label=label, style=style, dashes=dashes))
     if not curves:
         raise DataError(
             f"{', '.join(log.label for log in logs)}: no loss has been recorded yet; a run "
@@ -268,13 +272,6 @@ def _unit_of(logs: Sequence[RunLog]) -> str | None:
     kinds = {log.loss for log in logs}
     kind = kinds.pop()
     return None if kind is None or kinds else loss_label(kind)
-
-
-def _in_place(curve: Curve, log: RunLog, number: int, dashes: int, runs: int) -> Curve:
-    """Of several runs, each has its colour; all curves differ in their dashes."""
-    label = curve.label if runs == 1 else f"{log.label}: {curve.label}"
-    style = dashes if runs == 1 else number
-    return replace(curve, label=label, style=style, dashes=dashes)
 
 
 def _names(log: RunLog) -> set[str]:

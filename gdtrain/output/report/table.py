@@ -57,86 +57,110 @@ def seeds_note(result: dict[str, Any]) -> str:
 
 def rows(result: dict[str, Any]) -> list[Row]:
     """The table's rows, in the order in which they are read."""
-    forms, target = result["forms"], result["target"]["full_loss"]
-    made: list[Row] = []
+    table = _Rows(result)
+    table.add_settings()
+    table.add_times()
+    table.add_losses()
+    table.add_costs()
+    if any("theory" in form for form in table.forms):
+        table.made += _theory_rows(table.forms)
+    return table.made
 
-    def add(label: str, meaning: str, cell: Callable[[Form], str]) -> None:
-        made.append(Row(label, meaning, tuple(cell(form) for form in forms)))
 
-    measures = result.get("statistics", {}).get("measures", {})
+class _Rows:
+    """Rows as they are made, each with a cell for every form."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        self.forms: list[Form] = result["forms"]
+        self.target: dict[str, Any] = result["target"]
+        self.measures: dict[str, Any] = result.get("statistics", {}).get("measures", {})
+        self.tuned = any("tried" in form for form in self.forms)
+        self.made: list[Row] = []
+
+    def add(self, label: str, meaning: str, cell: Callable[[Form], str]) -> None:
+        self.made.append(Row(label, meaning, tuple(cell(form) for form in self.forms)))
 
     def over(
-        name: str, write: Callable[[float], str], single: Callable[[Form], str]
+        self, name: str, write: Callable[[float], str], single: Callable[[Form], str]
     ) -> Callable[[Form], str]:
         """The cell of a measure that several seeds have, else that of a single run."""
-        if name not in measures:
+        if name not in self.measures:
             return single
-        return lambda f: _interval_text(measures[name]["forms"][f["name"]], write)
+        return lambda f: _interval_text(self.measures[name]["forms"][f["name"]], write)
 
-    if any(form["status"] != "done" for form in forms):
-        add("outcome", "how training ended", lambda f: f["status"])
-    add("samples per update", "the batch size B", _batch_sizes)
-    tuned = any("tried" in form for form in forms)
-    rate = "the best of those tried, by the final full loss" if tuned else "as configured"
-    add("learning rate", rate, lambda f: f"{f['learning_rate']:g}")
-    add("engine", "what executed the updates that were timed", lambda f: f["engine"])
-    add("updates", "steps of the optimizer", lambda f: f"{f['updates']:,}")
-    if target is not None:
-        how = "given" if result["target"]["given"] else "which every form that learnt has reached"
-        how = result["target"].get("chosen", how)
-        add(
-            f"time to full loss {target:.3g}",
-            f"seconds of updates until the loss on all training samples was {target:.4g}, {how}",
-            over(
-                "seconds_to_target",
-                seconds_text,
-                lambda f: (
-                    seconds_text(f["to_target"]["seconds"]) if f["to_target"] else "not reached"
-                ),
-            ),
-        )
-        if tuned:
-            add(
+    def add_settings(self) -> None:
+        """What each form was, and what it was given."""
+        if any(form["status"] != "done" for form in self.forms):
+            self.add("outcome", "how training ended", lambda f: f["status"])
+        self.add("samples per update", "the batch size B", _batch_sizes)
+        rate = "the best of those tried, by the final full loss" if self.tuned else "as configured"
+        self.add("learning rate", rate, lambda f: f"{f['learning_rate']:g}")
+        self.add("engine", "what executed the updates that were timed", lambda f: f["engine"])
+        self.add("updates", "steps of the optimizer", lambda f: f"{f['updates']:,}")
+
+    def add_times(self) -> None:
+        """How fast it was."""
+        loss = self.target["full_loss"]
+        if loss is not None:
+            given = self.target["given"]
+            how = "given" if given else "which every form that learnt has reached"
+            how = self.target.get("chosen", how)
+            self.add(
+                f"time to full loss {loss:.3g}",
+                f"seconds of updates until the loss on all training samples was {loss:.4g}, {how}",
+                self.over("seconds_to_target", seconds_text, _to_target),
+            )
+        if loss is not None and self.tuned:
+            self.add(
                 "the same with tuning",
                 "and the seconds of updates in which its learning rate was looked for",
-                lambda f: (
-                    seconds_text(f["to_target"]["seconds"] + f["tuning"]["seconds"])
-                    if f["to_target"] and "tuning" in f
-                    else "not reached"
-                ),
+                lambda f: _to_target(f, f["tuning"]["seconds"]) if "tuning" in f else _NOT_REACHED,
             )
-    speed = "samples trained on, per second of updates"
-    add("samples per second", speed, lambda f: count_text(f["samples_per_second"]))
-    final = "mean loss over all training samples with the final weights"
-    last = over("full_loss", number_text, lambda f: number_text(f["final"]["full_loss"]))
-    add("final full loss", final, last)
-    for name in metrics(forms):
-        message = f"{name.removeprefix('val_')} on the validation part with the final weights"
-        cell = over(name, partial(metric_text, name), partial(_metric_cell, name))
-        add(f"final {name}", message, cell)
-    add(
-        "peak memory of a step",
-        "batch, activations and gradients at their peak, beside what is held between steps",
-        lambda f: bytes_text(f["memory"]["step_peak_bytes"]) if f["memory"] else "not measured",
-    )
-    add(
-        "memory between steps",
-        "weights, optimizer state, and what corrections such as SAGA keep",
-        lambda f: bytes_text(f["memory"]["held_bytes"]) if f["memory"] else "not measured",
-    )
-    add(
-        "variance of the loss",
-        "of the updates' own losses about their trend, in the last third of the run",
-        _variance,
-    )
-    add(
-        "updates that raise the loss",
-        "share of the updates looked at singly after which the full loss was higher than before",
-        over("share_that_raised", lambda share: f"{share:.0%}", _raised_text),
-    )
-    if any("theory" in form for form in forms):
-        made += _theory_rows(forms)
-    return made
+        speed = "samples trained on, per second of updates"
+        self.add("samples per second", speed, lambda f: count_text(f["samples_per_second"]))
+
+    def add_losses(self) -> None:
+        """What it came to."""
+        final = "mean loss over all training samples with the final weights"
+        last = self.over("full_loss", number_text, lambda f: number_text(f["final"]["full_loss"]))
+        self.add("final full loss", final, last)
+        for name in metrics(self.forms):
+            message = f"{name.removeprefix('val_')} on the validation part with the final weights"
+            cell = self.over(name, partial(metric_text, name), partial(_metric_cell, name))
+            self.add(f"final {name}", message, cell)
+
+    def add_costs(self) -> None:
+        """The memory that it took, and how steadily it descended."""
+        self.add(
+            "peak memory of a step",
+            "batch, activations and gradients at their peak, beside what is held between steps",
+            lambda f: bytes_text(f["memory"]["step_peak_bytes"]) if f["memory"] else "not measured",
+        )
+        self.add(
+            "memory between steps",
+            "weights, optimizer state, and what corrections such as SAGA keep",
+            lambda f: bytes_text(f["memory"]["held_bytes"]) if f["memory"] else "not measured",
+        )
+        self.add(
+            "variance of the loss",
+            "of the updates' own losses about their trend, in the last third of the run",
+            _variance,
+        )
+        self.add(
+            "updates that raise the loss",
+            "share of the updates looked at singly after which the full loss was higher than "
+            "before",
+            self.over("share_that_raised", lambda share: f"{share:.0%}", _raised_text),
+        )
+
+
+_NOT_REACHED = "not reached"
+
+
+def _to_target(form: Form, before: float = 0.0) -> str:
+    """Seconds of updates to the target, and those spent before."""
+    reached = form["to_target"]
+    return seconds_text(reached["seconds"] + before) if reached else _NOT_REACHED
 
 
 def _theory_rows(forms: list[Form]) -> list[Row]:
