@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,13 @@ def read_file(path: str | Path) -> Document:
         return ConfigError([Fault("", message, name, line, column)])
 
     try:
-        is_stdin = str(path) == "-"
-        raw = sys.stdin.buffer.read(MAX_BYTES + 1) if is_stdin else _bytes_of(path, broken)
+        if str(path) == "-":
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with open(path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise broken("is a pipe or a device; save the configuration in a file")
+                raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise broken("file not found; check the path") from None
     except ConfigError:
@@ -89,13 +94,6 @@ def read_file(path: str | Path) -> Document:
         column = error.start - (before.rfind(b"\n") + 1) + 1
         raise broken("is not UTF-8 text; save it as UTF-8", line, column) from None
     return read_text(text, name)
-
-
-def _bytes_of(path: str | Path, broken: Callable[[str], ConfigError]) -> bytes:
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise broken("is a pipe or a device; save the configuration in a file")
-        return file.read(MAX_BYTES + 1)
 
 
 def _without_waiting(path: str, flags: int) -> int:

@@ -153,7 +153,9 @@ class TensorSamples(Samples):
         return TensorSamples([function(tensor) for tensor in self.tensors])
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        at_once, stop = self._batches_per_gather(plan.batch_size), len(plan)
+        bytes_per_batch = max(1, self.nbytes * plan.batch_size // max(1, len(self)))
+        at_once = max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
+        stop = len(plan)
         while start < stop:
             versions = [(t, t._version) for t in self.tensors if not t.is_inference()]
             for batch in self._gathered(plan, start, min(start + at_once, stop)):
@@ -197,10 +199,6 @@ class TensorSamples(Samples):
                 torch.index_select(tensor, 0, chosen, out=made)
             else:
                 torch.index_select(elements, 0, chosen, out=made.view(-1).view(elements.dtype))
-
-    def _batches_per_gather(self, batch_size: int) -> int:
-        bytes_per_batch = max(1, self.nbytes * batch_size // max(1, len(self)))
-        return max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
 
 
 def _as_elements(tensor: Tensor) -> Tensor | None:

@@ -325,7 +325,7 @@ class GrowingRows:
         while len(rows):
             if not self._room:
                 self._room = 1 + _PIECE // (8 * self.width)
-                if self._before is not None and self._pieces:  # the first is little
+                if self._before is not None:
                     self._before(_PIECE)
                 self._pieces.append(np.empty((self._room, self.width)))
             piece, taken = self._pieces[-1], min(self._room, len(rows))
