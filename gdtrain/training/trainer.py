@@ -267,7 +267,7 @@ class Trainer(OutsideTheLoop):
 
         self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
         self.exact_gradient = ExactGradient(
-            self, microbatch_allow, in_float64=accumulate_in == "fp64"
+            self, tuple(microbatch_allow), in_float64=accumulate_in == "fp64"
         )
         self.block_length = BlockLength()
         self._output_check = checks.OutputCheck()

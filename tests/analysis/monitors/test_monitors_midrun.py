@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.midrun import add_group, freeze, unfreeze
 from torch import Tensor, nn
 
 from gdtrain import (
@@ -57,19 +58,6 @@ class Act(Callback):
         self.seen.append(torch.cat(parts))
         if trainer.progress.step == 2 and self.act is not None:
             self.act(trainer)
-
-
-def freeze(trainer: Trainer) -> None:
-    trainer.model.first.requires_grad_(False)
-
-
-def unfreeze(trainer: Trainer) -> None:
-    trainer.model.first.requires_grad_(True)
-
-
-def add_group(trainer: Trainer) -> None:
-    unfreeze(trainer)
-    trainer.optimizer.add_param_group({"params": trainer.model.first.parameters()})
 
 
 def bind(trainer: Trainer) -> None:

@@ -56,6 +56,19 @@ def fail_saves(ways: Callable[[int], Iterable[Way]]) -> Figures:
     return figures
 
 
+def _judged(
+    figures: Figures, failing: Failing, way: Way, raised: Exception | None, *, heard: bool
+) -> str:
+    """Whether a fault was told of, with its file; the case in words."""
+    case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
+    figures.told += heard
+    if failing.failed and not heard and way[0] != SHORT_WRITE:
+        figures.blame(case, "nothing was raised or logged")
+    if raised is not None and str(failing.below) not in str(raised):
+        figures.blame(case, f"{raised} names no file")
+    return case
+
+
 def _fail_save(root: Path, n: int, way: Way, figures: Figures) -> int:
     root.mkdir()
     (root / "metrics.jsonl").write_text("{}\n")
@@ -74,13 +87,7 @@ def _fail_save(root: Path, n: int, way: Way, figures: Figures) -> int:
             store.mark_best(path, 0.4)
         except OSError as error:
             raised = error
-    case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
-    heard = raised is not None or bool(messages)
-    figures.told += heard
-    if failing.failed and not heard and way[0] != SHORT_WRITE:
-        figures.blame(case, "nothing was raised or logged")
-    if raised is not None and str(root) not in str(raised):
-        figures.blame(case, f"{raised} names no file")
+    case = _judged(figures, failing, way, raised, heard=raised is not None or bool(messages))
     if way[0] == SHORT_WRITE and raised is not None:
         figures.blame(case, f"{raised!r}, although a short write is no failure")
     if _open_files() != handles:
@@ -147,13 +154,7 @@ def _fail_fit(root: Path, n: int, way: Way, figures: Figures) -> int:
             trainer.fit(2)
         except StorageError as error:
             raised = error
-    case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
-    heard = raised is not None or bool(messages)
-    figures.told += heard
-    if failing.failed and not heard and way[0] != SHORT_WRITE:
-        figures.blame(case, "nothing was raised or logged")
-    if raised is not None and str(root) not in str(raised):
-        figures.blame(case, f"{raised} names no file")
+    case = _judged(figures, failing, way, raised, heard=raised is not None or bool(messages))
     store = CheckpointStore(root / "checkpoints", 2)
     try:
         state = store.load_newest()[1]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.faults.interruptions import StopAfter
+from helpers.midrun import add_group, freeze, unfreeze
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -512,19 +513,6 @@ class Grows(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = torch.tanh(self.first(x))
         return self.last(self.middle(inner) if hasattr(self, "middle") else inner)
-
-
-def freeze(trainer: Trainer) -> None:
-    trainer.model.first.requires_grad_(False)
-
-
-def unfreeze(trainer: Trainer) -> None:
-    trainer.model.first.requires_grad_(True)
-
-
-def add_group(trainer: Trainer) -> None:
-    unfreeze(trainer)
-    trainer.optimizer.add_param_group({"params": trainer.model.first.parameters()})
 
 
 def halve(trainer: Trainer) -> None:
