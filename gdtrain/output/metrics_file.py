@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl back, whole or cut short, without what only writing it needs."""
+"""Reading back what a run has recorded, whole or cut short, without what only writing it needs."""
 
 from __future__ import annotations
 
@@ -58,3 +58,20 @@ def _is_before(record: dict[str, Any], resume: dict[str, Any]) -> bool:
     if record["kind"] == "epoch":
         return bool(record["epoch"] <= resume["epoch"])
     return bool(record["step"] <= resume["step"])
+
+
+def broken_of(directory: Path) -> dict[str, Any] | None:
+    """The update that a number that was not finite has made impossible, if that ended the run."""
+    path = directory / "summary.json"
+    try:
+        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (OSError, ValueError):
+        return None
+    known = isinstance(summary, dict) and summary.get("status") == "non_finite"
+    if not known or type(summary.get("steps")) is not int:
+        return None
+    seconds = summary.get("seconds")
+    return {
+        "step": summary["steps"] + 1,
+        "seconds": seconds if isinstance(seconds, int | float) else 0.0,
+    }

@@ -79,7 +79,7 @@ class MetricsLog(StepLog):
         return self._state.size if self._state is not None else 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        super().on_fit_start(trainer)
+        self.watch(trainer, starts=True)
         self._leads = trainer.world.rank == 0
         if not self._leads:
             return
@@ -96,7 +96,7 @@ class MetricsLog(StepLog):
         self._flush(trainer)  # a run that fails at once has a log too
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        super().on_safe_point(trainer)
+        self.watch(trainer)
         self._add_steps(trainer.progress.step)
         if self._waiting:
             self._flush(trainer)

@@ -28,15 +28,6 @@ class StepLog(Callback):
         """At every safe point: there may be updates to be logged anywhere in the block."""
         return True
 
-    def on_fit_start(self, trainer: Trainer) -> None:
-        self._watch(trainer)
-        self._logged = trainer.progress.step
-
-    def on_safe_point(self, trainer: Trainer) -> None:
-        if self._trainer is not trainer:  # added in mid-run
-            self._logged = trainer.progress.step - 1
-        self._watch(trainer)
-
     def next_records(self, until: int) -> Iterator[dict[str, Any]]:
         """What there is to log of the updates after those before, up to number ``until``."""
         if self._trainer is None or self._trainer.progress.last is None:
@@ -48,7 +39,10 @@ class StepLog(Callback):
                 yield self._record(self._trainer, step, step - first)
         self._logged = until
 
-    def _watch(self, trainer: Trainer) -> None:
+    def watch(self, trainer: Trainer, *, starts: bool = False) -> None:
+        """See what there is to log: when a fit starts, and at each safe point."""
+        if starts or self._trainer is not trainer:  # the latter: added in mid-run
+            self._logged = trainer.progress.step - (not starts)
         self._trainer = trainer
         of_moment = any(
             one.reported_at is None

@@ -65,13 +65,13 @@ class TensorBoard(StepLog):
         self._newest = 0  # the step of the newest step record
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        super().on_fit_start(trainer)
+        self.watch(trainer, starts=True)
         if trainer.world.rank:
             return
         self.attempt("tensorboard", lambda: self._open(trainer.progress.step))
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        super().on_safe_point(trainer)
+        self.watch(trainer)
         self._add_steps(trainer.progress.step)
 
     def on_records(self, records: list[dict[str, Any]]) -> None:

@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gdtrain.analysis.monitors.trajectory import Trajectory
-from gdtrain.cli.trained.plot_job import broken_of, labels
 from gdtrain.config.schema import Config, LogSection
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.plots import curves, picture_files, style
-from gdtrain.output.plots.curves import RunLog
+from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer

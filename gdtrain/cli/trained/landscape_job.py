@@ -10,7 +10,7 @@ from gdtrain.analysis.landscape import landscape
 from gdtrain.analysis.monitors.trajectory import WeightPath
 from gdtrain.checkpoint.expected_tensors import load_weights
 from gdtrain.cli.runs.train_job import faults_placed, notices
-from gdtrain.cli.trained.plot_job import bad_run, labels, write
+from gdtrain.cli.trained.plot_job import bad_run, write
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 from gdtrain.config.places import Document
@@ -19,7 +19,7 @@ from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output import run_directory
 from gdtrain.output.plots import picture_files, style
-from gdtrain.output.plots.curves import loss_label
+from gdtrain.output.plots.curves import labels, loss_label
 from gdtrain.training.trainer import Trainer
 
 # What decides the loss as a function of the weights; the seed decides which samples are held out.

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.plots import curves, picture_files, style
-from gdtrain.output.plots.curves import RunLog
+from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.terminal import say
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture
 
-METRICS, CONFIG, SUMMARY = "metrics.jsonl", "config.yaml", "summary.json"
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 
 
 @dataclass
@@ -92,34 +91,6 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
 def bad_run(message: str) -> ConfigError:
     """The error of a run that can't be used."""
     return ConfigError([Fault("RUN", message, "command line")])
-
-
-def labels(directories: Sequence[Path]) -> list[str]:
-    """A short name for each directory: its own, with those above it until all names differ."""
-    paths = [directory.absolute() for directory in directories]
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-depth:]) for path in paths]
-        unique = len(set(names)) == len(set(paths))
-        if unique and not any(name.isdecimal() for name in names):
-            break
-    return names
-
-
-def broken_of(directory: Path) -> dict[str, Any] | None:
-    """The update that a number that was not finite has made impossible, if that ended the run."""
-    path = directory / SUMMARY
-    try:
-        summary = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (OSError, ValueError):
-        return None
-    known = isinstance(summary, dict) and summary.get("status") == "non_finite"
-    if not known or type(summary.get("steps")) is not int:
-        return None
-    seconds = summary.get("seconds")
-    return {
-        "step": summary["steps"] + 1,
-        "seconds": seconds if isinstance(seconds, int | float) else 0.0,
-    }
 
 
 def loss_of(directory: Path) -> str | None:

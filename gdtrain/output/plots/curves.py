@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,6 +133,17 @@ def picture(
     names = ", ".join(shown)
     title = f"{what}: {names}" if names else what[:1].upper() + what[1:]
     return draw_panels(panels, title=title, x_label=AXES[axis])
+
+
+def labels(directories: Sequence[Path]) -> list[str]:
+    """A short name for each directory: its own, with those above it until all names differ."""
+    paths = [directory.absolute() for directory in directories]
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        unique = len(set(names)) == len(set(paths))
+        if unique and not any(name.isdecimal() for name in names):
+            break
+    return names
 
 
 def plot_history(history: History, *columns: str) -> Picture:

@@ -11,11 +11,11 @@ from helpers.processes import run
 import gdtrain
 from gdtrain.cli.main import main
 from gdtrain.cli.runs import logs
-from gdtrain.cli.trained.plot_job import labels, read_runs
+from gdtrain.cli.trained.plot_job import read_runs
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.plots import picture_files, style
-from gdtrain.output.plots.curves import RunLog, picture, smoothed
+from gdtrain.output.plots.curves import RunLog, labels, picture, smoothed
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25}
