@@ -5,9 +5,16 @@ Imports no torch, so that settings can be checked without it.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import linecache
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from textwrap import dedent
 from typing import Annotated, Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -53,6 +60,11 @@ def instead_of(other: str) -> Any:
     return AfterValidator(check)
 
 
+# File and line of each class. The strings in it are read when they are asked for, as few runs do:
+# pydantic, told to use them, reads those of every class, in a third of a run's start-up.
+_places: WeakKeyDictionary[type, tuple[str, int]] = WeakKeyDictionary()
+
+
 # ── base classes ────────────────────────────────────────────────────────────────────────────
 
 
@@ -76,9 +88,25 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") != cls.__module__:
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            _places[cls] = frame.f_code.co_filename, frame.f_lineno
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
+        schema: dict[str, Any] = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in descriptions(cls).items():
+            if name in properties:
+                properties[name].setdefault("description", text)
+        return schema
 
     def refuses(self, key: str, value: Any) -> str | None:
         """Why the configuration's section ``key`` can't be ``value`` beside this part, if so.
@@ -86,6 +114,40 @@ class Settings(BaseModel):
         Asked about the sections that come after the part's own.
         """
         return None
+
+
+def descriptions(settings: type[BaseModel]) -> dict[str, str]:
+    """Of each setting of a class that has one: its description.
+
+    >>> descriptions(SourceSettings)["standardize_targets"]
+    'The same for targets that are numbers; losses are then in standard deviations.'
+    """
+    found: dict[str, str] = {}
+    for kind in reversed(settings.__mro__):
+        found |= _strings_below(kind)
+    fields = settings.model_fields.items()
+    return found | {name: f.description for name, f in fields if f.description is not None}
+
+
+def _strings_below(kind: type) -> dict[str, str]:
+    """The strings below the settings that a class declares itself."""
+    file, line = _places.get(kind, ("", 0))
+    lines = linecache.getlines(file)[line - 1 :]
+    try:
+        (declared,) = ast.parse(dedent("".join(inspect.getblock(lines)))).body
+    except (SyntaxError, ValueError):  # there is no text, or it is another statement's
+        return {}
+    if not isinstance(declared, ast.ClassDef) or declared.name != kind.__name__:
+        return {}
+    found = {}
+    for setting, below in pairwise(declared.body):
+        match setting, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = inspect.cleandoc(text)
+    return found
 
 
 class NamedSettings(Settings):

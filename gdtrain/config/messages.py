@@ -15,6 +15,7 @@ from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
 from gdtrain.near_names import nearest
 from gdtrain.parts import are_named, not_among, settings_of, shown
+from gdtrain.settings import descriptions
 
 MOST_TOLD = 50
 
@@ -205,7 +206,7 @@ def _sections_of(key: str, data: Any) -> list[str]:
 def _purpose(path: KeyPath, data: Any) -> str:
     """What a missing setting is for: the first sentence of its description."""
     model = _model_at(path[:-1], data)
-    description = model.model_fields[str(path[-1])].description if model else None
+    description = descriptions(model).get(str(path[-1])) if model else None
     text = " ".join((description or "it is required").split()).partition(". ")[0]
     text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
     return text if len(path) > 1 else f"add {path[-1]}: {text}"
