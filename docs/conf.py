@@ -1,7 +1,11 @@
 """The documentation as a site: see CONTRIBUTING.md for the command that builds it."""
 
+import json
 import re
 from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
 
 from gdtrain import __version__
 
@@ -81,5 +85,35 @@ def written(block):
     return out
 
 
+class Notebook(SphinxDirective):
+    """The cells of a notebook, with the outputs that it was saved with."""
+
+    required_arguments = 1
+
+    def run(self):
+        path = Path(self.env.doc2path(self.env.docname)).parent / self.arguments[0]
+        self.env.note_dependency(str(path.resolve()))
+        return [
+            node
+            for cell in json.loads(path.read_text("utf-8"))["cells"]
+            for node in self.nodes_of(cell, "".join(cell["source"]))
+        ]
+
+    def nodes_of(self, cell, source):
+        if cell["cell_type"] == "markdown":
+            return self.parse_text_to_nodes(source)
+        text = "".join(line for output in cell["outputs"] for line in output.get("text", []))
+        shown = [nodes.literal_block(source, source, language="python")]
+        if text:
+            shown.append(nodes.literal_block(text, text, language="text"))
+        for output in cell["outputs"]:
+            if picture := output.get("data", {}).get("image/png"):
+                alt, data = cell["metadata"]["alt"], "".join(picture).strip()
+                tag = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
+                shown.append(nodes.raw("", tag, format="html"))
+        return shown
+
+
 def setup(app):
+    app.add_directive("notebook", Notebook)
     app.connect("autodoc-process-docstring", as_rest)

@@ -139,7 +139,7 @@ def _fit(trainer: Trainer, epochs: int | None, directory: Path | None, number: i
     status, reason = "done", None
     try:
         if epochs is not None:
-            trainer.fit(epochs)
+            trainer.fit(epochs, progress=False)  # the sweep has a bar of its own
         if trainer.stop_reason is not None:
             status, reason = "stopped", trainer.stop_reason
     except NonFiniteError as error:

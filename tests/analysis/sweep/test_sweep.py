@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,15 @@ def test_what_a_file_cannot_keep_is_refused_with_a_directory(tmp_path):
     with pytest.raises(ConfigError, match=r"^grid.seed: holds what a file can't keep"):
         gdtrain.sweep(make, grid, epochs=1, directory=tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("progress", [None, False])
+def test_runs_have_no_bars_of_their_own(progress, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    gdtrain.sweep(make, {"lr": [0.1], "seed": [0, 1]}, epochs=2, progress=progress)
+    shown = capsys.readouterr().err
+    assert "step/s" not in shown
+    assert ("run" in shown) == (progress is None)
 
 
 def test_a_missing_extra_is_named_with_its_install_line(monkeypatch):
