@@ -1,4 +1,4 @@
-"""Real faults against running jobs: disks, files, streams, signals; no run is lost in silence.
+"""Real faults against running jobs: disks, files, streams, signals; no run is lost silently.
 
 Each trial draws a training job and a fault, lets the fault happen at a random moment, and looks at
 what is left: the job ends in time, without a traceback; if it says that all is well, the model has

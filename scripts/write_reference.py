@@ -96,7 +96,7 @@ def schema_text() -> str:
 
 
 def with_reference(page: str) -> str:
-    """The page with the configuration reference between its marks made anew."""
+    """The page with the configuration reference between its marks written again."""
     before, _, rest = page.partition(START)
     _, _, after = rest.partition(END)
     return before + START + reference(json_schema()) + END + after

@@ -25,7 +25,7 @@ def init(given: list[str]) -> int:
     parser = Parser(
         "init",
         "Write a commented configuration to start from: an example that needs no file, "
-        "or one for a table of yours. What is there already is left alone.",
+        "or one for a table of yours. It overwrites nothing.",
         examples=("init", "init --example batch", "init --data houses.csv --target price"),
     )
     parser.add_argument(

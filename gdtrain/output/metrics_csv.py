@@ -20,7 +20,7 @@ _FIRST = ("kind", "step", "epoch")
 class MetricsCsv(Callback):
     """Keeps ``path`` a table of the records in ``metrics``, a metrics.jsonl.
 
-    Made anew at the end of a fit, and of the epochs 1, 2, 4, 8, …, so that it costs no more than
+    Written again at the end of a fit, and of the epochs 1, 2, 4, 8, …, which costs no more than
     writing every record twice. To be called after the callback that writes ``metrics``.
     Raises StorageError if the disk fails; attempt: or whatever is to be done then.
 

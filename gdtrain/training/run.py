@@ -66,7 +66,7 @@ class UpdateGuard(Protocol):
         """Raise ConfigError if an own ``train_step`` leaves a setting unused."""
 
     def check_made(self, loss: Tensor) -> None:
-        """Raise NotFinite for the loss of an own ``train_step``."""
+        """Raise NotFinite for the loss of a subclass's ``train_step``."""
 
     def undo(self) -> None:
         """Put back what there was at :meth:`before_step`."""

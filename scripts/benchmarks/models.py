@@ -29,7 +29,7 @@ Run = Callable[[int], object]  # epochs -> after them
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, made anew by ``make``, and data: classes where ``targets`` is how many there are."""
+    """A model, which ``make`` makes, and data: classes where ``targets`` is how many there are."""
 
     make: Callable[[], nn.Module]
     rows: int

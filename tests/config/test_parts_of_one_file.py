@@ -181,7 +181,7 @@ log: {picture: false}
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """A copy of the project with the files, and what is generated made anew."""
+    """A copy of the project with the files, and what is generated, generated again."""
     there = tmp_path_factory.mktemp("copy")
     for folder in ("gdtrain", "scripts", "docs", "configs"):
         shutil.copytree(ROOT / folder, there / folder)

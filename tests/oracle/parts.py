@@ -1,4 +1,4 @@
-"""The parts of a program, made anew for each who runs it: model, loss, optimizer, data."""
+"""The parts of a program, made separately for each who runs it: model, loss, optimizer, data."""
 
 from __future__ import annotations
 

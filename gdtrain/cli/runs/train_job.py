@@ -170,7 +170,7 @@ class TrainJob:
     def _leave_results(
         self, trainer: Trainer, directory: Path, faults: DiskFaults, status: str
     ) -> str:
-        """Write the weights of a run that has come to its end, and its picture; where that is."""
+        """Write the weights of a finished run, and its picture; where that is."""
         leads = trainer.world.rank == 0
         if status in ("done", "stopped"):  # all ranks have a part in the weights
             files = {run_directory.WEIGHTS: snapshot.weights(trainer)}

@@ -28,7 +28,7 @@ Exit codes: 0 done (runs that diverged or failed are rows), 1 if every run faile
 
 
 def sweep(given: list[str]) -> int:
-    """Train once at each point of a grid, several at a time, and say what came of it."""
+    """Train once at each point of a grid, several at a time, and compare the results."""
     options = _parser().parse_intermixed_args(given)
     refuse(_faults(options))
     with results_alone(options) as results:

@@ -1,4 +1,4 @@
-"""The sweep command: check the grid, run it side by side, print and keep what came of it.
+"""The sweep command: check the grid, run it side by side, print and keep the results.
 
 It imports no torch, so that workers, which do, are started at once.
 """

@@ -10,7 +10,7 @@ def landscape(given: list[str]) -> int:
     parser = Parser(
         "landscape",
         "Draw the full loss in the plane in which the weights of a run, or of several "
-        "on the same data, have moved most, and their way over it. The runs must have been "
+        "on the same data, have moved most, and their path over it. The runs must have been "
         "trained with monitors: [trajectory].",
         examples=("landscape moves --resolution 10",),
         notes="Needs matplotlib: pip install 'gdtrain[plots]'. For a run to draw:\n"

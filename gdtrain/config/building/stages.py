@@ -9,7 +9,7 @@ from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, Fault, GdtrainError
 from gdtrain.training.gradients.microbatches import is_out_of_memory
 
-# What torch says of sizes whose product is no number of bytes, or that are no int64 themselves.
+# What torch says of sizes that are too large, themselves or as a product, to count bytes.
 _NO_SIZE = (
     "size calculation overflowed",
     "Overflow when unpacking long",

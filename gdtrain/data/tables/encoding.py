@@ -120,7 +120,7 @@ class TableEncoder:
 
     def _column(self, column: Column, cells: Any, faults: Faults) -> Array:
         if not (is_coded(cells) or is_read(cells)):
-            text = f"column {column.name!r} holds {cells.type}, which is no number, text or date"
+            text = f"column {column.name!r} holds {cells.type}, which is not a number, text or date"
             for row in range(len(cells)):
                 faults.setdefault(row, text)
             return np.zeros(len(cells))

@@ -37,7 +37,7 @@ class ColumnScan:
     begins: float | None = None
     from_dates: bool = False  # the file itself says that these are dates
     least: float = 0.0  # of dates, the first day
-    unusable: str | None = None  # what the file holds that is no number, text or date
+    unusable: str | None = None  # what the file holds that is not a number, text or date
 
     def add_numbers(self, cells: Array, first_row: int, missing: int) -> None:
         """Take notice of further cells, NaN where ``missing`` of them are."""
@@ -177,7 +177,7 @@ class TableScan:
         self.rows += size
 
     def _usable(self, column: ColumnScan, cells: Any) -> Any:
-        """Cells in one way, or zeros for what is no number, text or date."""
+        """Cells in one way, or zeros for what is not a number, text or date."""
         if is_float(cells):
             return cells
         cells = in_one_way(cells, keep_coded=True)

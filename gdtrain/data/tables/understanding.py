@@ -83,7 +83,7 @@ class Understanding:
     def _column(self, scan: ColumnScan) -> Column:
         useless = None
         if scan.unusable is not None:
-            useless = f"holds {scan.unusable}, which is no number, text or date"
+            useless = f"holds {scan.unusable}, which is not a number, text or date"
         elif scan.missing == scan.rows and scan.name not in self.targets:
             useless = "has no values at all"
         if useless is not None:

@@ -17,7 +17,7 @@ LEFT, TOP, GAP = 110, 34, 150  # pixels beside, above and between axes
 
 
 def coordinates(result: dict[str, Any]) -> str:
-    """A line for each setting through its values and what came of it; the best ones stand out.
+    """A line for each setting through its values to its result; the best ones stand out.
 
     Empty without two settings that have a mean.
     """
@@ -41,7 +41,7 @@ def coordinates(result: dict[str, Any]) -> str:
     ]
     return (
         "<h2>All settings at once</h2>"
-        '<p class="note">A line is a setting, from value to value to what came of it; the best '
+        '<p class="note">A line is a setting, from value to value to its result; the best '
         "tenth stands out. Settings of which a run diverged or failed are left out.</p>"
         '<figure class="card wide plan"><svg class="chart" '
         f'viewBox="0 0 {width} {TOP + height + 16}" '

@@ -98,7 +98,7 @@ class Callback:
     def on_records(self, records: list[dict[str, Any]]) -> None:
         """After some epochs: their records, complete as far as callbacks before this one are.
 
-        For who writes down what a run has come to. Training does not stop at the end of each epoch
+        For callbacks that record the progress of a run. Training does not stop at each epoch's end
         for it, as it does for ``on_epoch_end``: blocks may reach over the ends of many.
         """
 

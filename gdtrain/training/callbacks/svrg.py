@@ -120,6 +120,6 @@ class SVRG(VarianceReduction):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         snapshot, mean, (updates, samples) = state["snapshot"], state["mean"], state["since"]
         if not (is_count(updates) and is_count(samples)):
-            raise ValueError("since: is no number of updates and of samples")
+            raise ValueError("since: must be two whole numbers, of updates and of samples")
         self._take_back(state, snapshot, mean)
         self._snapshot, self._mean, self._since = snapshot, mean, (updates, samples)

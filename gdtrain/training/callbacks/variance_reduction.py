@@ -133,7 +133,7 @@ class VarianceReduction(Callback, ABC):
         if not (all(isinstance(word, str) for word in words) and set(used) <= set(names)):
             raise ValueError("names: they are not those of parameters")
         if not is_count(extra):
-            raise ValueError("extra: is no number of gradients")
+            raise ValueError("extra: must be a number of gradients")
         if len({tensor is None for tensor in tensors}) > 1:
             raise ValueError("one of the kept vectors is missing")
         for tensor in tensors:

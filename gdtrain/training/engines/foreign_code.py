@@ -15,7 +15,7 @@ from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
-# Rooms whose callbacks read what a run has come to, and call no model.
+# Rooms whose callbacks read the progress of a run, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
 
 

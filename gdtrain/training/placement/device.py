@@ -110,7 +110,7 @@ def place(samples: Samples, device: torch.device, dtype: torch.dtype) -> Samples
 class Placement:
     """Brings samples to a device and a dtype: tensors in memory once, as long as they are the same.
 
-    A copy that had to be made is made anew when the user's tensor has been changed in place, or
+    A copy that had to be made is made again when the user's tensor has been changed in place, or
     another one has taken its place. numpy tells nobody of changes: whether an array is still what
     was copied, :meth:`compare` finds out.
     """

@@ -227,7 +227,7 @@ class Guard:
         )
 
     def check_made(self, loss: Tensor) -> None:
-        """Raise NotFinite for the loss of an own ``train_step``, which is known when it is over."""
+        """Raise NotFinite for the loss of a subclass's ``train_step``, known when it is over."""
         if not self.deferred and not math.isfinite(value := loss.item()):
             self.found = (value, None)
             raise NotFinite

@@ -1,4 +1,4 @@
-"""Faults of disks, files, pipes and processes: nothing is lost, and nothing fails in silence."""
+"""Faults of disks, files, pipes and processes: nothing is lost, and nothing fails silently."""
 
 import hashlib
 import json

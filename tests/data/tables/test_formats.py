@@ -175,7 +175,7 @@ def test_types_that_a_file_says_are_taken_as_they_are() -> None:
         [1.5, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 3.0, 0.1],
     ]
     pyarrow.parquet.write_table(pa.table({"x": [[1], [2]], "y": [1, 2]}), "a.parquet")
-    with pytest.raises(DataError, match=r"column 'x' holds list<.*>, which is no number, text or"):
+    with pytest.raises(DataError, match=r"column 'x' holds list<.*>, which is not a number, text"):
         read_table("a.parquet", "y")
 
 
