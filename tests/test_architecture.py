@@ -1,6 +1,7 @@
 """The house: imports go down the list of rooms only, and each file says what it is for."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,15 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in FILES}
 
 
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
 def imported_modules(file: Path) -> set[str]:
     """The modules of gdtrain that a file imports, for types and late ones too."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file.name}: imports are absolute"
             for alias in node.names:
@@ -84,8 +90,7 @@ def test_no_module_needs_itself() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
 def test_a_file_opens_with_a_sentence(file: Path) -> None:
-    text = file.read_text("utf-8")
-    first = (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    first = (ast.get_docstring(tree(file)) or "").split("\n")[0]
     assert first.endswith("."), "the first line says in one sentence what the file is for"
 
 
@@ -94,7 +99,7 @@ def test_the_loop_does_not_know_which_form_it_runs() -> None:
     knowing = {
         str(file.relative_to(PACKAGE))
         for file in FILES
-        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        for node in ast.walk(tree(file))
         if isinstance(node, ast.Name) and node.id in forms
     }
     assert knowing <= {"data/loaders/forms.py", "config/build.py", "__init__.py"}

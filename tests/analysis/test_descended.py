@@ -147,6 +147,7 @@ def gradient_of(model: nn.Module) -> Tensor:
     return flat(torch.autograd.grad(mean_square(model), list(model.parameters())))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("norm", ["batch norm", "own", "frozen", "scripted"])
 @pytest.mark.parametrize(
     ("loader", "options"),

@@ -102,6 +102,7 @@ def check(state: dict[str, Any], trainer: Trainer) -> None:
     check_consistent(state, trainer)
 
 
+@pytest.mark.few(48)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),

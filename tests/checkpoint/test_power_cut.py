@@ -7,6 +7,7 @@ from helpers.faults.fake_disk import Recorder, after_cuts, tree_of
 from helpers.faults.power_cuts import SCENARIOS, cut_everywhere
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_old_or_the_new_is_there_after_a_cut(name: str) -> None:
     figures = cut_everywhere(name, subsets=6)

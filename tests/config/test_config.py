@@ -303,7 +303,7 @@ def paths_in(data: object, path: tuple = ()) -> list[tuple]:
     return found
 
 
-@settings(derandomize=True, max_examples=400, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(
     base=st.sampled_from([SMALLEST, FULL]),
     edits=st.lists(

@@ -155,6 +155,7 @@ def test_a_run_that_is_looked_at_has_the_bits_of_one_that_is_not(
         assert data.read == 2 * N
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("collate", [None, shaken])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])

@@ -68,6 +68,7 @@ SAME = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", SAME)
 def test_same_bits(name: str) -> None:
     """Whole batches under the eager engine: every tensor of model and optimizer, every update."""

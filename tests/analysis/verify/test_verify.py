@@ -248,6 +248,7 @@ def test_other_random_layers_are_put_into_eval_mode_if_that_helps() -> None:
 # ── what breaks them ────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("model", "named"),
     [

@@ -360,6 +360,7 @@ def test_one_batch_of_a_large_data_set_is_shared_by_ranks() -> None:
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(JUST_LARGE))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("size", [7, 1000, 65_537])  # fewer than ranks, and more
 @pytest.mark.parametrize("order", ["reshuffle", "replacement", "sequential"])
 def test_the_shares_of_1024_ranks_make_up_each_batch(order: Any, size: int) -> None:

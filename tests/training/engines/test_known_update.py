@@ -68,6 +68,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.CrossEntropyLoss(), nn.functional.l1_loss])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("layers", STOCK)

@@ -197,6 +197,7 @@ MODELS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_may_write_to_parameters_and_buffers(name):
     model, optimizer = make(MODELS[name])
@@ -560,6 +561,7 @@ def assert_refused(model, trainer, reason):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("how", REFUSED)
 def test_a_model_that_changes_what_a_graph_has_as_constants_is_refused(how):
     model, optimizer = make(lambda: Counting(how))
