@@ -34,8 +34,9 @@ def convert(given: list[str]) -> int:
         dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
         files = TableFiles(str(options.table), dialect)
         reading = TableReading(files, **{key: getattr(options, key) for key in _OF_READING})
-        reading.rules = MissingRules(options.missing)
-        total = 2 * files.nbytes()
+        reading.rules = MissingRules(options.missing, options.indicator)
+        passes = 2 if options.missing in ("error", "drop") else 3
+        total = passes * files.nbytes()
         with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             done = conversion.convert(
                 reading,
@@ -76,9 +77,13 @@ def _convert_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", action="append", default=[], metavar="NAME", help=what)
     parser.add_argument(
         "--missing",
-        choices=["error", "drop"],
+        choices=["error", "drop", "mean", "median", "most_frequent"],
         default="error",
-        help="what rows with missing cells are: an error (default), or left out",
+        help="what is done about missing cells: an error (default), rows left out (drop), or what "
+        "is filled in, learnt on all rows",
+    )
+    parser.add_argument(
+        "--indicator", action="store_true", help="add inputs that are 1 where a cell is missing"
     )
     parser.add_argument(
         "--delimiter", metavar="CHARACTER", help="between cells (default: by the header)"

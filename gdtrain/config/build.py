@@ -51,7 +51,7 @@ _OF_TRAINER = (
 class BuiltRun:
     """A configuration made real: what the train command needs.
 
-    notes: what is to be said of the data before training.
+    notes: what is to be said of the data before training. test: for when training is over.
     """
 
     config: Config
@@ -60,6 +60,7 @@ class BuiltRun:
     validation: Loader | None
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
+    test: Loader | None = None
 
 
 def build(
@@ -120,7 +121,9 @@ def build(
             _check_monitor(monitor, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
-    return BuiltRun(config, trainer, loader, held_out, data.preprocessing, data.notes)
+    with stage("data"):
+        test = None if data.test is None else BatchLoader(data.test)
+    return BuiltRun(config, trainer, loader, held_out, data.preprocessing, data.notes, test)
 
 
 def evaluated(

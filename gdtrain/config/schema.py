@@ -272,7 +272,8 @@ class Config(Settings):
     @field_validator("metrics")
     @classmethod
     def _are_evaluated(cls, value: Any, info: ValidationInfo) -> Any:
-        if value and _is_all_trained_on(info):
+        is_tested = getattr(info.data.get("data"), "test", None) is not None
+        if value and _is_all_trained_on(info) and not is_tested:
             raise ValueError("have no effect without data.validation_fraction; set it")
         return value
 

@@ -50,6 +50,14 @@ class Samples(ABC):
         """All targets [n, …] where they are in memory, else None."""
         return None
 
+    @property
+    def groups(self) -> Any:
+        """Where each group of consecutive samples ends that is read as one, [groups] int64 or None.
+
+        An array of rising numbers, the last of which is that of all samples.
+        """
+        return None
+
     def fingerprint(self, version: int = 2) -> int | None:
         """The :meth:`digest`, computed once for the same values; None for a stream.
 
@@ -250,6 +258,10 @@ class TransformedSamples(Samples):
 
     def marks(self) -> list[list[Any]] | None:
         return self.samples.marks()
+
+    @property
+    def groups(self) -> Any:
+        return self.samples.groups
 
     def digest(self) -> int:
         """Of all that is read, and of some of what is made of it."""

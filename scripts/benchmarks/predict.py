@@ -1,10 +1,13 @@
-"""How long `predict` takes, and how much memory, beside reading the file and the model's passes.
+"""What `predict`, `convert` and training on Parquet as it is take of time and memory.
+
+`predict` stands beside reading the file and the model's own passes.
 
     python scripts/benchmarks/predict.py [--rows 2000000] [--repeats 3]
 
 A table of eight numbers and a target is written as CSV and as Parquet in groups of 100,000 rows;
 ``--rows 22000000`` makes a CSV file of 2 GB. Each measurement is of a fresh process: its own time
-on one thread, the median of several, and its memory's peak above the imports.
+on one thread, the median of several, and its memory's peak above the imports. What is converted and
+trained on Parquet is measured once.
 """
 
 from __future__ import annotations
@@ -29,12 +32,23 @@ loader: {name: minibatch, batch_size: 64}
 optimizer: {name: sgd, lr: 0.01}
 epochs: 2
 """
+OF_PARQUET = """\
+data: {source: parquet, path: rows.parquet, target: y}
+model: {name: mlp, hidden: [16]}
+loss: mse
+loader: {name: minibatch, batch_size: 10000, order: row_groups}
+optimizer: {name: sgd, lr: 0.01}
+epochs: 1
+log: {picture: false}
+"""
 GROUP = 100_000
 MEASURED = """\
 import sys, time
 from pathlib import Path
 import pyarrow as pa, torch
 from pyarrow import csv, parquet
+from gdtrain.cli.main import main
+from gdtrain.cli.runs import train_job
 from gdtrain.cli.trained.predict_job import predict_rows
 from gdtrain.config.load_run import load_run
 
@@ -59,6 +73,10 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before, started = most(), time.process_time()
 if whose == "ours":
     predict_rows(Path("run"), Path(file), Path("out.csv"))
+elif whose == "convert":
+    main(["convert", file, "out of " + file, "--target", "y"])
+elif whose == "train":
+    main(["--config", "parquet.yaml", "--output-dir", "direct", "--quiet"])
 else:
     read_and_pass()
 print(time.process_time() - started, (most() - before) / 1e3)
@@ -99,6 +117,7 @@ def main() -> None:
         os.chdir(folder)
         write(options.rows)
         Path("run.yaml").write_text(CONFIG)
+        Path("parquet.yaml").write_text(OF_PARQUET)
         train = ["-m", "gdtrain", "--config", "run.yaml", "--output-dir", "run", "--quiet"]
         subprocess.run([sys.executable, *train], check=True)
         for file in ("rows.csv", "rows.parquet"):
@@ -112,6 +131,8 @@ def main() -> None:
                 f"{ours:.2f} s, reading and the model's passes {theirs:.2f} s, ratio "
                 f"{ours / theirs:.2f}; memory {above:.0f} MB above the imports"
             )
+            print("convert {:.2f} s, {:.0f} MB".format(*measured(file, "convert")))
+        print("train on Parquet {:.2f} s, {:.0f} MB".format(*measured(file, "train")))
 
 
 if __name__ == "__main__":

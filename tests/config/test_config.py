@@ -148,7 +148,7 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         load_config(path, ["log.every_n_steps=0", "nonsense", "modle=x"])
     sources = (
         "digits, teaching, linear_regression, two_moons, quadratic, csv, npz, npy, pt, "
-        "safetensors, mapped, stream, table"
+        "safetensors, mapped, stream, table, parquet"
     )
     activations = "relu, tanh, sigmoid, gelu, silu, elu, leaky_relu, softplus, identity"
     losses = ", ".join(names("loss"))

@@ -54,6 +54,7 @@ from gdtrain.training.trainer import Trainer
 logger = logging.getLogger("gdtrain")
 
 EXIT_NON_FINITE = 3
+_ENDED = ("done", "stopped")  # of a run that has come to its end
 
 
 @dataclass
@@ -109,14 +110,16 @@ class TrainJob:
             if self.resume:
                 stops.reason = _reason(trainer)
                 stops.begin = partial(self._renew_texts, directory, faults) if leads else None
-            status, interrupted = "failed", 0
+            status, interrupted, tested = "failed", 0, None
             to_beat = None if run.validation is None else baseline(run)
             try:
                 status, interrupted = self._fit(trainer, checkpoints, directory)
+                if run.test is not None and status in _ENDED:
+                    tested = trainer.evaluate(run.test)
             finally:
                 console.close()
                 columns = run.preprocessing.columns
-                summary = run_results.summary_of(trainer, status, to_beat, columns)
+                summary = run_results.summary_of(trainer, status, to_beat, columns, tested)
                 if leads and stops.has_begun:
                     self._leave_files(directory, faults)
                     write = partial(run_results.write_summary, directory, summary)
@@ -172,7 +175,7 @@ class TrainJob:
     ) -> str:
         """Write the weights of a finished run, and its picture; where that is."""
         leads = trainer.world.rank == 0
-        if status in ("done", "stopped"):  # all ranks have a part in the weights
+        if status in _ENDED:  # all ranks have a part in the weights
             files = {run_directory.WEIGHTS: snapshot.weights(trainer)}
             averaging = [c for c in trainer.callbacks if isinstance(c, Averaging) and c.count]
             for callback in averaging[:1]:
@@ -404,8 +407,10 @@ def _dry_run_line(found: dict[str, Any]) -> str:
 
 def _closing_line(summary: dict[str, Any], directory: Path) -> str:
     shown = [f"train_loss {summary['train']['loss']:.4g}"] if summary["train"] else []
-    for name, value in summary["validation"].items():
-        shown.append(f"val_{name} {value:.2%}" if "accuracy" in name else f"val_{name} {value:.4g}")
+    for part, found in (("val", summary["validation"]), ("test", summary.get("test", {}))):
+        for name, value in found.items():
+            number = f"{value:.2%}" if "accuracy" in name else f"{value:.4g}"
+            shown.append(f"{part}_{name} {number}")
     ended = summary["status"] if summary["reason"] is None else f"stopped ({summary['reason']})"
     return (
         f"{ended}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'update')} in "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,17 +75,24 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
         LoadedData(inputs, targets, loaded.class_names if labels else None, loaded.columns),
-        parts,
+        parts[:2],
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
         shape=section.shape,
         num_outputs=num_outputs,
     )
-    return PreparedData(training, validation, preprocessing, notes)
+    test = None
+    if len(parts[2]):
+        held_out = inputs[parts[2]], targets[parts[2]]
+        test = preprocessing.apply(held_out[0]), preprocessing.apply_to_targets(held_out[1])
+    return PreparedData(training, validation, preprocessing, notes, test)
 
 
 def _prepare_sparse(
-    section: SourceSettings, table: LoadedTable, config: Config, parts: tuple[Tensor, Tensor]
+    section: SourceSettings,
+    table: LoadedTable,
+    config: Config,
+    parts: tuple[Tensor, Tensor, Tensor],
 ) -> PreparedData:
     """The same of a table whose categories are made ones and zeros batch by batch."""
     labels = config.loss.targets.classes
@@ -95,7 +102,7 @@ def _prepare_sparse(
     nothing = targets.new_zeros(len(targets), 1)  # the inputs come later
     (_, trained), held_out, done = prepare(
         LoadedData(nothing, targets, table.class_names if labels else None),
-        parts,
+        parts[:2],
         standardize=False,
         standardize_targets=section.standardize_targets,
         shape=None,
@@ -105,21 +112,19 @@ def _prepare_sparse(
     ready[parts[0]] = trained
     if held_out is not None:
         ready[parts[1]] = held_out[1]
-    made = prepare_sparse(
+    ready[parts[2]] = done.apply_to_targets(targets[parts[2]])
+    return prepare_sparse(
         table, ready, parts, done, standardize=section.standardize, shape=section.shape
     )
-    return PreparedData(*made, table.notes)
 
 
 def _parts(
     section: SourceSettings, loaded: LoadedData | LoadedTable, config: Config
-) -> tuple[Tensor, Tensor]:
-    """Which samples train and which validate."""
-    fraction, seed = section.validation_fraction, config.seed
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which samples train, which validate, and which are for the test at the end."""
+    fraction, seed, nothing = section.validation_fraction, config.seed, torch.arange(0)
     if not isinstance(loaded, LoadedTable):
-        return split(len(loaded.targets), fraction, seed)
-    if loaded.parts is not None:
-        return loaded.parts
+        return *split(len(loaded.targets), fraction, seed), nothing
     labels = None
     if loaded.stratify:
         if not config.loss.targets.classes:
@@ -127,7 +132,18 @@ def _parts(
                 "stratify", f"needs classes, and {config.loss.name} learns numbers; remove it"
             )
         labels = fit_targets(config, loaded.targets)
-    return split(len(loaded), fraction, seed, shuffle=loaded.shuffle, labels=labels)
+
+    def drawn(rows: Tensor, share: float, part: Literal["validation", "test"]) -> list[Tensor]:
+        of_rows = None if labels is None else labels[rows]
+        both = split(len(rows), share, seed, shuffle=loaded.shuffle, labels=of_rows, part=part)
+        return [rows[each] for each in both]
+
+    rows, held_out, test = loaded.own, loaded.validation, loaded.test
+    if test is None:
+        rows, test = drawn(rows, loaded.test_fraction, "test")
+    if held_out is None:
+        rows, held_out = drawn(rows, fraction, "validation")
+    return rows, held_out, test
 
 
 def _prepare_converted(
@@ -146,7 +162,8 @@ def _prepare_converted(
             num_outputs=outputs,
             named_classes=labels,
             seed=config.seed,
-        )
+        ),
+        folder.notes,
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from gdtrain.data.files.array_files import check_file
 from gdtrain.data.tables.column import Array, Column, inputs_of
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
+from gdtrain.data.tables.learning import Learning
 from gdtrain.data.tables.table import Seen, TableReading
 from gdtrain.errors import ConfigError, DataError, OutputError
 
@@ -83,30 +84,35 @@ def convert(
     """Write a table as ``out/inputs`` and ``out/targets``, folders of .npy shards.
 
     The rules are those of :func:`gdtrain.data.tables.table.read_table`, in two passes over the
-    file and in memory for a batch of rows: the first finds what each column is, the second writes.
+    file and in memory for a batch of rows: the first finds what each column is, the last writes.
+    What fills in missing cells is learnt in one between them, from all rows: which of them train is
+    not known yet.
     inputs: [n, …] of ``dtype``; targets: the same, or [n] int64 labels of classes. ``out``
     appears when it is complete, and not at all if something goes wrong.
 
-    advance: is told the bytes read, twice the file's in all. Raises DataError as read_table does,
+    advance: is told the bytes read, the file's at each pass. Raises DataError as read_table does,
     or for a number that ``dtype`` does not hold, and OutputError for an ``out`` that is in use.
     """
     if rows_per_shard < 1:
         raise ConfigError.of("rows_per_shard", f"must be >= 1, got {rows_per_shard}")
     _check_out(out)
     reading.advance = advance
-    rows = _Rows(reading, reading.scanned(keep=False), dtype)
+    rows = SeenRows(reading, reading.scanned(keep=False))
+    numbers = _Numbers(rows, dtype)
+    rows.learn()
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         inputs = _ShardWriter(partial / INPUTS, rows_per_shard)
         targets = _ShardWriter(partial / TARGETS, rows_per_shard)
         with inputs, targets:
-            for input_rows, target_rows in rows.read():
+            for input_rows, target_rows in numbers.read():
                 inputs.write(input_rows)
                 targets.write(target_rows)
         if not inputs.written:
             raise DataError(f"{reading.files.path}: no row is left without missing cells")
-        description = rows.description(inputs.written)
+        names = rows.seen.target_columns[0].categories
+        description = Converted(inputs.written, rows.columns, reading.targets, names)
         text = json.dumps(description.fields(), indent=1, ensure_ascii=False) + "\n"
         (partial / DESCRIPTION).write_text(text, "utf-8")
         partial.replace(out)
@@ -125,66 +131,103 @@ def _check_out(out: Path) -> None:
         raise OutputError(f"{out}: is there already; give a new or an empty directory")
 
 
-class _Rows:
-    """The second pass: rows made into numbers by what the first has seen."""
+class SeenRows:
+    """The rows of a table once more, made numbers by what a first pass has seen.
 
-    def __init__(self, reading: TableReading, seen: Seen, dtype: str) -> None:
+    columns: of the inputs; with what fills in their missing cells once that has been learnt.
+    """
+
+    def __init__(self, reading: TableReading, seen: Seen) -> None:
         self.reading = reading
         self.seen = seen
+        self.columns = seen.columns
+        decimal = reading.files.dialect.decimal
+        self._encoders = [
+            TableEncoder(columns, reading.marks, decimal)
+            for columns in (seen.columns, seen.target_columns)
+        ]
+
+    @property
+    def are_labels(self) -> bool:
+        """Whether the targets are places of named classes."""
+        return self.seen.target_columns[0].categories is not None
+
+    def encoded(self, arrays: Sequence[Any]) -> tuple[Array, Array]:
+        """Cells and targets of rows, an Arrow array for each input column and for each target.
+
+        Raises DataError for what the first pass has not seen.
+        """
+        width = len(self.seen.columns)
+        (cells, faults), (targets, more) = (
+            encoder.cells(part)
+            for encoder, part in zip(self._encoders, (arrays[:width], arrays[width:]), strict=True)
+        )
+        if faults or more:
+            raise self.changed()
+        return cells, targets
+
+    def staying(self, cells: Array, targets: Array) -> tuple[Array, Array]:
+        """Without the rows that are left out since cells are missing."""
+        if not self.seen.dropped:
+            return cells, targets
+        stay = self.seen.staying(cells, targets)
+        return cells[stay], targets[stay]
+
+    def read(self) -> Iterator[tuple[Array, Array, int]]:
+        """Cells and targets of all rows, some at a time, and the number of the first of these."""
+        row = 0
+        as_text = names_of_text([*self.seen.columns, *self.seen.target_columns])
+        for batch in self.reading.batches(as_text):
+            cells, targets = self.encoded(batch)
+            yield cells, targets, row
+            row += len(cells)
+            if row > self.seen.inputs.rows:
+                raise self.changed()
+        if row != self.seen.inputs.rows:
+            raise self.changed()
+
+    def learn(self) -> None:
+        """Learn what fills in missing cells from all rows, in a pass over them if need be."""
+        with Learning(self.columns, self.reading.rules) as learning:
+            if learning.is_needed:
+                for cells, targets, _ in self.read():
+                    learning.add(self.staying(cells, targets)[0])
+            self.columns = learning.learnt()
+
+    def changed(self) -> DataError:
+        return DataError(f"{self.reading.files.path}: changed while it was read; start again")
+
+
+class _Numbers:
+    """Inputs and targets of a table as a folder holds them."""
+
+    def __init__(self, rows: SeenRows, dtype: str) -> None:
+        self.rows = rows
         self.dtype = np.dtype(dtype)
-        for column in seen.columns:
+        for column in rows.columns:
             many = len(column.categories or ())
             if many > MOST_CATEGORIES:
                 raise DataError(
-                    f"{reading.files.path}: column {column.name!r} has {many:,} categories, more "
-                    f"than {MOST_CATEGORIES:,}; exclude it, or train on the table itself"
+                    f"{rows.reading.files.path}: column {column.name!r} has {many:,} categories, "
+                    f"more than {MOST_CATEGORIES:,}; exclude it, or train on the table itself"
                 )
-            rule = reading.rules.of(column.name)
-            if column.missing and rule not in ("drop", "error"):
-                raise ConfigError.of(
-                    "missing",
-                    f"{rule} is learnt on the training part, which is not known yet; use drop, or "
-                    "train on the table itself",
-                )
-
-    def description(self, num_samples: int) -> Converted:
-        names = self.seen.target_columns[0].categories
-        return Converted(num_samples, self.seen.columns, self.reading.targets, names)
 
     def read(self) -> Iterator[tuple[Array, Array]]:
         """Inputs and targets of consecutive rows."""
-        seen, width, row = self.seen, len(self.seen.columns), 0
-        labels = seen.target_columns[0].categories is not None
-        encode, encode_targets = (
-            TableEncoder(columns, self.reading.marks, self.reading.files.dialect.decimal)
-            for columns in (seen.columns, seen.target_columns)
-        )
-        as_text = names_of_text([*seen.columns, *seen.target_columns])
-        for batch in self.reading.batches(as_text):
-            cells, faults = encode.cells(batch[:width])
-            targets, more = encode_targets.cells(batch[width:])
-            if more or faults or row + len(cells) > seen.inputs.rows:
-                raise self._changed()
-            self._check_range(cells, seen.columns, row)
-            self._check_range(targets, seen.target_columns, row)
-            row += len(cells)
-            if seen.dropped:
-                stay = seen.staying(cells, targets)
-                cells, targets = cells[stay], targets[stay]
-            inputs = inputs_of(cells, seen.columns).numpy().astype(self.dtype)
+        for cells, targets, row in self.rows.read():
+            self._check_range(cells, self.rows.columns, row)
+            self._check_range(targets, self.rows.seen.target_columns, row)
+            cells, targets = self.rows.staying(cells, targets)
+            inputs = inputs_of(cells, self.rows.columns).numpy().astype(self.dtype)
+            labels = self.rows.are_labels
             yield inputs, targets[:, 0].astype(np.int64) if labels else targets.astype(self.dtype)
-        if row != seen.inputs.rows:
-            raise self._changed()
-
-    def _changed(self) -> DataError:
-        return DataError(f"{self.reading.files.path}: changed while it was read; convert it again")
 
     def _check_range(self, cells: Array, columns: Sequence[Column], row: int) -> None:
         """Raise DataError for a number that the dtype does not hold."""
         over = np.argwhere(np.abs(cells) > np.finfo(self.dtype).max)
         if len(over):
             at, place = over[0].tolist()
-            files = self.reading.files
+            files = self.rows.reading.files
             raise DataError(
                 f"{files.path}: {files.places([row + at])[0]}, column {columns[place].name!r} is "
                 f"{cells[at, place]:g}, which {self.dtype} does not hold; use float64"

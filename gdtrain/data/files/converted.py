@@ -11,9 +11,10 @@ from torch import Tensor
 from gdtrain.data.arrays import check_finite
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.files.convert import INPUTS, TARGETS, Converted
-from gdtrain.data.files.mapped import MappedSamples, held_out
+from gdtrain.data.files.mapped import MappedSamples, RowArray, held_out
 from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.samples import Samples, TransformedSamples
+from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.preparation import (
     Preprocessing,
     sample_shape,
@@ -40,12 +41,16 @@ class Mapped(SourceSettings):
 class ConvertedFolder:
     """The arrays of a converted folder and their description.
 
+    notes: what is to be said of them before training.
+
     Raises DataError if ``path`` is no such folder, or its parts do not fit each other.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: str) -> None:
         self.description = Converted.load(path)
-        self.arrays = [ShardedArray(f"{path}/{name}") for name in (INPUTS, TARGETS)]
+        self.arrays: list[RowArray] = [ShardedArray(f"{path}/{each}") for each in (INPUTS, TARGETS)]
         for array in self.arrays:
             if len(array) != self.description.num_samples:
                 raise DataError(
@@ -78,12 +83,13 @@ class ConvertedFolder:
         :func:`gdtrain.data.tables.preparation.prepare`, which does the same in memory.
         """
         held = held_out(self.description.num_samples, validation_fraction, seed)
-        training: Samples = MappedSamples(self.arrays, without=held)
+        arrays, columns = self.learnt(held)
+        training: Samples = MappedSamples(arrays, without=held)
         done = Preprocessing(
-            sample_shape(self.arrays[0].shape[1:], shape),
+            sample_shape(arrays[0].shape[1:], shape),
             num_outputs,
             self.description.class_names if named_classes else None,
-            self.description.columns,
+            columns,
         )
         if standardize or standardize_targets:
             moments = {"inputs": Moments("inputs"), "targets": Moments("targets")}
@@ -99,8 +105,12 @@ class ConvertedFolder:
                 mean, std = moments["targets"].usable()
                 done = replace(done, target_mean=mean, target_std=std)
 
-        validation = MappedSamples(self.arrays, only=held) if len(held) else None
+        validation = MappedSamples(arrays, only=held) if len(held) else None
         return _ready(training, fit, done), validation and _ready(validation, fit, done), done
+
+    def learnt(self, held: Tensor) -> tuple[list[RowArray], list[Column]]:
+        """The arrays and their columns, missing cells filled in by the rows that are not held."""
+        return self.arrays, self.description.columns
 
     def samples(self, fit: FitTargets, done: Preprocessing) -> Samples:
         """All samples, with that done to them as they are read."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,31 @@ CHUNK_BYTES = 4 << 20
 LAZY_BYTES = 16 << 20
 
 Chunk = tuple[list[Tensor], Tensor, list[int]]
+
+
+class RowArray(Protocol):
+    """Rows [n, …] that are read as they are asked for, as :class:`ShardedArray` does."""
+
+    path: str
+    marks: list[list[Any]]
+
+    def __len__(self) -> int: ...
+
+    @property
+    def shape(self) -> list[int]: ...
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    @property
+    def ends(self) -> np.ndarray[Any, Any]:
+        """Where each group of rows ends that is read as one."""
+
+    def take(self, rows: Tensor) -> Tensor: ...
+
+    def digest(self, digest: int = 0) -> int: ...
+
+    def advise(self, sequential: bool) -> None: ...
 
 
 def mapped(*parts: str | Path | tuple[str | Path, str]) -> MappedSamples:
@@ -79,7 +105,7 @@ class MappedSamples(Samples):
 
     def __init__(
         self,
-        arrays: Sequence[ShardedArray],
+        arrays: Sequence[RowArray],
         *,
         only: Tensor | None = None,
         without: Tensor | None = None,
@@ -92,6 +118,7 @@ class MappedSamples(Samples):
         self._only = only
         # The i-th row left out has rows[i] - i rows before it that stay.
         self._staying = None if without is None else without - torch.arange(len(without))
+        self._without = without
         left_out = 0 if without is None else len(without)
         self._length = lengths[0] - left_out if only is None else len(only)
 
@@ -103,6 +130,14 @@ class MappedSamples(Samples):
 
     def marks(self) -> list[list[Any]]:
         return [mark for array in self.arrays for mark in array.marks]
+
+    @property
+    def groups(self) -> Any:
+        ends = self.arrays[0].ends
+        if self._only is not None:
+            return np.searchsorted(self._only.numpy(), ends)
+        left_out = 0 if self._without is None else np.searchsorted(self._without.numpy(), ends)
+        return ends - left_out
 
     def digest(self) -> int:
         """Of all bytes of the arrays, and of which rows count."""
@@ -133,7 +168,7 @@ class MappedSamples(Samples):
         if begin == end:  # of a short last batch, a rank may have no share
             return next(_cut(self._chunks(plan, number)))
 
-        def chunks(start: int, size: int, arrays: list[ShardedArray]) -> Iterator[Chunk]:
+        def chunks(start: int, size: int, arrays: list[RowArray]) -> Iterator[Chunk]:
             at_once = size * max(1, CHUNK_BYTES // (size * self._row_bytes))
             for first in range(begin + start, end, at_once):
                 places = plan.take(first, min(first + at_once, end))
@@ -148,7 +183,7 @@ class MappedSamples(Samples):
 
         return LazyBatch(read, end - begin, lambda low, high: plan.take(begin + low, begin + high))
 
-    def _take(self, arrays: Sequence[ShardedArray], places: Tensor) -> list[Tensor]:
+    def _take(self, arrays: Sequence[RowArray], places: Tensor) -> list[Tensor]:
         rows = places
         if self._only is not None:
             rows = self._only[places]

@@ -47,7 +47,7 @@ class ShardedArray:
     def __init__(self, path: str | Path, key: str | None = None) -> None:
         self.path, self._key = str(path), key
         files = _files(Path(path))
-        self.marks = [_mark(file) for file in files]  # before they are looked into
+        self.marks = [mark_of(file) for file in files]  # before they are looked into
         opened = [(file, *_open(file, key)) for file in files]
         first, self.dtype, (_, *self._row_shape), _ = opened[0]
         for file, dtype, shape, _ in opened:
@@ -82,6 +82,11 @@ class ShardedArray:
     def shape(self) -> list[int]:
         """[n, …]."""
         return [len(self), *self._row_shape]
+
+    @property
+    def ends(self) -> np.ndarray[Any, Any]:
+        """How many rows there are up to the end of each file, [files] int64."""
+        return self._ends
 
     def take(self, rows: Tensor) -> Tensor:
         """A copy of ``rows`` ([k] int64, in any order), [k, …] in the array's dtype."""
@@ -151,7 +156,7 @@ class ShardedArray:
             self._touched = nbytes
 
 
-def _mark(path: Path) -> list[Any]:
+def mark_of(path: Path) -> list[Any]:
     """By which a file is taken for unchanged, without being read."""
     try:
         found = path.stat()

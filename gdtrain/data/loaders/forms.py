@@ -77,6 +77,7 @@ class FormLoader(Loader):
                 len(self.samples),
                 self.seed,
                 self.samples.targets,
+                self.samples.groups,
             )
         )
         self.order_version = ORDER_VERSION

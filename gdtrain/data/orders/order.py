@@ -16,6 +16,7 @@ from gdtrain.data.orders.asked_order import AskedOrder, gives_indices
 from gdtrain.data.orders.explicit_order import check_indices
 from gdtrain.data.orders.permutation import Draws, Permutation
 from gdtrain.data.orders.permutation import Replacement as UniformDraws
+from gdtrain.data.orders.row_groups import RowGroups
 from gdtrain.data.orders.weighted import Weighted
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_order
@@ -32,7 +33,7 @@ Order = (
     | Iterable[int]
 )
 # What :func:`check_order` makes of it.
-CheckedOrder = OrderName | Tensor | Draws | Weighted | AskedOrder
+CheckedOrder = OrderName | Tensor | Draws | Weighted | RowGroups | AskedOrder
 
 # Up to so many samples an order is a tensor, drawn at once; beyond, it is computed as it is read.
 MAX_KEPT = 1 << 20
@@ -71,19 +72,24 @@ def generator(seed: int, *keys: int) -> torch.Generator:
 
 
 def check_order(
-    order: Order, num_samples: int, seed: int = 0, labels: Tensor | None = None
+    order: Order,
+    num_samples: int,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    groups: Any = None,
 ) -> CheckedOrder:
     """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
 
     labels: the targets of all samples, where they are in memory, for orders that go by them.
+    groups: where each group of samples ends, see :attr:`Samples.groups`.
 
     seed: the loader's, for registered orders.
     Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
     of another number of samples, or a sampler of batches.
     """
     if isinstance(order, str | NamedSettings):
-        order = _by_name(order, num_samples, seed, labels)
-    if isinstance(order, str):
+        order = _by_name(order, num_samples, seed, labels, groups)
+    if isinstance(order, str | RowGroups):
         return order
     if isinstance(order, Weighted):
         return order.checked(num_samples)
@@ -116,6 +122,8 @@ def epoch_indices(
         return order.take(epoch)
     if isinstance(order, Weighted):
         return order.draw(generator(seed, epoch))
+    if isinstance(order, RowGroups):
+        return order.draw(partial(mix, seed, epoch), version)
     if isinstance(order, Tensor | Draws):
         return order
     named: Any = registry.find("order", order).part
@@ -123,7 +131,9 @@ def epoch_indices(
     return indices
 
 
-def _by_name(order: str | NamedSettings, num_samples: int, seed: int, labels: Tensor | None) -> Any:
+def _by_name(
+    order: str | NamedSettings, num_samples: int, seed: int, labels: Tensor | None, groups: Any
+) -> Any:
     """A registered order: one of the package's pure ones by its name, others as a callable."""
     name = order if isinstance(order, str) else order.name
     if name not in registry.names("order"):
@@ -137,6 +147,8 @@ def _by_name(order: str | NamedSettings, num_samples: int, seed: int, labels: Te
         return name
     if name == "class_balanced":
         return class_balanced(labels)
+    if name == "row_groups":
+        return row_groups(groups)
     part = registry.find("order", name)
     settings = part.settings(name=name) if isinstance(order, str) else order  # type: ignore[call-arg]
     return partial(part.make(settings), num_samples, seed)
@@ -205,3 +217,15 @@ def class_balanced(labels: Any) -> Weighted:
         message = "class_balanced needs class labels as targets, in memory; use Weighted(weights)"
         raise ConfigError.of("order", message)
     return Weighted.balanced(labels)
+
+
+class GroupsOfRows(NamedSettings):
+    """Row groups of a Parquet file, or files of a folder, at random, and at random in each."""
+
+
+@register_order("row_groups", GroupsOfRows)
+def row_groups(ends: Any) -> RowGroups:
+    if ends is None:
+        message = "row_groups needs data that is read in groups, as source: parquet is; use"
+        raise ConfigError.of("order", f"{message} reshuffle")
+    return RowGroups(ends)

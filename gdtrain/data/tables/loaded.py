@@ -48,8 +48,8 @@ class LoadedTable:
     """Rows of a table as a source gives them, before the split.
 
     cells: [n, columns] float64, as :func:`inputs_of` takes them. targets: [n, k] float64, or labels
-    [n] int64 of ``class_names``. parts: which rows train and which validate, where that is said;
-    else stratify and shuffle say how they are drawn, as in :func:`split`.
+    [n] int64 of ``class_names``. own: rows that train, or of which parts are drawn as stratify and
+    shuffle say, see :func:`split`. validation, test: rows of these parts, of files of their own.
     """
 
     cells: Array
@@ -57,8 +57,11 @@ class LoadedTable:
     targets: Tensor
     class_names: list[str] | None
     missing: MissingRules
+    own: Tensor
+    validation: Tensor | None = None
+    test: Tensor | None = None
     notes: tuple[str, ...] = ()
-    parts: tuple[Tensor, Tensor] | None = None
+    test_fraction: float = 0.0
     stratify: bool = False
     shuffle: bool = True
 

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -18,6 +18,7 @@ from gdtrain.data.tables.column import Column
 from gdtrain.errors import DataError
 
 SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
+TEST_KEY = 0x7E57  # and that of the test part from both
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class LoadedData:
 class PreparedData:
     """Samples as loaders take them, (inputs, targets) or a Dataset, and what was done to them.
 
-    notes: what is to be said of them before training.
+    notes: what is to be said of them before training. test: samples for when training is over.
     """
 
     training: Any
     validation: Any | None
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
+    test: Any | None = None
 
 
 @dataclass(frozen=True)
@@ -192,28 +194,34 @@ def split(
     *,
     shuffle: bool = True,
     labels: Tensor | None = None,
+    part: Literal["validation", "test"] = "validation",
 ) -> tuple[Tensor, Tensor]:
     """Which samples train and which validate: two rising rows of int64 indices.
 
     The validation part is a uniformly random round(validation_fraction · n) of the samples, at
     least one unless the fraction is 0. shuffle: or else the last ones. labels: [n] int64, of which
-    each has its share of them, up to rounding. Raises DataError if that leaves none to train on.
+    each has its share of them, up to rounding. part: the test part is another draw. Raises
+    DataError if that leaves none to train on.
     """
     if validation_fraction == 0:
         return torch.arange(num_samples), torch.arange(0)
     count = max(1, round(validation_fraction * num_samples))
     if count >= num_samples:
         raise DataError(
-            f"no samples to train on: validation_fraction {validation_fraction:g} takes "
+            f"no samples to train on: {_SETTINGS[part]} {validation_fraction:g} takes "
             f"{count} of {num_samples}; use a smaller fraction"
         )
     if not shuffle:
         everything = torch.arange(num_samples)
         return everything[:-count], everything[-count:]
-    shuffled = torch.randperm(num_samples, generator=generator(seed, SPLIT_KEY))
+    shuffled = torch.randperm(num_samples, generator=generator(seed, _KEYS[part]))
     if labels is not None:
         shuffled = shuffled[_spread(labels[shuffled])]
     return shuffled[count:].sort().values, shuffled[:count].sort().values
+
+
+_SETTINGS = {"validation": "validation_fraction", "test": "test.fraction"}
+_KEYS = {"validation": SPLIT_KEY, "test": TEST_KEY}
 
 
 def _spread(labels: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.files.converted import PASS_ROWS, Moments
-from gdtrain.data.samples import Samples, TensorSamples, TransformedSamples
+from gdtrain.data.samples import TensorSamples, TransformedSamples
 from gdtrain.data.tables.column import Column, inputs_of
 from gdtrain.data.tables.loaded import LoadedTable
-from gdtrain.data.tables.preparation import Preprocessing, sample_shape
+from gdtrain.data.tables.preparation import PreparedData, Preprocessing, sample_shape
 
 # What ones and zeros may take in memory, and how many times what the table itself takes.
 MOST_BYTES, MOST_TIMES = 256 << 20, 4
@@ -42,13 +42,13 @@ class _OneHot:
 def prepare_sparse(
     table: LoadedTable,
     targets: Tensor,
-    parts: tuple[Tensor, Tensor],
+    parts: tuple[Tensor, Tensor, Tensor],
     done: Preprocessing,
     *,
     standardize: bool,
     shape: list[int] | None,
-) -> tuple[Samples, Samples | None, Preprocessing]:
-    """Training samples, validation samples or None, and what is done to both as they are read.
+) -> PreparedData:
+    """The samples of all parts, and what is done to them as they are read.
 
     The same as :func:`gdtrain.data.tables.preparation.prepare` does in memory. targets: as the loss
     takes them, standardised if they are to be. done: what was done to these.
@@ -56,7 +56,7 @@ def prepare_sparse(
     columns, cells = table.learnt(parts[0]), torch.from_numpy(table.cells)
     width = sum(column.width for column in columns)
     plain = replace(done, columns=columns, input_shape=[width])
-    training, held_out = (TensorSamples((cells[rows], targets[rows])) for rows in parts)
+    training, *held_out = (TensorSamples((cells[rows], targets[rows])) for rows in parts)
     if standardize:
         moments = Moments("inputs")
         samples = TransformedSamples(training, _OneHot(columns, plain))
@@ -66,5 +66,6 @@ def prepare_sparse(
         mean, std = moments.usable()
         plain = replace(plain, mean=mean, std=std)
     ready = _OneHot(columns, replace(plain, input_shape=sample_shape([width], shape)))
-    validation = TransformedSamples(held_out, ready) if len(parts[1]) else None
-    return TransformedSamples(training, ready), validation, ready.done
+    validation, test = (TransformedSamples(each, ready) if len(each) else None for each in held_out)
+    trained = TransformedSamples(training, ready)
+    return PreparedData(trained, validation, ready.done, table.notes, test)

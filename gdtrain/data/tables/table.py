@@ -36,7 +36,7 @@ from gdtrain.data.tables.understanding import (
 )
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import register_source
-from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings
+from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings, instead_of
 
 Names = Annotated[list[str], Field(min_length=1)]
 Mark = Annotated[str, Field(min_length=1, max_length=1)]
@@ -49,11 +49,24 @@ class ValidationTable(Settings):
     """A table with the same columns, relative to the working directory."""
 
 
-class Table(SourceSettings):
-    """A table: CSV, Parquet, Feather or JSON lines, plain or compressed, or a folder of these.
+class HeldOutTest(Settings):
+    """What is kept for a last evaluation, when training is over: a share of the rows, or a file."""
 
-    Numeric columns are taken as they are, text one-hot by category.
-    """
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the rows, drawn by the seed; validation_fraction is then of the rest."""
+    path: Annotated[FilePath | None, instead_of("fraction"), Field(validate_default=True)] = None
+    """A table with the same columns, relative to the working directory."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_said(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("fraction") is None:
+            raise ValueError("missing; set fraction, or path")
+        return value
+
+
+class ColumnsOfTable(SourceSettings):
+    """Which columns of a table are inputs and targets, and what is done with their cells."""
 
     path: FilePath
     """The file, relative to the working directory; a folder, or a pattern such as data/*.csv, is
@@ -82,12 +95,22 @@ class Table(SourceSettings):
     upper or lower case."""
     unknown_category: Literal["error", "ignore"] = "error"
     """What a category is that was not there in training: an error, or all zeros (ignore)."""
+
+
+class Table(ColumnsOfTable):
+    """A table: CSV, Parquet, Feather or JSON lines, plain or compressed, or a folder of these.
+
+    Numeric columns are taken as they are, text one-hot by category.
+    """
+
     validation: ValidationTable | None = None
     """The validation part, of a file of its own."""
+    test: HeldOutTest | None = None
+    """The test part: neither trained on nor looked at before training is over."""
     stratify: bool = False
-    """Of the validation fraction: each class has its share in both parts."""
+    """Of fractions: each class has its share in all parts."""
     shuffle: bool = True
-    """Of the validation fraction: drawn at random, or else the last rows (false)."""
+    """Of fractions: drawn at random, or else the last rows (false)."""
     delimiter: Annotated[str, Field(min_length=1, max_length=2)] | None = None
     """Of CSV, the character between cells; if left out, the first of comma, semicolon, tab and |
     that is in the header."""
@@ -112,10 +135,12 @@ class Table(SourceSettings):
             raise ValueError(
                 "can't be set together with validation_fraction; remove one of the two"
             )
-        if info.field_name == "stratify" and value and (not fraction or own_file):
+        of_test = getattr(info.data.get("test"), "fraction", None)
+        draws = (bool(fraction) and not own_file) or of_test is not None
+        if info.field_name == "stratify" and value and not draws:
             raise ValueError("has no effect without validation_fraction; set it")
         if info.field_name == "shuffle" and not value:
-            if not fraction or own_file:
+            if not draws:
                 raise ValueError("has no effect without validation_fraction; set it")
             if info.data.get("stratify"):
                 raise ValueError(
@@ -154,6 +179,7 @@ def read_table(
     skip_rows: int = 0,
     header: bool | None = None,
     validation: ValidationTable | None = None,
+    test: HeldOutTest | None = None,
     stratify: bool = False,
     shuffle: bool = True,
     loss: LossSettings | None = None,
@@ -172,8 +198,9 @@ def read_table(
     reading.rules = MissingRules(missing, indicator)
     reading.loss = loss
     reading.ignore_unknown = unknown_category == "ignore"
-    table = reading.loaded(None if validation is None else validation.path)
-    return replace(table, stratify=stratify, shuffle=shuffle)
+    path_of_test, fraction = (None, None) if test is None else (test.path, test.fraction)
+    table = reading.loaded(None if validation is None else validation.path, path_of_test)
+    return replace(table, stratify=stratify, shuffle=shuffle, test_fraction=fraction or 0.0)
 
 
 class TableReading:
@@ -204,8 +231,8 @@ class TableReading:
         self.ignore_unknown = False
         self.advance: Callable[[int], object] | None = None
 
-    def loaded(self, validation: str | None = None) -> LoadedTable:
-        """All of it in memory. validation: the path of a table that is the validation part."""
+    def loaded(self, validation: str | None = None, test: str | None = None) -> LoadedTable:
+        """All of it in memory. validation, test: paths of tables that are these parts."""
         check_memory(self.files.path, self.files.nbytes())
         seen = self.scanned(keep=True)
         cells, target_cells = seen.inputs.cells(), seen.targets.cells()
@@ -218,18 +245,30 @@ class TableReading:
             if not len(cells):
                 text = "no row is left where those with missing cells are left out"
                 raise DataError(f"{self.files.path}: {text}")
-        parts = None
-        if validation is not None:
-            held_out = self._held_out(validation, seen)
-            parts = torch.arange(len(cells)), len(cells) + torch.arange(len(held_out[0]))
+        own, of_files = torch.arange(len(cells)), dict[str, Tensor]()
+        for what, path in (("validation", validation), ("test", test)):
+            if path is None:
+                continue
+            held_out = self._held_out(path, seen, what)
+            of_files[what] = len(cells) + torch.arange(len(held_out[0]))
             cells, target_cells = map(
                 np.concatenate, zip((cells, target_cells), held_out, strict=True)
             )
         labels, names = self._labels(target_cells, seen.target_columns)
         notes = (described(seen.columns, self.rules, self.categorical),)
-        return LoadedTable(cells, seen.columns, labels, names, self.rules, notes, parts)
+        return LoadedTable(
+            cells,
+            seen.columns,
+            labels,
+            names,
+            self.rules,
+            own,
+            validation=of_files.get("validation"),
+            test=of_files.get("test"),
+            notes=notes,
+        )
 
-    def _held_out(self, path: str, seen: Seen) -> tuple[Array, Array]:
+    def _held_out(self, path: str, seen: Seen, what: str) -> tuple[Array, Array]:
         """Cells and targets of a table that has the columns of this one."""
         files = TableFiles(path, self.files.dialect)
         names = [*self.chosen, *self.targets]
@@ -258,7 +297,7 @@ class TableReading:
             row += len(cells)
             found.append((cells[stay], targets[stay]))
         if not any(len(cells) for cells, _ in found):
-            raise DataError(f"{path}: has no rows for the validation part; at least one is needed")
+            raise DataError(f"{path}: has no rows for the {what} part; at least one is needed")
         inputs, outputs = zip(*found, strict=True)
         return np.concatenate(inputs), np.concatenate(outputs)
 
@@ -386,13 +425,13 @@ class TableReading:
             return torch.from_numpy(cells[:, 0].astype(np.int64)), columns[0].categories
         if self.loss is None or not self.loss.targets.classes or len(columns) > 1:
             return torch.from_numpy(cells), None
-        return _numbered_classes(cells, getattr(self.loss, "ignore_index", None))
+        return numbered_classes(cells, getattr(self.loss, "ignore_index", None))
 
 
 _FEW = 10  # numbers that are taken for classes, however few rows there are
 
 
-def _numbered_classes(cells: Array, ignored: int | None) -> tuple[Tensor, list[str] | None]:
+def numbered_classes(cells: Array, ignored: int | None) -> tuple[Tensor, list[str] | None]:
     """Numbers [n, 1] as labels of classes that bear them as names; 0, 1, … are what they are."""
     labels = cells[:, 0]
     there = np.unique(labels[labels != ignored])

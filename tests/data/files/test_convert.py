@@ -260,7 +260,7 @@ def test_a_file_that_changes_meanwhile_is_noticed() -> None:
 
     with pytest.raises(DataError) as error:
         convert("t.csv", Path("out"), "price", advance=add_a_row)
-    assert str(error.value) == "t.csv: changed while it was read; convert it again"
+    assert str(error.value) == "t.csv: changed while it was read; start again"
     assert not Path("out").exists()
 
 

@@ -229,5 +229,5 @@ def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
         check_order("suffle", 7)  # type: ignore[arg-type]
     assert str(caught.value) == (
         "order: must be one of reshuffle, shuffle_once, sequential, replacement, class_balanced, "
-        "a sequence of indices, Weighted, a sampler or a callable; got 'suffle'"
+        "row_groups, a sequence of indices, Weighted, a sampler or a callable; got 'suffle'"
     )

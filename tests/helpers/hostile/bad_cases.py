@@ -77,7 +77,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             (
                 "a.yaml:1:7: data.source: must be one of digits, teaching, "
                 "linear_regression, two_moons, quadratic, csv, npz, npy, pt, safetensors, "
-                "mapped, stream, table; got 'nothing_like_it'"
+                "mapped, stream, table, parquet; got 'nothing_like_it'"
             )
         ],
     ),
@@ -235,7 +235,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             (
                 "a.yaml:1:7: data.source: missing; it must be one of digits, teaching, "
                 "linear_regression, two_moons, quadratic, csv, npz, npy, pt, safetensors, "
-                "mapped, stream, table"
+                "mapped, stream, table, parquet"
             )
         ],
     ),

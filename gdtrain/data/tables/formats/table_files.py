@@ -81,13 +81,14 @@ class TableFiles:
             numbers = self._first.number_columns(may_be, missing)
         for path in self.paths:
             self.starts.append(rows)
-            file = self._opened(path)
+            file = self.opened(path)
             of_csv = {"numbers": numbers} if isinstance(file, CsvFile) else {}
             for batch in file.batches(names, missing, advance, **of_csv):
                 rows += len(batch[0])
                 yield batch
 
-    def _opened(self, path: str) -> TableFile:
+    def opened(self, path: str) -> TableFile:
+        """One of the files; DataError if its columns are not those of the first."""
         if path == self.paths[0]:
             return self._first
         file = open_table(path, self.dialect)
@@ -108,7 +109,7 @@ class TableFiles:
             by_file.setdefault(bisect_right(self.starts, row) - 1, []).append(row)
         for number, chosen in by_file.items():
             path, start = self.paths[number], self.starts[number]
-            names = self._opened(path).places([row - start for row in chosen])
+            names = self.opened(path).places([row - start for row in chosen])
             prefix = f"{path}, " if len(self.paths) > 1 else ""
             found |= {row: prefix + name for row, name in zip(chosen, names, strict=True)}
         return [found[row] for row in rows]

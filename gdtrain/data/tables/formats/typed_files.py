@@ -43,16 +43,30 @@ class ParquetFile:
         self, names: Sequence[str], missing: Sequence[str], advance: Advance | None = None
     ) -> Iterator[list[pa.Array]]:
         """Consecutive rows, each batch as one array for each of the named columns."""
+        size, rows = Path(self.path).stat().st_size, max(1, self._file.metadata.num_rows)
+        for batch in self._batches(names, None):
+            if advance is not None:
+                advance(size * len(batch[0]) // rows)
+            yield batch
+
+    @property
+    def groups(self) -> list[int]:
+        """How many rows there are in each row group."""
+        metadata = self._file.metadata
+        return [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+
+    def group(self, number: int, names: Sequence[str]) -> Iterator[list[pa.Array]]:
+        """The rows of a row group, as :meth:`batches` gives those of all."""
+        return self._batches(names, [number])
+
+    def _batches(self, names: Sequence[str], groups: list[int] | None) -> Iterator[list[pa.Array]]:
         import pyarrow as pa
 
-        size, rows = Path(self.path).stat().st_size, max(1, self._file.metadata.num_rows)
         own = dict(zip(self.names, self._own_names, strict=True))
         wanted = [own[name] for name in names]
         at_once = max(256, min(ROWS_AT_ONCE, (1 << 21) // max(1, len(names))))
         try:
-            for batch in self._file.iter_batches(at_once, columns=wanted):
-                if advance is not None:
-                    advance(size * batch.num_rows // rows)
+            for batch in self._file.iter_batches(at_once, row_groups=groups, columns=wanted):
                 yield [batch.column(name) for name in wanted]
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path, "Parquet", error) from error
