@@ -7,6 +7,7 @@ saved.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -41,6 +42,11 @@ from gdtrain.output.terminal import check_results, prepare_streams, say
 from gdtrain.training.safety.signals import EndedBySignal, SignalDesk, name_of
 
 EXIT_BAD_INPUT = 2
+# Faults of disks and limits of a process, of which the file says all that there is to know.
+_OF_THE_SYSTEM = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE),
+}
 COMMANDS = {
     "compare": compare,
     "convert": convert,
@@ -88,6 +94,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"gdtrain: {error}")
         return 1 if isinstance(error, StorageError | ProcessError) else EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone; nobody is left to tell
+        return 1
+    except OSError as error:
+        if error.errno not in _OF_THE_SYSTEM or error.filename is None:
+            raise
+        _say(f"gdtrain: {error}")  # whose code has met with it does not matter
         return 1
     except EndedBySignal as ended:
         _say(f"gdtrain: ended by {name_of(ended.signum)}")

@@ -32,8 +32,11 @@ def printable(text: str) -> str:
 def prepare_streams() -> None:
     """Make sure that printing messages can't fail, and that failing to print results is told.
 
-    A stream that whoever started this process has closed takes everything, as /dev/null does.
+    A stream that whoever started this process has closed takes everything, as /dev/null does, and
+    a closed standard input is empty.
     """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115
     for name, kind in (("stdout", ResultStream), ("stderr", DroppingStream)):
         stream = getattr(sys, name)
         if stream is None:

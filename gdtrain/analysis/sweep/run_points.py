@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from gdtrain.analysis.sweep.executor import Function, Workers
@@ -13,6 +13,7 @@ from gdtrain.analysis.sweep.progress import SweepProgress
 from gdtrain.analysis.sweep.result import Row, Sweep
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
+from gdtrain.errors import StorageError
 from gdtrain.output.run_directory import locked
 from gdtrain.training.safety.signals import EndedBySignal
 
@@ -54,6 +55,11 @@ def run_points(
             done = (rows[number] for number in numbers if number in rows)
             return Sweep(done, settings, by, interrupted=len(rows) < len(points))
 
+        def keep_table() -> None:
+            if store is not None and rows:
+                with disk.needed(TABLE):
+                    disk.replace_file(store.directory / TABLE, swept().csv().encode())
+
         bar = SweepProgress(len(points), len(rows), progress)
         try:
             with closing(workers.results(function, left)) as found:
@@ -68,10 +74,13 @@ def run_points(
             ended_by = signal.SIGINT
         except EndedBySignal as ended:
             ended_by = ended.signum
+        except BaseException:
+            with suppress(StorageError):  # what went wrong before is what is to be told
+                keep_table()
+            raise
         finally:
             bar.close()
-            if store is not None and rows:
-                disk.replace_file(store.directory / TABLE, swept().csv().encode())
+        keep_table()
         found_all = swept()
         found_all.ended_by = ended_by
         return found_all

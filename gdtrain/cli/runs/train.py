@@ -13,6 +13,7 @@ from gdtrain.cli.options import (
     results_alone,
 )
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.output.terminal import results_are_files
 from gdtrain.training.safety.signals import current_desk
 from gdtrain.version import __version__
 
@@ -69,7 +70,11 @@ def train(given: list[str]) -> int:
             quiet=options.quiet,
             results=results,
         )
-        return job.dry_run() if options.dry_run else job.run()
+        if options.dry_run:
+            return job.dry_run()
+        if results is None:
+            results_are_files()
+        return job.run()
 
 
 def _parser() -> argparse.ArgumentParser:

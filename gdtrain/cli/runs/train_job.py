@@ -38,7 +38,7 @@ from gdtrain.output import run_directory, run_results
 from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.terminal import printable, results_are_files, say
+from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.validation import EarlyStopping
@@ -81,8 +81,6 @@ class TrainJob:
 
     def run(self) -> int:
         """Train and write everything, rank 0 for all ranks; return the exit code."""
-        if self.results is None:
-            results_are_files()
         world = distributed.join(self.config.device, self.config.process_timeout)
         code = self._train(world)
         distributed.leave()

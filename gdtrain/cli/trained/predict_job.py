@@ -6,10 +6,11 @@ import io
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.load_run import OnBadRow, TrainedRun, load_run
@@ -44,13 +45,13 @@ def predict_rows(
     with ExitStack() as stack:
         if str(file) == "-":
             file = stack.enter_context(_kept_input())
-        kept = stack.enter_context(tempfile.TemporaryFile())
+        kept = stack.enter_context(_temporary(tempfile.TemporaryFile))
         header: list[str] | None = None
         for part in trained.predictions(file, on_bad_row=on_bad_row):
             if header is None:
                 header = list(part) if columns is None else _chosen(list(part), columns)
-                kept.write(_as_csv([[name] for name in header]))
-            kept.write(_as_csv([part[name] for name in header]))
+                _keep(kept, _as_csv([[name] for name in header]))
+            _keep(kept, _as_csv([part[name] for name in header]))
         kept.seek(0)
         if out is None:
             with io.TextIOWrapper(kept, "utf-8", newline="") as text:
@@ -77,10 +78,24 @@ def _as_csv(columns: Sequence[Sequence[object]]) -> bytes:
 @contextmanager
 def _kept_input() -> Iterator[Path]:
     """Standard input as a file, since a table is looked at before it is read."""
-    with tempfile.NamedTemporaryFile(prefix="gdtrain-", suffix="-standard-input") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-        file.flush()
+    named = partial(tempfile.NamedTemporaryFile, prefix="gdtrain-", suffix="-standard-input")
+    with _temporary(named) as file:
+        while content := sys.stdin.buffer.read(_AT_ONCE):
+            _keep(file, content)
         yield Path(file.name)
+
+
+def _temporary(make: Callable[[], Any]) -> Any:
+    """A temporary file. Raises StorageError if there is no place for one."""
+    with disk.needed("a temporary file"):
+        return make()
+
+
+def _keep(file: IO[bytes], content: bytes) -> None:
+    """Write to a temporary file. Raises StorageError, naming its folder, if that can't be done."""
+    with disk.needed(f"a temporary file in {tempfile.gettempdir()}"):
+        file.write(content)
+        file.flush()
 
 
 def _chosen(there: list[str], wanted: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ import gdtrain
 from gdtrain import BatchLoader, Trainer
 from gdtrain.analysis.sweep.grid import points_of
 from gdtrain.analysis.sweep.result import Sweep
-from gdtrain.errors import ConfigError, MissingPackageError, OutputError
+from gdtrain.errors import ConfigError, MissingPackageError, OutputError, StorageError
 
 X = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -125,6 +125,29 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     assert list(cut) == []
     whole = gdtrain.sweep(fragile, {"lr": [0.1, 0.2]}, epochs=9, directory=tmp_path / "s")
     assert [row["train_loss"] for row in whole] == [alone(9, lr=0.1), alone(9, lr=0.2)]
+
+
+def test_a_table_that_cant_be_written_is_told_of_and_no_row_is_lost(tmp_path):
+    """Nor does it hide what went wrong before it, such as a row that can't be kept."""
+    directory = tmp_path / "s"
+    table = directory / ".unfinished-rows.csv"
+
+    def function(lr):
+        if lr == 0.1:
+            table.mkdir(exist_ok=True)  # in the way of the file
+        if lr == 0.2:
+            (directory / "rows" / ".unfinished-3.json").mkdir()
+        return {"loss": lr}
+
+    with pytest.raises(StorageError, match=r"^rows\.csv could not be written: .*unfinished-rows"):
+        gdtrain.sweep(function, {"lr": [0.01, 0.1]}, directory=directory)
+    assert len(list((directory / "rows").glob("[0-9]*.json"))) == 2
+    with pytest.raises(StorageError, match=r"^rows/3\.json could not be written: "):
+        gdtrain.sweep(function, {"lr": [0.01, 0.1, 0.2]}, directory=directory)
+    (directory / "rows" / ".unfinished-3.json").rmdir()
+    table.rmdir()
+    found = gdtrain.sweep(lambda lr: {"loss": lr}, {"lr": [0.01, 0.1, 0.2]}, directory=directory)
+    assert [row["loss"] for row in found] == [0.01, 0.1, 0.2]
 
 
 def test_random_points_have_all_seeds():

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 from helpers.hostile.hostile_configs import BOMB_BYTES, BOMB_SECONDS, BOMBS, cases, cost_of_bomb
+from helpers.processes import run
 
 # How much longer a machine that is busy may take.
 BUSY = 10
+
+
+# Of the ordinary tests: code by a tag, by a name, by a dotted path, and much from little.
+FEW = ("tag 0 as value", "import builtins.exec", "model torch.hub.load", "bomb: a billion laughs")
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +25,15 @@ def audited() -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def test_a_few_cases_import_execute_and_open_nothing_and_are_refused():
+    done = run("-m", "helpers.hostile.hostile_run", *FEW)
+    assert done.returncode == 0, done.err
+    found = json.loads(done.out)
+    assert {"import", "exec", "open"} <= set(found["control"])  # the hook sees them
+    told = {case["name"]: (case["code"], case["wrong"]) for case in found["cases"]}
+    assert told == dict.fromkeys(FEW, (2, []))
 
 
 def test_there_are_at_least_300_hostile_cases():

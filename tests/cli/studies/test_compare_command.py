@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -263,8 +262,7 @@ def test_an_interrupted_comparison_writes_what_is_done(signum):
     ]
     budget = ["--seconds", "600", "--looks", "1000", "scheduler=null"]
     with start("-m", "gdtrain", *command, *budget) as running:
-        running.wait_for(Path("cut").exists)
-        time.sleep(0.5)  # so that it is likely to train by then; any moment will do
+        running.wait_for(lambda: "results go to cut" in running.err)
         running.send_signal(signum)
         assert running.wait() == 128 + signum
         assert "Traceback" not in running.err

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def table(directory="runs/sweep/1"):
 
 def summary(directory):
     return json.loads(Path(directory, "summary.json").read_text("utf-8"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device /dev/full")
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_a_table_that_cant_be_printed_is_an_error_after_all_is_written(monkeypatch, capsys, more):
+    """Runs in this process print nothing themselves, and do not take that for dropped text."""
+    with monkeypatch.context() as patch, suppress(OSError), Path("/dev/full").open("w") as full:
+        patch.setattr("sys.stdout", full)
+        assert main(["sweep", "moons.yaml", "optimizer.lr=0.01,0.1", *more]) == 1
+    said = "standard output could not be written: [Errno 28] No space left on device"
+    assert capsys.readouterr().err.splitlines()[-1] == f"gdtrain: {said}"
+    assert len(table()) == 2
+    assert Path("runs/sweep/1/report.html").is_file()
 
 
 def test_each_run_is_that_of_the_train_command(capsys):

@@ -3,12 +3,20 @@
 import csv
 import io
 import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from helpers.processes import run, start
 from safetensors.numpy import load_file
 
 from gdtrain import load_run
@@ -228,3 +236,43 @@ def test_standard_input(folder: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TABLE.encode())))
     assert main(["predict", str(folder / "price"), "-"]) == 0
     assert list(csv.DictReader(capsys.readouterr().out.splitlines())) == expected
+
+
+def no_file_over(count: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it from its start
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
+
+
+@pytest.mark.parametrize("given", ["file", "-"])
+def test_a_full_temporary_folder_is_told_of(folder: Path, tmp_path: Path, given: str) -> None:
+    """Where a result waits until all rows are read, and standard input until it can be."""
+    many = tmp_path / "many.csv"
+    many.write_text("area,kind\n" + "50.125,a\n" * 3000)
+    command = ["-m", "gdtrain", "predict", str(folder / "price")]
+    limit = partial(no_file_over, 8192)
+    with start(
+        *command, str(many) if given == "file" else "-", stdin=given == "-", before=limit
+    ) as program:
+        if program.stdin is not None:
+            with suppress(BrokenPipeError):
+                program.stdin.write(many.read_bytes())
+            program.stdin.close()
+        assert program.wait() == 1
+    place = tempfile.gettempdir()
+    assert program.err == (
+        f"gdtrain: a temporary file in {place} could not be written: [Errno 27] File too large\n"
+    )
+
+
+def closed_standard_input() -> None:
+    os.close(0)
+    sys.stdin = None  # as Python has it then
+
+
+def test_a_closed_standard_input_is_an_empty_one(folder: Path) -> None:
+    done = run("-m", "gdtrain", "predict", str(folder / "price"), "-", before=closed_standard_input)
+    assert done.returncode == 2
+    assert done.err.endswith("has no header in its first line; it must name the columns\n")
+    done = run("-m", "gdtrain", "--config", "-", before=closed_standard_input)
+    assert done.returncode == 2
+    assert done.err.startswith("standard input:1:1: is empty; it needs data, ")

@@ -86,11 +86,13 @@ def test_a_signal_of_a_forked_process_is_not_taken_for_the_programs_own():
         from gdtrain.training.safety.signals import SignalDesk
         desk, told = SignalDesk(), []
         desk.watch(told.append, lambda: told.append("save"))
+        reader, writer = os.pipe()
         worker = os.fork()
         if not worker:
-            time.sleep(60)
+            os.write(writer, b"x")
+            time.sleep(600)
             os._exit(0)
-        time.sleep(0.1)
+        os.read(reader, 1)  # until it is there
         os.kill(worker, signal.SIGINT)
         os.kill(worker, signal.SIGUSR1)
         time.sleep(0.2)
