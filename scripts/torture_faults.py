@@ -3,8 +3,9 @@
 Each trial draws a training job and a fault, lets the fault happen at a random moment, and looks at
 what is left: the job ends in time, without a traceback; if it says that all is well, the model has
 the bits of a run that was left alone; and after the fault is undone, --resume ends with these bits.
-Of several processes a rank is killed or stopped, or the agent that has started them. Of the other
-commands, which a signal ends, a file is left whole or not at all.
+Of several processes a rank is killed or stopped, or the agent that has started them; of a data
+loader, a worker. Of the other commands, which a signal ends, a file is left whole or not at all,
+and a sweep goes on to all of its rows.
 
     python scripts/torture_faults.py --seconds 300
     python scripts/torture_faults.py --seconds 300 --of commands
@@ -33,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120.0  # that a job may take, on a busy machine too
+SECONDS = 600.0  # that a job may take, on a busy machine too: only what hangs takes so long
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SLOWED = "trainer: slowed\n"
 COMMON = """
@@ -62,7 +63,7 @@ JOBS = {
     "scan": CSV + "model: {name: mlp, hidden: [8]}\nengine: scan\n" + LOADER,
 }
 # Under several processes: none that BatchNorm keeps from being cut.
-OF_RANKS = CSV + "model: {name: mlp, hidden: [8]}\nprocess_timeout: 60\n" + LOADER
+OF_RANKS = CSV + "model: {name: mlp, hidden: [8]}\nprocess_timeout: 300\n" + LOADER
 # What commands look at.
 OF_COMMANDS = CSV + "model: {name: mlp, hidden: [8]}\nmonitors: [trajectory]\n" + LOADER
 EPOCHS = {"stream": 1, "scan": 400}
@@ -77,6 +78,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "plot": (["run", "--out", "out.png"], "out.png"),
     "predict": (["run", "../d.csv", "--out", "out.csv"], "out.csv"),
     "replay": (["run", "--step", "9"], ""),
+    "sweep": (["a.yaml", "optimizer.lr=0.01,0.02,0.03", "--output-dir", "out"], ""),
 }
 # Each update takes a little, so that a fault can come between two of them.
 PARTS = """
@@ -98,6 +100,48 @@ class Slowed(Trainer):
 if os.environ.get("CLOCK"):
     real, started = time.time, time.time()
     time.time = lambda: started + 3600 * ((real() - started) * 40 % 2 - 1)
+"""
+
+
+# Trains on a Dataset that two processes read; after an update one of them is ended.
+OF_WORKERS = """
+import os, sys
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from gdtrain import Callback, Checkpoints, MiniBatchLoader, Trainer
+from gdtrain.errors import GdtrainError
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 96
+
+    def __getitem__(self, number):
+        x = torch.arange(3.0) + number
+        return x.sin(), x.sum(0, keepdim=True).cos()
+
+
+class Kill(Callback):
+    def on_safe_point(self, trainer):
+        moment, signum = map(int, sys.argv[1:])
+        here = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+        workers = [int(pid) for pid in open(here).read().split()]
+        if trainer.step == moment and workers:
+            os.kill(workers[-1], signum)
+
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+loader = MiniBatchLoader(Rows(), 8, num_workers=2)
+callbacks = [Kill(every_n_steps=1), Checkpoints("kept", every_n_steps=7)]
+trainer = Trainer(model, "mse", optimizer, loader, callbacks=callbacks, progress=False)
+try:
+    trainer.fit(6, resume="kept" if os.path.isdir("kept") else None)
+except GdtrainError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+save_file(model.state_dict(), "model.safetensors")
 """
 
 
@@ -179,6 +223,9 @@ def _become(folder: Path, given: list[str], env: dict[str, str], stderr: int) ->
     os.dup2(0, 1)
     os.dup2(stderr, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    if env.get("CLOSED"):  # as of a process whose parent has closed them
+        os.closerange(0, 3)
+        sys.stdin = sys.stdout = sys.stderr = None
     os.chdir(folder)
     os.environ.update(env)
     sys.argv = ["gdtrain", *given]
@@ -369,9 +416,11 @@ FAULTS: dict[str, Callable[[Trial, Any], None]] = {
     "second process": second,
     "full standard error": nothing,
     "reader gone": nothing,
+    "closed streams": nothing,
     "clock jumps": nothing,
 }
-RANKS, SMALL = "two processes", "a run for other commands"
+RANKS, SMALL, WORKERS = "two processes", "a run for other commands", "two workers"
+KILLING = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)  # which end a worker
 # What happens to one of several processes, or to the agent.
 FAULTS_OF_RANKS: dict[str, Callable[[Trial, Any], None]] = {
     "rank killed": to_rank(signal.SIGKILL),
@@ -381,6 +430,7 @@ FAULTS_OF_RANKS: dict[str, Callable[[Trial, Any], None]] = {
 }
 MOUNTED = {"full disk", "read-only disk"}
 ROOT = {*MOUNTED, "immutable"}
+SILENT = {"full standard error", "reader gone", "closed streams"}
 
 
 # ── a trial ─────────────────────────────────────────────────────────────────────────────────────
@@ -486,10 +536,56 @@ class Torture:
                 assert same, f"{leaves} is another than that of a command left alone"
             elif leaves:
                 assert ended.code, "exit 0 without a file"
+            if command == "sweep" and ended.code:
+                self._check_sweep(folder, given)
         except (AssertionError, OSError) as error:
             self._blame(trial, str(error))
         finally:
             shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def _check_sweep(self, folder: Path, given: list[str]) -> None:
+        """One that was ended goes on to all of its rows, each once."""
+        more = ["--resume"] if (folder / "out" / "sweep.json").exists() else []
+        again = end(start_command(folder, [*given, *more]), folder)
+        assert again.code == 0, f"resumed with {again.code}: {again.said}"
+        rows = (folder / "out" / "rows.csv").read_text().splitlines()
+        assert len(rows) == 4, rows
+
+    def trial_of_workers(self) -> None:
+        """One that reads ahead for a data loader is killed; resumed, the bits are the same."""
+        folder, signum = self._folder_of_workers(), self.draw.choice(KILLING)
+        trial = Trial(folder, "two workers", signal.Signals(signum).name, 0.0, self.draw)
+        try:
+            if WORKERS not in self._clean:
+                self._end_of_workers(clean := self._folder_of_workers(), 0, 0)
+                self._clean[WORKERS] = (clean / "model.safetensors").read_bytes(), 0, 0.0
+            moment = self.draw.randrange(1, 72)  # the update after which it is killed
+            ended = self._end_of_workers(folder, moment, signum)
+            self.counts[f"worker {trial.fault}: exit {ended.code}"] += 1
+            assert not ended.hangs, "hangs"
+            assert "Traceback" not in ended.said, ended.said[-2000:]
+            if ended.code:
+                assert "a DataLoader worker has died" in ended.said, ended.said
+                again = self._end_of_workers(folder, 0, 0)
+                assert again.code == 0, f"resumed with {again.code}: {again.said}"
+            same = (folder / "model.safetensors").read_bytes() == self._clean[WORKERS][0]
+            assert same, "the model has other bits than that of a run left alone"
+        except (AssertionError, OSError) as error:
+            self._blame(trial, str(error))
+        finally:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+
+    def _folder_of_workers(self) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=self.place)) / "w"
+        folder.mkdir()
+        (folder / "job.py").write_text(OF_WORKERS)
+        return folder
+
+    def _end_of_workers(self, folder: Path, moment: int, signum: int) -> Outcome:
+        with (folder.parent / "said").open("w") as said:
+            command = [sys.executable, "job.py", str(moment), str(signum)]
+            process = subprocess.Popen(command, cwd=folder, stderr=said, preexec_fn=_usual_signals)
+        return end(process, folder)
 
     def _with_run(self) -> Path:
         """A folder with a finished run and its configuration: a copy of the first one's."""
@@ -521,6 +617,8 @@ class Torture:
             options["stderr"] = os.open("/dev/full", os.O_WRONLY)
         elif trial.fault == "reader gone":
             reader, options["stderr"] = os.pipe()
+        elif trial.fault == "closed streams":
+            options["env"] = {"CLOSED": "1"}
         elif trial.fault == "clock jumps":
             options["env"] = {"CLOCK": "1"}
         (trial.folder.parent / "said").write_bytes(b"")
@@ -545,7 +643,7 @@ class Torture:
         assert not ended.hangs, "hangs"
         # The agent says with a traceback of its own that a process or itself was ended.
         assert ranks > 1 or "Traceback" not in ended.said, ended.said[-2000:]
-        silent = ended.killed or trial.fault in ("full standard error", "reader gone")
+        silent = ended.killed or trial.fault in SILENT
         told = bool(ended.said.strip()) or silent
         assert ended.code == 0 or told, f"exit {ended.code} without a word"
         assert ended.code != 2, ended.said
@@ -622,6 +720,7 @@ OF = {
     "training": Torture.trial,
     "ranks": Torture.trial_of_ranks,
     "commands": Torture.trial_of_command,
+    "workers": Torture.trial_of_workers,
 }
 
 

@@ -8,6 +8,7 @@ configuration and from the state's other parts is checked here.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gdtrain.training.placement.sharding import Part, local
 from gdtrain.training.state import schedule_state, snapshot
-from gdtrain.training.state.optimizer_state import keys_after_update, take
+from gdtrain.training.state.optimizer_state import state_after_update, take
 from gdtrain.training.state.plain_values import demand, is_count, is_torchs, shown
 from gdtrain.training.trainer import Trainer
 
@@ -28,7 +29,11 @@ _TOLERANCE = 1e-3
 _LARGEST_RISE = 1e6
 # What a schedule moves, besides the rate, where it cycles.
 _CYCLED = {"momentum", "betas"}
-_SCHEDULED = {"base_lrs", "max_lrs", "gamma", "factor", "factors", "step_size", "T_max", "eta_min"}
+# What moves in torch's schedules as they go on; all else is how they were made.
+_TURNING = {
+    *("last_epoch", "_step_count", "_last_lr", "T_cur", "T_i", "_schedulers", "verbose"),
+    *("best", "num_bad_epochs", "cooldown_counter", "lr_lambdas", "_scale_fn_custom"),
+}
 
 
 def check_consistent(state: Mapping[str, Any], trainer: Trainer) -> None:
@@ -127,13 +132,45 @@ def _same(one: Any, other: Any) -> bool:
 def _check_schedule(state: Mapping[str, Any], trainer: Trainer) -> None:
     scheduler = trainer.schedule.scheduler
     if scheduler is not None and is_torchs(scheduler):
-        _compare_schedules(state["scheduler"], schedule_state.take(scheduler) or {})
+        here = schedule_state.take(scheduler) or {}
+        _compare_schedules(state["scheduler"], here)
+        _check_turns(state, here, trainer)
+
+
+def _check_turns(state: Mapping[str, Any], here: Mapping[str, Any], trainer: Trainer) -> None:
+    """A schedule must have turned as often as there were updates, or epochs."""
+    found, progress = state["scheduler"], state["progress"]
+    turns = found["last_epoch"] - here["last_epoch"]
+    least, most = 0.0, progress["epoch"] + 1.0  # it turns before or after a state is taken
+    if type(trainer) is not Trainer:
+        most = math.inf  # its own code may turn it
+    elif trainer.phases is not None:  # which begin with new schedules
+        most = progress["step"] if trainer.schedule.by_step else most
+    elif trainer.schedule.by_step:
+        least, most = progress["step"], progress["step"] + progress.get("skipped", 0)
+    elif not trainer.schedule.by_metric:
+        least = progress["epoch"] - 1
+    demand(
+        is_count(turns) and least <= turns <= most,
+        f"scheduler: last_epoch is {shown(found['last_epoch'])}, but progress is at epoch "
+        f"{progress['epoch']} and step {progress['step']}",
+    )
+    for key in ("num_bad_epochs", "cooldown_counter"):
+        count = found.get(key, 0)
+        demand(is_count(count), f"scheduler: {key} is {shown(count)}, no count")
+    if "_step_count" in found:
+        right = found["last_epoch"] + here["_step_count"] - here["last_epoch"]
+        demand(
+            found["_step_count"] == right,
+            f"scheduler: _step_count is {shown(found['_step_count'])}, but last_epoch is "
+            f"{found['last_epoch']}",
+        )
 
 
 def _compare_schedules(found: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    for key in _SCHEDULED & here.keys():
+    for key in sorted(here.keys() - _TURNING):
         value, theirs = here[key], found[key]
-        if key == "base_lrs":  # groups may have been added
+        if isinstance(value, list) and isinstance(theirs, list):  # groups may have been added
             theirs = theirs[: len(value)]
         message = f"{shown(theirs)} in the state, and {shown(value)} in this configuration"
         demand(_same(theirs, value), f"scheduler: {key} is {message}")
@@ -191,23 +228,43 @@ def _check_optimizer(state: Mapping[str, Any], trainer: Trainer) -> None:
     if not is_torchs(trainer.optimizer) or same_torch != str(torch.__version__) or not steps:
         return
     parameters = {name: p for p, name in snapshot.parameter_names(trainer).items()}
+    at_most = math.inf if trainer.has_own("train_step") or trainer.needs_closure else steps
     for group in state["optimizer"]["groups"]:
         for name in group["params"]:
-            there, parameter = kept.get(name, {}), parameters[name]
-            if not trainer.has_own("train_step") and not trainer.needs_closure:
-                count = float(there.get("step", 0))
-                demand(
-                    count <= steps, f"optimizer: step of {name} is {count:g}, of {steps} updates"
-                )
-            if not _has_moved(state, name, parameter):
-                continue
-            needed = keys_after_update(trainer.optimizer, group, parameter)
-            missing = sorted(needed - there.keys())
-            demand(
-                not missing,
-                f"optimizer: the state lacks {', '.join(missing)} of {shown(name)}, which updates "
-                "have changed",
-            )
+            there = {key: v for key, v in kept.get(name, {}).items() if v is not None}
+            moved = _has_moved(state, name, parameters[name])
+            usual = state_after_update(trainer.optimizer, group, parameters[name])
+            _check_count(there, name, moved, at_most)
+            _check_form(there, name, moved, usual)
+            for key, value in there.items():
+                bad = isinstance(value, Tensor | Part) and bool(local(value).isnan().any())
+                demand(not bad, f"optimizer: {shown(key)} of {name} has NaN in it")
+
+
+def _check_count(there: Mapping[str, Any], name: str, moved: bool, at_most: float) -> None:
+    """The optimizer's own count of the updates of a parameter, if it has one."""
+    if "step" not in there:
+        return
+    count = float(there["step"])
+    whole = count == int(count) and count >= moved
+    demand(whole, f"optimizer: step of {name} is {count:g}, which no number of updates leaves")
+    demand(count <= at_most, f"optimizer: step of {name} is {count:g}, of {at_most} updates")
+
+
+def _check_form(there: Mapping[str, Any], name: str, moved: bool, usual: Mapping[str, Any]) -> None:
+    """What is kept of a parameter must be what updates leave, in names, shapes and dtypes."""
+    missing = sorted(usual.keys() - there.keys()) if moved else []
+    demand(
+        not missing,
+        f"optimizer: the state lacks {', '.join(missing)} of {shown(name)}, which updates "
+        "have changed",
+    )
+    for key, value in there.items() if usual else ():
+        demand(key in usual, f"optimizer: {shown(key)} of {name} is nothing that updates leave")
+        if isinstance(usual[key], Tensor):
+            like, is_tensor = usual[key], isinstance(value, Tensor | Part)
+            same = is_tensor and (value.shape, value.dtype) == (like.shape, like.dtype)
+            demand(same, f"optimizer: {key} of {name} is not a tensor such as updates leave")
 
 
 def _has_moved(state: Mapping[str, Any], name: str, parameter: Tensor) -> bool:

@@ -55,13 +55,22 @@ def append(path: Path, content: bytearray, state: FileState | None) -> FileState
     state: how the last call has left the file. Raises DisturbedError if it is otherwise now, before
     anything is written; OSError if it can't be written in full.
     """
-    with opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW) as handle:
+    # Of a pipe in its place, nobody might ever read.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    with opened(path, flags) as handle:
+        check_regular(handle)
         found = FileState.of(handle)
         if state is not None and found != state:
             raise DisturbedError(found)
         while content:
             del content[: os.write(handle, content[:_AT_ONCE])]
         return FileState.of(handle)
+
+
+def check_regular(handle: int) -> None:
+    """Raise OSError if it is a pipe, a device or a directory that was opened."""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file by now")
 
 
 class FileState(NamedTuple):

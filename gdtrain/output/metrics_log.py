@@ -7,7 +7,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
@@ -141,21 +141,32 @@ class MetricsLog(StepLog):
         try:
             self._state = disk.append(self.path, self._waiting, self._state)
         except disk.DisturbedError:
-            self._state = None
-            self._end_line()
-            waiting, self._waiting = self._waiting, bytearray()
+            self._write_anew(trainer)
+        except OSError:
+            now = _state_of(self.path)
+            if now is not None and self._state is not None and now[:2] == self._state[:2]:
+                self._state = now  # the same file, in which a part may have been written
+            raise
+
+    def _write_anew(self, trainer: Trainer) -> None:
+        """Write to a file that is not as it was left, and before it what that lacks of epochs."""
+        self._end_line()
+        waiting, self._waiting = self._waiting, bytearray()
+        try:
             self._restore(trainer.history.epochs, "was cut, replaced or removed", waiting)
+        finally:
             self._waiting += waiting
+        try:
             self._state = disk.append(self.path, self._waiting, None)
         except OSError:
-            self._state = None if self._state is None else _state_of(self.path)
+            self._state = _state_of(self.path) or self._state
             raise
 
     def _restore(
         self, epochs: list[dict[str, Any]], why: str | None, waiting: bytes | bytearray = b""
     ) -> None:
         """Add the lines of epochs that the file lacks, and say so; why: None if it seems whole."""
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        lines = self._content().splitlines()
         records = records_of([*lines, *waiting.splitlines()])
         there = {record["epoch"] for record in records if record["kind"] == "epoch"}
         lacking = [record for record in epochs if record["epoch"] not in there]
@@ -169,6 +180,23 @@ class MetricsLog(StepLog):
         for record in lacking:
             self._add(_epoch_line(record))
 
+    def _content(self) -> bytes:
+        if not disk.is_there(self.path):
+            return b""
+        with self._opened(os.O_RDONLY) as file:
+            return file.read()
+
+    def _opened(self, flags: int) -> BinaryIO:
+        """The file, which others may have replaced. Raises OSError if it is no regular one."""
+        handle = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            with disk.named(self.path):
+                disk.check_regular(handle)
+            return os.fdopen(handle, "rb+" if flags == os.O_RDWR else "rb")
+        except OSError:
+            os.close(handle)
+            raise
+
     def _end_line(self) -> int | None:
         """Close a line that a crash cut short, so that nothing is written behind it.
 
@@ -176,7 +204,7 @@ class MetricsLog(StepLog):
         """
         if not disk.is_there(self.path):
             return None
-        with self.path.open("rb+") as file:
+        with self._opened(os.O_RDWR) as file:
             size = file.seek(0, os.SEEK_END)
             if size:
                 file.seek(-1, os.SEEK_END)
@@ -190,10 +218,11 @@ def _epoch_line(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state_of(path: Path) -> FileState | None:
-    """How a write that failed has left the file; None if it is not there."""
+    """How a write that failed has left the file; None if there is no file of that name."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with disk.closing(handle):
+            disk.check_regular(handle)  # or a pipe could bear the number of the file before it
+            return FileState.of(handle)
     except OSError:
         return None
-    with disk.closing(handle):
-        return FileState.of(handle)

@@ -1,6 +1,7 @@
 """States of the right form that no run of a configuration can have are refused, part by part."""
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -199,6 +200,78 @@ EDITS: dict[str, tuple[str, str, Edit, str]] = {
         "none",
         lambda s: s["optimizer"]["state"]["last.bias"]["exp_avg_sq"].neg_(),
         "optimizer: exp_avg_sq of last.bias is negative, and is a mean of squares",
+    ),
+    "no number": (
+        "momentum",
+        "none",
+        lambda s: s["optimizer"]["state"]["last.bias"]["momentum_buffer"].fill_(math.nan),
+        "optimizer: momentum_buffer of last.bias has NaN in it",
+    ),
+    "half a step": (
+        "adam",
+        "none",
+        lambda s: s["optimizer"]["state"]["last.bias"]["step"].fill_(2.5),
+        "optimizer: step of last.bias is 2.5, which no number of updates leaves",
+    ),
+    "no step yet": (
+        "adam",
+        "none",
+        lambda s: s["optimizer"]["state"]["last.bias"]["step"].fill_(0),
+        "optimizer: step of last.bias is 0, which no number of updates leaves",
+    ),
+    "foreign": (
+        "adam",
+        "none",
+        lambda s: s["optimizer"]["state"]["last.bias"].update(momentum_buffer=torch.ones(2)),
+        "optimizer: momentum_buffer of last.bias is nothing that updates leave",
+    ),
+    "dtype": (
+        "rmsprop",
+        "none",
+        lambda s: s["optimizer"]["state"]["last.bias"].update(square_avg=torch.ones(2).double()),
+        "optimizer: square_avg of last.bias is not a tensor such as updates leave",
+    ),
+    "L-BFGS: count": (
+        "lbfgs",
+        "none",
+        lambda s: s["optimizer"]["state"]["first.weight"].update(n_iter="x"),
+        "optimizer: n_iter is no count",
+    ),
+    "L-BFGS: history": (
+        "lbfgs",
+        "none",
+        lambda s: s["optimizer"]["state"]["first.weight"]["ro"].pop(),
+        "optimizer: ro is not what L-BFGS keeps",
+    ),
+    "L-BFGS: direction": (
+        "lbfgs",
+        "none",
+        lambda s: s["optimizer"]["state"]["first.weight"].pop("d"),
+        "optimizer: the state lacks d",
+    ),
+    "patience": (
+        *("momentum", "plateau", lambda s: s["scheduler"].update(patience=9)),
+        "scheduler: patience is 9 in the state, and 0 in this configuration",
+    ),
+    "length of a cycle": (
+        *("momentum", "cycle", lambda s: s["scheduler"].update(total_steps=50)),
+        "scheduler: total_steps is 50 in the state, and 40 in this configuration",
+    ),
+    "turns": (
+        *("momentum", "step", lambda s: s["scheduler"].update(last_epoch=7, _step_count=8)),
+        "scheduler: last_epoch is 7, but progress is at epoch 1 and step 4",
+    ),
+    "half a turn": (
+        *("momentum", "plateau", lambda s: s["scheduler"].update(last_epoch=0.5)),
+        "scheduler: last_epoch is 0.5, but progress is at epoch 1 and step 4",
+    ),
+    "two counts of turns": (
+        *("momentum", "exponential", lambda s: s["scheduler"].update(_step_count=9)),
+        "scheduler: _step_count is 9, but last_epoch is 1",
+    ),
+    "bad epochs": (
+        *("momentum", "plateau", lambda s: s["scheduler"].update(num_bad_epochs=-3)),
+        "scheduler: num_bad_epochs is -3, no count",
     ),
     "step": (
         "adam",

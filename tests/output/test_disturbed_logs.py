@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,44 @@ def test_a_log_that_is_disturbed_in_mid_run_gets_its_epochs_back(tmp_path, caplo
     records = {r["epoch"]: r for r in read_metrics(path) if r["kind"] == "epoch"}
     for record in trainer.history.epochs:
         assert records[record["epoch"]]["train_loss"] == record["train_loss"]
+
+
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def put_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("put", [put_pipe, put_link, put_folder])
+def test_what_is_no_file_in_the_place_of_a_log_costs_no_update(tmp_path, put):
+    """Nobody reads from the pipe, which must not be waited for; gone, the epochs come back."""
+    path = tmp_path / "metrics.jsonl"
+    faults = DiskFaults()
+    gone = At(11, lambda: path.rmdir() if path.is_dir() else path.unlink())
+    trainer = trainer_with(At(4, lambda: put(path)), gone, MetricsLog(path, 1, faults=faults))
+    trainer.fit(EPOCHS)
+    assert trainer.step == 12
+    assert faults.error is None
+    assert [step for kind, step in lines(path) if kind == "epoch"] == [3, 6, 9, 12]
+
+
+def test_a_pipe_that_stays_in_the_place_of_a_log_is_told_of_by_name(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    trainer = trainer_with(At(4, lambda: put_pipe(path)), MetricsLog(path, 1))
+    with pytest.raises(StorageError) as raised:
+        trainer.fit(EPOCHS)
+    said = r"^the log could not be written: \[Errno \d+\] (Not a regular file|No such device).*: "
+    assert re.match(f"{said}'{re.escape(str(path))}'$", str(raised.value))
+    assert trainer.step == 12
 
 
 @pytest.mark.parametrize("kind", ["cut", "removed", "whole"])

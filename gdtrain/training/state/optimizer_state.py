@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from gdtrain.errors import CheckpointError
 from gdtrain.training.placement.sharding import Part, local, split_like
+from gdtrain.training.state import lbfgs_state
 from gdtrain.training.state.plain_values import (
     check_like,
     check_plain,
@@ -114,6 +115,9 @@ def check(found: Any, optimizer: Optimizer, names: Names) -> None:
     for key in ("shared", "own"):
         demand(isinstance(found.get(key, {}), dict), f"optimizer: {key} is not a mapping")
         check_plain(f"optimizer: {key}", found.get(key, {}))
+    if isinstance(optimizer, LBFGS):
+        for kept in found["state"].values():
+            lbfgs_state.check(kept, optimizer)
     if is_torchs(optimizer):
         _try(optimizer, found, names)
 
@@ -265,9 +269,9 @@ def _update_copies(optimizer: Optimizer, state: Mapping[str, Any], names: Names)
             twin.step()
 
 
-def keys_after_update(
+def state_after_update(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor
-) -> set[str]:
+) -> dict[str, Any]:
     """What an optimizer like this one keeps of a parameter after an update; empty if unknown.
 
     group: the settings, as :func:`take` gives them.
@@ -280,10 +284,10 @@ def keys_after_update(
         put(twin, {"state": {}, "groups": [copied({**group, "params": ["0"]}, "0")]}, {copy: "0"})
         twin.step()
     except _FAILURES:
-        return set()
+        return {}
     finally:
         rng.restore(parameter.device)
-    return {key for key, value in twin.state[copy].items() if value is not None}
+    return {key: value for key, value in twin.state[copy].items() if value is not None}
 
 
 def _twin(optimizer: Optimizer, parameter: Tensor) -> Optimizer:
