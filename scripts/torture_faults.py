@@ -243,11 +243,15 @@ def _become(folder: Path, given: list[str], env: dict[str, str], stderr: int) ->
     return 1
 
 
-def import_all() -> None:
-    """Import here what each job would import."""
+def import_all() -> float:
+    """Import here what each job would import; return the seconds that it took."""
+    began = time.monotonic()
     import torch
 
+    import gdtrain.cli.runs.train_job  # noqa: F401
+
     torch.set_num_threads(1)
+    return time.monotonic() - began
 
 
 def start(
@@ -439,8 +443,9 @@ SILENT = {"full standard error", "reader gone", "closed streams"}
 class Torture:
     """Draws trials and counts what became of them."""
 
-    def __init__(self, place: Path, seed: int) -> None:
+    def __init__(self, place: Path, seed: int, starting: float = 0.0) -> None:
         self.place = place
+        self.starting = starting  # seconds that a process takes for its imports
         self.draw = random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -459,7 +464,7 @@ class Torture:
         if job not in self._clean:
             folder = self._folder(job)
             began = time.monotonic()
-            ended = end(start(folder, whole=True, ranks=2 if job == RANKS else 1), folder)
+            ended = end(start(folder, ranks=2 if job == RANKS else 1), folder)
             assert ended.code == 0, ended.said
             lines = (folder / "run" / "metrics.jsonl").read_bytes().count(b"\n")
             model = (folder / "run" / "model.safetensors").read_bytes()
@@ -523,7 +528,7 @@ class Torture:
             given = [command, *given]
             whole = self.draw.random() < 0.2
             process = start_command(folder, given, whole=whole)
-            time.sleep(trial.moment * (seconds + 2.0 * whole))
+            time.sleep(trial.moment * (seconds + self.starting * whole))
             process.send_signal(signum)
             ended = end(process, folder)
             self.counts[f"{command}: exit {ended.code}"] += 1
@@ -630,7 +635,7 @@ class Torture:
             os.read(reader, 10)
             os.close(reader)
         if early:
-            time.sleep(trial.moment * seconds)
+            time.sleep(trial.moment * (self.starting + seconds))
         else:
             wait_for(trial, process, 1 + int(trial.moment * (lines - 2)))
         FAULTS[trial.fault](trial, process)
@@ -731,9 +736,9 @@ def torture(
 
     of: what the trials are of, one after the other.
     """
-    import_all()
+    starting = import_all()
     with tempfile.TemporaryDirectory(prefix="torture-") as place:
-        one, until, done = Torture(Path(place), seed), time.monotonic() + seconds, 0
+        one, until, done = Torture(Path(place), seed, starting), time.monotonic() + seconds, 0
         while done < trials and time.monotonic() < until:
             OF[of[done % len(of)]](one)
             done += 1

@@ -195,15 +195,16 @@ class TrainJob:
             print(json.dumps(finite(summary)), file=self.results, flush=True)
 
     def _leave_files(self, directory: Path, faults: DiskFaults) -> None:
-        """Write again what somebody has removed in mid-run, and say so."""
+        """Write again what somebody has removed or replaced in mid-run, and say so."""
         for name, text in self.texts.items():
             path = directory / name
 
             def write(path: Path = path, text: str = text) -> None:
                 disk.make_anew(path.parent)
-                if not disk.is_there(path):
+                if not path.is_file() or path.is_symlink():
+                    what = "replaced" if disk.is_there(path) else "missing"
                     disk.replace_file(path, text.encode())
-                    logger.warning("%s was missing, and is written anew", path)
+                    logger.warning("%s was %s, and is written anew", path, what)
 
             faults.attempt(name, write)
 

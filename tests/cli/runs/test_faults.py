@@ -147,16 +147,9 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "gdtrain", *map(str, arguments)]
 
 
-def usual_signals() -> None:
-    """In a child: signals as a terminal leaves them, though nohup or ``&`` ignores some here."""
-    for each in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
-
-
 def gdtrain(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in ``folder`` to its end, and fail if that does not come."""
-    usual = {"env": ENV, "timeout": SECONDS, "preexec_fn": usual_signals}
-    options = usual | {"stdin": subprocess.DEVNULL} | options
+    options = {"env": ENV, "timeout": SECONDS, "stdin": subprocess.DEVNULL} | options
     if "stdout" not in options:
         options["stdout"] = subprocess.PIPE
     if "stderr" not in options:
@@ -586,9 +579,15 @@ for name in ("config.yaml", "preprocessing.json", "metrics.jsonl"):
 shutil.rmtree("run/checkpoints/step-0000000010")
 """
 
+REPLACED = """
+for name, make in (("config.yaml", os.mkfifo), ("preprocessing.json", os.mkdir)):
+    os.unlink("run/" + name)
+    make("run/" + name)
+"""
+
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("fault", [WHOLE, FILES], ids=["whole", "files"])
+@pytest.mark.parametrize("fault", [WHOLE, FILES, REPLACED], ids=["whole", "files", "replaced"])
 def test_a_directory_removed_in_mid_run_is_no_silent_success(tmp_path, fault):
     """The run ends with an error, or notes what is missing and has its config.yaml."""
     prepare(tmp_path, 15, fault, rows=table(600))
@@ -623,14 +622,11 @@ def test_a_log_that_lost_lines_before_a_resume_is_told_of(tmp_path, lost):
 
 def processor_seconds(folder: Path, *arguments: str) -> float:
     """What a command takes of the processor, by the system's account of it; 20 s at most."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
-            command(*arguments), cwd=folder, env=ENV, stdout=said, stderr=said, preexec_fn=limit
+            command(*arguments), cwd=folder, env=ENV, stdout=said, stderr=said
         )
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (20, 20))
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode < 0:
@@ -820,10 +816,6 @@ def limited(folder: Path, *arguments: str) -> tuple[int, str, int]:
     """Exit code, standard error and largest memory of a command that may address 4 GB."""
     if torch.version.cuda is not None:
         pytest.skip("the libraries of CUDA alone take more addresses than that")
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
             command(*arguments),
@@ -831,8 +823,8 @@ def limited(folder: Path, *arguments: str) -> tuple[int, str, int]:
             env=ENV,
             stdout=said,
             stderr=said,
-            preexec_fn=limit,
         )
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (4 << 30, 4 << 30))
         until = time.monotonic() + SECONDS
         while time.monotonic() < until:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
