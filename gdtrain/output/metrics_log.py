@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
@@ -186,16 +188,14 @@ class MetricsLog(StepLog):
         with self._opened(os.O_RDONLY) as file:
             return file.read()
 
-    def _opened(self, flags: int) -> BinaryIO:
+    @contextmanager
+    def _opened(self, flags: int) -> Iterator[IO[bytes]]:
         """The file, which others may have replaced. Raises OSError if it is no regular one."""
-        handle = os.open(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            with disk.named(self.path):
-                disk.check_regular(handle)
-            return os.fdopen(handle, "rb+" if flags == os.O_RDWR else "rb")
-        except OSError:
-            os.close(handle)
-            raise
+        with disk.opened(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
+            disk.check_regular(handle)
+            mode = "rb+" if flags == os.O_RDWR else "rb"
+            with os.fdopen(handle, mode, closefd=False) as file:
+                yield file
 
     def _end_line(self) -> int | None:
         """Close a line that a crash cut short, so that nothing is written behind it.
@@ -220,8 +220,7 @@ def _epoch_line(record: dict[str, Any]) -> dict[str, Any]:
 def _state_of(path: Path) -> FileState | None:
     """How a write that failed has left the file; None if there is no file of that name."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with disk.closing(handle):
+        with disk.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
             disk.check_regular(handle)  # or a pipe could bear the number of the file before it
             return FileState.of(handle)
     except OSError:
