@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.optim import SGD, Optimizer
-from torch.optim import sgd as sgd_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gdtrain.errors import ModelError
@@ -26,7 +25,6 @@ _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
 _OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize")
 # Dtypes in which the kernels below have the bits of those that torch.optim.SGD calls.
 _SAME_BITS = (torch.float32, torch.float64)
-_seeds: dict[torch.dtype, Tensor] = {}  # ∂J/∂J
 
 
 def zero_gradients(optimizer: Optimizer) -> None:
@@ -43,14 +41,19 @@ def zero_gradients(optimizer: Optimizer) -> None:
             parameter.grad = None
 
 
-def backward(loss: Tensor) -> None:
-    """``loss.backward()``, of a loss of shape []. Raises ModelError if it has no gradient."""
+def backward(loss: Tensor, seed: Tensor | None = None) -> None:
+    """``loss.backward()``, of a loss of shape []. Raises ModelError if it has no gradient.
+
+    seed: ∂J/∂J, of a pass in which nobody's code runs; else each has one of its own, since a hook
+    or a function of autograd's may write to it.
+    """
     if (
         type(loss) is not Tensor
         or not loss.requires_grad
         or loss.device.type != "cpu"
-        or Tensor.backward is not torch_code.TENSOR_BACKWARD
-        or torch.autograd.backward is not torch_code.BACKWARD
+        or torch_code.backward_now() != torch_code.BACKWARD
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
     ):
         if not loss.requires_grad:
             raise ModelError(
@@ -59,9 +62,8 @@ def backward(loss: Tensor) -> None:
             )
         loss.backward()  # type: ignore[no-untyped-call]
         return
-    seed = _seeds.get(loss.dtype)
-    if seed is None:
-        seed = _seeds[loss.dtype] = torch.ones((), dtype=loss.dtype)
+    if seed is None or seed.dtype is not loss.dtype:
+        seed = torch.ones((), dtype=loss.dtype)
     _run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
@@ -116,6 +118,12 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
 
 def move(optimizer: Optimizer, work: Work) -> None:
     """``optimizer.step()``, of one that :func:`is_plain`; its kernels are torch.optim.SGD's."""
+    for group, parameters, _ in work:
+        if (group["momentum"] or group["weight_decay"]) and len(
+            set(map(Tensor.data_ptr, parameters))
+        ) < len(parameters):
+            optimizer.step()  # one after the other: each sees what those before it have made
+            return
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
@@ -171,8 +179,12 @@ def is_plain(optimizer: Optimizer) -> bool:
     """Whether ``optimizer.step()`` is torch.optim.SGD's, on real numbers, and unobserved."""
     if type(optimizer) is not SGD or has_step_hooks(optimizer) or not torch.is_grad_enabled():
         return False
-    if not torch_code.is_of_torch(SGD.step) or sgd_module.sgd is not torch_code.KERNEL:
+    if "_init_group" in vars(optimizer):
         return False
+    if torch_code.step_now() != torch_code.STEP or not torch_code.is_of_torch(SGD.step):
+        return False
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return False  # a mode sees which kernels are called
     for group in optimizer.param_groups:
         if type(group["lr"]) is not float or type(group["weight_decay"]) not in (float, int):
             return False

@@ -7,15 +7,15 @@ each time, it asks here.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from operator import itemgetter
+from functools import lru_cache, partial
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import backward
+from torch.nn import _reduction
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim import sgd as sgd_module
@@ -32,7 +32,7 @@ def is_of_torch(function: Any) -> bool:
     """
     code = getattr(function, "__code__", None)
     if code is None:
-        return isinstance(function, BuiltinFunctionType)
+        return isinstance(function, BuiltinFunctionType | MethodDescriptorType)
     wrapped = getattr(function, "__wrapped__", None)  # of the first SGD, PyTorch wraps its step
     return str(code.co_filename).startswith(_FOLDER) and (wrapped is None or is_of_torch(wrapped))
 
@@ -42,12 +42,54 @@ def _own(function: Any) -> Any:
     return function if is_of_torch(function) else None
 
 
-# Compared where they are needed, without a call, since that is in every update.
-TENSOR_BACKWARD, BACKWARD = _own(torch.Tensor.backward), _own(backward)
-KERNEL, ZERO_GRAD = _own(sgd_module.sgd), _own(Optimizer.zero_grad)
+_ROOT = SimpleNamespace(torch=torch, nn=nn, reduction=_reduction, sgd=sgd_module)
 
-_PASS = tuple(
-    map(_own, (nn.Module.__call__, nn.Module._call_impl, nn.Linear.forward, nn.Sequential.forward))
+
+def _table(*names: str) -> tuple[Any, tuple[Any, ...]]:
+    """What looks up functions by their names, in no call of Python's, and PyTorch's own of these.
+
+    Each table has all that PyTorch calls where the project takes a shorter way, down to the
+    kernels, and the kernels that the project calls instead.
+    """
+    look = partial(attrgetter(*names), _ROOT)
+    return look, tuple(map(_own, look()))
+
+
+# Compared where they are needed, without a call, since that is in every update.
+backward_now, BACKWARD = _table(
+    "torch.Tensor.backward",
+    "torch.autograd.backward",
+    "torch.autograd._tensor_or_tensors_to_tuple",
+    "torch.autograd._make_grads",
+    "torch.autograd._engine_run_backward",
+    "torch.ones_like",
+)
+step_now, STEP = _table(
+    "torch.optim.SGD._init_group",
+    "sgd.sgd",
+    "sgd._default_to_fused_or_foreach",
+    "sgd._single_tensor_sgd",
+    "torch.Tensor.add",
+    "torch.Tensor.add_",
+    "torch.Tensor.mul_",
+    "torch.Tensor.clone",
+    "torch.Tensor.detach",
+    "torch._foreach_add",
+    "torch._foreach_add_",
+    "torch._foreach_mul_",
+)
+ZERO_GRAD = _own(Optimizer.zero_grad)
+_pass_now, _PASS = _table(
+    "nn.Module.__call__",
+    "nn.Module._call_impl",
+    "nn.Module.__getattr__",
+    "nn.Linear.forward",
+    "nn.Sequential.forward",
+    "nn.Sequential.__iter__",
+    "reduction.get_enum",
+    "torch.broadcast_tensors",
+    "torch._C._nn.mse_loss",
+    "torch._C._nn.l1_loss",
 )
 # Of torch.nn.functional; looked up all at once, since that is asked before every block.
 _functions_now = itemgetter(
@@ -62,16 +104,14 @@ _FUNCTIONS = tuple(map(_own, _functions_now(vars(F))))
 
 def has_own_pass() -> bool:
     """Whether layers are called as PyTorch calls them, and compute by its functions."""
-    now = nn.Module.__call__, nn.Module._call_impl, nn.Linear.forward, nn.Sequential.forward
-    return now == _PASS and _functions_now(vars(F)) == _FUNCTIONS
+    return bool(_pass_now() == _PASS and _functions_now(vars(F)) == _FUNCTIONS)
 
 
 def has_own_update() -> bool:
     """Whether ``backward``, ``zero_grad`` and the step of SGD are PyTorch's."""
     return (
-        torch.Tensor.backward is TENSOR_BACKWARD
-        and torch.autograd.backward is BACKWARD
+        backward_now() == BACKWARD
         and Optimizer.zero_grad is ZERO_GRAD
-        and sgd_module.sgd is KERNEL
+        and step_now() == STEP
         and is_of_torch(SGD.step)
     )

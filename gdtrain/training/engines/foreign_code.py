@@ -17,6 +17,8 @@ from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
 # Rooms whose callbacks read the progress of a run, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
+# How a layer is called and read, which its class has of torch.nn.Module.
+_OF_EVERY_LAYER = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
 
 
 def only_reads(callback: Callback | None, trainer: Run) -> bool:
@@ -54,10 +56,12 @@ def _modules(trainer: Run) -> list[nn.Module]:
 def _is_known_layer(layer: nn.Module) -> bool:
     """Its class is known, and so is what it computes, which others may have put in its place."""
     kind = type(layer)
-    if any(name in vars(layer) for name in ("forward", "__call__")):
+    if any(name in vars(layer) for name in ("forward", "_call_impl")):
         return False
     if kind.__module__.startswith("torch.nn."):
-        return is_of_torch(kind.forward)
+        return is_of_torch(kind.forward) and not any(
+            getattr(kind, name) is not getattr(nn.Module, name) for name in _OF_EVERY_LAYER
+        )
     return kind.__module__.startswith("gdtrain.")
 
 

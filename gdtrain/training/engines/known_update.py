@@ -31,6 +31,7 @@ from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
 
 # To look at all layers takes as long as it saves in so many updates.
 FEW = 4
+_OF_LINEAR = frozenset(("weight", "bias"))
 # Methods of the trainer for which the update below stands, or that run between two of them.
 _RUNGS = (
     *("train_step", "batch_gradient", "finish_gradient", "batch_loss", "compute_loss", "forward"),
@@ -60,9 +61,10 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
     check, count = trainer.guard.check, trainer.progress.count
     in_place = any(getattr(layer, "inplace", False) for layer in trainer.model.modules())
+    seed: Tensor | None = None
 
     def update(batch: Batch) -> Tensor:
-        nonlocal loss_of
+        nonlocal loss_of, seed
         keep()
         zero_gradients(optimizer)
         if in_place and batch.is_view:
@@ -76,7 +78,9 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
             raise
         if loss.ndim:
             scalar(loss)
-        backward(loss)
+        if seed is None:
+            seed = torch.ones_like(loss)
+        backward(loss, seed)
         loss, loss_of = loss.detach(), direct_loss
         work = gathered(optimizer)
         check(loss, work)
@@ -155,8 +159,13 @@ def _direct(module: nn.Module) -> Callable[..., Any]:
             return output
 
         return chain
-    if type(module) is nn.Linear:
-        own: dict[str, Any] = module._parameters
+    own: dict[str, Any] = module._parameters
+    if (
+        type(module) is nn.Linear
+        and own.keys() >= _OF_LINEAR  # not buffers, plain tensors or properties of the class
+        and _OF_LINEAR.isdisjoint(vars(module))
+        and _OF_LINEAR.isdisjoint(vars(nn.Linear))
+    ):
         linear = F.linear
         return lambda x: linear(x, own["weight"], own["bias"])
     return module.forward

@@ -386,9 +386,8 @@ class _Own(_Part):
 
     def restore(self) -> None:
         for name, value, kept in self._kept:
-            if isinstance(kept, list) and isinstance(value, nn.Module | Tensor):
-                for memory in kept:
-                    memory.restore()
+            if isinstance(kept, _Memory | _Module):
+                kept.restore()
             elif isinstance(value, torch.Generator):
                 value.set_state(kept)
             elif keeps_state(value):
@@ -398,11 +397,33 @@ class _Own(_Part):
             setattr(self.trainer, name, value)
 
 
+class _Module:
+    """What a module holds: which tensors stand under its names, their values, its extra state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = modules_of([module])
+        self._slots: list[tuple[Any, dict[str, Any]]] = [
+            (slots, dict(slots.items())) for m in modules for slots in (m._parameters, m._buffers)
+        ]
+        held = dict.fromkeys(tensor for _, then in self._slots for tensor in then.values())
+        self._kept = [_Memory(t) for t in held if t is not None and not is_lazy(t)]
+        self._extra = [(m, _extra_state(m)) for m in modules if has_extra_state(m)]
+
+    def restore(self) -> None:
+        for slots, then in self._slots:
+            slots.clear()
+            slots.update(then)
+        for kept in self._kept:
+            kept.restore()
+        for module, state in self._extra:
+            module.set_extra_state(state)
+
+
 def _kept(value: Any) -> Any:
-    """What a look, or a pass whose update is undone, may change: of modules, buffers."""
-    if isinstance(value, nn.Module | Tensor):
-        return [_Memory(t) for t in (value.buffers() if isinstance(value, nn.Module) else [value])]
-    return taken(value, "")
+    """What a look, or a pass whose update is undone, may change."""
+    if isinstance(value, nn.Module):
+        return _Module(value)
+    return _Memory(value) if isinstance(value, Tensor) else taken(value, "")
 
 
 _PARTS: dict[Part, type[_Part]] = {

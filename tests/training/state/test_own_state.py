@@ -124,6 +124,39 @@ def test_an_update_that_is_not_made_leaves_the_state():
     assert trainer.step == 7
 
 
+def in_place(average: nn.Module) -> None:
+    average.weight.data.add_(1)
+
+
+def weight_anew(average: nn.Module) -> None:
+    average.weight = nn.Parameter(average.weight.detach() + 1)
+
+
+def buffer_anew(average: nn.Module) -> None:
+    average.count = average.count + 1
+
+
+@pytest.mark.parametrize("move", [in_place, weight_anew, buffer_anew])
+def test_an_update_that_is_not_made_leaves_a_registered_module(move):
+    class Averages(Truncated):
+        def compute_loss(self, batch):
+            loss = super().compute_loss(batch)
+            move(self.average)
+            return loss / 0 if self.step == 7 else loss
+
+    model = recurrent()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader(WINDOWS, LANES, order="sequential")
+    trainer = Averages(model, None, optimizer, loader, device="cpu")
+    average = nn.Linear(1, 1, bias=False)
+    average.register_buffer("count", torch.zeros(()))
+    nn.init.zeros_(average.weight)
+    trainer.register_state("average", average)
+    with pytest.raises(NonFiniteError):
+        trainer.fit(2)
+    assert trainer.average.weight.item() + trainer.average.count.item() == trainer.step == 7
+
+
 class Teaching(Trainer):
     """Distillation from an average of one's own weights."""
 
