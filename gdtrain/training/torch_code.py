@@ -49,10 +49,19 @@ def _table(*names: str) -> tuple[Any, tuple[Any, ...]]:
     """What looks up functions by their names, in no call of Python's, and PyTorch's own of these.
 
     Each table has all that PyTorch calls where the project takes a shorter way, down to the
-    kernels, and the kernels that the project calls instead.
+    kernels, and the kernels that the project calls instead. Names that this version of PyTorch
+    lacks are left out.
     """
-    look = partial(attrgetter(*names), _ROOT)
+    look = partial(attrgetter(*filter(_is_there, names)), _ROOT)
     return look, tuple(map(_own, look()))
+
+
+def _is_there(name: str) -> bool:
+    try:
+        attrgetter(name)(_ROOT)
+    except AttributeError:
+        return False
+    return True
 
 
 # Compared where they are needed, without a call, since that is in every update.
