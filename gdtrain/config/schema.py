@@ -222,11 +222,13 @@ class Config(Settings):
 
     @field_validator("loader", mode="wrap")
     @classmethod
-    def _suits_stream_and_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
-        """A stream has an order of its own, which a loader need not name; phases follow."""
-        if getattr(info.data.get("data"), "source", None) == "stream":
-            value = {"name": value} if isinstance(value, str) else value
-            value = {"order": "sequential", **value} if isinstance(value, dict) else value
+    def _suits_source_and_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
+        """Some sources have an order of their own, which a loader need not name; phases follow."""
+        order = _ORDER_OF.get(getattr(info.data.get("data"), "source", ""))
+        if order is not None:
+            several = isinstance(value, list)
+            value = [_in_order(order, each) for each in (value if several else [value])]
+            value = value if several else value[0]
         value = read(value)
         if isinstance(value, list):
             following(value)
@@ -300,6 +302,17 @@ class Config(Settings):
             known = ", ".join(registry.names("trainer")) or "none"
             raise ValueError(f"{value!r} is not registered (registered: {known}); use --import")
         return value
+
+
+_ORDER_OF = {"stream": "sequential", "parquet": "row_groups"}
+
+
+def _in_order(order: str, loader: Any) -> Any:
+    """A loader's settings with the order that it has unless it says another."""
+    loader = {"name": loader} if isinstance(loader, str) else loader
+    if not isinstance(loader, dict) or loader.get("name") == "batch":
+        return loader
+    return {"order": order, **loader}
 
 
 def parts_in(value: Any) -> Iterator[Settings]:

@@ -130,6 +130,13 @@ def test_every_order_of_groups_is_as_likely_as_another() -> None:
     assert (len(groups), len(rows)) == (6, 6)
 
 
+@pytest.mark.parametrize("loader", ["sample", "[{name: sample, until_epoch: 1}, batch]"])
+def test_row_groups_are_the_order_that_need_not_be_named(loader: str) -> None:
+    data = {"missing": "mean", "standardize": True}
+    assert train("run", "parquet", "row_groups", f"loader={loader}", **data) == 0
+    assert "order: row_groups" in Path("run/config.yaml").read_text()
+
+
 def test_other_orders_and_other_files_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert train("run", "parquet", "reshuffle", missing="mean") == 2
     told = capsys.readouterr().err
