@@ -199,7 +199,8 @@ def _found_dead(workers: Sequence[Any]) -> DataError | None:
         except RuntimeError as told:  # torch's news of the same, which may come at any moment
             if (died := death_of_worker(told)) is not None:
                 return died
-    return next((_dead(f"exit code {code}") for code in codes if code), None)
+    # Ended by its own process, by SIGTERM, its code is 0.
+    return next((_dead(f"exit code {code}") for code in codes if code is not None), None)
 
 
 def _dead(how: str) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
-from gdtrain import MiniBatchLoader, Trainer
+from gdtrain import Callback, MiniBatchLoader, Trainer
 from gdtrain.data.dataset_samples import WorkerError
 from gdtrain.data.streams.record_feed import RecordFeed
 from gdtrain.errors import ConfigError, DataError
@@ -150,6 +151,23 @@ def test_a_worker_that_is_killed_is_an_error() -> None:
     ):
         trainer.fit(1)
     assert updates(trainer) <= 4
+
+
+class Ends(Callback):
+    """Ends a worker after the first update; by SIGTERM of its own process, its code is 0."""
+
+    def on_safe_point(self, trainer: Trainer) -> None:
+        if trainer.step == 1:
+            multiprocessing.active_children()[-1].terminate()
+
+
+@pytest.mark.parametrize("attempt", range(4))  # torch or the system may be the first to tell
+def test_a_worker_that_is_terminated_is_an_error(attempt: int) -> None:
+    trainer = make(Rows(-1), order="sequential", num_workers=2)
+    trainer.callbacks.append(Ends(every_n_steps=1))
+    with pytest.raises(DataError, match=r"^a DataLoader worker has died \("):
+        trainer.fit(50)
+    assert 1 <= updates(trainer) <= N // SIZE
 
 
 # ── streams ─────────────────────────────────────────────────────────────────────────────────────

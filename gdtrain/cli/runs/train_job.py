@@ -54,7 +54,7 @@ from gdtrain.training.trainer import Trainer
 logger = logging.getLogger("gdtrain")
 
 EXIT_NON_FINITE = 3
-_ENDED = ("done", "stopped")  # of a run that has come to its end
+_ENDED = ("done", "stopped")  # of a run at its end
 
 
 @dataclass
