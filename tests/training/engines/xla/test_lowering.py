@@ -406,7 +406,7 @@ class Summing(Trainer):
 
 
 @pytest.mark.filterwarnings("ignore:index_reduce")  # is in beta
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_values_and_gradients_are_those_of_pytorch(subject: str, dtype: torch.dtype) -> None:
