@@ -181,7 +181,10 @@ def is_plain(optimizer: Optimizer) -> bool:
         return False
     if "_init_group" in vars(optimizer):
         return False
-    if torch_code.step_now() != torch_code.STEP or not torch_code.is_of_torch(SGD.step):
+    step = torch_code.step_now()
+    if step != torch_code.STEP and not torch_code.are_own(step, torch_code.STEP):
+        return False
+    if not torch_code.is_of_torch(SGD.step):
         return False
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         return False  # a mode sees which kernels are called

@@ -8,6 +8,7 @@ each time, it asks here.
 from __future__ import annotations
 
 from functools import lru_cache, partial
+from inspect import unwrap
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, SimpleNamespace
@@ -42,6 +43,17 @@ def _own(function: Any) -> Any:
     return function if is_of_torch(function) else None
 
 
+def are_own(now: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
+    """Whether what stands there now is what stood there, or that in wrappers of PyTorch's.
+
+    ``torch.compile`` leaves such ones about the optimizers for the rest of the process.
+    """
+    return all(
+        a is b or (isinstance(a, FunctionType) and is_of_torch(a) and unwrap(a) is unwrap(b))
+        for a, b in zip(now, own, strict=True)
+    )
+
+
 _ROOT = SimpleNamespace(torch=torch, nn=nn, reduction=_reduction, sgd=sgd_module)
 
 
@@ -64,7 +76,7 @@ def _is_there(name: str) -> bool:
     return True
 
 
-# Compared where they are needed, without a call, since that is in every update.
+# Compared where they are needed, without a call of Python's, since that is in every update.
 backward_now, BACKWARD = _table(
     "torch.Tensor.backward",
     "torch.autograd.backward",
@@ -74,6 +86,7 @@ backward_now, BACKWARD = _table(
     "torch.ones_like",
 )
 step_now, STEP = _table(
+    "torch.optim.Optimizer.zero_grad",
     "torch.optim.SGD._init_group",
     "sgd.sgd",
     "sgd._default_to_fused_or_foreach",
@@ -113,14 +126,12 @@ _FUNCTIONS = tuple(map(_own, _functions_now(vars(F))))
 
 def has_own_pass() -> bool:
     """Whether layers are called as PyTorch calls them, and compute by its functions."""
-    return bool(_pass_now() == _PASS and _functions_now(vars(F)) == _FUNCTIONS)
+    layers, functions = _pass_now(), _functions_now(vars(F))
+    if layers == _PASS and functions == _FUNCTIONS:  # in each block
+        return True
+    return are_own(layers, _PASS) and are_own(functions, _FUNCTIONS)
 
 
 def has_own_update() -> bool:
     """Whether ``backward``, ``zero_grad`` and the step of SGD are PyTorch's."""
-    return (
-        backward_now() == BACKWARD
-        and Optimizer.zero_grad is ZERO_GRAD
-        and step_now() == STEP
-        and is_of_torch(SGD.step)
-    )
+    return are_own(backward_now(), BACKWARD) and are_own(step_now(), STEP) and is_of_torch(SGD.step)

@@ -8,10 +8,12 @@ import torch
 from helpers import processes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
 from torch.optim import sgd as sgd_module
 
 from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
+from gdtrain.training import descent, torch_code
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -155,3 +157,17 @@ def test_a_hook_that_a_hook_of_a_node_adds_counts_from_then_on() -> None:
     by_hand(plain)
     fitted(ours, "eager")
     assert all(map(torch.equal, ours.parameters(), plain.parameters()))
+
+
+def test_wrappers_of_pytorch_s_are_its_own_code() -> None:
+    """torch.compile puts some about the optimizers, and leaves them there."""
+    torch.compile(nn.Linear(1, 1), backend="eager")(torch.ones(1, 1))
+    assert hasattr(SGD._init_group, "__wrapped__")
+    assert torch_code.has_own_pass()
+    assert torch_code.has_own_update()
+    assert descent.is_plain(SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+
+
+def test_another_function_of_pytorch_s_is_not_the_one_that_stood_there(monkeypatch) -> None:
+    monkeypatch.setattr(F, "mse_loss", F.l1_loss)
+    assert not torch_code.has_own_pass()
