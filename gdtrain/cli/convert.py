@@ -79,8 +79,9 @@ def _convert_parser() -> argparse.ArgumentParser:
         "--missing",
         choices=["error", "drop", "mean", "median", "most_frequent"],
         default="error",
-        help="what is done about missing cells: an error (default), rows left out (drop), or what "
-        "is filled in, learnt on all rows",
+        metavar="HOW",
+        help="what is done about missing cells: error (default), drop (their rows), or mean, "
+        "median, most_frequent of all rows, filled in",
     )
     parser.add_argument(
         "--indicator", action="store_true", help="add inputs that are 1 where a cell is missing"
