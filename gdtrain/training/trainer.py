@@ -182,8 +182,6 @@ class Trainer(OutsideTheLoop):
     _untold = 0  # records, the last ones, of which not all have been told
     plan: Plan | None = None  # of the current epoch
     running: Block | None = None  # that runs, or ran last
-    outputs: list[tuple[Any, Any]] | None = None  # see Prequential
-    captured_step: Tensor | None = None  # the step, while one is captured as a graph
 
     def __init__(
         self,
@@ -264,6 +262,9 @@ class Trainer(OutsideTheLoop):
         self.history = History()
         self.progress.lr = float(updater.param_groups[0]["lr"])
         self.rates: dict[str, float] = {}  # of the last update, of several optimizers
+        # Set while a step is captured, or looked at, and so the trainer's from its start on.
+        self.captured_step: Tensor | None = None  # the step, while it is captured as a graph
+        self.outputs: list[tuple[Any, Any]] | None = None  # see Prequential
 
         self.microbatches = MicrobatchSize(microbatch_size, memory_limit, self.world)
         self.exact_gradient = ExactGradient(

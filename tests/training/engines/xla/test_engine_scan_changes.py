@@ -6,6 +6,7 @@ It ends where the loop ends, up to rounding, or refuses by name before any updat
 import copy
 import logging
 import random
+import sys
 import time
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
+from gdtrain.training.engines.capturing.eager_pass import EagerPass
 from gdtrain.training.engines.capturing.python_state import PythonState
 
 pytest.importorskip("jax")
@@ -111,6 +113,26 @@ def assert_close(got, expected):
         tolerance = TOLERANCE.get(value.dtype, 0)
         scale = theirs[name].double().norm() + 1e-3
         assert (value - theirs[name]).double().norm() <= tolerance * scale, name
+
+
+def test_a_step_that_changes_nothing_is_looked_at_once() -> None:
+    """A second pass, and a refusal where it differs, are for models that change as they run."""
+    model, optimizer = make(Net)
+    trainer = scanning(model, optimizer)
+    batch, passes = next(iter(trainer.loader)), []
+
+    def note(frame, event, _) -> None:
+        if event == "call" and frame.f_code is Net.forward.__code__:
+            passes.append(frame.f_lineno)
+
+    before = dict(vars(trainer))
+    sys.setprofile(note)
+    try:
+        EagerPass(trainer, batch)
+    finally:
+        sys.setprofile(None)
+    assert len(passes) == 1
+    assert vars(trainer).keys() == before.keys()
 
 
 # ── what forward changes ────────────────────────────────────────────────────────────────────────
