@@ -47,9 +47,9 @@ import gdtrain
 torch.manual_seed(0)
 x = torch.randn(500, 2)
 model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
-started = time.perf_counter()
 loader = gdtrain.MiniBatchLoader((x, x.sum(1, keepdim=True)), 64)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # which may import torch's compiler
+started = time.perf_counter()
 trainer = gdtrain.Trainer(
     model, nn.MSELoss(), optimizer, loader, device="cpu", engine="scan", progress=False
 )

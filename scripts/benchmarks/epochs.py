@@ -3,7 +3,9 @@
 Contestants: ``Trainer.fit`` under ``eager`` and ``scan``, the loop written by hand, and the whole
 run written by hand as one ``jax.lax.scan`` over the epochs, whose time includes drawing the same
 orders by torch. One sample, 64 and all of them per update, in order and reshuffled. Ratios are
-medians of interleaved repetitions; times are of the process, in one thread.
+medians of interleaved repetitions; times are of the process, in one thread. Of a full batch also:
+``eager`` reshuffled over the loop in order, and the microseconds that an epoch in order takes
+beyond its bare update, which is the loop's without ``.item()`` and sums.
 
     python scripts/benchmarks/epochs.py [--repeats 7] [--only 64]
 """
@@ -78,6 +80,16 @@ def by_hand(size: int, order: str) -> Run:
     return timed(train)
 
 
+def bare_update(epochs: int) -> None:
+    """Updates by all samples, and nothing else."""
+    net, loss = model(), nn.MSELoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    for _ in range(epochs):
+        optimizer.zero_grad()
+        loss(net(X), Y).backward()
+        optimizer.step()
+
+
 def by_jax(size: int, order: str) -> Run:
     parameters = [jnp.asarray(p.detach().numpy()) for p in model().parameters()]
     x, y, full = jnp.asarray(X.numpy()), jnp.asarray(Y.numpy()), ROWS // size * size
@@ -125,6 +137,10 @@ def compared(size: int, order: str, repeats: int) -> str:
         "eager": (by_gdtrain(size, order, "eager"), few),
         "hand": (by_hand(size, order), few),
     }
+    if size == ROWS and order == "sequential":
+        contestants["bare"] = timed(bare_update), few
+    elif size == ROWS:
+        contestants["in order"] = by_hand(size, "sequential"), few
     for run, epochs in contestants.values():  # compiled, and warm
         run(epochs)
         run(epochs)
@@ -133,10 +149,15 @@ def compared(size: int, order: str, repeats: int) -> str:
     def ratio(first: str, second: str) -> float:
         return statistics.median(times[first] / times[second] for times in taken)
 
-    name = "all" if size == ROWS else size
+    name, more = "all" if size == ROWS else size, ""
+    if "bare" in contestants:
+        beyond = statistics.median(times["eager"] - times["bare"] for times in taken)
+        more = f"  beyond the bare update {1e6 * beyond:.1f} µs"
+    elif "in order" in contestants:
+        more = f"  eager/hand in order {ratio('eager', 'in order'):5.2f}"
     return (
         f"{name:>5} {order:<10} scan/jax {ratio('scan', 'jax'):5.2f}  "
-        f"hand/scan {ratio('hand', 'scan'):7.1f}  eager/hand {ratio('eager', 'hand'):5.2f}"
+        f"hand/scan {ratio('hand', 'scan'):7.1f}  eager/hand {ratio('eager', 'hand'):5.2f}{more}"
     )
 
 
