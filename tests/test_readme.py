@@ -39,11 +39,11 @@ def of_all_pages(language: str) -> list[tuple[str, str]]:
     return [(p, block.text) for p in PAGES for block in blocks(p) if block.language == language]
 
 
-INSTALLS = list(
-    dict.fromkeys(
-        line for _, text in of_all_pages("bash") for line in text.splitlines() if line[:3] == "pip"
-    )
-)
+COMMANDS = [(page, line) for page, text in of_all_pages("bash") for line in text.splitlines()]
+INSTALLS = list(dict.fromkeys(line for _, line in COMMANDS if line.startswith("pip ")))
+# Pages that are read one after the other, in one directory; the others are read when needed.
+IN_TURN = ["README.md", *(page for page in PAGES if page.startswith("docs/tutorial/"))]
+READINGS = [IN_TURN, *([page] for page in PAGES if page not in IN_TURN)]
 # What a configuration needs besides a fragment that is shown.
 REST = {
     "data": "{source: digits, validation_fraction: 0.2}",
@@ -74,13 +74,16 @@ def test_the_two_lines_are_those_that_ci_runs() -> None:
     assert "grep '^pip install -c constraints.txt' README.md" in (ROOT / ".ci/run").read_text()
 
 
+def has_code(page: str) -> bool:
+    return bool({block.language for block in blocks(page)} & {"python", "bash"})
+
+
 @pytest.mark.few(4)
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if {b.language for b in blocks(page)} & {"python", "bash"}]
-)
-def test_commands_and_python_do_what_is_said_from_top_to_bottom(page, clone, capsys) -> None:
-    """In one test for a page, since later blocks go on with what earlier ones have made."""
-    for number, block in enumerate(blocks(page)):
+@pytest.mark.parametrize("pages", [p for p in READINGS if any(map(has_code, p))], ids=" ".join)
+def test_commands_and_python_do_what_is_said_from_top_to_bottom(pages, clone, capsys) -> None:
+    """In one test for a reading, since later blocks meet what earlier ones have made."""
+    everything = [block for page in pages for block in blocks(page)]
+    for number, block in enumerate(everything):
         if block.language == "python":
             script = clone / f"block_{number}.py"
             script.write_text(block.text, "utf-8")
@@ -98,14 +101,29 @@ def test_commands_and_python_do_what_is_said_from_top_to_bottom(page, clone, cap
 
 
 def run(command: str, capsys) -> None:
-    if command not in INSTALLS:
-        capsys.readouterr()
-        if command.startswith("python examples/"):
-            runpy.run_path(command.removeprefix("python "), run_name="__main__")
-            return
-        python, dash_m, package, *arguments = shlex.split(command)
-        assert (python, dash_m, package) == ("python", "-m", "gdtrain")
-        assert main(arguments) == 0, (command, capsys.readouterr().err)
+    """Run a command, of one that installs first what comes then; tests are not run again."""
+    command = command.split(" && ")[-1] if command in INSTALLS else command
+    if command.startswith("python -m pytest"):
+        return
+    capsys.readouterr()
+    if command.startswith("python examples/"):
+        runpy.run_path(command.removeprefix("python "), run_name="__main__")
+        return
+    python, dash_m, package, *arguments = shlex.split(command)
+    assert (python, dash_m, package) == ("python", "-m", "gdtrain")
+    assert main(arguments) == 0, (command, capsys.readouterr().err)
+
+
+def test_no_two_pages_write_into_each_others_directories() -> None:
+    """So that a reader may follow all pages, in any order, in one clone."""
+    pages: dict[str, set[str]] = {}
+    unnamed = set()  # the directories of a configuration's numbered runs, as runs/minibatch
+    for page, command in COMMANDS:
+        if given := re.search(r"--output-dir (\S+)", command):
+            pages.setdefault(given[1], set()).add(page)
+        elif "--dry-run" not in command:
+            unnamed |= {f"runs/{name}" for name in re.findall(r"--config \S*?(\w+)\.yaml", command)}
+    assert {path: of for path, of in pages.items() if len(of) > 1 or path in unnamed} == {}
 
 
 def printed(capsys) -> str:

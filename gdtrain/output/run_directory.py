@@ -48,10 +48,7 @@ def new_directory(wanted: Path | None, name: str) -> Path:
             disk.make_directory(wanted)
             _clear_remains(wanted)
             if any(wanted.iterdir()):
-                raise OutputError(
-                    f"{wanted} is not empty; choose another --output-dir, "
-                    "or give --resume to go on with the run in it"
-                )
+                raise OutputError(_not_empty(wanted))
             return wanted
         parent = _runs_of(name)
         disk.make_directory(parent)
@@ -67,6 +64,14 @@ def new_directory(wanted: Path | None, name: str) -> Path:
     except OSError as error:
         where = wanted or Path("runs") / name
         raise OutputError(f"{where} can't be made: {error.strerror}; choose another") from error
+
+
+def _not_empty(wanted: Path) -> str:
+    """What to do about a directory that is taken: the run in it can be resumed, if there is one."""
+    message = f"{wanted} is not empty; choose another --output-dir"
+    if (wanted / CONFIG).is_file():
+        message += ", or give --resume to go on with the run in it"
+    return message
 
 
 def latest_directory(

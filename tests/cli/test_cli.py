@@ -92,6 +92,10 @@ def test_runs_are_numbered_and_never_overwritten(capsys):
         "or give --resume to go on with the run in it\n"
     )
     assert weights("runs/moons/1") == before
+    assert run("--output-dir", "runs/moons") == 2, "in which there are runs, but no run itself"
+    assert capsys.readouterr().err == (
+        "command line:1:1: --output-dir: runs/moons is not empty; choose another --output-dir\n"
+    )
 
 
 def test_an_empty_output_directory_is_used_and_may_have_any_name():

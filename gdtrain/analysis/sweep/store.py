@@ -76,10 +76,8 @@ class SweepStore:
         if self._is_free():
             return []
         if not resume:
-            raise OutputError(
-                f"{self.directory} is not empty; choose another directory, or resume the sweep "
-                "in it"
-            )
+            remedy = ", or resume the sweep in it" if path.is_file() else ""
+            raise OutputError(f"{self.directory} is not empty; choose another directory{remedy}")
         if not path.is_file():
             raise OutputError(f"{self.directory} holds no sweep; give the directory of one")
         plan = json.loads(path.read_text("utf-8"))

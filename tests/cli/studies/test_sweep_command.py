@@ -99,6 +99,10 @@ def test_a_sweep_goes_on_and_may_grow(capsys):
         "command line:1:1: --output-dir: s is not empty; choose another directory, or resume the "
         "sweep in it\n"
     )
+    assert main(["sweep", "moons.yaml", "seed=0,1", "--output-dir", "s/runs"]) == 2
+    assert capsys.readouterr().err == (
+        "command line:1:1: --output-dir: s/runs is not empty; choose another directory\n"
+    )
 
 
 def test_runs_that_diverge_or_fail_are_rows(capsys):
