@@ -33,8 +33,9 @@ def convert(given: list[str]) -> int:
     try:
         dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
         files = TableFiles(str(options.table), dialect)
-        reading = TableReading(files, **{key: getattr(options, key) for key in _OF_READING})
-        reading.rules = MissingRules(options.missing, options.indicator)
+        columns = {key: getattr(options, key) for key in _OF_READING}
+        rules = MissingRules(options.missing, options.indicator)
+        reading = TableReading(files, **columns, rules=rules)
         passes = 2 if options.missing in ("error", "drop") else 3
         total = passes * files.nbytes()
         with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:

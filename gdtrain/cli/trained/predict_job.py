@@ -15,6 +15,7 @@ from typing import IO, Any
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.load_run import OnBadRow, TrainedRun, load_run
 from gdtrain.errors import ConfigError, Fault, OutputError
+from gdtrain.near_names import nearest
 
 _AT_ONCE = 1 << 20  # bytes
 
@@ -101,7 +102,9 @@ def _keep(file: IO[bytes], content: bytes) -> None:
 def _chosen(there: list[str], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in there:
-            message = f"{name!r} is no column of the predictions; they have {', '.join(there)}"
+            near = nearest(name, there)
+            hint = f"did you mean {near}?" if near else f"they have {', '.join(there)}"
+            message = f"{name!r} is no column of the predictions; {hint}"
             raise ConfigError([Fault("--columns", message, "command line")])
     return list(wanted)
 

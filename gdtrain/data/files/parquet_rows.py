@@ -66,9 +66,9 @@ def parquet(
     Raises as :func:`gdtrain.data.tables.table.read_table` does, or for a file that is not Parquet.
     """
     files = TableFiles(path, Dialect())
-    reading = TableReading(files, target, features, exclude, keep, categorical)
+    rules = MissingRules(missing, indicator)
+    reading = TableReading(files, target, features, exclude, keep, categorical, rules)
     reading.missing_values = missing_values
-    reading.rules = MissingRules(missing, indicator)
     reading.loss = loss
     reading.ignore_unknown = unknown_category == "ignore"
     return UnloadedTable(reading, set(categorical))

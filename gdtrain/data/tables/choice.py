@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.near_names import nearest
@@ -19,16 +20,19 @@ def check_columns(
     categorical: Sequence[str] = (),
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
+    missing: Collection[str] = (),
+    indicator: Sequence[str] = (),
 ) -> list[str]:
     """Names of the input columns: ``features``, or all but the targets ``wanted`` and ``exclude``.
 
-    Raises DataError for names that the header does not have, and ConfigError for a choice of
-    columns that makes no sense.
+    missing, indicator: columns that these settings name. Raises DataError for names that the
+    header does not have, and ConfigError for a choice of columns that makes no sense.
     """
     there = set(header)
     if not wanted:
         raise ConfigError.of("target", "must name at least one column")
-    for name in (*wanted, *(features or ()), *categorical, *exclude, *keep):
+    of_cells = {"categorical": categorical, "keep": keep, "missing": missing}
+    for name in (*wanted, *(features or ()), *exclude, *chain(*of_cells.values()), *indicator):
         if name not in there:
             near = nearest(name, header)
             hint = f"did you mean {near}?" if near else f"it has {_listed(header)}"
@@ -43,10 +47,13 @@ def check_columns(
     for name in used:
         if counts[name] > 1:
             raise DataError(f"{path}: column {name!r} is chosen twice; as feature or target, once")
-    for key, names in (("categorical", categorical), ("keep", keep)):
+    for key, names in of_cells.items():
         for name in names:
             if name not in counts:
                 raise ConfigError.of(key, f"{name!r} is neither a feature nor the target")
+    for name in indicator:
+        if name not in chosen:
+            raise ConfigError.of("indicator", f"{name!r} is no feature; remove it")
     for name in exclude:
         if name in counts:
             raise ConfigError.of("exclude", f"{name!r} is a feature or the target too; remove one")

@@ -193,9 +193,9 @@ def read_table(
     """
     dialect = Dialect(delimiter, quote, decimal, encoding, comment, skip_rows, header)
     files = TableFiles(path, dialect)
-    reading = TableReading(files, target, features, exclude, keep, categorical)
+    rules = MissingRules(missing, indicator)
+    reading = TableReading(files, target, features, exclude, keep, categorical, rules)
     reading.missing_values = missing_values
-    reading.rules = MissingRules(missing, indicator)
     reading.loss = loss
     reading.ignore_unknown = unknown_category == "ignore"
     path_of_test, fraction = (None, None) if test is None else (test.path, test.fraction)
@@ -214,6 +214,7 @@ class TableReading:
         exclude: Sequence[str] = (),
         keep: Sequence[str] = (),
         categorical: Sequence[str] = (),
+        rules: MissingRules = MissingRules(),  # noqa: B008 - it can't be changed
     ) -> None:
         if features is not None and exclude:
             raise ConfigError.of("exclude", "has no effect beside features; remove one of the two")
@@ -221,12 +222,19 @@ class TableReading:
         self.targets = [target] if isinstance(target, str) else target
         files.look_for([*self.targets, *(features or ())])
         self.chosen = check_columns(
-            files.path, files.names, features, self.targets, categorical, exclude, keep
+            files.path,
+            files.names,
+            features,
+            self.targets,
+            categorical,
+            exclude,
+            keep,
+            *rules.named(),
         )
         self.asked_for = {*(features or ()), *keep, *categorical}
         self.categorical = set(categorical)
         self.missing_values: Sequence[str] | None = None
-        self.rules = MissingRules()
+        self.rules = rules
         self.loss: LossSettings | None = None
         self.ignore_unknown = False
         self.advance: Callable[[int], object] | None = None

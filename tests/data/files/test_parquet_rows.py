@@ -146,3 +146,10 @@ def test_other_orders_and_other_files_are_refused(capsys: pytest.CaptureFixture[
         parquet("t.csv", "y")
     with pytest.raises(ConfigError, match="order: row_groups needs data that is read in groups"):
         MiniBatchLoader((torch.ones(3, 1), torch.ones(3, 1)), 2, order="row_groups")
+
+
+@pytest.mark.parametrize("setting", [{"missing": {"colur": "drop"}}, {"indicator": ["colur"]}])
+def test_columns_that_settings_name_are_there(setting: dict[str, Any]) -> None:
+    message = "^t.parquet: has no column 'colur'; did you mean colour\\?$"
+    with pytest.raises(DataError, match=message):
+        parquet("t.parquet", "y", **setting)

@@ -201,8 +201,17 @@ def test_faults_of_the_file_are_told_with_their_place(text: str | bytes, said: s
         ({"target": "prise"}, "has no column 'prise'; did you mean price?"),
         ({"target": "zzz"}, "has no column 'zzz'; it has size, rooms, price"),
         ({"target": ["price", "rom"]}, "has no column 'rom'; did you mean rooms?"),
+        ({"target": "PRICE"}, "has no column 'PRICE'; did you mean price?"),
         ({"features": ["sizes"]}, "has no column 'sizes'; did you mean size?"),
         ({"categorical": ["room"]}, "has no column 'room'; did you mean rooms?"),
+        ({"exclude": ["room"]}, "has no column 'room'; did you mean rooms?"),
+        ({"keep": ["room"]}, "has no column 'room'; did you mean rooms?"),
+        ({"missing": {"room": "median"}}, "has no column 'room'; did you mean rooms?"),
+        (
+            {"missing": {"size": "mean", "zzz": "drop"}},
+            "has no column 'zzz'; it has size, rooms, price",
+        ),
+        ({"indicator": ["siz"]}, "has no column 'siz'; did you mean size?"),
         (
             {"features": ["price"]},
             "column 'price' is chosen twice; as feature or target, once",
@@ -250,6 +259,12 @@ def test_columns_that_can_not_be_chosen_are_refused(options: dict[str, Any], sai
             {"exclude": ["z"], "features": ["x"]},
             "exclude: has no effect beside features; remove one of the two",
         ),
+        (
+            {"missing": {"z": "drop"}, "exclude": ["z"]},
+            "missing: 'z' is neither a feature nor the target",
+        ),
+        ({"indicator": ["z"], "features": ["x"]}, "indicator: 'z' is no feature; remove it"),
+        ({"indicator": ["y"]}, "indicator: 'y' is no feature; remove it"),
         ({"exclude": ["y"]}, "exclude: 'y' is a feature or the target too; remove one"),
     ],
 )
