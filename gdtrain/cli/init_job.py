@@ -36,8 +36,9 @@ def for_table(path: Path, targets: list[str], name: str) -> tuple[str, str]:
     """A configuration for a table, and what is still to be corrected, "" if nothing.
 
     Columns that are hardly meant as inputs are left out, with the reason; dates are kept. Missing
-    cells are filled in, and rows without a target left out. Raises DataError for a file that can't
-    be read, or has no such column.
+    cells are filled in, with an input that says where if they are many or all others are alike, and
+    rows without a target left out. Raises DataError for a file that can't be read, or has no such
+    column.
     """
     reading, seen, wrong = _understood(path, targets)
     loss, classes = _loss(seen)
@@ -131,9 +132,14 @@ def _choices(reading: TableReading, seen: Seen | None) -> Iterator[str]:
         yield f"missing: {{{', '.join(rules)}}}"
     elif missing:
         yield f"missing: {_MEDIAN}  # of text, the most frequent category"
+    told = [c.name for c in missing if c.distinct == 1 or c.missing > _MANY * seen.inputs.rows]
+    if told:
+        yield f"indicator: {_listed(told)}  # an input that is 1 where there is no value"
 
 
 _MEDIAN, _MODE = "median", "most_frequent"
+# From this share of missing cells on, that a cell is missing may say as much as what stands in it.
+_MANY = 0.1
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """The command ``init``: what it writes runs as it is, and what is there stays."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -73,6 +74,28 @@ def test_columns_suggest_settings() -> None:
     assert (data.decimal, data.exclude, data.keep) == (",", ["number", "note"], ["day"])
     assert data.missing == {"size": "median", "price": "drop"}
     assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_that_a_cell_is_missing_may_be_all_that_a_column_says(capsys) -> None:
+    lines = ["coupon,gift,few,many,price"]
+    lines += [
+        f"{'SAVE10' if n % 3 == 0 else ''},{'' if n else 1},{n * n if n % 20 else ''},"
+        f"{n * n % 11 if n % 4 else 'NA'},{10 - 2 * (n % 3 == 0)}"
+        for n in range(60)
+    ]
+    Path("shop.csv").write_text("\n".join(lines) + "\n")
+    assert main(["init", "--data", "shop.csv", "--target", "price"]) == 0
+    data = load_config("shop.yaml")[0].data
+    assert (data.missing, data.indicator) == ("median", ["coupon", "gift", "many"])
+    rest = ["epochs=40", "data.validation_fraction=0", "--output-dir", "out"]
+    assert main(["--config", "shop.yaml", *rest]) == 0
+    records = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["kind"] == "epoch"][-1]
+    assert last["train_loss"] < 0.01  # of a variance of 1: the coupon alone says the price
+    capsys.readouterr()
+    main(["--config", "shop.yaml", "data.indicator=false", "--dry-run"])
+    same = [line for line in capsys.readouterr().err.splitlines() if "the same in all rows" in line]
+    assert [line.split()[0] for line in same] == ["coupon", "gift"]
 
 
 WRITTEN = {

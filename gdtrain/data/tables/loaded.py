@@ -249,6 +249,8 @@ def _described(column: Column, missing: MissingRules) -> tuple[str, str, str, st
         becomes = f"{becomes}, {_filled(column, missing.of(column.name))}"
         if missing.indicated(column.name):
             becomes += ", a flag where missing"
+        elif column.distinct == 1 and missing.of(column.name) != "drop":
+            becomes += ", the same in all rows"
     kind = "text" if column.kind == "category" else column.kind
     return column.name[:40], kind, f"{column.missing:,}", distinct, str(becomes)
 
