@@ -27,6 +27,15 @@ const look = () => {
       }
     });
   }
+  for (const part of document.querySelectorAll('.card, .scroll')) {
+    if (!part.clientWidth) continue;
+    const hint = part.parentElement.querySelector(':scope > .hint');
+    const told = (hint && hint.clientHeight) ||
+      getComputedStyle(part).backgroundAttachment.includes('local');
+    const more = part.scrollWidth - part.clientWidth;
+    if (more > 1 && !told) found.push(['cut, and nothing says so', part.textContent.slice(0, 40)]);
+    if (hint && hint.clientHeight && more <= 1) found.push(['nothing to scroll to']);
+  }
 };
 const tabs = [...document.querySelectorAll('.tabs input')];
 for (const tab of tabs) { tab.checked = true; look(); }
@@ -34,13 +43,51 @@ if (!tabs.length) look();
 if (document.documentElement.scrollWidth > innerWidth + 1) found.push(['wider than the window']);
 """
 
+# Of a sweep's page: what scrolls, empty places of cards, stars beside the middles of cells, and
+# lines over numbers of a heat map that have no rim.
+MEASURE_SWEEP = """
+const found = [];
+const middle = box => [(box.left + box.right) / 2, (box.top + box.bottom) / 2];
+for (const part of document.querySelectorAll('.card, .scroll'))
+  if (part.scrollWidth > part.clientWidth + 1) found.push(['scrolls', part.className]);
+for (const card of document.querySelectorAll('.plan .card, .profile')) {
+  const right = Math.max(...[...card.children].map(c => c.getBoundingClientRect().right));
+  const empty = card.getBoundingClientRect().right - right;
+  if (empty > 30) found.push(['empty', card.className, empty]);
+}
+const cells = [...document.querySelectorAll('rect')].map(r => middle(r.getBoundingClientRect()));
+for (const star of document.querySelectorAll('.star')) {
+  const [x, y] = middle(star.getBoundingClientRect());
+  const off = Math.min(...cells.map(([a, b]) => Math.hypot(a - x, b - y)));
+  if (off > 4) found.push(['beside the middle', off]);
+  for (const text of document.querySelectorAll('.in')) {
+    const a = star.getBBox(), b = text.getBBox();
+    const wide = Math.min(a.x + a.width, b.x + b.width) - Math.max(a.x, b.x);
+    const high = Math.min(a.y + a.height, b.y + b.height) - Math.max(a.y, b.y);
+    if (wide > 0.5 && high > 2.5) found.push(['touch', text.textContent]);
+  }
+}
+const lines = [...document.querySelectorAll('.ridge, .scaling')];
+[...document.querySelectorAll('.in')].forEach((text, i) => {
+  const style = getComputedStyle(text);
+  const cell = getComputedStyle(document.querySelectorAll('.plan rect')[i]);
+  const rim = style.paintOrder === 'stroke' && parseFloat(style.strokeWidth) >= 4;
+  const above = lines.every(line => line.compareDocumentPosition(text) & 4);
+  if (!rim || !above || style.stroke !== cell.fill) found.push(['crossed', text.textContent]);
+});
+for (const kind of ['.profile .name', '.profile li', '.plan .axis']) {
+  const texts = [...document.querySelectorAll(kind)].map(t => t.textContent);
+  if (!texts.length || new Set(texts).size < texts.length) found.push(['not told apart', kind]);
+}
+"""
 
-def faults_of(page, width, folder, *, dark=False):
-    """What is wrong with the texts of a page that is ``width`` pixels wide."""
+
+def faults_of(page, width, folder, *, dark=False, measure=MEASURE):
+    """What a script finds wrong with a page that is ``width`` pixels wide: with its texts."""
     # A test's script is not the page's own, which alone its policy lets run.
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
     script = (
-        f"addEventListener('load', () => {{ {MEASURE} document.title = JSON.stringify(found) }})"
+        f"addEventListener('load', () => {{ {measure} document.title = JSON.stringify(found) }})"
     )
     (folder / "report.html").write_text(
         page.replace("</body>", f"<script>{script}</script></body>"), "utf-8"

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.chromium import CHROMIUM, faults_of
+from helpers.chromium import CHROMIUM, MEASURE_SWEEP, faults_of
 from torch import nn
 
 from gdtrain import BatchLoader, SampleLoader, Trainer, compare
@@ -102,3 +102,10 @@ SWEEPS = {
 @pytest.mark.parametrize("case", SWEEPS)
 def test_so_are_those_of_a_sweep(case, width, dark, tmp_path):
     assert faults_of(SWEEPS[case].html(), width, tmp_path, dark=dark) == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_sweep_of_six_rates_and_three_sizes_fits_a_phone_and_fills_its_cards(width, tmp_path):
+    sweep = bowl([0.003, 0.01, 0.03, 0.1, 0.3, 1.0], [16, 32, 128])
+    assert faults_of(sweep.html(), width, tmp_path, measure=MEASURE_SWEEP) == []

@@ -40,7 +40,39 @@ def test_where_the_best_rate_grows_with_the_size_the_ridge_is_the_line_of_linear
     assert len(ridge) == 3
     steps = np.diff(ridge, axis=0)
     assert np.allclose(steps, steps[0]), "a rate more for each size more"
-    assert page.count("★ ") == len(SIZES) + 1, "one a size, and the note"
+    assert page.count('class="star"') == len(SIZES), "one a size"
+    cells = re.findall(
+        r'<rect class="shade-\d" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"', page
+    )
+    middles = {(int(x) + int(w) / 2, int(y) + int(h) / 2) for x, y, w, h in cells}
+    assert set(ridge) <= middles
+
+
+def test_the_best_cells_are_told_apart_beside_some_that_are_far_worse():
+    losses = [0.018, 0.02, 0.022, 0.03, 0.05, 0.4, 3.0, 50.0, 900.0]
+    page = sweep(
+        lambda rate, size: losses[3 * RATES.index(rate) + SIZES.index(size)],
+        rates=RATES[:3],
+        seeds=1,
+    ).html()
+    shades = {
+        text: shade
+        for shade, text in re.findall(r'<text class="in shade-(\d)"[^>]*>([^<]+)<', page)
+    }
+    assert len({shades["0.018"], shades["0.02"], shades["0.022"]}) >= 2
+    assert [shades[f"{loss:.2g}"] for loss in losses] == sorted(shades.values())
+    legend = re.findall(r'<li class="shade-(\d)">([^<]+)</li>', page)
+    assert [shade for shade, _ in legend] == sorted(set(shades.values()))
+    assert legend[0][1].startswith("0.018")
+    assert legend[-1][1].endswith("9e+02")
+
+
+def test_panels_are_in_the_order_of_their_sizes_and_have_the_same_axes():
+    page = sweep(lambda rate, size: size * linear(rate, 32), sizes=[128, 16, 32]).html()
+    panels = page.split('<div class="dotted">')[1].split("<h2>")[0].split("<figure")[1:]
+    assert [re.search(r"batch_size=(\d+)", panel)[1] for panel in panels] == ["16", "32", "128"]
+    ticks = [re.findall(r'<text class="tick"[^>]*>[^<]+<', panel) for panel in panels]
+    assert ticks[0] == ticks[1] == ticks[2]
 
 
 def test_where_the_best_rate_does_not_depend_on_the_size_the_ridge_is_upright():
@@ -69,6 +101,14 @@ def test_pictures_that_would_say_nothing_are_left_out():
         "Performance profiles",
         "The table",
     ]
+    rows = [row for row in sweep(linear, sizes=[8]) if row.pop("batch_size")]
+    rates = heads.findall(Sweep(rows, ["lr", "seed"], "val_loss", interrupted=False).html())
+    assert rates == [
+        "What to use",
+        "Against the learning rate",
+        "Performance profiles",
+        "The table",
+    ], "of rates alone, coordinates would show no more than the panel"
     single = sweep(linear, rates=[0.1], sizes=[8], seeds=1).html()
     assert heads.findall(single) == ["What to use", "The table"]
     assert "only one setting" in single

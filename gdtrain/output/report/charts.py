@@ -92,17 +92,20 @@ def chart(
     highest: float = math.inf,
     named: bool = True,
     width: int = WIDTH,
+    names_width: int = RIGHT,
+    beside: Sequence[Line] = (),
 ) -> str:
     """An SVG element. highest: the largest y shown; what is above leaves the plot.
 
     title: what the picture is, for those who do not see it. named: names at the ends of lines, for
-    which the picture is as high as they need. Values that a logarithmic axis does not have are left
-    out. An empty picture says so.
+    which the picture is as high as they need. names_width: of them, in pixels. beside: lines of
+    other pictures with the same axes, which so have room for these too. Values that a logarithmic
+    axis does not have are left out. An empty picture says so.
     """
     height = max(HEIGHT, TOP + BOTTOM + LABEL_GAP * len(lines) * named)
     drawn = [(line, _drawable(line, log_x, log_y)) for line in lines]
     points = [point for _, some in drawn for point in some]
-    right = width - (RIGHT if named else 14)
+    right = width - (names_width if named else 14)
     head = (
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
@@ -110,6 +113,7 @@ def chart(
     if not points:
         middle = f'x="{width / 2:.0f}" y="{height / 2:.0f}" text-anchor="middle"'
         return f'{head}<text class="tick" {middle}>no finite values to draw</text></svg>'
+    points += [point for line in beside for point in _drawable(line, log_x, log_y)]
     xs, ys = [x for x, _ in points], [min(y, highest) for _, y in points]
     x_axis = Axis(x_label, *_range(xs, log_x, 0.0), log_x, LEFT, right, x_write)
     y_axis = Axis(y_label, *_range(ys, log_y, 0.06), log_y, height - BOTTOM, TOP, y_write)
@@ -268,32 +272,36 @@ def _pushed_up(places: list[float], lowest: float) -> list[float]:
     return moved[::-1]
 
 
-def short_names(names: Sequence[str]) -> list[str]:
-    """Names of 13 usual characters at most that stay different: cut, their middles, or numbered.
+def short_names(names: Sequence[str], most: int = NAME_LENGTH) -> list[str]:
+    """Names of ``most`` usual characters that stay different: cut, their middles, or numbered.
 
     >>> short_names(["a-long-run-of-lr-0.01-sgd", "a-long-run-of-lr-0.03-sgd", "adam"])
     ['…0.01-sgd', '…0.03-sgd', 'adam']
     """
-    short = [_cut(name) for name in names]
+    short = [_cut(name, most) for name in names]
     if len(set(short)) == len(set(names)):
         return short
-    long = [name for name in names if _width(name) > NAME_LENGTH]
+    long = [name for name in names if _width(name) > most]
     pairs = enumerate(zip(min(long), max(long), strict=False))
     start = next((place for place, (a, b) in pairs if a != b), 0)
     while start and (long[0][start - 1].isalnum() or long[0][start - 1] == "."):
         start -= 1  # to the beginning of a word
-    short = [_cut(f"…{name[start:]}") if name in long and start else _cut(name) for name in names]
+    short = [
+        _cut(f"…{name[start:]}", most) if name in long and start else _cut(name, most)
+        for name in names
+    ]
     if len(set(short)) == len(set(names)):
         return short
     return [
-        _cut(f"{number} {name}") if name in long else name for number, name in enumerate(names, 1)
+        _cut(f"{number} {name}", most) if name in long else name
+        for number, name in enumerate(names, 1)
     ]
 
 
-def _cut(name: str) -> str:
-    if _width(name) <= NAME_LENGTH:
+def _cut(name: str, most: int) -> str:
+    if _width(name) <= most:
         return name
-    while _width(name) > NAME_LENGTH - 1:
+    while _width(name) > most - 1:
         name = name[:-1]
     return f"{name}…"
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from html import escape
 from itertools import pairwise
 from typing import Any
 
-from gdtrain.output.report.sweep_values import as_number, batch_size, rate_of, size_of
+from gdtrain.output.report.plan import plan
+from gdtrain.output.report.sweep_values import as_number, rate_of, size_in, size_of
 
 SHADES = 7  # in report.css
-CELL = (62, 30)  # pixels
-LEFT = 84  # of the first column
+CELL = (70, 48)  # pixels
+LEFT = 70  # of the first column
 
 Cells = dict[tuple[float, float], float | None]  # by rate and size
 
@@ -28,18 +30,21 @@ def heat_map(result: dict[str, Any]) -> str:
         return ""
     best = {size: _best_rate(cells, rates, size, higher=result["higher"]) for size in sizes}
     width, height = LEFT + CELL[0] * len(rates) + 8, CELL[1] * len(sizes) + 58
-    squares, numbers = _squares(result, cells, rates, sizes, best)
+    shades = _Shades(result["by"], cells.values(), higher=result["higher"])
+    squares, numbers = _squares(cells, rates, sizes, shades)
     title = f"{result['by']} over learning rate and batch size"
     return (
         "<h2>Learning rate and batch size</h2>"
         '<p class="note">★ and the solid line: the best rate of each batch size. Dashed: rates in '
         "proportion to the batch size (linear scaling), through the best rate of the smallest one. "
-        "– : a run of it diverged or failed.</p>"
-        f'<figure class="card wide plan"><svg class="chart" viewBox="0 0 {width} {height}" '
-        f'style="width:{width}px" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>"
-        f"{squares}{_ridge(best, rates, sizes)}{_scaling(best, rates, sizes)}{numbers}"
-        f"{_axes(rates, sizes)}</svg></figure>"
+        "A dash in a cell: a run of this setting diverged or failed.</p>"
+        + plan(
+            title,
+            (width, height),
+            f"{squares}{_ridge(best, rates, sizes)}{_scaling(best, rates, sizes)}"
+            f"{_stars(best, rates, sizes)}{numbers}{_axes(rates, sizes)}",
+            shades.legend(),
+        )
     )
 
 
@@ -50,7 +55,7 @@ def _cells(result: dict[str, Any]) -> Cells:
     if rate is None or size is None:
         return cells
     for group in result["groups"]:
-        at = as_number(group["setting"][rate]), batch_size(group["setting"][size])
+        at = as_number(group["setting"][rate]), size_in(group["setting"][size])
         if at[0] is None or at[1] is None:
             continue
         key = at[0], at[1]
@@ -59,30 +64,27 @@ def _cells(result: dict[str, Any]) -> Cells:
 
 
 def _squares(
-    result: dict[str, Any],
-    cells: Cells,
-    rates: Sequence[float],
-    sizes: Sequence[float],
-    best: Mapping[float, float | None],
+    cells: Cells, rates: Sequence[float], sizes: Sequence[float], shades: _Shades
 ) -> tuple[str, str]:
-    """The shades of the cells, the smallest size at the bottom, and the numbers in them."""
-    known = [value for value in cells.values() if value is not None]
+    """The shades of the cells, the smallest size at the bottom, and the numbers in them.
+
+    A number is in the upper left corner, where most lines through the middles of cells do not
+    come, and has a rim of its cell's shade for those that do.
+    """
     width, height = CELL
     squares, numbers = [], []
     for row, size in enumerate(reversed(sizes)):
         for column, rate in enumerate(rates):
             value = cells.get((rate, size))
-            shade = _shade(value, known, log=result["log"], higher=result["higher"])
+            shade = shades.of(value)
             x, y = LEFT + column * width, row * height
-            star = "★ " if best[size] == rate else ""
-            text = f"{star}{_short(result['by'], value)}" if (rate, size) in cells else ""
+            text = shades.text(value) if (rate, size) in cells else ""
             squares.append(
                 f'<rect class="shade-{shade}" x="{x}" y="{y}" width="{width - 2}" '
                 f'height="{height - 2}"/>'
             )
             numbers.append(
-                f'<text class="in shade-{shade}" x="{x + width / 2 - 1:.0f}" '
-                f'y="{y + height / 2 + 3:.0f}" text-anchor="middle">{escape(text)}</text>'
+                f'<text class="in shade-{shade}" x="{x + 4}" y="{y + 13}">{escape(text)}</text>'
             )
     return "".join(squares), "".join(numbers)
 
@@ -112,12 +114,35 @@ def _axes(rates: Sequence[float], sizes: Sequence[float]) -> str:
 def _ridge(
     best: Mapping[float, float | None], rates: Sequence[float], sizes: Sequence[float]
 ) -> str:
-    points = [
+    return _path(_best_points(best, rates, sizes), len(sizes), "ridge")
+
+
+def _stars(
+    best: Mapping[float, float | None], rates: Sequence[float], sizes: Sequence[float]
+) -> str:
+    return "".join(
+        f'<polygon class="star" points="{_star(*_middle(len(sizes), point))}"/>'
+        for point in _best_points(best, rates, sizes)
+    )
+
+
+def _star(x: float, y: float) -> str:
+    """The corners of a star of five points about a place."""
+    turns = [(math.radians(36 * corner), 3 if corner % 2 else 7.5) for corner in range(10)]
+    return " ".join(
+        f"{x + far * math.sin(turn):.1f},{y - far * math.cos(turn):.1f}" for turn, far in turns
+    )
+
+
+def _best_points(
+    best: Mapping[float, float | None], rates: Sequence[float], sizes: Sequence[float]
+) -> list[tuple[float, int]]:
+    """Column and row of the best cell of each size."""
+    return [
         (float(rates.index(rate)), row)
         for row, size in enumerate(sizes)
         if (rate := best[size]) is not None
     ]
-    return _path(points, len(sizes), "ridge")
 
 
 def _scaling(
@@ -141,12 +166,16 @@ def _column(rate: float, rates: Sequence[float]) -> float | None:
 
 
 def _path(points: Sequence[tuple[float, int]], rows: int, kind: str) -> str:
-    """A line through the lower edges of cells, where it crosses no text."""
-    width, height = CELL
-    placed = " ".join(
-        f"{LEFT + (x + 0.5) * width:.1f},{(rows - y) * height - 5}" for x, y in points
-    )
+    """A line through the middles of cells."""
+    placed = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(partial(_middle, rows), points))
     return f'<polyline class="{kind}" points="{placed}"/>' if len(points) > 1 else ""
+
+
+def _middle(rows: int, point: tuple[float, int]) -> tuple[float, float]:
+    """Of a cell, in pixels; rows are counted from below."""
+    column, row = point
+    width, height = CELL
+    return LEFT + column * width + width / 2 - 1, (rows - row) * height - height / 2 - 1
 
 
 def _best_rate(
@@ -165,17 +194,40 @@ def _better(a: float | None, b: float | None, *, higher: bool) -> float | None:
     return (max if higher else min)(known) if known else None
 
 
-def _shade(value: float | None, known: Sequence[float], *, log: bool, higher: bool) -> str:
-    """0 for the best, SHADES - 1 for the worst; none for what has no number."""
-    if value is None:
-        return "none"
-    scale = math.log if log else float
-    low, high = scale(min(known)), scale(max(known))
-    share = (scale(value) - low) / (high - low) if high > low else 0.0
-    return str(min(SHADES - 1, int(SHADES * (1 - share if higher else share))))
+class _Shades:
+    """Shades by rank: of the values, each shade has about the same number.
 
+    So the best ones, which a few bad values would press into one shade, are told apart.
+    """
 
-def _short(name: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{100 * value:.1f}%" if name.endswith("accuracy") else f"{value:.2g}"
+    def __init__(self, name: str, values: Iterable[float | None], *, higher: bool) -> None:
+        self.name = name
+        known = [value for value in values if value is not None]
+        self.ordered = sorted(known, reverse=higher)  # the best first
+
+    def of(self, value: float | None) -> str:
+        """0 for the best, SHADES - 1 for the worst; none for what has no number."""
+        if value is None:
+            return "none"
+        different = list(dict.fromkeys(self.ordered))
+        if len(different) <= SHADES:  # spread over all shades
+            return str(different.index(value) * (SHADES - 1) // max(1, len(different) - 1))
+        return str(SHADES * self.ordered.index(value) // len(self.ordered))
+
+    def text(self, value: float | None) -> str:
+        """A value in few characters."""
+        if value is None:
+            return "–"
+        accuracy = self.name.endswith("accuracy")
+        return f"{100 * value:.1f}%" if accuracy else f"{value:.2g}"
+
+    def legend(self) -> str:
+        """The values of each shade, the best first."""
+        ranges: dict[str, list[str]] = {}
+        for value in self.ordered:
+            ranges.setdefault(self.of(value), []).append(self.text(value))
+        items = "".join(
+            f'<li class="shade-{shade}">{escape(" to ".join(dict.fromkeys((t[0], t[-1]))))}</li>'
+            for shade, t in ranges.items()
+        )
+        return f'<ul class="shades" aria-label="Shades">{items}</ul>'

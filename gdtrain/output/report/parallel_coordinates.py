@@ -8,33 +8,39 @@ from html import escape
 from typing import Any
 
 from gdtrain.output.report import charts
-from gdtrain.output.report.sweep_values import as_number, shown
+from gdtrain.output.report.plan import plan
+from gdtrain.output.report.sweep_values import as_number, rate_of, shown
 from gdtrain.output.report.table import metric_text
 
 TICK_GAP = 18  # pixels between texts, one below the other
 MOST_TEXTS = 40  # of an axis
-LEFT, TOP, GAP = 110, 34, 150  # pixels beside, above and between axes
+LEFT, TOP, GAP = 100, 34, 140  # pixels beside, above and between axes
+RIGHT = 80  # beside the last one, for its values
+LABEL = 17  # characters above an axis
 
 
 def coordinates(result: dict[str, Any]) -> str:
     """A line for each setting through its values to its result; the best ones stand out.
 
-    Empty without two settings that have a mean.
+    Empty without two settings that have a mean, and where one thing alone was varied.
     """
     groups = [group for group in result["groups"] if group["mean"] is not None]
     names = list(groups[0]["setting"]) if groups else []
-    if len(groups) < 2 or not names:
+    if len(groups) < 2 or len(names) < 2:
         return ""
-    scales = [_Scale([group["setting"][name] for group in groups]) for name in names]
+    rate = rate_of(result)
+    scales = [
+        _Scale([group["setting"][name] for group in groups], log=name == rate) for name in names
+    ]
     scales.append(_Scale([group["mean"] for group in groups], log=result["log"], by=result["by"]))
     height = max(240, TICK_GAP * max(scale.rows for scale in scales))
-    width = LEFT + GAP * len(names) + LEFT
+    width = LEFT + GAP * len(names) + RIGHT
     lines = [
         _line(scales, [*group["setting"].values(), group["mean"]], height, best=rank < tenth)
         for tenth in [max(1, len(groups) // 10)]
         for rank, group in reversed(list(enumerate(groups)))  # the best on top
     ]
-    labels = charts.short_names([*names, result["by"]])
+    labels = charts.short_names([*names, result["by"]], LABEL)
     axes = [
         _axis(LEFT + GAP * place, label, scale, height)
         for place, (label, scale) in enumerate(zip(labels, scales, strict=True))
@@ -43,11 +49,11 @@ def coordinates(result: dict[str, Any]) -> str:
         "<h2>All settings at once</h2>"
         '<p class="note">A line is a setting, from value to value to its result; the best '
         "tenth stands out. Settings of which a run diverged or failed are left out.</p>"
-        '<figure class="card wide plan"><svg class="chart" '
-        f'viewBox="0 0 {width} {TOP + height + 16}" '
-        f'style="width:{width}px" role="img" aria-label="Parallel coordinates of the settings">'
-        "<title>Parallel coordinates of the settings</title>"
-        f"{''.join(lines)}{''.join(axes)}</svg></figure>"
+        + plan(
+            "Parallel coordinates of the settings",
+            (width, TOP + height + 16),
+            f"{''.join(lines)}{''.join(axes)}",
+        )
     )
 
 
@@ -64,10 +70,12 @@ def _axis(x: int, label: str, scale: _Scale, height: float) -> str:
         f'<line class="post" x1="{x}" x2="{x}" y1="{TOP}" y2="{TOP + height}"/>'
         f'<text class="axis" x="{x}" y="16" text-anchor="middle">{escape(label)}</text>'
     ]
+    # Lines come to the result's axis from the left alone.
+    at, anchor = (x + 8, "start") if scale.by is not None else (x - 6, "end")
     for text, share in scale.ticks(height):
         y = TOP + height * (1 - share) + 4
         parts.append(
-            f'<text class="tick halo" x="{x - 6}" y="{y:.1f}" text-anchor="end">'
+            f'<text class="tick halo" x="{at}" y="{y:.1f}" text-anchor="{anchor}">'
             f"{escape(text)}</text>"
         )
     return "".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -53,25 +54,32 @@ def _header(result: dict[str, Any]) -> str:
 def _table(result: dict[str, Any]) -> str:
     kind = "geometric mean" if result["log"] else "mean"
     names = list(result["groups"][0]["setting"]) if result["groups"] else []
-    heads = [*names, "runs", f"{result['by']} ({kind}, 95 %)", "not done"]
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(group)) + "</tr>"
-        for group in result["groups"][:MOST_ROWS]
-    )
+    heads = ["runs", f"{result['by']} ({kind}, 95 %)", "not done"]
+    rows = "".join(f"<tr>{_row(group)}</tr>" for group in result["groups"][:MOST_ROWS])
     left = len(result["groups"]) - MOST_ROWS
     more = f"<p class='note'>… and {counted(left, 'more setting')}</p>" if left > 0 else ""
     return (
-        '<h2>The table</h2><div class="scroll"><table><caption>The best first.</caption><thead><tr>'
+        '<h2>The table</h2><div class="scroll narrow"><table>'
+        "<caption>The best first.</caption><thead><tr>"
+        + "".join(f'<th scope="col" class="names">{_breakable(name)}</th>' for name in names)
         + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
         + f"</tr></thead><tbody>{rows}</tbody></table></div>{more}"
     )
 
 
-def _cells(group: dict[str, Any]) -> list[str]:
+def _breakable(name: str) -> str:
+    """A setting's name, which may go on in the next line after a dot or an underscore."""
+    return re.sub(r"([._])", r"\1<wbr>", escape(name))
+
+
+def _row(group: dict[str, Any]) -> str:
     lost = [status for status in group["statuses"] if status not in ("done", "stopped")]
-    return [
-        *map(shown, group["setting"].values()),
+    values = "".join(
+        f'<td class="names">{escape(shown(value))}</td>' for value in group["setting"].values()
+    )
+    results = [
         str(len(group["statuses"])),
         group["interval"],
         ", ".join(f"{lost.count(status)} {status}" for status in dict.fromkeys(lost)),
     ]
+    return values + "".join(f"<td>{escape(text)}</td>" for text in results)

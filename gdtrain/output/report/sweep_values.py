@@ -25,7 +25,8 @@ def size_of(result: dict[str, Any]) -> str | None:
     return None
 
 
-def batch_size(value: Any) -> float | None:
+def size_in(value: Any) -> float | None:
+    """The number that a value is, or has, as the batch size of ``minibatch:16``."""
     if isinstance(value, str):
         if value == "sample":
             return 1.0
