@@ -141,6 +141,18 @@ def test_of_a_long_curve_every_peak_is_kept():
     assert {0, 7, 50_000, 100_000} <= set(x.tolist())
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.00002], [1e-3, 1.00001e-3], [99999.0, 99998.5]])
+@pytest.mark.parametrize("log_y", [None, True])
+def test_no_label_is_out_of_sight(values, log_y):
+    made = draw(
+        [Curve("first", [1, 2], values)], title="A", x_label="x", y_label="loss", log_y=log_y
+    )
+    made.draw_without_rendering()
+    (frame,) = made.axes
+    assert frame.yaxis.get_tightbbox(made.canvas.get_renderer()).x0 >= 0
+    assert frame.bbox.width > made.bbox.width / 2
+
+
 def test_panels_share_the_x_axis():
     panels = [Panel([Curve("a", [1], [2])], "loss", height=2), Panel([Curve("b", [1], [3])], "lr")]
     made = draw_panels(panels, title="word " * 30, x_label="epoch")

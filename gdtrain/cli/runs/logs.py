@@ -73,7 +73,8 @@ def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
         with _in_haste():
             (label,) = labels([directory])
             broken = broken_of(directory) if is_broken else None
-            log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken)
+            standardized = config.data.standardize_targets
+            log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken, standardized)
             if log.steps or log.epochs:
                 picture = directory / run_directory.PICTURE
                 picture_files.save(curves.picture([log]), picture)

@@ -59,7 +59,8 @@ class LrRangeJob:
             else:
                 print(printable(str(found)))
             if out is not None:
-                label = f"full loss: {loss_label(self.config.loss.name)}"
+                standardized = self.config.data.standardize_targets
+                label = f"full loss: {loss_label(self.config.loss.name, standardized)}"
                 write(found.draw(label, self.name), out)
         distributed.leave()
         return 0

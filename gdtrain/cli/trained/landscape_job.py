@@ -53,7 +53,8 @@ class LandscapeJob:
                 hill = landscape(trainer, paths, labels(self.runs), resolution=self.resolution)
         except DataError as error:
             raise bad_run(str(error)) from error
-        write(hill.draw(f"full loss: {loss_label(config.loss.name)}"), out)
+        label = loss_label(config.loss.name, config.data.standardize_targets)
+        write(hill.draw(f"full loss: {label}"), out)
         return 0
 
     def _read(self) -> tuple[Config, Document, list[WeightPath]]:

@@ -78,7 +78,8 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
             if path.exists() and not path.is_file():  # a pipe would make us wait
                 raise DataError("no regular file")
             records = read_metrics(path)
-            logs.append(RunLog.of(label, records, loss_of(directory), broken_of(directory)))
+            loss, standardized = loss_of(directory)
+            logs.append(RunLog.of(label, records, loss, broken_of(directory), standardized))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
             message = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
@@ -93,11 +94,13 @@ def bad_run(message: str) -> ConfigError:
     return ConfigError([Fault("RUN", message, "command line")])
 
 
-def loss_of(directory: Path) -> str | None:
-    """The name of the run's loss, as its configuration has it; None if that can't be read."""
+def loss_of(directory: Path) -> tuple[str | None, bool]:
+    """The name of the run's loss, None if it can't be read; whether targets are standardised."""
     try:
-        section = read_file(directory / CONFIG).data.get("loss")
+        settings = read_file(directory / CONFIG).data
     except ConfigError:
-        return None
+        return None, False
+    section, data = settings.get("loss"), settings.get("data")
     name = section.get("name") if isinstance(section, dict) else section
-    return name if isinstance(name, str) else None
+    standardized = isinstance(data, dict) and data.get("standardize_targets") is True
+    return name if isinstance(name, str) else None, standardized

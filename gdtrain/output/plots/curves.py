@@ -37,6 +37,7 @@ _LOSSES = {
     "poisson_nll": "Poisson neg. log-likelihood (nats)",
     "kl_div": "KL divergence (nats)",
 }
+_IN_DEVIATIONS = ("target units", "standard deviations")
 # From so many records on, losses of single batches say more than the means of epochs.
 _STEPS_PER_EPOCH = 4
 _LR_APART = 8  # times, between runs, from which on the axis is a logarithmic one
@@ -54,7 +55,8 @@ _OTHER_LOSSES = {
 class RunLog:
     """What a run has recorded.
 
-    label: what the run is called in legends. loss: name of its loss, as in configurations.
+    label: what the run is called in legends. loss: name of its loss, as in configurations;
+    standardized: whether it is one of standardised targets.
     steps, epochs: its records of these kinds, in their order, as metrics.jsonl has them.
     broken: of a run that a number that was not finite has ended, ``step``, the update that could
     not be made, and ``seconds``.
@@ -65,6 +67,7 @@ class RunLog:
     epochs: list[Record]
     loss: str | None = None
     broken: Record | None = None
+    standardized: bool = False
 
     @classmethod
     def of(
@@ -73,12 +76,13 @@ class RunLog:
         records: Sequence[Record],
         loss: str | None = None,
         broken: Record | None = None,
+        standardized: bool = False,
     ) -> RunLog:
         """The log in records that ``read_metrics`` gave."""
         timed = [record for record in records if isinstance(record.get("seconds"), int | float)]
         steps = [record for record in timed if record["kind"] == "step"]
         epochs = [r for r in timed if r["kind"] == "epoch" and isinstance(r.get("samples"), int)]
-        return cls(label, steps, epochs, loss, broken)
+        return cls(label, steps, epochs, loss, broken, standardized)
 
     def values(self, name: str) -> tuple[list[Record], list[float | None]]:
         """The records that have the number ``name``, of steps if they do, and the numbers."""
@@ -179,9 +183,13 @@ def smoothed(values: Sequence[float | None], span: int) -> list[float | None]:
     return result
 
 
-def loss_label(name: str) -> str:
-    """What an axis says of the loss that configurations call ``name``, with its unit."""
-    return _LOSSES.get(name, f"loss: {name}")
+def loss_label(name: str, standardized: bool = False) -> str:
+    """What an axis says of the loss that configurations call ``name``, with its unit.
+
+    standardized: whether the targets are, by their standard deviations.
+    """
+    label = _LOSSES.get(name, f"loss: {name}")
+    return label.replace(*_IN_DEVIATIONS) if standardized else label
 
 
 # ── panels ──────────────────────────────────────────────────────────────────────────────────
@@ -190,7 +198,7 @@ def loss_label(name: str) -> str:
 def _loss_panel(logs: Sequence[RunLog], axis: str, smooth: int | None) -> Panel:
     curves: list[Curve] = []
     if _unit_of(logs) is None and all(log.loss for log in logs):  # not to be compared
-        logs = [replace(log, label=f"{log.label} ({log.loss})") for log in logs]
+        logs = [replace(log, label=f"{log.label} ({_kind(log)})") for log in logs]
     for number, log in enumerate(logs):
         found = [_train_curve(log, axis, smooth, alone=len(logs) == 1)]
         for name, words in _OTHER_LOSSES.items():
@@ -260,7 +268,7 @@ def _lr_panel(logs: Sequence[RunLog], axis: str) -> Panel:
             curves.append(Curve(log.label, log.x(records, axis), values, style=number))
     largest = [max((lr for lr in c.y if lr is not None), default=0.0) for c in curves]
     apart = min(largest, default=0.0) > 0 and max(largest) > _LR_APART * min(largest)
-    return Panel(curves, "learning rate α", log_y=apart)
+    return Panel(curves, "learning rate α", log_y=apart, markers=False)
 
 
 def _metric_panel(logs: Sequence[RunLog], axis: str, name: str) -> Panel:
@@ -281,9 +289,13 @@ def _metric_panel(logs: Sequence[RunLog], axis: str, name: str) -> Panel:
 
 def _unit_of(logs: Sequence[RunLog]) -> str | None:
     """What an axis says of the losses, if they are of one kind that is known."""
-    kinds = {log.loss for log in logs}
-    kind = kinds.pop()
-    return None if kind is None or kinds else loss_label(kind)
+    kinds = {(log.loss, log.standardized) for log in logs}
+    kind, standardized = kinds.pop()
+    return None if kind is None or kinds else loss_label(kind, standardized)
+
+
+def _kind(log: RunLog) -> str:
+    return f"{log.loss}, standardised targets" if log.standardized else str(log.loss)
 
 
 def _names(log: RunLog) -> set[str]:

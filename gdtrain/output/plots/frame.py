@@ -17,7 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MOST_POINTS = 2000  # of a curve; more than there are pixels
-_FEW_POINTS = 25  # up to which each point gets a marker
+_FEW_POINTS = 25  # up to which each point of all curves of a frame gets a marker
 _MOST_INSIDE = 4  # entries of a legend that leave room for curves beside it
 _LARGEST = 1e100  # far beyond any loss worth looking at, and far from what an axis can't bear
 
@@ -60,7 +60,7 @@ class Mark:
 class Panel:
     """One frame of a picture. log_y: None takes a log axis for positive values of wide range.
 
-    height: beside that of the other panels.
+    height: beside that of the other panels. markers: whether points get some, where they are few.
     """
 
     curves: Sequence[Curve]
@@ -68,12 +68,14 @@ class Panel:
     log_y: bool | None = None
     marks: Sequence[Mark] = ()
     height: float = 1.0
+    markers: bool = True
 
 
 def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
     """Draw a panel into a frame; a long legend has room above the first one only."""
     values: list[Any] = []
     tails: list[Any] = []
+    few = panel.markers and all(len(curve.x) <= _FEW_POINTS for curve in panel.curves)
     for number, curve in enumerate(panel.curves):
         style = number if curve.style is None else curve.style
         dashes = style if curve.dashes is None else curve.dashes
@@ -83,13 +85,12 @@ def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
             frame.plot(*_thinned(xs, ys), color=colour, linewidth=0.6, alpha=0.35)
             tails.append(ys)
         x, y = _thinned(*_finite(curve.x, curve.y))
-        few = len(x) <= _FEW_POINTS
         frame.plot(
             x,
             y,
             color=colour,
             linestyle=DASHES[dashes % len(DASHES)],
-            marker=MARKERS[dashes % len(MARKERS)] if few else None,
+            marker=MARKERS[dashes % len(MARKERS)] if few or len(x) == 1 else None,
             markersize=4.5,
             label=legend_label(curve.label),
         )
@@ -102,6 +103,8 @@ def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
         frame.set_yscale("log")
     if tails:
         _cut_tails(frame, values, tails)
+    elif not panel.marks:
+        _show_constant(frame, values)
     frame.set_ylabel(panel.y_label)
     rows = legend_rows(panel)
     if rows == 1 or (rows and is_first):
@@ -138,6 +141,14 @@ def _cut_tails(frame: Axes, values: Sequence[Any], tails: Sequence[Any]) -> None
     else:
         margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
         frame.set_ylim(low - margin, high + margin)
+
+
+def _show_constant(frame: Axes, values: Sequence[Any]) -> None:
+    """From 0 on, where all values are one: around it, ticks would tell of digits that are none."""
+    together = np.concatenate([np.empty(0), *values])
+    seen = together[np.isfinite(together)]
+    if len(seen) and seen.min() == seen.max() > 0 and frame.get_yscale() != "log":
+        frame.set_ylim(0, 2 * float(seen[0]))
 
 
 def _finite(x: Sequence[float], y: Sequence[float | None]) -> tuple[Any, Any]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MISSING = "pictures need matplotlib, which is not installed; pip install 'gdtrain[plots]'"
 
+_LEFT = 8  # pixels that are free beside labels
+_SMALLEST = 6  # points, of a label
+
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 13,
@@ -95,7 +98,21 @@ def draw_panels(
             fill(frame, panel, is_first=frame is frames[0])
         frames[-1].set_xlabel(x_label)
         figure.align_ylabels(frames)
+        _make_room_for_labels(figure, frames)
     return figure
+
+
+def _make_room_for_labels(figure: Picture, frames: Sequence[Axes]) -> None:
+    """Keep labels in sight: small beside a low frame, and the frames off the widest ticks."""
+    for frame in frames:
+        label = frame.yaxis.label
+        too_long = label.get_window_extent().height / frame.bbox.height
+        if too_long > 1:
+            label.set_fontsize(max(_SMALLEST, _STYLE["axes.labelsize"] / too_long))
+    boxes = [frame.yaxis.get_tightbbox() for frame in frames]
+    widest = max(frame.bbox.x0 - box.x0 for frame, box in zip(frames, boxes, strict=True) if box)
+    room = (widest + _LEFT) / figure.bbox.width
+    figure.subplots_adjust(left=max(room, figure.subplotpars.left))
 
 
 def is_installed() -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,55 @@ def test_other_numbers_have_units_too():
     ]
     assert picture([log, other], metrics=names[:1]).axes[0].get_ylabel() == "val_loss"
     assert picture([log, other]).axes[0].get_ylabel() == "loss"
+
+
+@pytest.mark.parametrize(
+    ("loss", "label"),
+    [
+        ("mse", "mean squared error (standard deviations²)"),
+        ("l1", "mean absolute error (standard deviations)"),
+        ("huber", "loss: huber"),
+    ],
+)
+def test_a_loss_of_standardised_targets_is_in_standard_deviations(loss, label):
+    records = [epoch(n, n, n, val_loss=1.0) for n in (1, 2)]
+    log = RunLog.of("a", records, loss, standardized=True)
+    assert picture([log]).axes[0].get_ylabel() == label
+    assert picture([log], metrics=["val_loss"]).axes[0].get_ylabel() == f"val_loss: {label}"
+    both = picture([log, RunLog.of("b", records, loss)]).axes[0]
+    assert both.get_ylabel() == "loss", "the two can't be compared"
+    labels_of = [line.get_label() for line in both.lines]
+    assert f"a ({loss}, standardised targets): validation" in labels_of
+
+
+def test_labels_of_low_frames_do_not_meet():
+    records = [epoch(n, n, n, val_loss=1.0, full_loss=2.0) for n in (1, 2)]
+    log = RunLog.of("a", records, "mse", standardized=True)
+    made = picture([log], metrics=["val_loss", "train_loss", "full_loss"])
+    made.draw_without_rendering()
+    labels_of = [frame.yaxis.label.get_window_extent() for frame in made.axes]
+    assert all(high.y0 > low.y1 for high, low in pairwise(labels_of))
+
+
+def test_rates_are_lines_without_markers():
+    few = [epoch(n, 10 * n, n) for n in (1, 2, 3)]
+    many = [step(n, 1, 1.0) for n in range(1, 31)]
+    logs = [RunLog.of("batch", few), RunLog.of("sample", [*many, *few])]
+    for curves in (picture(logs).axes[1].lines, picture(logs).axes[0].lines):
+        assert {line.get_marker() for line in curves} == {"None"}
+    alone = picture([RunLog.of("one", few[:1])]).axes[1].lines
+    assert [line.get_marker() for line in alone] == ["o"], "a line of one point is not seen"
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.0105, 1e-5, 3e-12, 0.123456789])
+def test_a_constant_rate_has_plain_ticks_and_labels_that_are_seen(lr):
+    made = picture([RunLog.of("run", [epoch(n, n, n, lr=lr) for n in range(1, 30)], "mse")])
+    made.draw_without_rendering()
+    low, high = made.axes[1].get_ylim()
+    assert (low, high) == (0, 2 * lr)
+    for frame in made.axes:
+        assert frame.yaxis.label.get_window_extent().x0 >= 0
+        assert frame.bbox.x1 <= made.bbox.x1
 
 
 def test_many_runs_have_one_legend_above_and_a_title_that_fits():
