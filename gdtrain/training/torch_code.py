@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import _reduction
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
+from torch.optim import adam as adam_module
 from torch.optim import sgd as sgd_module
 
 _FOLDER = str(Path(torch.__file__).parent)
@@ -54,7 +55,7 @@ def are_own(now: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
     )
 
 
-_ROOT = SimpleNamespace(torch=torch, nn=nn, reduction=_reduction, sgd=sgd_module)
+_ROOT = SimpleNamespace(torch=torch, nn=nn, reduction=_reduction, sgd=sgd_module, adam=adam_module)
 
 
 def _table(*names: str) -> tuple[Any, tuple[Any, ...]]:
@@ -85,7 +86,7 @@ backward_now, BACKWARD = _table(
     "torch.autograd._engine_run_backward",
     "torch.ones_like",
 )
-step_now, STEP = _table(
+sgd_now, OF_SGD = _table(
     "torch.optim.Optimizer.zero_grad",
     "torch.optim.SGD._init_group",
     "sgd.sgd",
@@ -99,6 +100,33 @@ step_now, STEP = _table(
     "torch._foreach_add",
     "torch._foreach_add_",
     "torch._foreach_mul_",
+)
+adam_now, OF_ADAM = _table(
+    "torch.optim.Optimizer.zero_grad",
+    "torch.optim.Adam._init_group",
+    "adam.adam",
+    "adam._default_to_fused_or_foreach",
+    "adam._single_tensor_adam",
+    "adam._to_scalar",
+    "adam._get_value",
+    "torch.Tensor.__iadd__",
+    "torch.Tensor.__truediv__",
+    "torch.Tensor.item",
+    "torch.Tensor.add",
+    "torch.Tensor.add_",
+    "torch.Tensor.mul_",
+    "torch.Tensor.lerp_",
+    "torch.Tensor.sqrt",
+    "torch.Tensor.addcmul_",
+    "torch.Tensor.addcdiv_",
+    "torch._foreach_add",
+    "torch._foreach_add_",
+    "torch._foreach_mul_",
+    "torch._foreach_lerp_",
+    "torch._foreach_addcmul_",
+    "torch._foreach_sqrt",
+    "torch._foreach_div_",
+    "torch._foreach_addcdiv_",
 )
 ZERO_GRAD = _own(Optimizer.zero_grad)
 _pass_now, _PASS = _table(
@@ -134,4 +162,6 @@ def has_own_pass() -> bool:
 
 def has_own_update() -> bool:
     """Whether ``backward``, ``zero_grad`` and the step of SGD are PyTorch's."""
-    return are_own(backward_now(), BACKWARD) and are_own(step_now(), STEP) and is_of_torch(SGD.step)
+    return (
+        are_own(backward_now(), BACKWARD) and are_own(sgd_now(), OF_SGD) and is_of_torch(SGD.step)
+    )

@@ -21,8 +21,8 @@ Only the loader knows which form it is. Override, from the widest to the narrowe
 What runs an update is the engine (:mod:`gdtrain.training.engines`), a block at a time:
 
 * ``eager`` calls :meth:`Trainer.train_step` for each batch. Where nobody looks on and the optimizer
-  is torch.optim.SGD on float32 or float64 of a CPU, :func:`gdtrain.training.descent.descend` makes
-  the kernel calls of ``optimizer.step()`` by itself, with the same bits; else it calls that. Of a
+  is torch's SGD, Adam or AdamW on float32 or float64 of a CPU, :mod:`gdtrain.training.known_steps`
+  makes the kernel calls of ``optimizer.step()``, with the same bits; else that is called. Of a
   block in which no code runs but PyTorch's and the project's own,
   :func:`gdtrain.training.engines.known_update.known_update` looks up once what an update needs, and
   does the same.

@@ -85,14 +85,13 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "hooks of the optimizer that come later are not called",
-        "training/descent.py",
-        "if type(optimizer) is not SGD or has_step_hooks(optimizer)",
-        "if type(optimizer) is not SGD or "
-        "vars(optimizer).setdefault('_hooked', has_step_hooks(optimizer))",
+        "training/known_steps.py",
+        "if known is None or has_step_hooks(optimizer)",
+        "if known is None or vars(optimizer).setdefault('_hooked', has_step_hooks(optimizer))",
     ),
     Mutant(
         "momentum is that of the first update",
-        "training/descent.py",
+        "training/known_steps.py",
         'momentum, momenta, old, given = group["momentum"], [], [], []',
         "momentum, momenta, old, given = "
         "vars(optimizer).setdefault('_momentum', group['momentum']), [], [], []",

@@ -27,7 +27,12 @@ RUNS: dict[str, tuple[list[nn.Module], nn.Module, Callable[..., Any], Tensor]] =
         lambda p, lr: SGD(p, lr, momentum=0.9, weight_decay=0.1, nesterov=True),
         Y,
     ),
-    "adam": ([nn.BatchNorm1d(5), nn.GELU(), nn.Linear(5, 3)], nn.CrossEntropyLoss(), Adam, CLASSES),
+    "adam": (
+        [nn.BatchNorm1d(5), nn.GELU(), nn.Linear(5, 3)],
+        nn.CrossEntropyLoss(),
+        lambda p, lr: Adam(p, lr, weight_decay=0.1),
+        CLASSES,
+    ),
 }
 
 

@@ -12,17 +12,11 @@ from torch.nn._reduction import get_enum
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import TensorSamples
-from gdtrain.training.descent import (
-    backward,
-    gathered,
-    is_plain,
-    move,
-    steps_as_torch,
-    zero_gradients,
-)
+from gdtrain.training.descent import backward, gathered, steps_as_torch, zero_gradients
 from gdtrain.training.engines.foreign_code import calls_known_code
 from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.known_steps import known_step
 from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
@@ -54,8 +48,8 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
     if _has_more(trainer) or not _is_known(trainer):
         return None
     optimizer = trainer.updater
-    plain = is_plain(optimizer)
-    if not plain and not steps_as_torch(optimizer):
+    step = known_step(optimizer)
+    if step is None and not steps_as_torch(optimizer):
         return None
     model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
@@ -84,8 +78,8 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
         loss, loss_of = loss.detach(), direct_loss
         work = gathered(optimizer)
         check(loss, work)
-        if plain and work is not None:
-            move(optimizer, work)
+        if step is not None and work is not None:
+            step(optimizer, work)
         else:
             optimizer.step()
         count(1, batch.indices.shape[0])

@@ -12,9 +12,9 @@ from torch import nn
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
-from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.capturing.python_state import PythonState
 from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, overridden
+from gdtrain.training.known_steps import has_step_hooks
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, has_own_update
 

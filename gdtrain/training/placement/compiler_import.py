@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from gdtrain.training.descent import is_plain
+from gdtrain.training.known_steps import known_step
 
 # What torch.optim marks as not to be compiled.
 _MARKED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
@@ -51,5 +51,5 @@ def import_ahead(optimizer: Optimizer, *, steps_itself: bool) -> None:
     """
     several = getattr(optimizer, "of", None)
     steps = several.values() if isinstance(several, dict) else [optimizer]
-    if steps_itself or not all(map(is_plain, steps)):
+    if steps_itself or not all(map(known_step, steps)):
         import_module("torch._dynamo")

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
-from gdtrain.training.descent import Work, gathered
+from gdtrain.training.descent import gathered
+from gdtrain.training.known_steps import Work
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, Part
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
+_WITH_NORM = (*_ONE_KERNEL, torch.float16, torch.bfloat16)
 
 
 class NotFinite(Exception):  # noqa: N818
@@ -294,7 +297,17 @@ def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every number of every tensor is finite."""
-    return first_bad(("", tensor) for tensor in tensors) is None
+    groups: dict[Any, list[Tensor]] = {}  # one call for all of a group, which only reads
+    others: list[Tensor] = []
+    for tensor in tensors:
+        plain = type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided
+        if plain and tensor.dtype in _WITH_NORM and tensor.numel():
+            groups.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        else:
+            others.append(tensor)
+    with torch.no_grad():
+        largest = [torch.stack(torch._foreach_norm(group, math.inf)) for group in groups.values()]
+    return first_bad(("", tensor) for tensor in [*largest, *others]) is None
 
 
 def first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:

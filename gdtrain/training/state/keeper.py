@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.run import Run
@@ -23,6 +23,7 @@ from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.terms import StepTerms
+from gdtrain.training.torch_code import is_of_torch
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"
@@ -329,7 +330,7 @@ class _OneOptimizer:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self._state = {p: map_tensors(dict(s), torch.clone) for p, s in optimizer.state.items()}
+        self._state = {p: self._copy(s) for p, s in optimizer.state.items()}
         self._groups = [
             (group, {k: v for k, v in group.items() if k != "params"}, list(group["params"]))
             for group in optimizer.param_groups
@@ -338,11 +339,22 @@ class _OneOptimizer:
     def restore(self) -> None:
         state, groups = self.optimizer.state, self.optimizer.param_groups
         state.clear()
-        state.update({p: map_tensors(kept, torch.clone) for p, kept in self._state.items()})
+        state.update({p: self._copy(kept) for p, kept in self._state.items()})
         for group, settings, parameters in self._groups:
             group.clear()
             group.update(params=parameters, **settings)
         groups[:] = [group for group, _, _ in self._groups]
+
+    def _copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What one parameter has, apart from what the optimizer will write to."""
+        if type(self.optimizer) is not LBFGS or not is_of_torch(self.optimizer.step):
+            whole: dict[str, Any] = map_tensors(dict(state), torch.clone)
+            return whole
+        # The lists are its history: hundreds of tensors that it makes anew and never writes to.
+        return {
+            key: list(value) if type(value) is list else map_tensors(value, torch.clone)
+            for key, value in state.items()
+        }
 
 
 class _Generators(_Part):

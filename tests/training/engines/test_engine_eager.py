@@ -1,13 +1,14 @@
-"""The eager update: the bits, gradients and momentum buffers of torch.optim.SGD."""
+"""The eager update: the bits, gradients and state of torch.optim."""
 
 import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
-from gdtrain.training import descent
+from gdtrain.training.known_steps import known_step
 
 N = 30
 DRAW = torch.Generator().manual_seed(0)
@@ -39,13 +40,22 @@ class Sparse(nn.Module):
 
 
 SETTINGS = {
-    "plain": {},
-    "momentum": {"momentum": 0.9, "dampening": 0.2},
-    "all": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    "maximize": {"maximize": True},
-    "foreach": {"foreach": True, "momentum": 0.9},
-    "tensor_lr": {"lr": torch.tensor(0.05)},
+    "plain": (SGD, {}),
+    "momentum": (SGD, {"momentum": 0.9, "dampening": 0.2}),
+    "all": (SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "maximize": (SGD, {"maximize": True}),
+    "foreach": (SGD, {"foreach": True, "momentum": 0.9}),
+    "tensor_lr": (SGD, {"lr": torch.tensor(0.05)}),
+    "adam": (Adam, {}),
+    "adam_decay": (Adam, {"weight_decay": 0.1, "betas": (0.7, 0.9), "eps": 1e-3}),
+    "adamw": (AdamW, {"weight_decay": 0.1, "betas": (0.3, 0.99)}),
+    "amsgrad": (Adam, {"amsgrad": True}),
+    "adam_maximize": (AdamW, {"maximize": True}),
+    "adam_foreach": (Adam, {"foreach": True}),
+    "adam_tensors": (Adam, {"betas": (torch.tensor(0.9), torch.tensor(0.99))}),
 }
+# Those that take other kernels, which PyTorch is left to call.
+OTHERS = {"maximize", "foreach", "tensor_lr", "amsgrad", "adam_maximize", "adam_foreach"}
 
 
 def by_hand(model, optimizer, epochs, after=lambda: None) -> None:
@@ -60,19 +70,20 @@ def by_hand(model, optimizer, epochs, after=lambda: None) -> None:
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", [Uneven, Sparse])
 def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, setting) -> None:
-    if kind is Sparse and setting in ("all", "foreach"):
-        return  # torch.optim.SGD does not take sparse gradients with these
-    options = {"lr": 0.05, **SETTINGS[setting]}
+    optimizer, options = SETTINGS[setting]
+    if kind is Sparse and (setting in ("all", "foreach") or optimizer is not SGD):
+        return  # these do not take sparse gradients
+    options = {"lr": 0.05, **options}
     torch.manual_seed(1)
     expected = kind()
     model = copy.deepcopy(expected)
-    theirs = torch.optim.SGD(expected.parameters(), **options)
+    theirs = optimizer(expected.parameters(), **options)
     by_hand(expected, theirs, 2)
-    ours = torch.optim.SGD(model.parameters(), **options)
+    ours = optimizer(model.parameters(), **options)
     loader = MiniBatchLoader((X, Y), 4, order="sequential")
     trainer = Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager")
     trainer.fit(2)
-    assert descent.is_plain(ours) == (setting not in ("maximize", "foreach", "tensor_lr"))
+    assert (known_step(ours) is not None) == (setting not in OTHERS)
     for p, q in zip(expected.parameters(), model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert (p.grad is None) == (q.grad is None)
@@ -83,6 +94,43 @@ def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, se
             assert value is ours.state[q][key] is None or torch.equal(
                 value.to_dense(), ours.state[q][key].to_dense()
             )
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
+def test_parameters_in_one_memory_are_stepped_one_after_the_other(kind, decay) -> None:
+    class Overlapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            memory = torch.ones(3, 5)
+            self.whole, self.again = nn.Parameter(memory), nn.Parameter(memory.view(3, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.whole.T + torch.tanh(x @ self.again.T)
+
+    expected, model = Overlapping(), Overlapping()
+    by_hand(expected, kind(expected.parameters(), lr=0.05, weight_decay=decay), 2)
+    ours = kind(model.parameters(), lr=0.05, weight_decay=decay)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager").fit(2)
+    assert torch.equal(expected.whole, model.whole)
+
+
+def test_a_state_that_adam_would_not_make_is_left_to_it() -> None:
+    def changed(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = Adam(model.parameters(), lr=0.05)
+        by_hand(model, optimizer, 1)
+        for state in optimizer.state.values():
+            state["exp_avg"] = nn.Parameter(state["exp_avg"])
+        return optimizer
+
+    expected = nn.Linear(5, 3)
+    model = copy.deepcopy(expected)
+    by_hand(expected, changed(expected), 1)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    ours = changed(model)
+    Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager").fit(1)
+    assert torch.equal(expected.weight, model.weight)
 
 
 def test_settings_changed_at_a_safe_point_count_from_the_next_update_on() -> None:
@@ -140,11 +188,11 @@ def test_whoever_looks_at_each_update_is_called_each_time() -> None:
     trainer = Trainer(model, nn.MSELoss(), plain, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert not descent.is_plain(plain)
+    assert known_step(plain) is None
     assert [seen.count(name) for name in ("step", "gradient", "accumulated", "forward")] == [8] * 4
     hooked = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, nn.MSELoss(), hooked, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert descent.is_plain(hooked)
+    assert known_step(hooked) is not None
     assert [seen.count(name) for name in ("gradient", "accumulated", "forward")] == [8] * 3

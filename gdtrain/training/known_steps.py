@@ -1,0 +1,179 @@
+"""The steps of torch.optim.SGD, Adam and AdamW, with their bits and less overhead around them.
+
+The kernels are those that PyTorch calls for one parameter after the other, each called once for
+all of a group's. Settings and state are looked at in each update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from gdtrain.training import torch_code
+
+# Each group with its parameters that have a gradient, and these.
+Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
+Step = Callable[[Optimizer, Work], None]
+
+# Settings of a group under which torch.optim takes other kernels than below.
+_OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize", "capturable", "amsgrad")
+
+
+def known_step(optimizer: Optimizer) -> Step | None:
+    """What makes the update of ``optimizer.step()``, on real numbers of a CPU.
+
+    None where that is not PyTorch's own, is observed, or takes other kernels than those here.
+    """
+    known = _STEPS.get(type(optimizer))
+    if known is None or has_step_hooks(optimizer) or not torch.is_grad_enabled():
+        return None
+    step, functions_now, functions = known
+    if "_init_group" in vars(optimizer):
+        return None
+    now = functions_now()
+    if now != functions and not torch_code.are_own(now, functions):
+        return None
+    if not torch_code.is_of_torch(type(optimizer).step):
+        return None
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return None  # a mode sees which kernels are called
+    for group in optimizer.param_groups:
+        if type(group["lr"]) is not float or type(group["weight_decay"]) not in (float, int):
+            return None
+        for key in _OTHER_KERNELS:
+            if group.get(key):
+                return None
+    return step
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether somebody looks at ``optimizer.step``, or has put another in its place.
+
+    Learning-rate schedulers wrap it, only to see that it is called.
+    """
+    own = vars(optimizer).get("step")
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+    )
+
+
+def _sgd(optimizer: Optimizer, work: Work) -> None:
+    """x ← x - lr (momentum, weight decay and Nesterov's as in torch.optim.SGD)."""
+    for group, parameters, _ in work:
+        if (group["momentum"] or group["weight_decay"]) and _share_memory(parameters):
+            optimizer.step()
+            return
+    # torch.no_grad() would take longer than the update of a small model.
+    torch._C._set_grad_enabled(False)
+    try:
+        for group, parameters, gradients in work:
+            given: Any = gradients
+            if group["weight_decay"]:
+                given = torch._foreach_add(given, parameters, alpha=group["weight_decay"])
+            if group["momentum"]:
+                given = _with_momentum(optimizer, group, parameters, given)
+            torch._foreach_add_(parameters, given, alpha=-group["lr"])
+    finally:
+        torch._C._set_grad_enabled(True)
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
+
+
+def _with_momentum(
+    optimizer: Optimizer, group: dict[str, Any], parameters: list[Tensor], gradients: Any
+) -> Any:
+    """The first update of a parameter takes its gradient whole, whatever the dampening."""
+    momentum, momenta, old, given = group["momentum"], [], [], []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state = optimizer.state[parameter]
+        held = state.get("momentum_buffer")
+        if held is None:
+            held = state["momentum_buffer"] = gradient.detach().clone()
+        else:
+            old.append(held)
+            given.append(gradient)
+        momenta.append(held)
+    if old:
+        torch._foreach_mul_(old, momentum)
+        torch._foreach_add_(old, given, alpha=1 - group["dampening"])
+    return torch._foreach_add(gradients, momenta, alpha=momentum) if group["nesterov"] else momenta
+
+
+def _adam(optimizer: Optimizer, work: Work) -> None:
+    """m ← β₁m + (1-β₁)g, v ← β₂v + (1-β₂)g², x ← x - lr m̂/(√v̂ + ε) (Kingma and Ba, 2015).
+
+    Weight decay is added to g, or with AdamW taken from x (Loshchilov and Hutter, 2019).
+    """
+    states: list[list[dict[str, Any]]] = []
+    for group, parameters, _ in work:
+        if not all(optimizer.state[parameter] for parameter in parameters):
+            optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
+        states.append([optimizer.state[parameter] for parameter in parameters])
+        if not _are_usual(group, states[-1]) or _share_memory(parameters):
+            optimizer.step()
+            return
+    torch._C._set_grad_enabled(False)
+    try:
+        for (group, parameters, gradients), held in zip(work, states, strict=True):
+            _adam_group(group, parameters, gradients, held)
+    finally:
+        torch._C._set_grad_enabled(True)
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+def _adam_group(
+    group: dict[str, Any], parameters: list[Tensor], gradients: Any, states: list[dict[str, Any]]
+) -> None:
+    (beta1, beta2), lr, decay = group["betas"], group["lr"], group["weight_decay"]
+    steps = [state["step"] for state in states]
+    means, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+    torch._foreach_add_(steps, 1)
+    counts = [step.item() for step in steps]
+    if decay and group.get("decoupled_weight_decay"):
+        torch._foreach_mul_(parameters, 1 - lr * decay)
+    elif decay:
+        gradients = torch._foreach_add(gradients, parameters, alpha=decay)
+    torch._foreach_lerp_(means, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
+    torch._foreach_add_(roots, group["eps"])
+    torch._foreach_addcdiv_(
+        parameters, means, roots, [-(lr / (1 - beta1**count)) for count in counts]
+    )
+
+
+def _are_usual(group: dict[str, Any], states: list[dict[str, Any]]) -> bool:
+    """Whether Adam's settings are plain numbers, and its state is as it makes it itself."""
+    beta1, beta2 = group["betas"]
+    return (
+        type(beta1) is type(beta2) is float
+        and type(group["eps"]) in (float, int)
+        and all(
+            type(state.get(key)) is Tensor and not state[key].requires_grad
+            for state in states
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        )
+    )
+
+
+def _share_memory(parameters: list[Tensor]) -> bool:
+    """Such ones are stepped one after the other: each sees what those before it have made."""
+    return len(set(map(Tensor.data_ptr, parameters))) < len(parameters)
+
+
+_STEPS: dict[type[Optimizer], tuple[Step, Callable[[], Any], tuple[Any, ...]]] = {
+    SGD: (_sgd, torch_code.sgd_now, torch_code.OF_SGD),
+    Adam: (_adam, torch_code.adam_now, torch_code.OF_ADAM),
+}
+if issubclass(AdamW, Adam):  # since PyTorch 2.7
+    _STEPS[AdamW] = _STEPS[Adam]
