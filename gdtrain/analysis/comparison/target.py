@@ -31,11 +31,12 @@ def target_of(runs: list[Run], given: float | None) -> dict[str, Any]:
     note = _fault(sound, loosest)
     if note is None:
         return {"full_loss": loosest, "given": False}
+    highest = "the largest final loss"
     late = _late(min(sound, key=lambda run: run["final"]["full_loss"]))
     if late is not None and _fault(sound, late) is None:
-        how = f"what the best run has at {LATE:.0%} of its budget: the largest final loss, {note}"
+        how = f"what the best run has at {LATE:.0%} of its budget: {highest}, {note}"
         return {"full_loss": late, "given": False, "chosen": how}
-    return {"full_loss": None, "given": False, "note": f"no target is worth a time: {note}"}
+    return {"full_loss": None, "given": False, "note": f"there is no target: {highest}, {note}"}
 
 
 def reached(run: Run, target: float | None) -> dict[str, Any] | None:

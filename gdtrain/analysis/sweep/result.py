@@ -20,6 +20,7 @@ SHOWN = 20  # rows of the table
 PROFILED = 8  # settings, of performance profiles
 FACTORS = (1.0, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0)  # times the best, of these
 RATE = "lr"  # how the setting of the learning rate ends
+SIZES = ("batch_size", "loader")  # and those of the batch size
 OVER = ("done", "stopped")  # the statuses of runs whose numbers count
 
 Row = dict[str, Any]
@@ -41,6 +42,13 @@ class Group:
     def name(self) -> str:
         """``lr=0.1 batch_size=16``."""
         return " ".join(f"{key}={_shown(value)}" for key, value in self.setting.items()) or "all"
+
+    @property
+    def title(self) -> str:
+        """The name within a sentence: ``lr=0.1``, or ``(lr=0.1, batch_size=16)``."""
+        if len(self.setting) < 2:
+            return self.name
+        return f"({', '.join(f'{key}={_shown(value)}' for key, value in self.setting.items())})"
 
     def mean(self, *, log: bool) -> intervals.Interval | None:
         """The mean with its interval, or None where a run has no value."""
@@ -147,20 +155,27 @@ class Sweep(list[Row]):
             return "There is only one setting here, and so nothing to choose from."
         if min(len(group.seeds) for group in (first, *others)) < FEWEST_SEEDS:
             return (
-                f"{first.name} was best; {counted(len(first.seeds), 'run')} of it can't say "
+                f"{first.title} was best; {counted(len(first.seeds), 'run')} of it can't say "
                 f"whether to use it, {FEWEST_SEEDS} seeds or more can."
             )
         pairs = self.pairs()
         untold = [pair for pair in pairs if not pair.told]
         if not untold:
-            return f"Use {first.name}: it is better than every other setting."
-        names = [pair.second for pair in untold]
+            one_rate = ", each tried at one learning rate" if self._has_sizes_alone() else ""
+            return f"Use {first.title}: it is better than every other setting{one_rate}."
+        titles = {group.name: group.title for group in others}
+        names = [titles[pair.second] for pair in untold]
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         needed = [more_seeds(pair, ALPHA / len(pairs)) for pair in untold]
         known = [number for number in needed if number is not None]
         more = f"about {max(known):,} more seeds would" if len(known) == len(needed) else ""
         more = more or "more than a thousand seeds would be needed"
-        return f"These seeds do not tell {first.name} from {listed} ({more})."
+        return f"These seeds do not tell {first.title} from {listed} ({more})."
+
+    def _has_sizes_alone(self) -> bool:
+        """Whether batch sizes were varied, whose best learning rates differ, and no rates."""
+        ends = {setting.rpartition(".")[2] for setting in self.settings}
+        return RATE not in ends and not ends.isdisjoint(SIZES)
 
     def csv(self) -> str:
         """The rows as CSV, with a column for whatever any of them has."""

@@ -57,9 +57,10 @@ def draw_hill(
             say(f"{rank} principal direction, ‖Δθ‖ in units of the weights ({share:.1%})")
         frame.grid(False)
         frame.legend(loc="best", facecolor="white", framealpha=0.9)
+        path, whose = ("paths", "their") if len(ways) > 1 else ("path", "its")
         figure.suptitle(
-            "Full loss in the principal plane of the weights' path\n"
-            f"(explains {sum(explained):.1%} of its variance; circle: start, star: end)",
+            f"Full loss in the principal plane of the weights' {path}\n"
+            f"(explains {sum(explained):.1%} of {whose} variance; circle: start, star: end)",
             x=0.5,
             y=0.985,
             fontsize=13,

@@ -203,7 +203,9 @@ def test_a_target_reached_at_once_is_not_one_to_be_fast_to():
     tiny = [curve([10.0, 9.99]), curve([10.0, 9.95])]
     none = target_of(tiny, None)
     assert none["full_loss"] is None
-    assert none["note"] == "no target is worth a time: 9.99, is less than 10% below the start, 10"
+    assert none["note"] == (
+        "there is no target: the largest final loss, 9.99, is less than 10% below the start, 10"
+    )
     given = target_of([jump, late], 9.5)
     assert given["note"] == "9.5, is less than 10% below the start, 10"
     assert target_of([jump, late], 0.45) == {"full_loss": 0.45, "given": True}

@@ -241,6 +241,36 @@ def test_settings_are_compared_over_their_seeds():
     )
 
 
+def test_in_the_sentence_settings_of_two_things_are_told_apart():
+    values = {(0.1, 8): [1.0, 1.1, 0.9, 1.0, 1.2], (0.3, 16): [1.1, 0.9, 1.0, 1.2, 1.0]}
+
+    def both(scale):
+        rows = [
+            {"lr": lr, "batch_size": size, "seed": seed, "run": 0, "status": "done"}
+            | {"val_loss": value * (scale if size == 16 else 1)}
+            for (lr, size), own in values.items()
+            for seed, value in enumerate(own)
+        ]
+        return Sweep(rows, ["lr", "batch_size", "seed"], None, interrupted=False).sentence()
+
+    assert both(9) == "Use (lr=0.1, batch_size=8): it is better than every other setting."
+    assert both(1).startswith(
+        "These seeds do not tell (lr=0.1, batch_size=8) from (lr=0.3, batch_size=16) ("
+    )
+
+
+@pytest.mark.parametrize("name", ["batch_size", "loader.batch_size", "loader"])
+def test_where_sizes_alone_were_varied_the_sentence_says_that_rates_were_not(name):
+    rows = [
+        {name: size, "seed": seed, "run": 0, "status": "done", "val_loss": size + 0.1 * seed}
+        for size in (1, 8)
+        for seed in range(5)
+    ]
+    assert Sweep(rows, [name, "seed"], None, interrupted=False).sentence() == (
+        f"Use {name}=1: it is better than every other setting, each tried at one learning rate."
+    )
+
+
 def test_equal_settings_are_not_told_apart():
     draw = np.random.default_rng(1)
     wrong = 0
