@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from gdtrain.errors import ModelError
 from gdtrain.training import torch_code
-from gdtrain.training.known_steps import Work, has_step_hooks, known_step
+from gdtrain.training.known_steps import Work, call_post_hooks, has_step_hooks, known_step
 
 # What Tensor.backward calls once it has looked at its arguments.
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
@@ -96,9 +96,10 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
 
     work: what :func:`gathered` has just given.
     """
-    if work is not None and (step := known_step(optimizer)) is not None:
-        step(optimizer, work)
+    step = None if work is None else known_step(optimizer)
+    if step is not None and work is not None and step(optimizer, work):
         made()
+        call_post_hooks(optimizer)
     elif isinstance(several := getattr(optimizer, "of", None), dict):
         for one in several.values():  # which is counted when the first has stepped
             descend(one, made, gathered(one))

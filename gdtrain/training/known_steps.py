@@ -7,6 +7,7 @@ all of a group's. Settings and state are looked at in each update.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,19 +19,20 @@ from gdtrain.training import torch_code
 
 # Each group with its parameters that have a gradient, and these.
 Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
-Step = Callable[[Optimizer, Work], None]
+Step = Callable[[Optimizer, Work], bool]
 
 # Settings of a group under which torch.optim takes other kernels than below.
 _OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize", "capturable", "amsgrad")
 
 
 def known_step(optimizer: Optimizer) -> Step | None:
-    """What makes the update of ``optimizer.step()``, on real numbers of a CPU.
+    """What makes the update of ``optimizer.step()``, but for its post-hooks; or gives False.
 
-    None where that is not PyTorch's own, is observed, or takes other kernels than those here.
+    None where that is not PyTorch's own, is seen from within, or takes other kernels than those
+    here. Tensors are to be real numbers of a CPU.
     """
     known = _STEPS.get(type(optimizer))
-    if known is None or has_step_hooks(optimizer) or not torch.is_grad_enabled():
+    if known is None or _is_entered(optimizer) or not torch.is_grad_enabled():
         return None
     step, functions_now, functions = known
     if "_init_group" in vars(optimizer):
@@ -51,27 +53,41 @@ def known_step(optimizer: Optimizer) -> Step | None:
     return step
 
 
-def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Whether somebody looks at ``optimizer.step``, or has put another in its place.
+def call_post_hooks(optimizer: Optimizer) -> None:
+    """As ``optimizer.step()`` does at its end."""
+    hooks = optimizer._optimizer_step_post_hooks
+    if hooks or _global_optimizer_post_hooks:
+        for hook in chain(hooks.values(), _global_optimizer_post_hooks.values()):
+            hook(optimizer, (optimizer,), {})
 
-    Learning-rate schedulers wrap it, only to see that it is called.
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Whether somebody looks at ``optimizer.step``, or has put another in its place."""
+    return bool(
+        _is_entered(optimizer)
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_post_hooks
+    )
+
+
+def _is_entered(optimizer: Optimizer) -> bool:
+    """Whether other code runs before the weights move.
+
+    Learning-rate schedulers wrap ``step``, only to see that it is called.
     """
     own = vars(optimizer).get("step")
     return bool(
         optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
         or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
     )
 
 
-def _sgd(optimizer: Optimizer, work: Work) -> None:
+def _sgd(optimizer: Optimizer, work: Work) -> bool:
     """x ← x - lr (momentum, weight decay and Nesterov's as in torch.optim.SGD)."""
     for group, parameters, _ in work:
         if (group["momentum"] or group["weight_decay"]) and _share_memory(parameters):
-            optimizer.step()
-            return
+            return False
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
@@ -85,6 +101,7 @@ def _sgd(optimizer: Optimizer, work: Work) -> None:
     finally:
         torch._C._set_grad_enabled(True)
     optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
+    return True
 
 
 def _with_momentum(
@@ -107,7 +124,7 @@ def _with_momentum(
     return torch._foreach_add(gradients, momenta, alpha=momentum) if group["nesterov"] else momenta
 
 
-def _adam(optimizer: Optimizer, work: Work) -> None:
+def _adam(optimizer: Optimizer, work: Work) -> bool:
     """m ← β₁m + (1-β₁)g, v ← β₂v + (1-β₂)g², x ← x - lr m̂/(√v̂ + ε) (Kingma and Ba, 2015).
 
     Weight decay is added to g, or with AdamW taken from x (Loshchilov and Hutter, 2019).
@@ -118,8 +135,7 @@ def _adam(optimizer: Optimizer, work: Work) -> None:
             optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
         states.append([optimizer.state[parameter] for parameter in parameters])
         if not _are_usual(group, states[-1]) or _share_memory(parameters):
-            optimizer.step()
-            return
+            return False
     torch._C._set_grad_enabled(False)
     try:
         for (group, parameters, gradients), held in zip(work, states, strict=True):
@@ -127,6 +143,7 @@ def _adam(optimizer: Optimizer, work: Work) -> None:
     finally:
         torch._C._set_grad_enabled(True)
     optimizer._opt_called = True  # type: ignore[attr-defined]
+    return True
 
 
 def _adam_group(

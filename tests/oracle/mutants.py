@@ -86,8 +86,9 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "hooks of the optimizer that come later are not called",
         "training/known_steps.py",
-        "if known is None or has_step_hooks(optimizer)",
-        "if known is None or vars(optimizer).setdefault('_hooked', has_step_hooks(optimizer))",
+        "    hooks = optimizer._optimizer_step_post_hooks\n",
+        "    hooks = vars(optimizer).setdefault(\n"
+        "        '_old', dict(optimizer._optimizer_step_post_hooks))\n",
     ),
     Mutant(
         "momentum is that of the first update",

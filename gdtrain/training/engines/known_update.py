@@ -16,7 +16,7 @@ from gdtrain.training.descent import backward, gathered, steps_as_torch, zero_gr
 from gdtrain.training.engines.foreign_code import calls_known_code
 from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks
 from gdtrain.training.gradients.accumulation import scalar
-from gdtrain.training.known_steps import known_step
+from gdtrain.training.known_steps import has_step_hooks, known_step
 from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
@@ -49,7 +49,7 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
         return None
     optimizer = trainer.updater
     step = known_step(optimizer)
-    if step is None and not steps_as_torch(optimizer):
+    if has_step_hooks(optimizer) or (step is None and not steps_as_torch(optimizer)):
         return None
     model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
@@ -78,9 +78,7 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
         loss, loss_of = loss.detach(), direct_loss
         work = gathered(optimizer)
         check(loss, work)
-        if step is not None and work is not None:
-            step(optimizer, work)
-        else:
+        if step is None or work is None or not step(optimizer, work):
             optimizer.step()
         count(1, batch.indices.shape[0])
         return loss

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
+from torch.optim import optimizer as torch_optimizer
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
 from gdtrain.training.known_steps import known_step
@@ -94,6 +95,36 @@ def test_weights_gradients_and_state_are_those_of_the_hand_written_loop(kind, se
             assert value is ours.state[q][key] is None or torch.equal(
                 value.to_dense(), ours.state[q][key].to_dense()
             )
+
+
+@pytest.mark.parametrize("when", ["pre", "post"])
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_hooks_of_a_step_see_what_they_see_by_hand(kind, everywhere, when) -> None:
+    def seen_by(train) -> list:
+        torch.manual_seed(1)
+        model, seen = nn.Linear(5, 3), []
+        optimizer = kind(model.parameters(), lr=0.05)
+
+        def look(seen_optimizer, arguments, options) -> None:
+            assert seen_optimizer is optimizer
+            assert torch.is_grad_enabled()
+            seen.append((len(arguments), options, model.weight.tolist()))
+            with torch.no_grad():
+                model.weight.mul_(0.9)
+
+        registers = torch_optimizer if everywhere else optimizer
+        add = getattr(registers, f"register_{'optimizer_' * everywhere}step_{when}_hook")
+        handle = add(look)
+        train(model, optimizer)
+        handle.remove()
+        return [*seen, model.weight.tolist()]
+
+    def ours(model, optimizer) -> None:
+        loader = MiniBatchLoader((X, Y), 4, order="sequential")
+        Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", engine="eager").fit(2)
+
+    assert seen_by(ours) == seen_by(lambda model, optimizer: by_hand(model, optimizer, 2))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -188,11 +219,10 @@ def test_whoever_looks_at_each_update_is_called_each_time() -> None:
     trainer = Trainer(model, nn.MSELoss(), plain, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert known_step(plain) is None
     assert [seen.count(name) for name in ("step", "gradient", "accumulated", "forward")] == [8] * 4
-    hooked = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, nn.MSELoss(), hooked, loader, device="cpu")
+    unwatched = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), unwatched, loader, device="cpu")
     seen.clear()
     trainer.fit(1)
-    assert known_step(hooked) is not None
+    assert known_step(unwatched) is not None
     assert [seen.count(name) for name in ("gradient", "accumulated", "forward")] == [8] * 3
