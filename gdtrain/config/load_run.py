@@ -25,7 +25,13 @@ from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import DataError, OutputError
-from gdtrain.output.run_directory import AVERAGED, CONFIG, PREPROCESSING, WEIGHTS
+from gdtrain.output.run_directory import (
+    AVERAGED,
+    CONFIG,
+    PREPROCESSING,
+    WEIGHTS,
+    newest_inside,
+)
 from gdtrain.training.html_table import html_table
 from gdtrain.training.placement.device import autocast, parameter_dtype
 from gdtrain.training.state.random_generators import RngState
@@ -242,7 +248,8 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     chosen = AVERAGED if averaged else WEIGHTS
     for name in (CONFIG, PREPROCESSING, chosen):
         if not (directory / name).is_file():
-            raise OutputError(f"{directory} is not a finished run: it has no {name}")
+            near = newest_inside(directory)
+            raise OutputError(f"{directory} is not a finished run: it has no {name}{near}")
     config, _ = load_config(directory / CONFIG)
     preprocessing = Preprocessing.load(directory / PREPROCESSING)
     state = RngState.take(torch.device("cpu"))

@@ -91,8 +91,23 @@ def latest_directory(
         directory = parent / str(max(numbers))
     disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
-        raise OutputError(f"{directory} holds no run; {way_out}")
+        near = newest_inside(directory)
+        raise OutputError(f"{directory} holds no run{near or f'; {way_out}'}")
     return directory
+
+
+def newest_inside(directory: Path) -> str:
+    """Which run in a directory that is none itself is likely meant, as words; "" if it has none.
+
+    >>> newest_inside(Path("nowhere"))
+    ''
+    """
+    try:
+        numbers = _numbers(directory) if directory.is_dir() else []
+        runs = [n for n in numbers if (directory / str(n) / CONFIG).is_file()]
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return ""
+    return f"; did you mean {directory / str(max(runs))}, the newest run in it?" if runs else ""
 
 
 def has_begun(wanted: Path | None, name: str) -> bool:

@@ -65,10 +65,9 @@ class LandscapeJob:
             try:
                 path = directory / run_directory.TRAJECTORY
                 if not path.exists():
-                    raise DataError(
-                        f"{directory} has no {path.name}; train with monitors=trajectory, and "
-                        "to the end"
-                    )
+                    train = "; train with monitors=trajectory, and to the end"
+                    near = run_directory.newest_inside(directory) or train
+                    raise DataError(f"{directory} has no {path.name}{near}")
                 paths.append(WeightPath.load(path))
                 held.append(load_config(directory / run_directory.CONFIG))
                 self._compare(held[0][0], held[-1][0], directory)

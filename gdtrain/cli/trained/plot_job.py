@@ -13,12 +13,11 @@ from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.plots import curves, picture_files, style
 from gdtrain.output.plots.curves import RunLog, labels
+from gdtrain.output.run_directory import CONFIG, METRICS, newest_inside
 from gdtrain.output.terminal import say
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture
-
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 
 
 @dataclass
@@ -82,7 +81,8 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
             logs.append(RunLog.of(label, records, loss, broken_of(directory), standardized))
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             reason = getattr(error, "strerror", None) or error
-            message = f"{directory} holds no run: {METRICS}: {reason}; give the directory of a run"
+            near = newest_inside(directory) or "; give the directory of a run"
+            message = f"{directory} holds no run: {METRICS}: {reason}{near}"
             faults += bad_run(message).faults
     if faults:
         raise ConfigError(faults)
