@@ -43,29 +43,34 @@ def init(given: list[str]) -> int:
         metavar="COLUMN",
         help="the column to learn, or several; goes with --data",
     )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="where to write (default: NAME.yaml, here)"
+    )
     options = parser.parse_args(given)
     if (options.data is None) != (options.target is None):
         missing = "target" if options.target is None else "data"
         raise _fault(missing, "missing; --data and --target go together")
+    when = ""
     if options.data is None:
         name = options.example or "minibatch"
-        out, text = Path(f"{name}.yaml"), example(name)
+        out, text = options.out or Path(f"{name}.yaml"), example(name)
     elif options.example is not None:
         raise _fault("example", "has no effect beside --data; remove one of the two")
     else:
-        out = Path(f"{options.data.stem}.yaml")
-        text = for_file(options.data, options.target, out.name)
+        out = options.out or Path(f"{options.data.stem}.yaml")
+        text, is_ready = for_file(options.data, options.target, str(out))
+        when = "" if is_ready else "when the table is corrected, "
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ConfigError(
-            [Fault("", f"{out} is there already and stays as it is; move it first", "command line")]
-        ) from None
+        way_out = "move it first" if options.out else "move it first, or name another with --out"
+        message = f"{out} is there already and stays as it is; {way_out}"
+        raise ConfigError([Fault("", message, "command line")]) from None
     except OSError as error:
         message = f"{out} can't be written: {error.strerror}; go to a directory where it can be"
         raise ConfigError([Fault("", message, "command line")]) from error
-    say(f"written: {out}; train with: python -m gdtrain --config {out}")
+    say(f"written: {out}; {when}train with: python -m gdtrain --config {out}")
     return 0
 
 
@@ -74,20 +79,28 @@ def example(name: str) -> str:
     return (resources.files("gdtrain.cli.examples") / f"{name}.yaml").read_text("utf-8")
 
 
-def for_file(path: Path, targets: list[str], name: str) -> str:
-    """A configuration for a table, by what its columns are; says what is still to be corrected.
+def for_file(path: Path, targets: list[str], name: str) -> tuple[str, bool]:
+    """A configuration for a table, by what its columns are, and whether it trains as it is.
 
-    Raises ConfigError for a file that can't be read, or has no such column.
+    Says which columns are left out, and what is still to be corrected. Raises ConfigError for a
+    file that can't be read, or has no such column.
     """
     from gdtrain.cli.init_job import for_table
 
     try:
-        text, wrong = for_table(path, targets, name)
+        made = for_table(path, targets, name)
     except DataError as error:
         raise _fault("target" if "has no column" in str(error) else "data", str(error)) from error
-    if wrong:
-        say(f"correct this before training: {wrong}")
-    return text
+    for column, reason in list(made.left_out.items())[:_MOST_TOLD]:
+        say(f"left out: column {column!r}: {reason}")
+    if len(made.left_out) > _MOST_TOLD:
+        say(f"left out: {len(made.left_out) - _MOST_TOLD:,} more columns; see exclude in {name}")
+    for fault in made.faults:
+        say(f"correct this before training: {fault}")
+    return made.text, not made.faults
+
+
+_MOST_TOLD = 10  # columns, with their reasons
 
 
 def _fault(option: str, message: str) -> ConfigError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from gdtrain.data.tables.formats.csv_text import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import suspicious
 from gdtrain.data.tables.table import Seen, TableReading
-from gdtrain.data.tables.understanding import yaml_text
+from gdtrain.data.tables.understanding import FEWEST_COUNTED, yaml_text
 from gdtrain.errors import DataError
 
 _OF_A_TABLE = """\
@@ -32,29 +32,43 @@ epochs: 50
 _MOST_EXCLUDED = 10  # that are named with their reasons
 
 
-def for_table(path: Path, targets: list[str], name: str) -> tuple[str, str]:
-    """A configuration for a table, and what is still to be corrected, "" if nothing.
+@dataclass(frozen=True)
+class ForTable:
+    """A configuration for a table.
+
+    faults: what is to be corrected before training. left_out: columns that are no inputs in it, and
+    why.
+    """
+
+    text: str
+    faults: list[str]
+    left_out: dict[str, str]
+
+
+def for_table(path: Path, targets: list[str], name: str) -> ForTable:
+    """A configuration for a table, by what its columns are.
 
     Columns that are hardly meant as inputs are left out, with the reason; dates are kept. Missing
     cells are filled in, with an input that says where if they are many or all others are alike, and
     rows without a target left out. Raises DataError for a file that can't be read, or has no such
     column.
     """
-    reading, seen, wrong = _understood(path, targets)
+    reading, seen, faults = _understood(path, targets)
     loss, classes = _loss(seen)
+    left_out = {} if seen is None else _left_out(reading, seen)
     text = _OF_A_TABLE.format(
         name=name,
         path=yaml_text(str(path)),
         target=_listed(targets) if len(targets) > 1 else yaml_text(targets[0]),
-        choices="".join(f"\n  {line}" for line in _choices(reading, seen)),
+        choices="".join(f"\n  {line}" for line in _choices(reading, seen, left_out)),
         more="" if classes else "\n  standardize_targets: true",
         loss=loss,
         lr="0.05" if classes else "0.01",
     )
-    return text, wrong
+    return ForTable(text, faults, left_out)
 
 
-def _understood(path: Path, targets: list[str]) -> tuple[TableReading, Seen | None, str]:
+def _understood(path: Path, targets: list[str]) -> tuple[TableReading, Seen | None, list[str]]:
     """A table, as the settings say that its faults name; and what is wrong with it then."""
     dialect, reading = Dialect(), None
     while True:
@@ -68,13 +82,12 @@ def _understood(path: Path, targets: list[str]) -> tuple[TableReading, Seen | No
         except DataError as error:
             if reading is None:
                 raise
-            return reading, None, str(error)
+            return reading, None, [str(error)]
         else:
             wrong = [fault for fault in seen.faults if not fault.useless or fault.column in targets]
             settings = dict(wrong[0].settings) if wrong else {}
             if not settings or dialect.decimal == settings["decimal"]:
-                told = f"{path}: {'; '.join(map(str, wrong))}" if wrong else ""
-                return reading, seen, told
+                return reading, seen, [f"{path}: {fault}" for fault in wrong]
         dialect, reading = replace(dialect, **settings), None
 
 
@@ -96,7 +109,29 @@ _FEW_CLASSES = range(2, 11)
 _ROWS_OF_CLASS = 5
 
 
-def _choices(reading: TableReading, seen: Seen | None) -> Iterator[str]:
+def _left_out(reading: TableReading, seen: Seen) -> dict[str, str]:
+    """Columns that are hardly meant as inputs, or can't be, each with the reason."""
+    unlikely = suspicious(seen.inputs.columns, seen.columns, reading.files.unnamed)
+    found = {column.name: reason for column, reason in unlikely if column.first_day is None}
+    found |= {
+        fault.column: fault.text.lstrip(": ").split(";")[0]
+        for fault in seen.faults
+        if fault.useless and fault.column not in reading.targets
+    }
+    running = {
+        scan.name: f"counts the rows, from {scan.begins:g} on"
+        for scan in seen.inputs.columns
+        if scan.text is None
+        and scan.counts_rows
+        and not scan.from_dates
+        and scan.rows >= FEWEST_COUNTED
+    }
+    if len(running | found) < len(seen.columns):
+        found = running | found
+    return {column.name: found[column.name] for column in seen.columns if column.name in found}
+
+
+def _choices(reading: TableReading, seen: Seen | None, excluded: dict[str, str]) -> Iterator[str]:
     """Lines of settings that the file and its columns suggest."""
     plain, dialect = Dialect(), reading.files.dialect
     for each in fields(Dialect):
@@ -105,14 +140,7 @@ def _choices(reading: TableReading, seen: Seen | None) -> Iterator[str]:
             yield f"{each.name}: {json.dumps(value, ensure_ascii=False)}"
     if seen is None:
         return
-    unlikely = suspicious(seen.inputs.columns, seen.columns, reading.files.unnamed)
-    kept = [column.name for column, _ in unlikely if column.first_day is not None]
-    excluded = {column.name: reason for column, reason in unlikely if column.first_day is None}
-    excluded |= {
-        fault.column: fault.text.lstrip(": ").split(";")[0]
-        for fault in seen.faults
-        if fault.useless and fault.column not in reading.targets
-    }
+    kept = [c.name for c in seen.columns if c.first_day is not None and c.name not in excluded]
     if kept:
         yield f"keep: {_listed(kept)}  # dates: the days since the first one"
     if excluded:

@@ -1,9 +1,11 @@
 """The command ``init``: what it writes runs as it is, and what is there stays."""
 
+import io
 import json
 import runpy
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers.paths import ROOT
 
@@ -57,7 +59,18 @@ def test_what_is_there_stays(capsys) -> None:
     Path("minibatch.yaml").write_text("mine: true\n")
     assert main(["init"]) == 2
     assert capsys.readouterr().err == (
-        "command line:1:1: minibatch.yaml is there already and stays as it is; move it first\n"
+        "command line:1:1: minibatch.yaml is there already and stays as it is; move it first, or "
+        "name another with --out\n"
+    )
+    assert main(["init", "--out", "conf/mine.yaml"]) == 2  # no such directory
+    Path("conf").mkdir()
+    assert main(["init", "--out", "conf/mine.yaml"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "written: conf/mine.yaml; train with: python -m gdtrain --config conf/mine.yaml"
+    )
+    assert main(["init", "--out", "conf/mine.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "command line:1:1: conf/mine.yaml is there already and stays as it is; move it first\n"
     )
     assert Path("minibatch.yaml").read_text() == "mine: true\n"
 
@@ -144,8 +157,51 @@ def test_what_is_to_be_corrected_is_told(capsys) -> None:
         "correct this before training: a.csv: column 'y': 29 of 29 cells are not "
         "numbers, the first is '$1,000' in line 2; these look like amounts with a currency; "
     )
-    assert second == "written: a.yaml; train with: python -m gdtrain --config a.yaml"
+    assert second == (
+        "written: a.yaml; when the table is corrected, train with: "
+        "python -m gdtrain --config a.yaml"
+    )
     assert load_config("a.yaml")[0].loss.name == "mse"
+
+
+def test_each_fault_has_a_line_and_so_has_each_column_left_out(capsys) -> None:
+    lines = [f'{1000 + n},0{n % 9 + 1}.13.2024,"${n},000",{n} kg,{n * n}' for n in range(1, 40)]
+    Path("a.csv").write_text("\n".join(["order_no,day,paid,weight,y", *lines]) + "\n")
+    assert main(["init", "--data", "a.csv", "--target", "y", "--out", "b.yaml"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(" ")[0] for line in told] == [
+        "left",
+        "left",
+        "correct",
+        "correct",
+        "written:",
+    ]
+    assert told[0] == "left out: column 'order_no': counts the rows, from 1001 on"
+    assert told[1].startswith("left out: column 'day': '02.13.2024' in line 2 is a date that")
+    assert told[2].startswith("correct this before training: a.csv: column 'paid': 39 of 39")
+    assert told[3].startswith("correct this before training: a.csv: column 'weight': ")
+    assert all("(pip install pandas)" in line for line in told[2:4])
+    assert load_config("b.yaml")[0].data.exclude == ["order_no", "day"]
+
+
+@pytest.mark.parametrize("first", [-3, 0, 1, 7, 1000])
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_running_numbers_are_left_out_from_wherever_they_begin(first: int, suffix: str) -> None:
+    numbers = pd.read_csv(io.StringIO(NUMBERS))
+    numbers.insert(1, "no", range(first, first + len(numbers)))
+    numbers.insert(2, "day", pd.date_range("2024-01-01", periods=len(numbers)))
+    path = f"a.{suffix}"
+    numbers.to_csv(path, index=False) if suffix == "csv" else numbers.to_parquet(path)
+    assert main(["init", "--data", path, "--target", "price"]) == 0
+    data = load_config("a.yaml")[0].data
+    assert (data.exclude, data.keep) == (["no"], ["day"])
+    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+
+
+def test_inputs_that_are_nothing_but_running_numbers_stay() -> None:
+    Path("a.csv").write_text("x,z,y\n" + "".join(f"{n},{n + 9},{n * n}\n" for n in range(5, 30)))
+    assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
+    assert load_config("a.yaml")[0].data.exclude == []
 
 
 def test_digits_with_lines_below_are_no_numbers() -> None:

@@ -49,6 +49,10 @@ NEARLY_NUMBERS: dict[str, str] = {
 """Kinds that are nearly numbers, and what they are called."""
 
 
+# What a remedy begins with that gdtrain itself does not need.
+WITH_PANDAS = "with pandas (pip install pandas): "
+
+
 def line_of_pandas(column: str, kind: Kind, cell: str) -> str:
     """The line of pandas that makes numbers of a column of cells such as this one.
 

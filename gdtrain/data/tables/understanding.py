@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gdtrain.data.names import counted
-from gdtrain.data.tables.cells import NEARLY_NUMBERS, Kind, common_unit, days, line_of_pandas
+from gdtrain.data.tables.cells import (
+    NEARLY_NUMBERS,
+    WITH_PANDAS,
+    Kind,
+    common_unit,
+    days,
+    line_of_pandas,
+)
 from gdtrain.data.tables.column import CACHED, Array, Column
 from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settled
 
@@ -132,7 +139,7 @@ class Understanding:
                 ColumnFault(
                     scan.name,
                     f": {cell!r} in {place} is a date that is not written as year-month-day, or "
-                    f"does not exist; with pandas: df[{name}] = pd.to_datetime(df[{name}], "
+                    f"does not exist; {WITH_PANDAS}df[{name}] = pd.to_datetime(df[{name}], "
                     f"dayfirst=True); or leave it out: exclude: [{yaml_text(scan.name)}]",
                     useless=scan.name not in self.targets,
                 )
@@ -143,7 +150,7 @@ class Understanding:
         name, place = repr(scan.name), self.places([int(text.first_rows[0])])[0]
         point = ".str.replace(',', '.')" if "," in text.texts[0] else ""
         line = f"df[{name}] = df[{name}].str.removesuffix({unit!r}){point}.astype(float)"
-        way = f"write plain numbers, with pandas: {line}"
+        way = f"write plain numbers, {WITH_PANDAS}{line}"
         if scan.name not in self.targets:
             way += f"; or, if they are names, categorical: [{yaml_text(scan.name)}]"
         return _NotUnderstood(
@@ -179,7 +186,7 @@ class Understanding:
             kind = "points" if self.decimal == "," and kind == "grouped" else kind
             line = line_of_pandas(scan.name, kind, cells[0])
             return (
-                f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, with pandas: {line}"
+                f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, {WITH_PANDAS}{line}"
             )
         if kind == "not finite":
             return "remove the row or fill in a finite number"

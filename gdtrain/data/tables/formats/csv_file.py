@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdtrain.data.names import is_number
+from gdtrain.data.tables.cells import WITH_PANDAS
 from gdtrain.data.tables.formats.csv_text import (
     MAX_LINE,
     CsvText,
@@ -101,7 +102,7 @@ class CsvFile:
             if len(there) == 1 and re.search(rf"(?:^|\s){re.escape(name)}(?:\s|$)", shown):
                 raise DataError(
                     f"{self.path}: has no column {name!r}, since blanks stand between cells; write "
-                    f"it with a delimiter, with pandas: pd.read_csv({Path(self.path).name!r}, "
+                    f"it with a delimiter, {WITH_PANDAS}pd.read_csv({Path(self.path).name!r}, "
                     r"sep=r'\s+').to_csv('table.csv', index=False)"
                 )
             if self.dialect.header is None and any(map(is_number, self.names)):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gdtrain.data.tables.cells import WITH_PANDAS
 from gdtrain.data.tables.formats.compressed import Unpacked
 from gdtrain.data.tables.formats.csv_file import CsvFile
 from gdtrain.data.tables.formats.csv_text import Dialect
@@ -221,7 +222,7 @@ def open_table(path: str, dialect: Dialect) -> TableFile:
     if kind is not None:
         what, line = _READ_BY_PANDAS[kind]
         written = f"{line.format(path=repr(Path(path).name))}.to_parquet('table.parquet')"
-        raise DataError(f"{path}: is {what}; make a Parquet file of it with pandas: {written}")
+        raise DataError(f"{path}: is {what}; make a Parquet file of it {WITH_PANDAS}{written}")
     return CsvFile(path, dialect)
 
 
