@@ -185,14 +185,14 @@ class TrainedRun:
         return {name: [v for part in parts for v in part[name]] for name in parts[0]}
 
     def predictions(
-        self, table: Any, *, on_bad_row: OnBadRow = "error"
+        self, table: Any, *, on_bad_row: OnBadRow = "error", bad_rows: BadRows | None = None
     ) -> Iterator[dict[str, list[Any]]]:
-        """The same, some rows at a time, in memory for these."""
+        """The same, some rows at a time, in memory for these. bad_rows: takes notice of such."""
         is_path = isinstance(table, str | Path)
         name = str(table) if is_path else GivenTable.path
         given = None if is_path else GivenTable(table)
         known = KnownTable(name, self._columns(name), TableStyle.of(self.config.data), given)
-        for outputs, bad in self._predicted(known, on_bad_row):
+        for outputs, bad in self._predicted(known, on_bad_row, bad_rows):
             columns = self.columns_of(outputs)
             for values in columns.values() if on_bad_row == "empty" else ():
                 for row in bad:
@@ -214,18 +214,29 @@ class TrainedRun:
         return self.preprocessing.columns
 
     def _predicted(
-        self, table: KnownTable, on_bad_row: OnBadRow
+        self, table: KnownTable, on_bad_row: OnBadRow, bad_rows: BadRows | None = None
     ) -> Iterator[tuple[Tensor, list[int]]]:
         """Outputs for consecutive rows, and which of these are bad and have outputs of zeros."""
         for inputs, faults in table.batches():
             if faults and on_bad_row == "error":
                 raise table.fault(faults)
+            if faults and bad_rows is not None:
+                bad_rows.first = bad_rows.first or str(table.fault(faults))
+                bad_rows.count += len(faults)
             bad = list(faults)
             inputs[bad] = 0.0
             yield self.predict(inputs), bad
 
 
 OnBadRow = Literal["error", "skip", "empty"]
+
+
+@dataclass
+class BadRows:
+    """How many rows of a table did not fit, and what was wrong with the first of them."""
+
+    count: int = 0
+    first: str = ""
 
 
 def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.config.load_run import OnBadRow, TrainedRun, load_run
+from gdtrain.config.load_run import BadRows, OnBadRow, TrainedRun, load_run
+from gdtrain.data.names import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.near_names import nearest
+from gdtrain.output.terminal import say
 
 _AT_ONCE = 1 << 20  # bytes
 
@@ -48,12 +50,16 @@ def predict_rows(
             file = stack.enter_context(_kept_input())
         kept = stack.enter_context(_temporary(tempfile.TemporaryFile))
         header: list[str] | None = None
-        for part in trained.predictions(file, on_bad_row=on_bad_row):
+        bad_rows = BadRows()
+        for part in trained.predictions(file, on_bad_row=on_bad_row, bad_rows=bad_rows):
             if header is None:
                 header = list(part) if columns is None else _chosen(list(part), columns)
                 _keep(kept, _as_csv([[name] for name in header]))
             _keep(kept, _as_csv([part[name] for name in header]))
         kept.seek(0)
+        if bad_rows.count:
+            what = "left out" if on_bad_row == "skip" else "without a prediction"
+            say(f"{counted(bad_rows.count, 'row')} {what}; the first: {bad_rows.first}")
         if out is None:
             with io.TextIOWrapper(kept, "utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)

@@ -211,9 +211,14 @@ def test_rows_that_do_not_fit(folder: Path, capsys, monkeypatch, at_once: int) -
     assert "bad.csv: line 3, column 'area' has no value" in err
     expected = outputs(folder / "price")[:, 0]
     assert main([*arguments, "--on-bad-row", "skip"]) == 0
-    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    out, err = capsys.readouterr()
+    rows = list(csv.DictReader(out.splitlines()))
     np.testing.assert_allclose(numbers(rows, "price"), expected, rtol=1e-12)
+    first = f"the first: {folder / 'bad.csv'}: line 3, column 'area' has no value"
+    assert err.splitlines()[-1].startswith(f"3 rows left out; {first}")
     assert main([*arguments, "--on-bad-row", "empty", "--out", str(folder / "told.csv")]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"3 rows without a prediction; {first}")
     cells = (folder / "told.csv").read_text().splitlines()[1:]
     assert [cell in ("", '""') for cell in cells] == [False, True, False, True, True, False]
 
