@@ -71,6 +71,9 @@ class UpdateGuard(Protocol):
     def undo(self) -> None:
         """Put back what there was at :meth:`before_step`."""
 
+    def take_back(self) -> None:
+        """As :meth:`undo`, of an update that is refused."""
+
     def unwatch(self) -> None:
         """Leave an own ``train_step`` alone again."""
 

@@ -51,7 +51,7 @@ def is_to_be_refused(p: Program) -> bool:
         p.model in zoo.MIXING_MODELS
         or (p.model == "running" and _has_parts(p))
         or (p.trainer == "unweighted")
-        or (p.ranks > 1 and p.loss in zoo.RANDOM_LOSSES)
+        or (p.ranks > 1 and p.loss in zoo.RANDOM_LOSSES and p.trainer != "annealed")
     )
 
 
@@ -237,7 +237,8 @@ def _change_fits(p: Program, e: Event) -> bool:
         return False  # there is one pass
     if p.model in zoo.RANDOM_MODELS and e.what in BREAKS and e.value > 0:
         return False  # those of the first parts have been drawn
-    if p.model in COUNTING and e.what == "raise" and e.value > 0:
+    own_parts = in_parts and e.when == "loss" and p.trainer != "plain"
+    if p.model in COUNTING and e.what == "raise" and (e.value > 0 or own_parts):
         return False  # and the samples of the first parts have been counted
     if e.when == "loss" and e.what in BREAKS and e.value > 0 and p.loss in MOVING_LOSSES:
         return False  # another try shows, and nobody says whether there is a second pass to fail

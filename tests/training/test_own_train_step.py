@@ -68,6 +68,21 @@ def test_a_refusal_leaves_buffers_and_generators_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
+def test_a_refusal_leaves_weights_that_a_forward_pass_sets() -> None:
+    class Bounded(nn.Linear):
+        def forward(self, x):
+            self.weight.data.renorm_(2, 0, 0.1)
+            return super().forward(x)
+
+    trainer = make(Bare, clip_grad_norm=1.0)
+    trainer.model.__class__ = Bounded
+    before = trainer.model.weight.detach().clone()
+    for _ in range(2):
+        with pytest.raises(ConfigError):
+            trainer.fit(1)
+        assert torch.equal(trainer.model.weight, before)
+
+
 def test_microbatches_that_it_leaves_unused_are_refused() -> None:
     class Weighed(Bare):
         def loss_weight(self, batch):

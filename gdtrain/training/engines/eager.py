@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.dataset_samples import has_own_collate
-from gdtrain.errors import ConfigError
+from gdtrain.errors import GdtrainError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.known_update import FEW, known_update
 from gdtrain.training.gradients.loss_scale import MOST_IN_A_ROW
@@ -164,8 +164,8 @@ class EagerEngine:
         if made:
             block.note(torch.tensor(math.nan), 0, size)
         if not isinstance(error, NotFinite):
-            if isinstance(error, ConfigError) and not (made or guard.deferred):
-                guard.undo()  # a refusal leaves what forward has changed as it was
+            if isinstance(error, GdtrainError) and not (made or guard.deferred):
+                guard.take_back()
             raise error
         guard.broken_off = made
         if not made and self._skips(block):

@@ -53,8 +53,8 @@ def add_parts(
     N_p is what the loss J_p of a part is divided by (see
     :func:`gdtrain.training.gradients.loss_weights.weight_of`) and N the sum over all parts of all
     processes; the shares of sums are 1. A part of weight 0, whose targets are all ignored, is
-    computed for what it does to the model, and counts for nothing; if all are such, they count
-    alike: the loss is then 0/0, as it is in one pass. exchange: is given the gradients of the last
+    computed for what it does to the model, and adds zeros; if all are such, they count alike: the
+    loss is then 0/0, as it is in one pass. exchange: is given the gradients of the last
     pass as they come.
     """
     shares, total = _shares(trainer, parts, world)
@@ -66,6 +66,7 @@ def add_parts(
             value = scalar(trainer.batch_loss(part))
             if share is None:
                 trainer.terms.passed = {}
+                _add_zeros(value, trained(trainer.updater))
                 continue
             if trainer.terms.passed:
                 trainer.terms.add(share.to(value) if isinstance(share, Tensor) else share)
@@ -80,6 +81,24 @@ def add_parts(
         return result
 
     return Added(trainer.microbatches.attempt(work), total)
+
+
+def _add_zeros(value: Tensor, parameters: list[Tensor]) -> None:
+    """The gradient of a part of weight 0, whose own loss is 0/0.
+
+    Optimizers tell zeros, on which momentum and weight decay go on, from no gradient.
+    """
+    held = [(p, p.grad) for p in parameters if p.is_leaf]
+    if not held or not value.requires_grad:
+        return
+    for parameter, _ in held:
+        parameter.grad = None
+    torch.autograd.backward(value * 0.0, inputs=[p for p, _ in held])
+    for parameter, before in held:
+        if before is not None:
+            parameter.grad = before
+        elif parameter.grad is not None:
+            parameter.grad = torch.zeros_like(parameter.grad)
 
 
 def _shares(

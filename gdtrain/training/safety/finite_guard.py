@@ -51,6 +51,8 @@ class Guard:
         self.stepped: list[str] = []
         self._before: Keeper | None = None
         self._of_any_pass: Keeper | None = None
+        self._weights: Keeper | None = None
+        self._started_at: int | None = None  # updates, before the first of this guard
         self._watched: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
         # In float32 under any default dtype: so the kernel wants it.
@@ -79,6 +81,16 @@ class Guard:
         else:
             self._of_any_pass.keep()
         self._before = self._of_any_pass
+        self._keep_weights(own_step)
+
+    def _keep_weights(self, own_step: bool) -> None:
+        """Before the first update, which may be refused: some layers set weights in forward."""
+        trainer = self.trainer
+        if self._started_at is None:
+            self._started_at = trainer.progress.step
+        is_first = trainer.progress.step == self._started_at
+        may_be = own_step or trainer.microbatches or trainer.world.size > 1
+        self._weights = Keeper(trainer, "parameters") if is_first and may_be else None
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""
@@ -131,6 +143,12 @@ class Guard:
         assert self._before is not None
         self._before.restore()
         self.trainer.updater.zero_grad()
+
+    def take_back(self) -> None:
+        """As :meth:`undo`, of an update that is refused: no weight is to have changed either."""
+        self.undo()
+        if self._weights is not None:
+            self._weights.restore()
 
     def protect(self, update: Callable[[], object]) -> None:
         """Make an update that moves the weights while it looks for a step (L-BFGS), or none.

@@ -1,5 +1,6 @@
 """A batch cut into microbatches has the gradient and the loss of the whole batch."""
 
+import copy
 import itertools
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from helpers.processes import run
 from torch import nn
 
-from gdtrain import BatchLoader, Trainer
+from gdtrain import BatchLoader, MiniBatchLoader, Trainer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.gradients.microbatches import is_out_of_memory, parse_bytes, saved_bytes
@@ -329,3 +330,51 @@ def test_memory_limits_that_are_none(given) -> None:
 def test_what_backends_say_when_memory_is_out(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+class TwoWays(nn.Module):
+    """Samples go one way or the other; a way that no sample of a pass takes is not computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(2, 3), nn.Linear(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ways = [(x[:, 0] < 0, self.left), (x[:, 0] >= 0, self.right)]
+        outputs = x.new_zeros(len(x), 3)
+        for chosen, layer in ways:
+            if chosen.any():
+                outputs = outputs.masked_scatter(chosen[:, None], layer(x[chosen]))
+        return outputs
+
+
+@pytest.mark.parametrize("accumulate_in", [None, "fp64"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_parts_without_a_target_that_counts_give_zeros_and_not_no_gradient(
+    size, accumulate_in
+) -> None:
+    """Momentum and weight decay go on under zeros: the right way has a gradient in no update."""
+    draws = torch.Generator().manual_seed(0)
+    X = torch.randn(12, 2, generator=draws, dtype=torch.float64)
+    labels = torch.where(X[:, 0] < 0, torch.arange(12) % 3, -100)
+    torch.manual_seed(0)
+    expected = TwoWays().double()
+    model = copy.deepcopy(expected)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+    optimizer = torch.optim.SGD(expected.parameters(), **options)
+    for _ in range(3):
+        for rows in torch.arange(12).split(6):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(expected(X[rows]), labels[rows]).backward()
+            optimizer.step()
+    Trainer(
+        model,
+        nn.CrossEntropyLoss(),
+        torch.optim.SGD(model.parameters(), **options),
+        MiniBatchLoader((X, labels), 6, order="sequential"),
+        device="cpu",
+        microbatch_size=size,
+        accumulate_in=accumulate_in,
+    ).fit(3)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
