@@ -20,8 +20,6 @@ from gdtrain.data.tree import map_tensors
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.
 GATHER_BYTES = 1 << 20
-# Batches of more bytes are views of the data, where its rows come in order.
-VIEW_BYTES = 1 << 17
 MAX_BATCHES_PER_GATHER = 1024
 # Batches that are cut out of it at once: more tensors would not stay in a core's cache.
 CUT_AT_ONCE = 128
@@ -181,19 +179,13 @@ class TensorSamples(Samples):
         if chosen is not None:
             return cut(self.chosen(chosen), chosen, sizes)
         places = torch.arange(begin, begin + sum(sizes))
-        rows, kind = self._consecutive(begin, begin + sum(sizes), len(sizes))
+        rows, kind = self._consecutive(begin, begin + sum(sizes))
         return cut(rows, places, sizes, kind)
 
-    def _consecutive(
-        self, begin: int, end: int, batches: int
-    ) -> tuple[list[Tensor], type[Batch]]:
-        """Rows of each tensor, and whether batches of them are views: large ones are.
-
-        Whoever needs a copy of such a batch makes it; of small ones, a copy of many at once takes
-        less than one for each.
-        """
+    def _consecutive(self, begin: int, end: int) -> tuple[list[Tensor], type[Batch]]:
+        """Rows of each tensor, and whether batches of them are views: of over 1 MiB they are."""
         rows = [tensor[begin:end] for tensor in self.tensors]
-        if sum(part.nbytes for part in rows) > VIEW_BYTES * batches:
+        if sum(part.nbytes for part in rows) > GATHER_BYTES:
             return rows, ViewBatch
         return [part.clone() for part in rows], Batch
 
