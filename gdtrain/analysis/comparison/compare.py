@@ -77,9 +77,10 @@ def compare(
       :meth:`gdtrain.analysis.comparison.recorder.Recorder.loss_variance`, and the share of the
       updates looked at that raised the full loss by more than rounding.
 
-    A form whose loss or gradient becomes NaN or infinite, or whose full loss rises to a million
-    times that at its start, is reported as diverged. Raises
-    ConfigError for a wrong budget and ModelError if the forms can't be compared.
+    Trainers with ``engine="auto"`` are measured under eager, so that their times are those of one
+    engine. A form whose loss or gradient becomes NaN or infinite, or whose full loss rises to a
+    million times that at its start, is reported as diverged. Raises ConfigError for a wrong budget
+    and ModelError if the forms can't be compared.
 
     >>> import torch
     >>> from torch import nn
@@ -190,6 +191,7 @@ class _Measure:
         """Measure one run of a fresh trainer."""
         assert trainer.loader is not None
         check_start(name, trainer, self.start)
+        trainer.choice.keep("eager")  # under auto: times of several engines are not comparable
         lr = trainer.optimizer.param_groups[0].get("initial_lr", trainer.lr)
         memory = step_memory(trainer)  # first, since it warms PyTorch up for the clock as well
         recorder = Recorder(

@@ -30,15 +30,16 @@ ENGINES = ("auto", "eager", "compile", "scan", "cuda_graph")
 # Those that capture a step, and can't run every trainer; ``auto`` chooses among them and eager.
 _CAPTURING = ("scan", "cuda_graph")
 
-# Under auto, a compiled engine must save more than it takes to start (about 2 s for jax) …
-MIN_UPDATES = 100_000
+# Under auto, a compiled engine must save more than it takes to start: 2 s for jax and compiling, on
+# the machine of docs/explanation/benchmarks.md, where eager updates are the fastest seen …
+MIN_UPDATES = 25_000
 # … and the work of an update, in parameters times samples, be small beside PyTorch's overhead.
 MAX_WORK = 1 << 24
 # … and nobody may look more often than this, in updates: each block has a start of its own, and
 # one over many epochs has no more than another.
 MIN_BLOCK = 4
 # For the estimate, in seconds: what an update of a small model takes, and what jax and compiling.
-_EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 70e-6, 5e-6, 2.0
+_EAGER_SECONDS, _SCAN_SECONDS, _SCAN_START = 84e-6, 5e-6, 2.0
 
 
 class EngineChoice:
@@ -177,18 +178,20 @@ def _by_rule(trainer: Run, updates: int | None, num_epochs: int) -> str:
         return "eager"
     reasons = list(obstacles(trainer, name))
     if len(reasons) == 1 and INSTALL in reasons[0]:
+        _tell_what_jax_would_gain(updates)
+        return "eager"
+    return name
+
+
+def _tell_what_jax_would_gain(updates: int) -> None:
+    """Say how long the run would take with jax, if that is at most half as long."""
+    eager, scan = updates * _EAGER_SECONDS, _SCAN_START + updates * _SCAN_SECONDS
+    if 2 * scan <= eager:
         logger.warning(
             "engine: eager; %s, and engine scan makes these %s updates in about %.0f s instead "
             "of %.0f s, to rounding the same",
-            *(
-                INSTALL,
-                f"{updates:,}",
-                _SCAN_START + updates * _SCAN_SECONDS,
-                updates * _EAGER_SECONDS,
-            ),
+            *(INSTALL, f"{updates:,}", scan, eager),
         )
-        return "eager"
-    return name
 
 
 def _is_plain(trainer: Run) -> bool:

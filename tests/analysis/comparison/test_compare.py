@@ -27,6 +27,7 @@ from gdtrain import (
 from gdtrain.analysis.comparison.peak_memory import step_memory
 from gdtrain.analysis.comparison.recorder import Budget, LookSchedule
 from gdtrain.errors import ConfigError, DataError, ModelError
+from gdtrain.training.engines import selection
 
 N = 7
 draw = torch.Generator().manual_seed(0)
@@ -492,6 +493,18 @@ def test_streams_are_refused():
 
     with pytest.raises((ModelError, DataError), match="a stream can't be evaluated as a whole"):
         compare({"a": make}, updates=1)
+
+
+def test_forms_under_auto_are_timed_under_one_engine_however_long_they_are(monkeypatch):
+    pytest.importorskip("jax")
+    monkeypatch.setattr(selection, "MIN_UPDATES", 5 * N)
+
+    alone = network(SampleLoader)
+    alone.choice.settle(5)
+    assert alone.engine.name == "scan"
+    forms = {kind.__name__: partial(network, kind) for kind in (SampleLoader, BatchLoader)}
+    compared = compare(forms, epochs=5, looks=2).result["forms"]
+    assert [form["engine"] for form in compared] == ["eager", "eager"]
 
 
 def test_engines_agree_on_the_curve():

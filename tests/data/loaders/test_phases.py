@@ -262,7 +262,7 @@ def test_the_json_schema_takes_phases_and_batch_sizes() -> None:
 
 @pytest.mark.skipif(not is_installed(), reason="without jax, auto is eager anyway")
 def test_auto_counts_the_updates_of_all_phases() -> None:
-    """The first epoch has 7 updates and each later one has 1: 100,000 in 99,994 epochs."""
+    """The first epoch has 7 updates and each later one has 1: 25,000 in 24,994 epochs."""
     few = PhasedLoader([(1, SampleLoader((X, Y))), (None, BatchLoader((X, Y)))])
     for epochs, engine in ((MIN_UPDATES - 7, "eager"), (MIN_UPDATES - 6, "scan")):
         trainer = trainer_of(few, engine="auto")

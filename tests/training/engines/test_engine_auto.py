@@ -121,11 +121,12 @@ def test_the_choice_is_kept_by_further_fits_and_by_snapshots() -> None:
 def test_without_jax_a_long_run_says_what_it_would_gain(monkeypatch, caplog) -> None:
     monkeypatch.setattr(obstacles, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING, "gdtrain"):
-        assert chosen(build(), LONG) == "eager"
+        assert chosen(build(), 100_000 // N) == "eager"
+        assert chosen(build(), LONG) == "eager"  # about as long with jax
         assert chosen(build(), 1) == "eager"
     assert [record.getMessage() for record in caplog.records] == [
         "engine: eager; pip install 'gdtrain[xla]', and engine scan makes these 100,000 updates "
-        "in about 2 s instead of 7 s, to rounding the same"
+        "in about 2 s instead of 8 s, to rounding the same"
     ]
     with pytest.raises(ConfigError) as caught:
         build(engine="scan")
