@@ -111,11 +111,14 @@ class SweepJob:
         return store
 
     def _try_first(self, point: Point, workers: Workers) -> None:
-        """Build the first run where it would be trained, before anything is written."""
+        """Build the first run where it would be trained, before anything is written.
+
+        Every worker does, so that all of them import and read the data at the same time.
+        """
         function = partial(_fault_of, self.loaded, list(self.imports))
-        ((_, answer),) = workers.results(function, {1: point})
-        if answer["faults"]:
-            raise ConfigError(answer["faults"])
+        for _, answer in workers.results(function, dict.fromkeys(range(workers.jobs), point)):
+            if answer["faults"]:
+                raise ConfigError(answer["faults"])
 
 
 def _train_point(*arguments: Any) -> Row:
