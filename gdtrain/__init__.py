@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from gdtrain.training.callbacks.validation import Validation as Validation
     from gdtrain.training.evaluating.metrics import mean_over_samples as mean_over_samples
     from gdtrain.training.optimizing.phases import Phases as Phases
+    from gdtrain.training.progress import History as History
     from gdtrain.training.trainer import Trainer as Trainer
 
 
@@ -100,6 +101,7 @@ _HOMES = {
     "GradientCosine": "gdtrain.analysis.monitors.batch_gradients",
     "GradientNorm": "gdtrain.analysis.monitors.gradients",
     "GradientTestsMonitor": "gdtrain.analysis.monitors.batch_gradients",
+    "History": "gdtrain.training.progress",
     "KeepBest": "gdtrain.training.callbacks.keep_best",
     "Loader": "gdtrain.data.loaders.loader",
     "MetricsCsv": "gdtrain.output.metrics_csv",

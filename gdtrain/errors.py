@@ -47,7 +47,13 @@ class ConfigError(GdtrainError, ValueError):
 
 
 class DataError(GdtrainError, ValueError):
-    """The data can't be trained on: unreadable, empty, ragged, not finite, of the wrong shape."""
+    """The data can't be trained on: unreadable, empty, ragged, not finite, of the wrong shape.
+
+    ``args`` has a message for each fault, ``str()`` one a line.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class ModelError(GdtrainError, ValueError):

@@ -119,6 +119,7 @@ PUBLIC = [
     "GradientCosine",
     "GradientNorm",
     "GradientTestsMonitor",
+    "History",
     "KeepBest",
     "Loader",
     "MetricsCsv",

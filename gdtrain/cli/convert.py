@@ -50,7 +50,8 @@ def convert(given: list[str]) -> int:
         message = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
         raise ConfigError([Fault(*fault, "command line") for fault in message]) from error
     except DataError as error:
-        raise ConfigError([Fault("TABLE", str(error), "command line")]) from error
+        faults = [Fault("TABLE", str(message), "command line") for message in error.args]
+        raise ConfigError(faults) from error
     except OutputError as error:
         raise ConfigError([Fault("OUT", str(error), "command line")]) from error
     say(f"converted {done.num_samples:,} rows; train with data: {{source: mapped, path: {out}}}")

@@ -328,6 +328,14 @@ class History:
     history shows itself as a table.
     """
 
+    # Columns that every epoch has.
+    epoch: list[int]
+    step: list[int]
+    samples: list[int]
+    train_loss: list[float]
+    seconds: list[float]
+    lr: list[float]
+
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gdtrain.config.schema import Config
-from gdtrain.errors import ConfigError, Fault, GdtrainError
+from gdtrain.errors import ConfigError, DataError, Fault, GdtrainError
 from gdtrain.training.gradients.microbatches import is_out_of_memory
 
 # What torch says of sizes that are too large, themselves or as a product, to count bytes.
@@ -33,17 +33,22 @@ def stage(key: str) -> Iterator[None]:
         ]
         raise ConfigError(faults) from error
     except GdtrainError as error:
-        message = str(error)
-        own, _, rest = message.partition(": ")
-        if own == key or (not key and own in Config.model_fields):
-            raise ConfigError([Fault(own, rest)]) from error
-        in_data = not key and own in ("inputs", "targets")
-        raise ConfigError([Fault("data" if in_data else key, message)]) from error
+        messages = error.args if isinstance(error, DataError) else [str(error)]
+        raise ConfigError([_fault(key, str(message)) for message in messages]) from error
     except (MemoryError, RuntimeError, TypeError) as error:
         text = out_of_memory(error, key)
         if text is None:
             raise
         raise ConfigError([Fault(key, text)]) from error
+
+
+def _fault(key: str, message: str) -> Fault:
+    """The fault of a section, or of the one that the message itself begins with."""
+    own, _, rest = message.partition(": ")
+    if own == key or (not key and own in Config.model_fields):
+        return Fault(own, rest)
+    in_data = not key and own in ("inputs", "targets")
+    return Fault("data" if in_data else key, message)
 
 
 def out_of_memory(error: BaseException, key: str) -> str | None:

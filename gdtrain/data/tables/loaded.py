@@ -114,12 +114,12 @@ def as_unlikely(
         ]
         columns = [column for column, _ in chosen]
         listed = ", ".join(yaml_text(column.name) for column in columns)
+        dates = any(column.first_day is not None for column in columns)
         yield (
             f"{'; '.join(told)}; leave out what is no input with exclude: [{listed}], or "
             f"take it as it is with keep: [{listed}]"
+            + ("; a date is then the days since the first one" if dates else "")
         )
-        if any(column.first_day is not None for column in columns):
-            yield "a date is then the days since the first one"
 
 
 def suspicious(

@@ -398,8 +398,11 @@ class TableReading:
             self.rules,
         )
         wrong = [*map(str, seen.faults), *as_unlikely(unlikely, self.asked_for), *unfilled]
+        if len(wrong) > _MOST_TOLD:
+            more = f"has {len(wrong) - _MOST_TOLD:,} faults besides these; correct these first"
+            wrong = [*wrong[:_MOST_TOLD], more]
         if wrong:
-            raise DataError(f"{self.files.path}: {'; '.join(wrong)}")
+            raise DataError(*(f"{self.files.path}: {fault}" for fault in wrong))
         return dropped
 
     def _check_targets(self, targets: TableScan, columns: list[Column]) -> None:
@@ -436,6 +439,7 @@ class TableReading:
         return numbered_classes(cells, getattr(self.loss, "ignore_index", None))
 
 
+_MOST_TOLD = 50  # faults, a line each
 _FEW = 10  # numbers that are taken for classes, however few rows there are
 
 

@@ -343,6 +343,15 @@ def test_csv_files(capsys, raw, message):
     assert str(caught.value) == message
 
 
+def test_each_fault_of_a_table_has_a_line(capsys):
+    rows = [f"{n},{n},2" for n in range(1, 20)]
+    Path("data.csv").write_text("\n".join(["a,b,y", *rows, "20,oops,"]), "utf-8")
+    text, running, missing = faults_of(capsys)
+    assert text.startswith("a.yaml:1:7: data: data.csv: column 'b': 1 of 20 cells is not a number")
+    assert running.startswith("a.yaml:1:7: data: data.csv: column 'a' counts the rows, from 1 on")
+    assert missing.startswith("a.yaml:1:7: data: data.csv: missing cells: 1 of 20 in 'y'")
+
+
 def test_a_label_that_is_no_class(capsys):
     Path("data.csv").write_text("a,b,y\n1,2,0.5\n", "utf-8")
     assert faults_of(capsys, "loss=cross_entropy") == [

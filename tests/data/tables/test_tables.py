@@ -195,6 +195,31 @@ def test_faults_of_the_file_are_told_with_their_place(text: str | bytes, said: s
         read(text)
 
 
+def test_each_fault_of_the_columns_has_a_line_of_its_own() -> None:
+    ids = [f"{n},{n % 7},{n % 5},2\n" for n in range(1, 40)]
+    with refuses(
+        DataError,
+        "a.csv: column 'a': 1 of 40 cells is not a number: 'oops' in line 41; "
+        f"{MARKS}; or, if all of them are names, categorical: [a]\n"
+        "a.csv: column 'id' counts the rows, from 1 on, and would make 1 input; leave out what is "
+        "no input with exclude: [id], or take it as it is with keep: [id]\n"
+        f"a.csv: missing cells: 1 of 40 in 'b' (first in line 41); {FILLS}",
+    ):
+        read("id,a,b,y\n" + "".join(ids) + "40,oops,,2\n")
+
+
+def test_of_very_many_faults_of_columns_the_first_are_told() -> None:
+    names = [f"c{n}" for n in range(60)]
+    rows = 20 * [",".join(["1"] * 60)] + [",".join(["oops"] * 59 + ["1"])]
+    with pytest.raises(DataError) as raised:
+        read("\n".join([",".join(names), *rows]), "c59")
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "a.csv: has 9 faults besides these; correct these first"
+    for name, line in zip(names, lines[:-1], strict=False):
+        assert line.startswith(f"a.csv: column {name!r}: 1 of 21 cells is not a number: 'oops'")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
