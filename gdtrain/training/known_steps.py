@@ -88,6 +88,12 @@ def _sgd(optimizer: Optimizer, work: Work) -> bool:
     for group, parameters, _ in work:
         if (group["momentum"] or group["weight_decay"]) and _share_memory(parameters):
             return False
+        if group["momentum"] and not all(
+            held is None or _is_like(held, parameter)
+            for parameter in parameters
+            for held in [optimizer.state[parameter].get("momentum_buffer")]
+        ):
+            return False
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
@@ -134,7 +140,7 @@ def _adam(optimizer: Optimizer, work: Work) -> bool:
         if not all(optimizer.state[parameter] for parameter in parameters):
             optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
         states.append([optimizer.state[parameter] for parameter in parameters])
-        if not _are_usual(group, states[-1]) or _share_memory(parameters):
+        if not _are_usual(group, parameters, states[-1]) or _share_memory(parameters):
             return False
     torch._C._set_grad_enabled(False)
     try:
@@ -169,17 +175,40 @@ def _adam_group(
     )
 
 
-def _are_usual(group: dict[str, Any], states: list[dict[str, Any]]) -> bool:
-    """Whether Adam's settings are plain numbers, and its state is as it makes it itself."""
+def _are_usual(
+    group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Any]]
+) -> bool:
+    """Whether Adam's settings are plain numbers, and its state is as it makes it itself.
+
+    With another one it may fail at a parameter, when those before it have been stepped.
+    """
     beta1, beta2 = group["betas"]
     return (
         type(beta1) is type(beta2) is float
         and type(group["eps"]) in (float, int)
         and all(
-            type(state.get(key)) is Tensor and not state[key].requires_grad
-            for state in states
-            for key in ("step", "exp_avg", "exp_avg_sq")
+            _is_count(state.get("step"))
+            and _is_like(state.get("exp_avg"), parameter)
+            and _is_like(state.get("exp_avg_sq"), parameter)
+            for parameter, state in zip(parameters, states, strict=True)
         )
+    )
+
+
+def _is_count(value: Any) -> bool:
+    plain = type(value) is Tensor and not value.ndim and value.is_cpu and not value.requires_grad
+    return plain and value.dtype in (torch.float32, torch.float64) and value.item() >= 0
+
+
+def _is_like(value: Any, parameter: Tensor) -> bool:
+    """Whether a value is a plain tensor as the parameter is one."""
+    return (
+        type(value) is Tensor
+        and value.dtype is parameter.dtype
+        and value.shape == parameter.shape
+        and value.is_cpu
+        and value.layout is torch.strided
+        and not value.requires_grad
     )
 
 
