@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -38,6 +38,7 @@ class OutsideTheLoop:
     microbatches: MicrobatchSize
     evaluate_in: Literal["whole", "batches"]
     _placement: Placement
+    _gives_dtype: Tensor | None = None
 
     # ── looks ───────────────────────────────────────────────────────────────────────────────
 
@@ -175,13 +176,19 @@ class OutsideTheLoop:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the data: that of the first parameter which is trained, its real one if complex."""
-        for group in self.updater.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    dtype: torch.dtype = parameter.dtype
-                    return dtype.to_real()
-        return next(self.model.parameters()).dtype.to_real()
+        """Of the data: that of the first parameter which is trained, its real one if complex.
+
+        It stays that of this parameter when others are frozen or unfrozen in mid-run.
+        """
+        if not any(p is self._gives_dtype for p in self._held_parameters()):
+            trained = (p for p in self._held_parameters() if p.requires_grad)
+            self._gives_dtype = next(trained, None)
+        if self._gives_dtype is None:
+            return next(self.model.parameters()).dtype.to_real()
+        return self._gives_dtype.dtype.to_real()
+
+    def _held_parameters(self) -> Iterator[Tensor]:
+        return (p for group in self.updater.param_groups for p in group["params"])
 
     @property
     def placed(self) -> Placement:

@@ -269,3 +269,28 @@ def test_lazy_layers(optimizer):
     torch.manual_seed(1)
     by_gdtrain(model, optimizer(model.parameters(), lr=0.01), data())
     assert_same(model, hand)
+
+
+def test_data_keep_their_dtype_when_layers_of_another_are_trained_alone() -> None:
+    """A model may mix dtypes; the plain loop casts nothing when its first layer is frozen."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1).to(torch.bfloat16)
+            self.seen: list[torch.dtype] = []
+
+        def forward(self, x):
+            self.seen.append(x.dtype)
+            return self.second(self.first(x).bfloat16()).float()
+
+    class Freeze(Callback):
+        def on_epoch_end(self, trainer, record):
+            trainer.model.first.requires_grad_(record["epoch"] % 2 == 0)
+
+    model = Mixed()
+    X = torch.randn(8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = MiniBatchLoader((X, X[:, :1]), 4)
+    Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[Freeze()]).fit(4)
+    assert set(model.seen) == {torch.float32}
