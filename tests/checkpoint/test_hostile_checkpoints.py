@@ -11,11 +11,11 @@ from helpers.hostile.hostile_checkpoints import in_a_process_of_its_own
 
 
 def test_hostile_checkpoints_with_valid_digests_do_no_harm() -> None:
-    assert_harmless(40, seed=0)
+    assert_harmless(15, seed=0)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(1, 11))
+@pytest.mark.parametrize("seed", range(11))
 def test_many_hostile_checkpoints_do_no_harm(seed: int, scaled) -> None:
     assert_harmless(scaled(100), seed)
 

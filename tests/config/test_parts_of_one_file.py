@@ -13,6 +13,8 @@ from helpers.paths import ROOT
 from safetensors.torch import load_file
 from torch import nn
 
+from gdtrain.data.tables.preparation import split
+
 # Where each file goes -> what it holds. Each is all that a part takes.
 FILES = {
     "training/losses/quartic.py": '''"""The mean fourth power of the error."""
@@ -242,9 +244,8 @@ def test_a_configuration_of_them_trains_as_the_loop_by_hand(copy):
 
     torch.manual_seed(0)
     layer = nn.Linear(1, 1)
-    indices = json.loads(python(copy, "-c", SPLIT)[0])
     x = torch.arange(8, dtype=torch.float32)[:, None] / 8
-    train, held = ((x[i], 3 * x[i]) for i in indices)
+    train, held = ((x[i], 3 * x[i]) for i in split(8, 0.25, 0))
     for step in range(3 * 3):
         order = torch.arange(4, -1, -1)[step % 3 * 2 :][:2]
         loss = 0.5 * (layer(train[0][order]) - train[1][order]).pow(4).mean()
@@ -259,9 +260,3 @@ def test_a_configuration_of_them_trains_as_the_loop_by_hand(copy):
     errors = (layer(held[0]) - held[1]).detach().abs()
     assert last["val_largest_error"] == pytest.approx(float(errors.max() ** 2), rel=1e-5)
     assert last["val_mae"] == pytest.approx(float(errors.mean()), rel=1e-5)
-
-
-SPLIT = """
-from gdtrain.data.tables.preparation import split
-print([part.tolist() for part in split(8, 0.25, 0)])
-"""
