@@ -131,6 +131,7 @@ def ends_of(given: Any) -> list[Tensor]:
     return [torch.as_tensor(value, dtype=torch.float64) for value in values]
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_it_ends_as_the_plain_loop_does(name: str) -> None:
     module, ends = example(name), []

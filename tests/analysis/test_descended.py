@@ -108,6 +108,7 @@ NORMS = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("after", ["training", "eval"])
 def test_of_one_full_batch_it_is_that_of_training_mode(norm: str, after: str) -> None:
@@ -147,7 +148,7 @@ def gradient_of(model: nn.Module) -> Tensor:
     return flat(torch.autograd.grad(mean_square(model), list(model.parameters())))
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("norm", ["batch norm", "own", "frozen", "scripted"])
 @pytest.mark.parametrize(
     ("loader", "options"),

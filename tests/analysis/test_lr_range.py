@@ -161,6 +161,7 @@ def bits(trainer: Trainer) -> list[object]:
     return [*held, trainer.model.training, trainer.optimizer.param_groups[0]["lr"]]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("form", "optimizer"),
     [(f, o) for f in FORMS for o in OPTIMIZERS if f == "batch" or o != "lbfgs"],

@@ -103,7 +103,7 @@ def check(state: dict[str, Any], trainer: Trainer) -> None:
     check_consistent(state, trainer)
 
 
-@pytest.mark.few(48)
+@pytest.mark.few(25)
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize(
     ("optimizer", "schedule"),

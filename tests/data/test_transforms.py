@@ -34,6 +34,7 @@ class Pairs(Dataset[Any]):
         return X[row], Y[row]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("data", [(X, Y), (X.numpy(), Y.numpy()), Pairs()])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_drawn_depends_on_seed_epoch_and_index_alone(data: Any, workers: int) -> None:

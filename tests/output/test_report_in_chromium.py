@@ -36,7 +36,7 @@ CASES = {
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @needs_chromium
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("case", CASES)
@@ -95,7 +95,7 @@ SWEEPS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [400, 1280])

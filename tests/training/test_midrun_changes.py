@@ -435,6 +435,7 @@ FORMS = {
 }
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("change", [in_place, through_data, by_numpy])
 @pytest.mark.parametrize("when", ["epochs", "fits"])

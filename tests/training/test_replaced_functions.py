@@ -87,6 +87,7 @@ def fitted(model: nn.Module, engine: str) -> nn.Module:
     return model
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("kind", [nn.Sequential, Own])
 @pytest.mark.parametrize("name", REPLACED)
 def test_eager_runs_what_stands_there(name, kind, monkeypatch) -> None:
@@ -100,6 +101,7 @@ def test_eager_runs_what_stands_there(name, kind, monkeypatch) -> None:
     assert all(map(torch.equal, ours.parameters(), plain.parameters()))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", REPLACED)
 def test_scan_runs_it_too_or_refuses(name, monkeypatch) -> None:
     """Also where it has compiled the same model with PyTorch's own functions before."""

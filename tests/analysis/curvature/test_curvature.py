@@ -96,6 +96,7 @@ def same(asked, formed: Tensor) -> bool:
     return bool((asked @ vectors - formed @ vectors).abs().max() < 1e-10)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 @pytest.mark.parametrize(
     ("problem", "microbatch_size"), combinations(PROBLEMS, [None, 1, 3, 7], of=1)

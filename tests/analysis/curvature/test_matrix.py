@@ -38,6 +38,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("count", [1, 3, 4])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_the_outermost_eigenvalues_are_found_with_their_multiplicity(name, count) -> None:

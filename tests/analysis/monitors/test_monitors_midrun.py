@@ -90,6 +90,7 @@ def run(act: str | None, *callbacks: Callback, epochs: int = 2) -> tuple[Trainer
     return trainer, acting
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("act", ACTS)
 def test_all_of_them_go_on_and_change_nothing(act: str) -> None:
     kinds = [FullLoss, GradientNorm, NoiseScale, SampleGradients, SharpnessMonitor, Trajectory]
@@ -146,6 +147,7 @@ def test_the_update_ratio_is_of_what_the_update_moved(act: str, moved: Any, both
     assert math.isfinite(expected)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "make",
     [

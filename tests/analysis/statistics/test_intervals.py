@@ -16,6 +16,7 @@ def coverage(make, interval, truth):
     return np.mean([one.low <= truth <= one.high for one in found])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seeds", [5, 10])
 def test_the_mean_covers_95_percent_of_normal_and_lognormal_sweeps(seeds):
     draw = np.random.default_rng(seeds)
@@ -27,6 +28,7 @@ def test_the_mean_covers_95_percent_of_normal_and_lognormal_sweeps(seeds):
     assert 0.94 < lognormal < 0.96
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("seeds", [5, 6, 8, 10, 15])
 def test_the_median_covers_what_it_says(seeds):
     draw = np.random.default_rng(seeds)

@@ -224,6 +224,7 @@ def test_command_without_updates(config, capsys) -> None:
     assert "plain PyTorch loop" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_command_says_what_differs(config, capsys) -> None:
     """A model that is another one each time that it is built."""
     made = []

@@ -497,6 +497,7 @@ def test_an_old_checkpoint_that_cant_be_removed_is_a_note(pinned):
 # A full disk
 
 
+@pytest.mark.long
 def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small_disk, tmp_path):
     """The log can't be written: the message says so, and --resume ends with the hand-made bits."""
     small_disk()
@@ -586,7 +587,7 @@ for name, make in (("config.yaml", os.mkfifo), ("preprocessing.json", os.mkdir))
 """
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [WHOLE, FILES, REPLACED], ids=["whole", "files", "replaced"])
 def test_a_directory_removed_in_mid_run_is_no_silent_success(tmp_path, fault):
     """The run ends with an error, or notes what is missing and has its config.yaml."""
@@ -749,6 +750,7 @@ def test_escape_sequences_in_keys_do_not_reach_the_terminal(tmp_path):
 # A terminal that hangs up
 
 
+@pytest.mark.long
 def test_a_hang_up_saves_and_ends_with_129(tmp_path):
     """SIGHUP in mid-run: a checkpoint, exit code 129, and in the end the bits of a plain loop."""
     rows = prepare(tmp_path, 25, "os.kill(os.getpid(), signal.SIGHUP)")

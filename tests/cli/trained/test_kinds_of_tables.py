@@ -178,6 +178,7 @@ def corrected(message: str, path: Path, data: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_right_model_within_one_correction(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -64,6 +64,7 @@ def arrays(folder: str = "out") -> tuple[list[np.ndarray], list[np.ndarray]]:
     return inputs, targets
 
 
+@pytest.mark.few(13)
 @pytest.mark.parametrize("rows_per_shard", [1, 2, 3, 5, 7, 100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("target", ["price", "kind", ["size", "price"]], ids=str)

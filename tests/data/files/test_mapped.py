@@ -80,6 +80,7 @@ def assert_same_batches(got, expected) -> None:
         assert mine.inputs.dtype == theirs.inputs.dtype
 
 
+@pytest.mark.few(25)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("form", LOADERS)
 @pytest.mark.parametrize("suffix", ["", ".npy", ".pt", ".safetensors"])
@@ -201,6 +202,7 @@ def test_targets_alone_are_read_without_inputs(tmp_path, small_pieces) -> None:
     assert torch.equal(batch.targets, Y)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("loss", "targets"),
     [

@@ -216,6 +216,7 @@ def test_arrays_of_every_make_are_read_by_value(given_data: Any, dtype: Any, ord
     assert batch.inputs.tolist() == [[[1, 2], [3, 4]][i] for i in batch.indices]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("n", "row", "size"), [(3000, 1, 1), (2500, 40, 3), (7, 150_000, 2), (1200, 64, 500)]
@@ -244,6 +245,7 @@ def test_reading_from_the_middle_is_the_tail_of_reading_from_the_start(order: An
         assert all(torch.equal(a, b) for a, b in zip(tail, whole[start:], strict=True))
 
 
+@pytest.mark.few(49)
 @pytest.mark.parametrize("rows", ["whole", "tail", "column", "strided"])
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (4,), (2, 2), (16,), (20,)])
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_a_position_goes_everywhere_over_epochs(images_by_key, column: int) -> N
     assert chi_square(bins(images[:, column], n, 256), 256) < CHI_SQUARE[255]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 2), (3, 4), (0, 5)])
 def test_pairs_of_positions_go_everywhere(images_by_key, one: int, two: int) -> None:
     n, images = images_by_key
@@ -160,6 +161,7 @@ def test_fixed_points_are_poisson_of_mean_1(n: int) -> None:
 
 
 # Of the most samples for which words of 32 bits would do, a and all steps of L are even.
+@pytest.mark.few(3)
 @pytest.mark.parametrize("n", [2**30, 2**31 - 5, 2**31, 2**32 - 7, 2**32, 3 * 2**30, 2**63 - 3])
 def test_the_lowest_bit_of_the_left_half_is_even_and_odd(n: int) -> None:
     shift = (n - 1).bit_length() // 2
@@ -204,6 +206,7 @@ def test_the_number_of_cycles_is_that_of_random_permutations() -> None:
     assert abs(cycles - keys * mean) < Z * math.sqrt(keys * variance)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("order", ["reshuffle", "replacement"])
 @pytest.mark.parametrize("by", ["epoch", "seed"])
 def test_neighbouring_epochs_and_seeds_are_unrelated(order: str, by: str) -> None:

@@ -103,6 +103,7 @@ def errors(capsys, *overrides: str) -> str:
 # ── the same numbers as from memory ─────────────────────────────────────────────────────────
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize(("n", "size"), [(7, 3), (7, 7), (7, 10), (1, 3), (2000, 32), (300, 1)])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "dataset"])
 def test_training_has_the_bits_of_the_same_rows_in_memory(kind: str, n: int, size: int) -> None:
@@ -393,6 +394,7 @@ class StopAt(Callback):
         trainer.stop("here")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("step", [1, 2, 150, 234])
 def test_a_stopped_run_goes_on_from_the_byte_offset(step: int) -> None:
     write(table(700))

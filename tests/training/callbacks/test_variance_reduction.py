@@ -106,6 +106,7 @@ def saga_in_numpy(theta: Array, order: list[Array]) -> Array:
     return theta
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("form", LOADERS)
 @pytest.mark.parametrize("every", [None, 1, 4])
 def test_svrg_follows_its_equations(form: str, every: int | None) -> None:

@@ -71,6 +71,7 @@ def test_the_loss_is_that_of_one_pass(name: str, options: dict) -> None:
     assert trainer.evaluate()["loss"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_loss_is_that_of_one_pass_on_ranks(name: str, ranks: int) -> None:

@@ -93,6 +93,7 @@ def made(name: str, loss: Any = None, **options: Any) -> Any:
     return part.make(part.settings.model_validate(options), loss=loss)
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("size", CUTS)
 @pytest.mark.parametrize("average", ["macro", "weighted", "micro"])
 @pytest.mark.parametrize("ignored", [False, True])

@@ -159,6 +159,7 @@ def test_microbatches_have_the_gradient_of_one_pass(name: str, size: int) -> Non
     check(gradient(*made(name, microbatch_size=size)), by_hand(name))
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize("size", [None, 1, 3])

@@ -95,6 +95,7 @@ def of_parts(loss, output: Tensor, targets: Tensor, size: int) -> Tensor:
     return total if mean.adds else total / weights
 
 
+@pytest.mark.few(46)
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("size", [1, 3, 5])

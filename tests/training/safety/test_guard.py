@@ -71,6 +71,7 @@ def stopped_after(step: int, **options) -> dict[str, torch.Tensor]:
     return bits(trainer)
 
 
+@pytest.mark.few(20)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["output", "loss", "gradient"])
 @pytest.mark.parametrize(
@@ -199,6 +200,7 @@ class Deferred(Injected):
         self.guard = Guard(self, deferred=True)
 
 
+@pytest.mark.few(7)
 @pytest.mark.parametrize("option", [{}, {"clip_grad_value": 1.0}])
 @pytest.mark.parametrize("where", ["output", "loss", "gradient"])
 @pytest.mark.parametrize("at", [1, 2, 8, 30])

@@ -87,6 +87,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(value, other[name])
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("epochs", [0, 2])

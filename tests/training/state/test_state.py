@@ -178,7 +178,7 @@ def closed_by_hand(model, optimizer):
     return model
 
 
-@pytest.mark.few(16)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [*OPTIMIZERS, *MORE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at", [1, 5, 6])
@@ -190,6 +190,7 @@ def test_every_optimizer_goes_on_from_a_file(name, dtype, at, tmp_path) -> None:
     assert_same_weights(trainer.model, hand)
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_goes_on_from_its_start(name, tmp_path) -> None:
     """A snapshot before the first update, into the trainer itself after it has trained."""
@@ -402,7 +403,7 @@ def assert_schedule(name: str, per: str, at: int, tmp_path: Path, rate: str = "f
         assert type(mine["lr"]) is type(theirs["lr"])
 
 
-@pytest.mark.few(40)
+@pytest.mark.few(14)
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of sequences
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -416,6 +417,7 @@ def test_no_warning_of_a_first_step_that_was_made_before(tmp_path) -> None:
     assert_schedule("ExponentialLR", "epoch", 3, tmp_path)
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("name", ["ExponentialLR", "CosineAnnealingLR", "LambdaLR", "StepLR"])
 def test_learning_rates_of_any_type_go_on(name, rate, tmp_path) -> None:

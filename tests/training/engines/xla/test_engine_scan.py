@@ -158,6 +158,7 @@ def test_epochs_with_every_loss(name: str, dtype: torch.dtype) -> None:
     assert_engines_agree(small_mlp("tanh", name, dtype), LOSSES[name], loader)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("output", ["none", "sigmoid", "tanh", "softplus", "softmax"])
 def test_linear_models_with_every_output_activation(output: str) -> None:
     assert_engines_agree(
@@ -458,6 +459,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss() -> None:
         assert float(trainer.model.w.detach()) == pytest.approx(w, rel=1e-5)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("row", [0, 32, 57])
 def test_a_schedule_is_where_the_last_good_update_left_it(row: int) -> None:
     torch.manual_seed(2)
@@ -562,15 +564,15 @@ def test_jax_settings_are_left_alone() -> None:
 
 def test_trainers_in_several_threads_capture_one_after_the_other() -> None:
     """Tracing changes what the whole process sees of modules."""
-    start = Barrier(4)
+    start = Barrier(2)
     made = (small_mlp("tanh", "mse", torch.float32), nn.MSELoss(), MiniBatchLoader(data(), 16))
-    eager, *scans = [trainer_of(engine, *made) for engine in ("eager", *["scan"] * 4)]
+    eager, *scans = [trainer_of(engine, *made) for engine in ("eager", "scan", "scan")]
 
     def train(trainer: Trainer) -> None:
         start.wait()
         trainer.fit(1)
 
-    with ThreadPoolExecutor(4) as threads:
+    with ThreadPoolExecutor(2) as threads:
         list(threads.map(train, scans))
     eager.fit(1)
     assert max(difference(eager, scan) for scan in scans) < TOLERANCE[torch.float32]

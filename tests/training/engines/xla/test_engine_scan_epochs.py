@@ -74,9 +74,9 @@ def test_weights_losses_and_history_are_those_of_eager(name: str, schedule: str 
     assert losses == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.few(2)
-@pytest.mark.parametrize("schedule", [None, "epoch", "step"])
-@pytest.mark.parametrize("start", [0, 5, 23])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("schedule", ["step", "epoch", None])
+@pytest.mark.parametrize("start", [5, 0, 23])
 def test_a_run_resumed_within_an_epoch_goes_on_over_its_end(schedule, start: int) -> None:
     class StopAt(Callback):
         def on_safe_point(self, trainer):
@@ -132,7 +132,7 @@ def assert_same_bits_after_a_stop(engine: str, draw: random.Random) -> None:
 @pytest.mark.parametrize("engine", ["eager", "scan"])
 def test_stopped_anywhere_a_run_ends_with_the_same_bits(engine: str) -> None:
     draw = random.Random(7)
-    for _ in range(5):
+    for _ in range(3):
         assert_same_bits_after_a_stop(engine, draw)
 
 
@@ -143,7 +143,7 @@ def test_stopped_anywhere_two_hundred_times(first_seed: int, scaled: Callable[[i
         assert_same_bits_after_a_stop(("scan", "eager")[number % 2], draw)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("schedule", [None, "epoch", "step"])
 @pytest.mark.parametrize("batch_size", [7, 8, 21])
 def test_a_bad_update_in_a_later_epoch_ends_both_engines_alike(schedule, batch_size: int) -> None:

@@ -48,7 +48,7 @@ def trained(engine: str, *overrides: str, epochs: int = 2) -> Trainer:
     return trainer
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -59,12 +59,13 @@ def fitted(
 
 
 LOADERS: dict[str, Callable[[], Loader]] = {
+    "ragged": lambda: MiniBatchLoader((X, Y), 4, order="reshuffle", seed=0),
     "batch": lambda: BatchLoader((X, Y)),
     "sample": lambda: SampleLoader((X, Y), order="reshuffle", seed=0),
-    "ragged": lambda: MiniBatchLoader((X, Y), 4, order="reshuffle", seed=0),
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
 def test_scan_has_the_terms_of_every_step_and_epoch(loader: Callable[[], Loader]) -> None:
     scan, of_scan = fitted("scan", loader)

@@ -375,6 +375,9 @@ SUBJECTS = {
     "linear_algebra": LINEAR_ALGEBRA,
     "losses": LOSSES,
 }
+# Models of the engine's own tests have most of the others.
+AT_ALL_TIMES = {(subject, torch.float64) for subject in ("convolution", "ordering", "pooling")}
+LONG = pytest.mark.long
 
 
 class Functions(nn.Module):
@@ -406,9 +409,15 @@ class Summing(Trainer):
 
 
 @pytest.mark.filterwarnings("ignore:index_reduce")  # is in beta
-@pytest.mark.few(2)
-@pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("subject", "dtype"),
+    [
+        pytest.param(subject, dtype, marks=[] if (subject, dtype) in AT_ALL_TIMES else LONG)
+        for subject in SUBJECTS
+        for dtype in TOLERANCE
+    ],
+    ids=str,
+)
 def test_values_and_gradients_are_those_of_pytorch(subject: str, dtype: torch.dtype) -> None:
     from gdtrain.training.engines.xla.lowering.graph import is_lowered, run_step
 
