@@ -52,16 +52,19 @@ class Keeper:
     """
 
     def __init__(self, trainer: Run, *parts: Part, whole: bool = False) -> None:
-        self._parts = [_PARTS[part](trainer, whole) for part in parts]
+        self._listing = _Listing(trainer, whole)
+        self._parts = [_PARTS[part](trainer, self._listing) for part in parts]
         self.keep()
 
     def keep(self) -> None:
         """Keep the parts as they are now."""
+        self._listing.forget()
         for part in self._parts:
             part.keep()
 
     def restore(self) -> None:
         """Put all parts back, bit for bit."""
+        self._listing.forget()
         with torch.no_grad():
             for part in reversed(self._parts):
                 part.restore()
@@ -168,15 +171,32 @@ def is_stock(module: nn.Module) -> bool:
 # ── the parts ───────────────────────────────────────────────────────────────────────────────
 
 
+class _Listing:
+    """The modules at one moment, listed once for all parts, if one of them asks."""
+
+    def __init__(self, trainer: Run, whole: bool) -> None:
+        self._trainer, self._whole = trainer, whole
+        self._modules: list[nn.Module] | None = None
+
+    def modules(self) -> list[nn.Module]:
+        if self._modules is None:
+            self._modules = modules_of(roots_of(self._trainer, self._whole))
+        return self._modules
+
+    def forget(self) -> None:
+        """List them again the next time: the model may be another one by now."""
+        self._modules = None
+
+
 @dataclass(eq=False)
 class _Part:
     """One part of the state."""
 
     trainer: Run
-    whole: bool
+    listing: _Listing
 
     def modules(self) -> list[nn.Module]:
-        return modules_of(roots_of(self.trainer, self.whole))
+        return self.listing.modules()
 
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
@@ -407,6 +427,7 @@ class _Own(_Part):
             else:
                 value = copied(kept, name)
             setattr(self.trainer, name, value)
+        self.listing.forget()  # some are modules
 
 
 class _Module:
