@@ -221,5 +221,5 @@ _STEPS: dict[type[Optimizer], tuple[Step, Callable[[], Any], tuple[Any, ...]]] =
     SGD: (_sgd, torch_code.sgd_now, torch_code.OF_SGD),
     Adam: (_adam, torch_code.adam_now, torch_code.OF_ADAM),
 }
-if issubclass(AdamW, Adam):  # since PyTorch 2.7
+if issubclass(AdamW, Adam):  # as in newer versions of PyTorch, by the same code
     _STEPS[AdamW] = _STEPS[Adam]

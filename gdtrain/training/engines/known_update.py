@@ -49,7 +49,7 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
         return None
     optimizer = trainer.updater
     step = known_step(optimizer)
-    if has_step_hooks(optimizer) or (step is None and not steps_as_torch(optimizer)):
+    if (step is None and not steps_as_torch(optimizer)) or has_step_hooks(optimizer):
         return None
     model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch

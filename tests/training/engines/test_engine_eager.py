@@ -57,6 +57,8 @@ SETTINGS = {
 }
 # Those that take other kernels, which PyTorch is left to call.
 OTHERS = {"maximize", "foreach", "tensor_lr", "amsgrad", "adam_maximize", "adam_foreach"}
+if not issubclass(AdamW, Adam):  # in older versions it has a code of its own
+    OTHERS.add("adamw")
 
 
 def by_hand(model, optimizer, epochs, after=lambda: None) -> None:
