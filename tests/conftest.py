@@ -1,5 +1,6 @@
 """What all tests share: one thread, and a program that forgets what a test has given it."""
 
+import logging
 import os
 import secrets
 import signal
@@ -22,6 +23,9 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _signum in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_signum, signal.SIG_DFL)
+# torch makes a record of each step of a trace for whoever handles this logger, and pytest gives a
+# handler to all that do not propagate; nobody else listens to it, so there it makes none.
+logging.getLogger("torch.__trace").propagate = True
 # Processes that tests start find tests/helpers, and the gdtrain of these tests.
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
@@ -39,10 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``few(n)``, all but n sets of parameters are long.
-
-    The n are spread over those that were collected, the first among them.
-    """
+    """Of a test marked ``few(n)``, all but n sets of parameters are long."""
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("few"):
@@ -50,11 +51,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for group in groups.values():
         few = group[0].get_closest_marker("few")
         assert few is not None
-        count = min(few.args[0], len(group))
-        tried = {number * len(group) // count for number in range(count)}
+        tried = spread([item.callspec.indices for item in group], few.args[0])  # type: ignore[attr-defined]
         for number, item in enumerate(group):
             if number not in tried:
                 item.add_marker(pytest.mark.long)
+
+
+def spread(sets: list[dict[str, int]], count: int) -> set[int]:
+    """Numbers of ``count`` sets of parameters, the first among them, with many different values.
+
+    Each next one has the most values that none before it has; of several such, those far apart.
+    """
+    golden = (5**0.5 - 1) / 2
+    left = sorted(range(len(sets)), key=lambda number: number * golden % 1)
+    chosen: set[int] = set()
+    seen: set[tuple[str, int]] = set()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda number: len(sets[number].items() - seen))
+        chosen.add(best)
+        seen.update(sets[best].items())
+        left.remove(best)
+    return chosen
 
 
 def pytest_report_header(config: pytest.Config) -> str:
