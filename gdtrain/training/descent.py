@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from gdtrain.errors import ModelError
 from gdtrain.training import torch_code
@@ -99,7 +100,8 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
     step = None if work is None else known_step(optimizer)
     if step is not None and work is not None and step(optimizer, work):
         made()
-        call_post_hooks(optimizer)
+        if optimizer._optimizer_step_post_hooks or _global_optimizer_post_hooks:
+            call_post_hooks(optimizer)
     elif isinstance(several := getattr(optimizer, "of", None), dict):
         for one in several.values():  # which is counted when the first has stepped
             descend(one, made, gathered(one))

@@ -56,9 +56,8 @@ def known_step(optimizer: Optimizer) -> Step | None:
 def call_post_hooks(optimizer: Optimizer) -> None:
     """As ``optimizer.step()`` does at its end."""
     hooks = optimizer._optimizer_step_post_hooks
-    if hooks or _global_optimizer_post_hooks:
-        for hook in chain(hooks.values(), _global_optimizer_post_hooks.values()):
-            hook(optimizer, (optimizer,), {})
+    for hook in chain(hooks.values(), _global_optimizer_post_hooks.values()):
+        hook(optimizer, (optimizer,), {})
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
@@ -86,14 +85,21 @@ def _is_entered(optimizer: Optimizer) -> bool:
 def _sgd(optimizer: Optimizer, work: Work) -> bool:
     """x ← x - lr (momentum, weight decay and Nesterov's as in torch.optim.SGD)."""
     for group, parameters, _ in work:
-        if (group["momentum"] or group["weight_decay"]) and _share_memory(parameters):
-            return False
-        if group["momentum"] and not all(
-            held is None or _is_like(held, parameter)
-            for parameter in parameters
-            for held in [optimizer.state[parameter].get("momentum_buffer")]
-        ):
-            return False
+        if not (group["momentum"] or group["weight_decay"]):
+            continue
+        if len(set(map(Tensor.data_ptr, parameters))) < len(parameters):
+            return False  # one after the other: each sees what those before it have made
+        for parameter in parameters:  # spelt out: small models would feel a call for each
+            held = optimizer.state[parameter].get("momentum_buffer") if group["momentum"] else None
+            if held is not None and (
+                type(held) is not Tensor
+                or held.dtype is not parameter.dtype
+                or held.shape != parameter.shape
+                or held.layout is not torch.strided
+                or not held.is_cpu
+                or held.requires_grad
+            ):
+                return False
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
@@ -137,10 +143,12 @@ def _adam(optimizer: Optimizer, work: Work) -> bool:
     """
     states: list[list[dict[str, Any]]] = []
     for group, parameters, _ in work:
-        if not all(optimizer.state[parameter] for parameter in parameters):
+        if not all(map(optimizer.state.get, parameters)):
             optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
         states.append([optimizer.state[parameter] for parameter in parameters])
-        if not _are_usual(group, parameters, states[-1]) or _share_memory(parameters):
+        if len(set(map(Tensor.data_ptr, parameters))) < len(parameters):
+            return False
+        if not _are_usual(group, parameters, states[-1]):
             return False
     torch._C._set_grad_enabled(False)
     try:
@@ -183,38 +191,25 @@ def _are_usual(
     With another one it may fail at a parameter, when those before it have been stepped.
     """
     beta1, beta2 = group["betas"]
-    return (
-        type(beta1) is type(beta2) is float
-        and type(group["eps"]) in (float, int)
-        and all(
-            _is_count(state.get("step"))
-            and _is_like(state.get("exp_avg"), parameter)
-            and _is_like(state.get("exp_avg_sq"), parameter)
-            for parameter, state in zip(parameters, states, strict=True)
-        )
-    )
-
-
-def _is_count(value: Any) -> bool:
-    plain = type(value) is Tensor and not value.ndim and value.is_cpu and not value.requires_grad
-    return plain and value.dtype in (torch.float32, torch.float64) and value.item() >= 0
-
-
-def _is_like(value: Any, parameter: Tensor) -> bool:
-    """Whether a value is a plain tensor as the parameter is one."""
-    return (
-        type(value) is Tensor
-        and value.dtype is parameter.dtype
-        and value.shape == parameter.shape
-        and value.is_cpu
-        and value.layout is torch.strided
-        and not value.requires_grad
-    )
-
-
-def _share_memory(parameters: list[Tensor]) -> bool:
-    """Such ones are stepped one after the other: each sees what those before it have made."""
-    return len(set(map(Tensor.data_ptr, parameters))) < len(parameters)
+    if not (type(beta1) is type(beta2) is float and type(group["eps"]) in (float, int)):
+        return False
+    for parameter, state in zip(parameters, states, strict=True):
+        step = state.get("step")
+        if type(step) is not Tensor or step.ndim or not step.is_cpu or step.requires_grad:
+            return False
+        if step.dtype not in (torch.float32, torch.float64) or step.item() < 0:
+            return False
+        for mean in (state.get("exp_avg"), state.get("exp_avg_sq")):  # as in _sgd
+            if (
+                type(mean) is not Tensor
+                or mean.dtype is not parameter.dtype
+                or mean.shape != parameter.shape
+                or mean.layout is not torch.strided
+                or not mean.is_cpu
+                or mean.requires_grad
+            ):
+                return False
+    return True
 
 
 _STEPS: dict[type[Optimizer], tuple[Step, Callable[[], Any], tuple[Any, ...]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
@@ -180,15 +180,15 @@ class OutsideTheLoop:
 
         It stays that of this parameter when others are frozen or unfrozen in mid-run.
         """
-        if not any(p is self._gives_dtype for p in self._held_parameters()):
-            trained = (p for p in self._held_parameters() if p.requires_grad)
-            self._gives_dtype = next(trained, None)
-        if self._gives_dtype is None:
-            return next(self.model.parameters()).dtype.to_real()
-        return self._gives_dtype.dtype.to_real()
-
-    def _held_parameters(self) -> Iterator[Tensor]:
-        return (p for group in self.updater.param_groups for p in group["params"])
+        gives, trained = self._gives_dtype, None
+        for parameter in (p for group in self.updater.param_groups for p in group["params"]):
+            if parameter is gives:
+                break
+            if trained is None and parameter.requires_grad:
+                trained = parameter
+        else:
+            gives = self._gives_dtype = trained
+        return (next(self.model.parameters()) if gives is None else gives).dtype.to_real()
 
     @property
     def placed(self) -> Placement:

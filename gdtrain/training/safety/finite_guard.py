@@ -81,16 +81,17 @@ class Guard:
         else:
             self._of_any_pass.keep()
         self._before = self._of_any_pass
-        self._keep_weights(own_step)
+        if self._started_at is None or self.trainer.progress.step == self._started_at:
+            self._keep_weights(own_step)
+        else:
+            self._weights = None
 
     def _keep_weights(self, own_step: bool) -> None:
         """Before the first update, which may be refused: some layers set weights in forward."""
         trainer = self.trainer
-        if self._started_at is None:
-            self._started_at = trainer.progress.step
-        is_first = trainer.progress.step == self._started_at
+        self._started_at = trainer.progress.step
         may_be = own_step or trainer.microbatches or trainer.world.size > 1
-        self._weights = Keeper(trainer, "parameters") if is_first and may_be else None
+        self._weights = Keeper(trainer, "parameters") if may_be else None
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""

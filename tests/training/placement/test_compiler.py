@@ -63,8 +63,9 @@ print("torch._dynamo" in sys.modules)
     ("optimizer", "imported"),
     [
         ("torch.optim.SGD(model.parameters(), lr=0.1)", False),
-        ("torch.optim.Adam(model.parameters(), lr=0.1)", True),
-        ("{'all': torch.optim.Adam(model.parameters(), lr=0.1)}", True),
+        ("torch.optim.Adam(model.parameters(), lr=0.1)", False),
+        ("torch.optim.RMSprop(model.parameters(), lr=0.1)", True),
+        ("{'all': torch.optim.RMSprop(model.parameters(), lr=0.1)}", True),
     ],
 )
 def test_what_a_step_imports_is_imported_before_the_first_block(
