@@ -14,7 +14,7 @@ from gdtrain.data.tables.column import Array, Column
 MOST_COUNTED = 32  # different numbers that are counted of a column
 
 
-@dataclass
+@dataclass(slots=True)  # of which there are as many as columns
 class ColumnScan:
     """What has been seen of a column.
 
@@ -69,16 +69,14 @@ class ColumnScan:
 
     def _count(self, cells: Array) -> None:
         assert self.distinct is not None
-        for part in (cells[:256], cells):
-            known = (
-                np.isin(part, self.distinct) if len(self.distinct) else np.zeros(len(part), bool)
-            )
-            new = part[~(known | np.isnan(part))]
-            if len(new):
-                self.distinct = np.union1d(self.distinct, new)
-                if len(self.distinct) > MOST_COUNTED:
-                    self.distinct = None
-                    return
+        few, rest = cells[:256], cells[256:]  # the first are mostly too many already
+        different = {*self.distinct.tolist(), *few[~np.isnan(few)].tolist()}
+        if len(rest) and len(different) <= MOST_COUNTED:
+            new = rest[~(np.isin(rest, list(different)) | np.isnan(rest))]
+            different.update(np.unique(new).tolist())
+        self.distinct = None
+        if len(different) <= MOST_COUNTED:
+            self.distinct = np.array(sorted(different))
 
 
 class TextCells:
@@ -240,7 +238,7 @@ class TableScan:
 
     def _null(self, source: Any) -> Array:
         if self._trim:
-            source = _trimmed(source, self.missing)
+            source = trimmed(source, self.missing)
         null: Array = source.is_null().to_numpy(zero_copy_only=False)
         return null
 
@@ -427,7 +425,7 @@ def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Arra
     import pyarrow.compute as pc
 
     if missing is not None:
-        cells = _trimmed(cells, missing)
+        cells = trimmed(cells, missing)
     if decimal == ",":
         if pc.any(pc.match_substring(cells, ".")).as_py():
             return None
@@ -439,7 +437,8 @@ def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Arra
     return numbers
 
 
-def _trimmed(cells: Any, missing: frozenset[str]) -> Any:
+def trimmed(cells: Any, missing: frozenset[str]) -> Any:
+    """Text without blanks around it, null where that is one of ``missing``."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -22,6 +22,7 @@ from gdtrain.data.tables.formats.csv_text import (
     delimiter_of,
     records,
 )
+from gdtrain.data.tables.formats.wide_rows import WIDE, WideRows
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 20
 _ROWS_OF_HEADER = 64  # a block holds about this many rows at least
+_ROWS_AT_ONCE = 16  # and so many, where columns are very many
 
 
 class CsvFile:
@@ -137,6 +139,8 @@ class CsvFile:
 
         if not names:  # which Arrow takes for all
             return set()
+        if len(self.names) > WIDE:
+            return set(names)  # as far as they are
         few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
         try:
             with self._below_header() as text:
@@ -164,6 +168,17 @@ class CsvFile:
         texts = pa.dictionary(pa.int32(), pa.string())
         types = {name: pa.float64() if name in numbers else texts for name in names}
         read, block = 0, max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
+        if len(self.names) > WIDE:
+            with self._below_header() as text:
+                wide, position = self._wide_rows(text, types, missing), 0
+                for batch in wide.batches(max(_BLOCK, _ROWS_AT_ONCE * self.header_bytes)):
+                    if advance is not None:
+                        advance(text.position - position)
+                        position = text.position
+                    read += len(batch[0])
+                    yield batch
+            if wide.is_done:
+                return
         while True:
             try:
                 for batch in self._arrow_batches(types, missing, block, read, advance):
@@ -205,6 +220,14 @@ class CsvFile:
             ),
         )
 
+    def _wide_rows(
+        self, text: CsvText, types: Mapping[str, Any], missing: Sequence[str]
+    ) -> WideRows:
+        place_of = {name: place for place, name in enumerate(self.names)}
+        chosen = np.array([place_of[name] for name in types])
+        texts = {place_of[name] for name, kind in types.items() if kind != "double"}
+        return WideRows(text, self.delimiter, self.dialect, len(self.names), chosen, texts, missing)
+
     def _arrow_batches(
         self, types: Mapping[str, Any], missing: Sequence[str], block: int, skip: int, advance: Any
     ) -> Iterator[list[pa.Array]]:
@@ -230,7 +253,9 @@ class CsvFile:
                     self.explain(None)
             except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
                 column = _CONVERSION.match(str(error))
-                if column is not None and not text.odd:
+                if column is not None:
+                    if text.odd:
+                        self.explain(None)
                     raise _NotNumbers([self.names[int(column[1])]]) from error
                 self.explain(error)
 
