@@ -194,6 +194,10 @@ class CheckpointStore:
         """The newest checkpoint after ``step`` updates, if there is one."""
         return next((saved.path for saved in self._found() if saved.step == step), None)
 
+    def is_empty(self) -> bool:
+        """Whether there is no whole checkpoint, though perhaps the remains of one."""
+        return not self._found()
+
     def holds_only_the_first(self) -> bool:
         """Whether there is nothing but the checkpoint before the first update, or parts of it."""
         return all(

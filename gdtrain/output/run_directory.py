@@ -120,10 +120,11 @@ def has_begun(wanted: Path | None, name: str) -> bool:
 
 
 @contextmanager
-def locked(directory: Path | None) -> Iterator[None]:
+def locked(directory: Path | None, *, waits: bool = False) -> Iterator[None]:
     """Keep a run to one process at a time; the system ends the lock with the process.
 
-    Raises OutputError if another process trains in ``directory``. With None, does nothing.
+    waits: until another process that trains in ``directory`` has ended; else OutputError is
+    raised. With None, does nothing.
     """
     if directory is None:
         yield
@@ -131,7 +132,7 @@ def locked(directory: Path | None) -> Iterator[None]:
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError as error:
             message = f"another process is training in {directory}; wait for it, or end it"
             raise OutputError(message) from error

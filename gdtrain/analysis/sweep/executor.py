@@ -135,6 +135,8 @@ class Workers:
 
 def _numbered(parent: int, function: Function, number: int, point: Point) -> tuple[int, Row]:
     _end_with(parent)
+    if os.getppid() != parent:  # killed: what was sent before is another sweep's to train
+        os._exit(1)
     return number, function(number, point)
 
 

@@ -22,6 +22,7 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, NonFiniteError, reason_of
+from gdtrain.output.run_directory import locked
 from gdtrain.training.trainer import Trainer
 
 _OWN = ("run", "status", "reason", "killed")  # what a row has besides settings and numbers
@@ -134,8 +135,16 @@ def _train(
 def _fit(trainer: Trainer, epochs: int | None, directory: Path | None, number: int) -> Row:
     if epochs is None and not trainer.progress.step:
         raise ConfigError.of("epochs", "missing; give the number of epochs to train for")
-    if directory is not None:
-        _take_up(trainer, SweepStore(directory).run_directory(number) / "checkpoints")
+    if directory is None:
+        return _fitted(trainer, epochs)
+    run = SweepStore(directory).run_directory(number)
+    disk.make_directory(run)
+    with locked(run, waits=True):  # a worker of a sweep that was killed may still train there
+        _take_up(trainer, run / "checkpoints")
+        return _fitted(trainer, epochs)
+
+
+def _fitted(trainer: Trainer, epochs: int | None) -> Row:
     status, reason = "done", None
     try:
         if epochs is not None:
@@ -156,10 +165,9 @@ def _fit(trainer: Trainer, epochs: int | None, directory: Path | None, number: i
 
 def _take_up(trainer: Trainer, directory: Path) -> None:
     """Go on from the newest checkpoint, and save further ones every half minute."""
-    disk.make_directory(directory.parent)
     store = CheckpointStore(directory, keep_last=1)
     checkpoints = Checkpoints(store, every_seconds=30.0)
-    if directory.is_dir() and any(directory.iterdir()):
+    if not store.is_empty():
         _, state, _ = store.load_newest()
         state.pop("settings", None)
         trainer.load_state_dict(state)

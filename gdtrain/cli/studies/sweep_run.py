@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -27,8 +25,6 @@ from gdtrain.errors import ConfigError, reason_of
 from gdtrain.output import run_directory
 from gdtrain.training.safety.signals import SignalDesk
 
-_WAIT = 0.05  # seconds between looks whether a run's directory is free
-
 _one_at_a_time = threading.Lock()  # of a Dask worker's threads: the generators are the process's
 _sources = SharedSources()  # the data that this process has read
 
@@ -41,6 +37,9 @@ def train_point(base: Any, imports: Sequence[str], runs: Path, number: int, poin
         directory = runs / str(number)
         try:
             document = run_document(Document("", base), point)
+            if directory.is_dir():
+                with run_directory.locked(directory, waits=True):
+                    pass  # a worker of a sweep that was killed may still have trained there
             job = TrainJob(
                 _quiet(check(document)),
                 document,
@@ -51,8 +50,7 @@ def train_point(base: Any, imports: Sequence[str], runs: Path, number: int, poin
                 quiet=True,
                 sources=_sources,
             )
-            with _alone_in(directory):
-                job.run()
+            job.run()
             return _row(directory)
         except ConfigError as error:
             reason = "; ".join(f"{fault.key}: {fault.message}" for fault in error.faults)
@@ -103,20 +101,3 @@ def _in_worker(imports: Sequence[str]) -> Iterator[None]:
         if imports:
             import_modules(list(imports))
         yield
-
-
-@contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Wait until no other process trains there: one of a sweep that was killed may still do so."""
-    while directory.is_dir():
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(_WAIT)
-        except OSError:
-            break  # a file system without locks
-        finally:
-            os.close(handle)
-    yield

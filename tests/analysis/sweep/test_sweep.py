@@ -4,6 +4,8 @@ import json
 import math
 import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ import gdtrain
 from gdtrain import BatchLoader, Trainer
 from gdtrain.analysis.sweep.grid import points_of
 from gdtrain.analysis.sweep.result import Sweep
+from gdtrain.checkpoint.durable_files import UNFINISHED
 from gdtrain.errors import ConfigError, MissingPackageError, OutputError, StorageError
+from gdtrain.output.run_directory import locked
 
 X = torch.randn(16, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -125,6 +129,40 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     assert list(cut) == []
     whole = gdtrain.sweep(fragile, {"lr": [0.1, 0.2]}, epochs=9, directory=tmp_path / "s")
     assert [row["train_loss"] for row in whole] == [alone(9, lr=0.1), alone(9, lr=0.2)]
+
+
+def test_a_run_that_was_killed_in_its_first_checkpoint_begins_anew(tmp_path):
+    remains = tmp_path / "s/runs/1/checkpoints" / f"{UNFINISHED}step-0000000000"
+    remains.mkdir(parents=True)
+    (remains / "model.safetensors").write_bytes(b"half")
+    (row,) = gdtrain.sweep(make, {"lr": [0.1]}, epochs=3, directory=tmp_path / "s")
+    assert (row["status"], row["train_loss"]) == ("done", alone(3, lr=0.1))
+    assert not remains.exists()
+
+
+def test_a_run_waits_for_the_worker_of_a_killed_sweep_that_is_still_at_it(tmp_path):
+    made, ended, began_after = threading.Event(), threading.Event(), []
+
+    class Looks(gdtrain.Callback):
+        def on_fit_start(self, trainer):
+            began_after.append(ended.is_set())
+
+    def watched(lr):
+        trainer = make(lr)
+        trainer.callbacks.append(Looks())
+        made.set()
+        return trainer
+
+    (tmp_path / "s/runs/1").mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        with locked(tmp_path / "s/runs/1"):
+            grid = {"lr": [0.1]}
+            rows = pool.submit(gdtrain.sweep, watched, grid, epochs=300, directory=tmp_path / "s")
+            assert made.wait(60)
+            expected = alone(300, lr=0.1)  # in which time the other would have begun
+            ended.set()
+        assert [row["train_loss"] for row in rows.result()] == [expected]
+    assert began_after == [True]
 
 
 def test_a_table_that_cant_be_written_is_told_of_and_no_row_is_lost(tmp_path):
