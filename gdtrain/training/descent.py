@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Variable
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
@@ -24,6 +25,7 @@ from gdtrain.training.known_steps import Work, call_post_hooks, has_step_hooks, 
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
 # Dtypes in which the kernels of known steps have the bits of those that torch.optim calls.
 _SAME_BITS = (torch.float32, torch.float64)
+_PLAIN = (Parameter, Tensor)
 
 
 def zero_gradients(optimizer: Optimizer) -> None:
@@ -80,6 +82,9 @@ def gathered(optimizer: Optimizer) -> Work | None:
                 continue
             if (
                 gradient.dtype not in _SAME_BITS
+                or gradient.dtype is not parameter.dtype
+                or type(parameter) not in _PLAIN
+                or (parameter.__dict__ and any(map(callable, parameter.__dict__.values())))
                 or gradient.layout is not torch.strided
                 or not gradient.is_cpu
                 or type(gradient) is not Tensor
@@ -102,8 +107,8 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
         made()
         if optimizer._optimizer_step_post_hooks or _global_optimizer_post_hooks:
             call_post_hooks(optimizer)
-    elif isinstance(several := getattr(optimizer, "of", None), dict):
-        for one in several.values():  # which is counted when the first has stepped
+    elif several := getattr(type(optimizer), "are_several", None):
+        for one in several(optimizer):  # which is counted when the first has stepped
             descend(one, made, gathered(one))
     elif steps_as_torch(optimizer):
         optimizer.step()

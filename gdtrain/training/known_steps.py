@@ -7,11 +7,12 @@ all of a group's. Settings and state are looked at in each update.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import unwrap
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -21,8 +22,10 @@ from gdtrain.training import torch_code
 Work = list[tuple[dict[str, Any], list[Tensor], list[Tensor]]]
 Step = Callable[[Optimizer, Work], bool]
 
+_begin = UntypedStorage.data_ptr
 # Settings of a group under which torch.optim takes other kernels than below.
 _OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize", "capturable", "amsgrad")
+_NUMBERS = ("weight_decay", "momentum", "dampening", "eps")
 
 
 def known_step(optimizer: Optimizer) -> Step | None:
@@ -32,7 +35,12 @@ def known_step(optimizer: Optimizer) -> Step | None:
     here. Tensors are to be real numbers of a CPU.
     """
     known = _STEPS.get(type(optimizer))
-    if known is None or _is_entered(optimizer) or not torch.is_grad_enabled():
+    if known is None or optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:
+        return None
+    own = vars(optimizer).get("step")
+    if own is not None and not _is_scheduled(own, type(optimizer).step):
+        return None
+    if not torch.is_grad_enabled():
         return None
     step, functions_now, functions = known
     if "_init_group" in vars(optimizer):
@@ -45,8 +53,11 @@ def known_step(optimizer: Optimizer) -> Step | None:
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         return None  # a mode sees which kernels are called
     for group in optimizer.param_groups:
-        if type(group["lr"]) is not float or type(group["weight_decay"]) not in (float, int):
+        if type(group["lr"]) is not float:
             return None
+        for key in _NUMBERS:
+            if type(group.get(key, 0.0)) not in (float, int):
+                return None
         for key in _OTHER_KERNELS:
             if group.get(key):
                 return None
@@ -62,36 +73,37 @@ def call_post_hooks(optimizer: Optimizer) -> None:
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
     """Whether somebody looks at ``optimizer.step``, or has put another in its place."""
-    return bool(
-        _is_entered(optimizer)
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_post_hooks
-    )
-
-
-def _is_entered(optimizer: Optimizer) -> bool:
-    """Whether other code runs before the weights move.
-
-    Learning-rate schedulers wrap ``step``, only to see that it is called.
-    """
     own = vars(optimizer).get("step")
     return bool(
         optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
         or _global_optimizer_pre_hooks
-        or (own is not None and not hasattr(own, "_wrapped_by_lr_sched"))
+        or _global_optimizer_post_hooks
+        or (own is not None and not _is_scheduled(own, type(optimizer).step))
+    )
+
+
+def _is_scheduled(step: Any, of_class: Any) -> bool:
+    """Whether ``step`` is what a scheduler of PyTorch's makes of the class's own, and no more."""
+    return (
+        hasattr(step, "_wrapped_by_lr_sched")
+        and not hasattr(step, "_torchdynamo_orig_callable")
+        and torch_code.is_of_torch(step)
+        and unwrap(step) is unwrap(of_class)
     )
 
 
 def _sgd(optimizer: Optimizer, work: Work) -> bool:
     """x ← x - lr (momentum, weight decay and Nesterov's as in torch.optim.SGD)."""
-    for group, parameters, _ in work:
+    for group, parameters, gradients in work:
         if not (group["momentum"] or group["weight_decay"]):
-            continue
-        if len(set(map(Tensor.data_ptr, parameters))) < len(parameters):
-            return False  # one after the other: each sees what those before it have made
+            continue  # one kernel, which steps one after the other
+        written = list(parameters)
         for parameter in parameters:  # spelt out: small models would feel a call for each
             held = optimizer.state[parameter].get("momentum_buffer") if group["momentum"] else None
-            if held is not None and (
+            if held is None:
+                continue
+            if (
                 type(held) is not Tensor
                 or held.dtype is not parameter.dtype
                 or held.shape != parameter.shape
@@ -100,6 +112,14 @@ def _sgd(optimizer: Optimizer, work: Work) -> bool:
                 or held.requires_grad
             ):
                 return False
+            written.append(held)
+        try:
+            memory = set(map(_begin, map(Tensor.untyped_storage, written)))
+            read = map(_begin, map(Tensor.untyped_storage, gradients))
+            if len(memory) < len(written) or not memory.isdisjoint(read):
+                return False  # one after the other: each sees what those before it have made
+        except RuntimeError:  # of tensors without memory, which are known to be zero
+            return False
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
@@ -142,13 +162,20 @@ def _adam(optimizer: Optimizer, work: Work) -> bool:
     Weight decay is added to g, or with AdamW taken from x (Loshchilov and Hutter, 2019).
     """
     states: list[list[dict[str, Any]]] = []
-    for group, parameters, _ in work:
+    for group, parameters, gradients in work:
         if not all(map(optimizer.state.get, parameters)):
             optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
         states.append([optimizer.state[parameter] for parameter in parameters])
-        if len(set(map(Tensor.data_ptr, parameters))) < len(parameters):
-            return False
         if not _are_usual(group, parameters, states[-1]):
+            return False
+        written = [state[key] for state in states[-1] for key in _OF_ADAM]
+        written += parameters
+        try:
+            memory = set(map(_begin, map(Tensor.untyped_storage, written)))
+            read = map(_begin, map(Tensor.untyped_storage, gradients))
+            if len(memory) < len(written) or not memory.isdisjoint(read):
+                return False  # as in _sgd
+        except RuntimeError:
             return False
     torch._C._set_grad_enabled(False)
     try:
@@ -191,7 +218,7 @@ def _are_usual(
     With another one it may fail at a parameter, when those before it have been stepped.
     """
     beta1, beta2 = group["betas"]
-    if not (type(beta1) is type(beta2) is float and type(group["eps"]) in (float, int)):
+    if not (type(beta1) is type(beta2) is float and 0 <= beta1 < 1 and 0 <= beta2 < 1):
         return False
     for parameter, state in zip(parameters, states, strict=True):
         step = state.get("step")
@@ -212,6 +239,7 @@ def _are_usual(
     return True
 
 
+_OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STEPS: dict[type[Optimizer], tuple[Step, Callable[[], Any], tuple[Any, ...]]] = {
     SGD: (_sgd, torch_code.sgd_now, torch_code.OF_SGD),
     Adam: (_adam, torch_code.adam_now, torch_code.OF_ADAM),

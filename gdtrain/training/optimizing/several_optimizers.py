@@ -34,6 +34,10 @@ class Optimizers:
     def state(self) -> dict[Tensor, Any]:
         return {p: s for optimizer in self.of.values() for p, s in optimizer.state.items()}
 
+    def are_several(self) -> list[Optimizer]:
+        """Each, by which others tell this from an optimizer, which may have any attributes."""
+        return list(self.of.values())
+
     def step(self, closure: None = None) -> None:
         for optimizer in self.of.values():
             optimizer.step()

@@ -49,7 +49,7 @@ def import_ahead(optimizer: Optimizer, *, steps_itself: bool) -> None:
 
     steps_itself: whether somebody's own code calls that for every optimizer.
     """
-    several = getattr(optimizer, "of", None)
-    steps = several.values() if isinstance(several, dict) else [optimizer]
+    several = getattr(type(optimizer), "are_several", None)
+    steps = several(optimizer) if several else [optimizer]
     if steps_itself or not all(map(known_step, steps)):
         import_module("torch._dynamo")

@@ -17,7 +17,7 @@ from gdtrain.errors import ConfigError
 from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work
 from gdtrain.training.run import Run
-from gdtrain.training.state.keeper import Keeper, Part
+from gdtrain.training.state.keeper import Keeper, Part, modules_of, roots_of
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
@@ -77,21 +77,19 @@ class Guard:
         if self._may_defer and self.deferred:
             return
         if self._of_any_pass is None:
-            self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")
+            self._of_any_pass = Keeper(self.trainer, *of_a_pass(self.trainer), "draws", "own")
         else:
             self._of_any_pass.keep()
         self._before = self._of_any_pass
         if self._started_at is None or self.trainer.progress.step == self._started_at:
-            self._keep_weights(own_step)
+            self._keep_weights()
         else:
             self._weights = None
 
-    def _keep_weights(self, own_step: bool) -> None:
+    def _keep_weights(self) -> None:
         """Before the first update, which may be refused: some layers set weights in forward."""
-        trainer = self.trainer
-        self._started_at = trainer.progress.step
-        may_be = own_step or trainer.microbatches or trainer.world.size > 1
-        self._weights = Keeper(trainer, "parameters") if may_be else None
+        self._started_at = self.trainer.progress.step
+        self._weights = Keeper(self.trainer, "parameters", "generators")
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""
@@ -290,6 +288,12 @@ class Guard:
         return int(wrong[0])
 
 
+def of_a_pass(trainer: Run) -> list[Part]:
+    """Which tensors a forward pass may write to: buffers, and the weights of some embeddings."""
+    bounded = any(getattr(m, "max_norm", None) for m in modules_of(roots_of(trainer)))
+    return ["buffers", "parameters"] if bounded else ["buffers"]
+
+
 def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
     """Set ``flag`` to 1 if a value is NaN or infinite, without waiting for a device.
 
@@ -310,8 +314,12 @@ def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:
             plain.append(tensor)
         else:
             flag.logical_or_(~torch.isfinite(_values(tensor)).all())
-    if plain:
-        torch._amp_foreach_non_finite_check_and_unscale_(plain, flag, one)
+    try:
+        if plain:
+            torch._amp_foreach_non_finite_check_and_unscale_(plain, flag, one)
+    except RuntimeError:  # it writes, and some may lie in one place of memory many times
+        for tensor in plain:
+            flag.logical_or_(~torch.isfinite(tensor).all())
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

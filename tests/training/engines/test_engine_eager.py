@@ -1,6 +1,8 @@
 """The eager update: the bits, gradients and state of torch.optim."""
 
 import copy
+import functools
+from types import MethodType
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim import optimizer as torch_optimizer
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
+from gdtrain.errors import NonFiniteError
 from gdtrain.training.known_steps import known_step
 
 N = 30
@@ -131,12 +134,14 @@ def test_hooks_of_a_step_see_what_they_see_by_hand(kind, everywhere, when) -> No
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
-def test_parameters_in_one_memory_are_stepped_one_after_the_other(kind, decay) -> None:
+@pytest.mark.parametrize("start", [0, 5])
+def test_parameters_in_one_memory_are_stepped_one_after_the_other(start, kind, decay) -> None:
     class Overlapping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            memory = torch.ones(3, 5)
-            self.whole, self.again = nn.Parameter(memory), nn.Parameter(memory.view(3, 5))
+            memory = torch.ones(20)
+            self.whole = nn.Parameter(memory[:15].view(3, 5))
+            self.again = nn.Parameter(memory[start : start + 15].view(3, 5))
 
         def forward(self, x: Tensor) -> Tensor:
             return x @ self.whole.T + torch.tanh(x @ self.again.T)
@@ -147,6 +152,114 @@ def test_parameters_in_one_memory_are_stepped_one_after_the_other(kind, decay) -
     loader = MiniBatchLoader((X, Y), 4, order="sequential")
     Trainer(model, nn.MSELoss(), ours, loader, device="cpu", engine="eager").fit(2)
     assert torch.equal(expected.whole, model.whole)
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step")
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("way", ["before", "after", "copies its mark"])
+def test_a_step_of_ones_own_is_called_though_a_scheduler_wraps_it(way, kind) -> None:
+    def trained(train) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        optimizer = kind(model.parameters(), lr=0.05)
+
+        def halved(self, closure=None):
+            for parameter in model.parameters():
+                parameter.grad.mul_(0.5)
+            return type(self).step(self, closure)
+
+        if way == "before":
+            optimizer.step = MethodType(halved, optimizer)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+        if way == "after":
+            optimizer.step = MethodType(halved, optimizer)
+        elif way == "copies its mark":
+            step = optimizer.step
+
+            @functools.wraps(step)
+            def again(*arguments):
+                step()
+                return step()
+
+            optimizer.step = again
+        train(model, optimizer, scheduler)
+        return model.weight.detach()
+
+    def ours(model, optimizer, scheduler) -> None:
+        loader = MiniBatchLoader((X, Y), 4, order="sequential")
+        Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", scheduler=scheduler).fit(2)
+
+    expected = trained(lambda model, optimizer, _: by_hand(model, optimizer, 2))
+    assert torch.equal(trained(ours), expected)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_methods_of_parameters_of_ones_own_are_called(kind) -> None:
+    class Slow(nn.Parameter):
+        def add_(self, other, *, alpha=1):
+            return super().add_(other, alpha=alpha * 0.5)
+
+        def addcdiv_(self, *tensors, value=1):
+            return super().addcdiv_(*tensors, value=value * 0.5)
+
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.Linear(5, 3)
+        made.weight = Slow(made.weight.detach())
+        return made
+
+    expected, found = model(), model()
+    by_hand(expected, kind(expected.parameters(), lr=0.05), 2)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    ours = kind(found.parameters(), lr=0.05)
+    Trainer(found, nn.MSELoss(), ours, loader, device="cpu", engine="eager").fit(2)
+    assert torch.equal(found.weight, expected.weight)
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_a_gradient_that_lies_in_one_place_of_memory(kind) -> None:
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        made = nn.Linear(5, 3)
+        ones = torch.ones(()).expand(3, 5)
+        made.weight.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", ones))
+        return made
+
+    expected, found = model(), model()
+    by_hand(expected, kind(expected.parameters(), lr=0.05), 2)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    Trainer(
+        found, nn.MSELoss(), kind(found.parameters(), lr=0.05), loader, device="cpu", engine="eager"
+    ).fit(2)
+    assert torch.equal(found.weight, expected.weight)
+
+
+def test_an_optimizer_may_have_any_attributes() -> None:
+    class Own(SGD):
+        def __init__(self, *arguments, **options) -> None:
+            super().__init__(*arguments, **options)
+            self.of = {}
+
+    expected = nn.Linear(5, 3)
+    model = copy.deepcopy(expected)
+    by_hand(expected, Own(expected.parameters(), lr=0.05), 2)
+    loader = MiniBatchLoader((X, Y), 4, order="sequential")
+    Trainer(model, nn.MSELoss(), Own(model.parameters(), lr=0.05), loader, device="cpu").fit(2)
+    assert torch.equal(model.weight, expected.weight)
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_an_update_that_is_not_made_leaves_rows_that_forward_shortens(own_loss) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(7, 3, max_norm=0.1), nn.Linear(3, 1))
+    before = copy.deepcopy(model.state_dict())
+    given = (lambda t, b: t.loss(t.model(b.inputs), b.targets)) if own_loss else None
+    loader = MiniBatchLoader((torch.arange(12).view(6, 2) % 7, torch.full((6, 1), 1e30)), 1)
+    trainer = Trainer(
+        model, nn.MSELoss(), SGD(model.parameters(), lr=0.1), loader, compute_loss=given
+    )
+    with pytest.raises(NonFiniteError):
+        trainer.fit(1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_state_that_adam_would_not_make_is_left_to_it() -> None:

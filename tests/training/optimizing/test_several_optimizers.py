@@ -111,6 +111,23 @@ def test_two_of_sgd_have_the_bits_of_the_plain_loop():
     assert_same(model, hand)
 
 
+def test_many_updates_without_a_callback_between_them():
+    """The engine looks once for all of them whether it knows what they do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    hand = copy.deepcopy(model)
+    X, y = IDS.float(), Y
+    assert len(X) == len(y)
+    optimizers = {f"of_{n}": torch.optim.SGD(model[n].parameters(), lr=0.01) for n in range(2)}
+    Trainer(model, nn.MSELoss(), optimizers, BatchLoader((X, y)), device="cpu").fit(30)
+    optimizer = torch.optim.SGD(hand.parameters(), lr=0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        F.mse_loss(hand(X), y).backward()
+        optimizer.step()
+    assert_same(model, hand)
+
+
 def test_a_run_that_is_resumed_from_a_file_ends_with_the_same_bits(tmp_path):
     first, second, whole = make([StopsAt()]), make(), make()
     first.fit(5)
