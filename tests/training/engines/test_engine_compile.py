@@ -11,6 +11,9 @@ from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import models
 
+# PyTorch 2.14's own, while it compiles.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 X = torch.randn(26, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TRACED = {"backend": "aot_eager"}  # graphs as inductor's, run by PyTorch's own operators
 
