@@ -326,6 +326,15 @@ class History:
     ``history.columns()`` gives them all, ``history.to_pandas()`` as a pandas.DataFrame;
     ``history.table()`` is a table to print, ``history.plot()`` a picture. In a notebook, the
     history shows itself as a table.
+
+    >>> import torch
+    >>> from gdtrain import BatchLoader, Trainer
+    >>> model = torch.nn.Linear(1, 1)
+    >>> X = torch.ones(4, 1)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> history = Trainer(model, "mse", optimizer, BatchLoader((X, X)), progress=False).fit(3)
+    >>> history.epoch, history[-1]["step"], history.train_loss[2] < history.train_loss[0]
+    ([1, 2, 3], 3, True)
     """
 
     # Columns that every epoch has.
