@@ -88,7 +88,7 @@ def _is_scheduled(step: Any, of_class: Any) -> bool:
     return (
         hasattr(step, "_wrapped_by_lr_sched")
         and not hasattr(step, "_torchdynamo_orig_callable")
-        and torch_code.is_of_torch(step)
+        and torch_code.is_of_torch.__wrapped__(step)  # uncached: it may hold a model
         and unwrap(step) is unwrap(of_class)
     )
 

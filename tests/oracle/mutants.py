@@ -209,13 +209,13 @@ KEEPERS = (
     Mutant(
         "buffers stay as a bad update has left them",
         "training/safety/finite_guard.py",
-        'self._of_any_pass = Keeper(self.trainer, *of_a_pass(self.trainer), "draws", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")',
         'self._of_any_pass = Keeper(self.trainer, "draws", "own")',
     ),
     Mutant(
         "random numbers of a bad update are used up",
         "training/safety/finite_guard.py",
-        'self._of_any_pass = Keeper(self.trainer, *of_a_pass(self.trainer), "draws", "own")',
+        'self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")',
         'self._of_any_pass = Keeper(self.trainer, "buffers", "own")',
     ),
     Mutant(

@@ -21,7 +21,7 @@ from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import explain
-from gdtrain.training.state.keeper import Part, has_extra_state, modules_of, roots_of
+from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
 
 # To look at all layers takes as long as it saves in so many updates.
 FEW = 4
@@ -135,10 +135,11 @@ def _is_unwatched(parameter: Any) -> bool:
 def _keeping(trainer: Run) -> Callable[[], None]:
     """Keeps what a forward pass may change: layers without buffers draw numbers at most."""
     layers = modules_of(roots_of(trainer))
-    still = not any(layer._buffers or has_extra_state(layer) for layer in layers)
-    bounded = any(getattr(layer, "max_norm", None) for layer in layers)  # embeddings, of which
-    weights: tuple[Part, ...] = ("parameters",) if bounded else ()  # a pass shortens the rows
-    return trainer.guard.keeping(*weights, *(("draws",) if still else ("buffers", "draws")))
+    still = not any(
+        layer._buffers or has_extra_state(layer) or getattr(layer, "max_norm", None)
+        for layer in layers
+    )
+    return trainer.guard.keeping("draws") if still else trainer.guard.keeping("buffers", "draws")
 
 
 def _direct(module: nn.Module) -> Callable[..., Any]:

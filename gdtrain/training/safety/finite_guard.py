@@ -17,7 +17,7 @@ from gdtrain.errors import ConfigError
 from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work
 from gdtrain.training.run import Run
-from gdtrain.training.state.keeper import Keeper, Part, modules_of, roots_of
+from gdtrain.training.state.keeper import Keeper, Part
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
@@ -77,7 +77,7 @@ class Guard:
         if self._may_defer and self.deferred:
             return
         if self._of_any_pass is None:
-            self._of_any_pass = Keeper(self.trainer, *of_a_pass(self.trainer), "draws", "own")
+            self._of_any_pass = Keeper(self.trainer, "buffers", "draws", "own")
         else:
             self._of_any_pass.keep()
         self._before = self._of_any_pass
@@ -286,12 +286,6 @@ class Guard:
             return len(losses)
         self.found = (float(losses[int(wrong[0])]), None)
         return int(wrong[0])
-
-
-def of_a_pass(trainer: Run) -> list[Part]:
-    """Which tensors a forward pass may write to: buffers, and the weights of some embeddings."""
-    bounded = any(getattr(m, "max_norm", None) for m in modules_of(roots_of(trainer)))
-    return ["buffers", "parameters"] if bounded else ["buffers"]
 
 
 def look(tensors: list[Tensor], flag: Tensor, one: Tensor) -> None:

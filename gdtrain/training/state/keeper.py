@@ -23,7 +23,6 @@ from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.terms import StepTerms
-from gdtrain.training.torch_code import is_of_torch
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"
@@ -270,7 +269,8 @@ class _Gradients(_Part):
 
 
 class _Buffers(_Part):
-    """What forward keeps in modules: listed again only where it is not as it was.
+    """What forward keeps in modules, and the weights of embeddings with ``max_norm``, whose rows it
+    shortens: listed again only where it is not as it was.
 
     To see that takes a look at each module's dictionaries, and so no walk of the model.
     """
@@ -280,6 +280,7 @@ class _Buffers(_Part):
     _filled: Sequence[tuple[Mapping[str, Any], tuple[Any, ...]]] = ()
     _kept: Sequence[_Memory] = ()
     _extra: Sequence[tuple[nn.Module, Any]] = ()
+    _weights: Sequence[_Memory] = ()
 
     def keep(self) -> None:
         if not self._is_current():
@@ -288,6 +289,9 @@ class _Buffers(_Part):
             torch._foreach_copy_(self._values, self._live)
         if self._with_extra:
             self._extra = [(module, _extra_state(module)) for module in self._with_extra]
+        if self._embeddings:
+            bounded = (m for m in self._embeddings if m.max_norm is not None)
+            self._weights = [_Memory(m.weight) for m in bounded]
 
     def restore(self) -> None:
         for module in self.modules():
@@ -295,7 +299,7 @@ class _Buffers(_Part):
             if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
                 now.clear()  # and filled in the order that they had
                 now.update(then)
-        for kept in self._kept:
+        for kept in [*self._kept, *self._weights]:
             kept.restore()
         for module, state in self._extra:
             module.set_extra_state(state)
@@ -321,6 +325,7 @@ class _Buffers(_Part):
         self._live = [kept.tensor.data for kept in self._kept]
         self._values = [kept.values for kept in self._kept]
         self._with_extra = [m for m in modules if has_extra_state(m)]
+        self._embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
 
 
 class _Optimizer(_Part):
@@ -367,7 +372,7 @@ class _OneOptimizer:
 
     def _copy(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What one parameter has, apart from what the optimizer will write to."""
-        if type(self.optimizer) is not LBFGS or not is_of_torch(self.optimizer.step):
+        if type(self.optimizer) is not LBFGS or "step" in vars(self.optimizer):
             whole: dict[str, Any] = map_tensors(dict(state), torch.clone)
             return whole
         # The lists are its history: hundreds of tensors that it makes anew and never writes to.
