@@ -95,65 +95,42 @@ def _is_scheduled(step: Any, of_class: Any) -> bool:
 
 def _sgd(optimizer: Optimizer, work: Work) -> bool:
     """x ← x - lr (momentum, weight decay and Nesterov's as in torch.optim.SGD)."""
-    for group, parameters, gradients in work:
-        if not (group["momentum"] or group["weight_decay"]):
-            continue  # one kernel, which steps one after the other
-        written = list(parameters)
-        for parameter in parameters:  # spelt out: small models would feel a call for each
-            held = optimizer.state[parameter].get("momentum_buffer") if group["momentum"] else None
-            if held is None:
-                continue
-            if (
-                type(held) is not Tensor
-                or held.dtype is not parameter.dtype
-                or held.shape != parameter.shape
-                or held.layout is not torch.strided
-                or not held.is_cpu
-                or held.requires_grad
-            ):
-                return False
-            written.append(held)
-        try:
-            memory = set(map(_begin, map(Tensor.untyped_storage, written)))
-            read = map(_begin, map(Tensor.untyped_storage, gradients))
-            if len(memory) < len(written) or not memory.isdisjoint(read):
-                return False  # one after the other: each sees what those before it have made
-        except RuntimeError:  # of tensors without memory, which are known to be zero
+    momenta: list[list[Any]] = []
+    for group, parameters, gradients in work:  # in loops: small models would feel more calls
+        held: list[Any] = []
+        for parameter in parameters if group["momentum"] else ():
+            held.append(optimizer.state[parameter].get("momentum_buffer"))
+        momenta.append(held)
+        one_kernel = not (group["momentum"] or group["weight_decay"])  # which goes one by one
+        if not (one_kernel or _are_apart(parameters, held, parameters, gradients)):
             return False
     # torch.no_grad() would take longer than the update of a small model.
     torch._C._set_grad_enabled(False)
     try:
-        for group, parameters, gradients in work:
+        for (group, parameters, gradients), held in zip(work, momenta, strict=True):
             given: Any = gradients
             if group["weight_decay"]:
                 given = torch._foreach_add(given, parameters, alpha=group["weight_decay"])
             if group["momentum"]:
-                given = _with_momentum(optimizer, group, parameters, given)
+                momentum, old, new = group["momentum"], [], []
+                for number, buffer in enumerate(held):
+                    if buffer is None:  # the first update takes it whole, whatever the dampening
+                        held[number] = given[number].detach().clone()
+                        optimizer.state[parameters[number]]["momentum_buffer"] = held[number]
+                    else:
+                        old.append(buffer)
+                        new.append(given[number])
+                if old:
+                    torch._foreach_mul_(old, momentum)
+                    torch._foreach_add_(old, new, alpha=1 - group["dampening"])
+                given = (
+                    torch._foreach_add(given, held, alpha=momentum) if group["nesterov"] else held
+                )
             torch._foreach_add_(parameters, given, alpha=-group["lr"])
     finally:
         torch._C._set_grad_enabled(True)
     optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers ask for it
     return True
-
-
-def _with_momentum(
-    optimizer: Optimizer, group: dict[str, Any], parameters: list[Tensor], gradients: Any
-) -> Any:
-    """The first update of a parameter takes its gradient whole, whatever the dampening."""
-    momentum, momenta, old, given = group["momentum"], [], [], []
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        state = optimizer.state[parameter]
-        held = state.get("momentum_buffer")
-        if held is None:
-            held = state["momentum_buffer"] = gradient.detach().clone()
-        else:
-            old.append(held)
-            given.append(gradient)
-        momenta.append(held)
-    if old:
-        torch._foreach_mul_(old, momentum)
-        torch._foreach_add_(old, given, alpha=1 - group["dampening"])
-    return torch._foreach_add(gradients, momenta, alpha=momentum) if group["nesterov"] else momenta
 
 
 def _adam(optimizer: Optimizer, work: Work) -> bool:
@@ -165,18 +142,14 @@ def _adam(optimizer: Optimizer, work: Work) -> bool:
     for group, parameters, gradients in work:
         if not all(map(optimizer.state.get, parameters)):
             optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]
-        states.append([optimizer.state[parameter] for parameter in parameters])
-        if not _are_usual(group, parameters, states[-1]):
+        held = [optimizer.state[parameter] for parameter in parameters]
+        steps = [state.get("step") for state in held]
+        means = [state.get(key) for key in ("exp_avg", "exp_avg_sq") for state in held]
+        if not (_are_usual(group, steps) and all(map(torch.is_tensor, means))):
             return False
-        written = [state[key] for state in states[-1] for key in _OF_ADAM]
-        written += parameters
-        try:
-            memory = set(map(_begin, map(Tensor.untyped_storage, written)))
-            read = map(_begin, map(Tensor.untyped_storage, gradients))
-            if len(memory) < len(written) or not memory.isdisjoint(read):
-                return False  # as in _sgd
-        except RuntimeError:
+        if not _are_apart([*parameters, *steps], means, [*parameters, *parameters], gradients):
             return False
+        states.append(held)
     torch._C._set_grad_enabled(False)
     try:
         for (group, parameters, gradients), held in zip(work, states, strict=True):
@@ -210,36 +183,52 @@ def _adam_group(
     )
 
 
-def _are_usual(
-    group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Any]]
-) -> bool:
-    """Whether Adam's settings are plain numbers, and its state is as it makes it itself.
+def _are_usual(group: dict[str, Any], steps: list[Any]) -> bool:
+    """Whether Adam's settings are plain numbers, and its counts of steps as it makes them itself.
 
-    With another one it may fail at a parameter, when those before it have been stepped.
+    With others it may fail at a parameter, when those before it have been stepped.
     """
     beta1, beta2 = group["betas"]
     if not (type(beta1) is type(beta2) is float and 0 <= beta1 < 1 and 0 <= beta2 < 1):
         return False
-    for parameter, state in zip(parameters, states, strict=True):
-        step = state.get("step")
+    for step in steps:
         if type(step) is not Tensor or step.ndim or not step.is_cpu or step.requires_grad:
             return False
         if step.dtype not in (torch.float32, torch.float64) or step.item() < 0:
             return False
-        for mean in (state.get("exp_avg"), state.get("exp_avg_sq")):  # as in _sgd
-            if (
-                type(mean) is not Tensor
-                or mean.dtype is not parameter.dtype
-                or mean.shape != parameter.shape
-                or mean.layout is not torch.strided
-                or not mean.is_cpu
-                or mean.requires_grad
-            ):
-                return False
     return True
 
 
-_OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
+def _are_apart(
+    written: list[Tensor], state: list[Any], of: list[Tensor], gradients: list[Tensor]
+) -> bool:
+    """Whether each tensor of the state is like its parameter, or None, and all have own memory.
+
+    Else the optimizer steps one parameter after the other: each sees what those before it have
+    made, and it may fail at one. written: besides the state. of: the parameters of the state.
+    """
+    held = []
+    for value, parameter in zip(state, of, strict=bool(state)):
+        if value is None:
+            continue
+        if (
+            type(value) is not Tensor
+            or value.dtype is not parameter.dtype
+            or value.shape != parameter.shape
+            or value.layout is not torch.strided
+            or not value.is_cpu
+            or value.requires_grad
+        ):
+            return False
+        held.append(value)
+    try:
+        memory = set(map(_begin, map(Tensor.untyped_storage, [*written, *held])))
+        read = map(_begin, map(Tensor.untyped_storage, gradients))
+        return len(memory) == len(written) + len(held) and memory.isdisjoint(read)
+    except RuntimeError:  # of tensors without memory, which are known to be zero
+        return False
+
+
 _STEPS: dict[type[Optimizer], tuple[Step, Callable[[], Any], tuple[Any, ...]]] = {
     SGD: (_sgd, torch_code.sgd_now, torch_code.OF_SGD),
     Adam: (_adam, torch_code.adam_now, torch_code.OF_ADAM),

@@ -38,7 +38,6 @@ class OutsideTheLoop:
     microbatches: MicrobatchSize
     evaluate_in: Literal["whole", "batches"]
     _placement: Placement
-    _gives_dtype: Tensor | None = None
 
     # ── looks ───────────────────────────────────────────────────────────────────────────────
 
@@ -176,19 +175,12 @@ class OutsideTheLoop:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the data: that of the first parameter which is trained, its real one if complex.
-
-        It stays that of this parameter when others are frozen or unfrozen in mid-run.
-        """
-        gives, trained = self._gives_dtype, None
-        for parameter in (p for group in self.updater.param_groups for p in group["params"]):
-            if parameter is gives:
-                break
-            if trained is None and parameter.requires_grad:
-                trained = parameter
-        else:
-            gives = self._gives_dtype = trained
-        return (next(self.model.parameters()) if gives is None else gives).dtype.to_real()
+        """Of the data: that of the optimizer's first parameter, its real one if complex."""
+        for group in self.updater.param_groups:
+            for parameter in group["params"]:
+                dtype: torch.dtype = parameter.dtype
+                return dtype.to_real()
+        return next(self.model.parameters()).dtype.to_real()
 
     @property
     def placed(self) -> Placement:

@@ -93,9 +93,8 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "momentum is that of the first update",
         "training/known_steps.py",
-        'momentum, momenta, old, given = group["momentum"], [], [], []',
-        "momentum, momenta, old, given = "
-        "vars(optimizer).setdefault('_momentum', group['momentum']), [], [], []",
+        'momentum, old, new = group["momentum"], [], []',
+        "momentum, old, new = vars(optimizer).setdefault('_momentum', group['momentum']), [], []",
     ),
     Mutant(
         "a backward pass in compute_loss is lost",
