@@ -22,6 +22,8 @@ from gdtrain.training.state.keeper import Keeper, Part
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
 _WITH_NORM = (*_ONE_KERNEL, torch.float16, torch.bfloat16)
+# Elements from which the sum of a tensor takes less time than that kernel, which also writes.
+_MANY = 16384
 
 
 class NotFinite(Exception):  # noqa: N818
@@ -124,13 +126,16 @@ class Guard:
             seen.append(loss)
         self._flag.zero_()
         if work is not None and (loss is None or loss.dtype in _ONE_KERNEL):
+            # A sum is finite if all its terms are; finite terms may have one that is not.
+            sums = [g.sum() if g.numel() > _MANY else g for g in seen]
             try:
-                torch._amp_foreach_non_finite_check_and_unscale_(seen, self._flag, self._one)
+                torch._amp_foreach_non_finite_check_and_unscale_(sums, self._flag, self._one)
             except RuntimeError:  # of gradients that the kernel does not take
                 look(seen, self._flag, self._one)
+            bad = bool(self._flag.item()) and not all_finite(seen)
         else:
             look(seen, self._flag, self._one)
-        bad = bool(self._flag.item())
+            bad = bool(self._flag.item())
         if self.trainer.world.size > 1 and self._must_agree():
             bad = self.trainer.world.any(bad)
         if bad:

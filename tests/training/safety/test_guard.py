@@ -247,6 +247,40 @@ def test_a_train_step_of_ones_own_is_guarded_too():
     assert_same(bits(trainer), stopped_after(4))
 
 
+def of_many_weights(row: torch.Tensor) -> Trainer:
+    """The gradient of its loss, the mean of its outputs, is the one row of its data."""
+    model = nn.Linear(len(row), 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    loader = BatchLoader((row[None], torch.zeros(1, 1)))
+    return Trainer(model, lambda output, _: output.mean(), optimizer, loader, device="cpu")
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_finite_gradients_whose_sum_is_not_are_stepped_with(sign):
+    row = torch.full((40_000,), sign * 3e38)  # as large as a float32 gets, nearly
+    trainer = of_many_weights(row)
+    trainer.fit(1)
+    assert torch.equal(trainer.model.weight.detach(), -0.5 * row[None])
+
+
+@pytest.mark.parametrize(
+    "values", [(math.nan,), (math.inf,), (-math.inf,), (math.inf, -math.inf), (math.inf, math.nan)]
+)
+def test_no_gradient_of_many_weights_hides_one_that_is_not_finite(values):
+    trainer = of_many_weights(torch.ones(40_000))
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[0, -len(values) :] = torch.tensor(values)
+        return gradient
+
+    trainer.model.weight.register_hook(spoil)
+    with pytest.raises(NonFiniteError, match="weight"):
+        trainer.fit(1)
+    assert not trainer.model.weight.any()
+
+
 def test_sparse_gradients_are_looked_at():
     class Words(nn.Module):
         def __init__(self) -> None:
