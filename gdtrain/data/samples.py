@@ -191,13 +191,13 @@ class TensorSamples(Samples):
 
     def chosen(self, chosen: Tensor) -> list[Tensor]:
         """Copies of the chosen rows, [k] int64, of each tensor."""
-        taken = []
+        taken, size = [], chosen.shape[0]
         for tensor, elements in zip(self.tensors, self._elements, strict=True):
             if elements is None:
                 taken.append(tensor.index_select(0, chosen.to(tensor.device)))
             else:
                 rows = elements.index_select(0, chosen).view(tensor.dtype)
-                taken.append(rows.view(len(chosen), *tensor.shape[1:]))
+                taken.append(rows.view(size, *tensor.shape[1:]))
         return taken
 
     def gather(self, chosen: Tensor, rows: Sequence[Tensor]) -> None:

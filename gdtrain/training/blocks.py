@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block, Plan, ViewBatch
 from gdtrain.data.samples import TensorSamples, of_rows
@@ -129,5 +130,5 @@ def _whole(trainer: Run, plan: Plan) -> Batch | None:
     if plan.indices is None:
         size = plan.num_samples
         return of_rows([tensor[:size] for tensor in placed.tensors], torch.arange(size), ViewBatch)
-    chosen = plan.take(0, plan.num_samples)
+    chosen = plan.indices if isinstance(plan.indices, Tensor) else plan.take(0, plan.num_samples)
     return of_rows(placed.chosen(chosen), chosen)

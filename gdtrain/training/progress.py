@@ -120,22 +120,23 @@ class Progress:
         self.position = block.plan.release(block.stop)
         self.read_clock()
 
-    def add(self, block: Block, losses: Tensor, *, adds: bool = False) -> None:
-        """Add up the next losses of a block, all of the current epoch.
+    def add(self, block: Block, losses: Tensor | list[Tensor], *, adds: bool = False) -> None:
+        """Add up the next losses of a block, all of the current epoch: [k], or k of shape [].
 
         Reading them here is the one synchronisation of a block.
         """
-        first, steps = block.added, losses.shape[0]
+        first, steps = block.added, len(losses)
         if steps == 1:  # as often as there are epochs, where a batch is everything
             given = block.weights[first] if block.weights else block.sizes_of(first, first + 1)[0]
             weight = 1.0 if adds else float(given)
-            self.epoch_loss_sum += losses.item() * weight if weight else 0.0
+            self.epoch_loss_sum += losses[0].item() * weight if weight else 0.0
             self.epoch_weight += weight
         elif steps:
             part = slice(first, first + steps)
             sizes = block.sizes_of(first, first + steps)
             weights = _numbers(block.weights[part]) if block.weights else sizes
             weights = np.ones(steps) if adds else weights
+            losses = torch.stack(losses) if isinstance(losses, list) else losses
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
             values = plain.cpu().numpy()
             self.epoch_loss_sum = _added(self.epoch_loss_sum, values, weights)

@@ -483,7 +483,7 @@ class Trainer(OutsideTheLoop):
         assert block is not None
         if self.world.size > 1:
             self._share_terms(block)
-        progress.add(block, stacked(block.losses[block.added :]), adds=loss_weights.adds_up(self))
+        progress.add(block, block.losses[block.added :], adds=loss_weights.adds_up(self))
         progress.read_clock()
         self._close_epoch()
         self.plan = plan
