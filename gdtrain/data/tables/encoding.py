@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gdtrain.data.tables.cells import days, kind_of
 from gdtrain.data.tables.column import Array, Column, inputs_of
-from gdtrain.data.tables.scan import (
+from gdtrain.data.tables.formats.arrow_arrays import (
     as_numbers,
     as_text,
     in_one_way,

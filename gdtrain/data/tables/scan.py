@@ -10,6 +10,20 @@ import numpy as np
 
 from gdtrain.data.tables.cells import Kind, days, kind_of
 from gdtrain.data.tables.column import Array, Column
+from gdtrain.data.tables.formats.arrow_arrays import (
+    as_numbers,
+    as_numpy,
+    as_text,
+    in_one_way,
+    indices_of,
+    is_coded,
+    is_float,
+    is_null,
+    is_read,
+    is_text,
+    trimmed,
+    typed_numbers,
+)
 
 MOST_COUNTED = 32  # different numbers that are counted of a column
 
@@ -209,7 +223,7 @@ class TableScan:
     def _add_floats(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
         """Columns of float64, NaN where they are missing: looked at together."""
         for place in places:
-            block[place] = arrays[place].to_numpy(zero_copy_only=False)
+            block[place] = as_numpy(arrays[place], np.nan)
         if places:
             self._note(places, block[places], block, None)
 
@@ -239,8 +253,7 @@ class TableScan:
     def _null(self, source: Any) -> Array:
         if self._trim:
             source = trimmed(source, self.missing)
-        null: Array = source.is_null().to_numpy(zero_copy_only=False)
-        return null
+        return is_null(source)
 
     def _add_typed(self, place: int, cells: Any, block: Array) -> None:
         """A column that the file itself says the type of."""
@@ -348,121 +361,3 @@ class GrowingRows:
 
 # From this size on, the C library gives memory back to the system when it is freed.
 _PIECE = 32 << 20
-
-
-# ── Arrow's arrays ──────────────────────────────────────────────────────────────────────────
-
-
-def in_one_way(cells: Any, *, keep_coded: bool = False) -> Any:
-    """Text, in whatever way a file holds it, as Arrow's plain strings; else the cells.
-
-    keep_coded: text that is coded by a dictionary stays so.
-    """
-    import pyarrow as pa
-
-    kind = cells.type
-    if pa.types.is_string(kind) or (keep_coded and is_coded(cells)):
-        return cells
-    if pa.types.is_dictionary(kind):
-        return in_one_way(cells.dictionary_decode())
-    others = ("is_large_string", "is_string_view", "is_binary", "is_large_binary")
-    return cells.cast(pa.string()) if any(getattr(pa.types, o)(kind) for o in others) else cells
-
-
-def is_coded(cells: Any) -> bool:
-    """Whether this is text, coded by a dictionary of plain strings."""
-    import pyarrow as pa
-
-    return bool(pa.types.is_dictionary(cells.type) and pa.types.is_string(cells.type.value_type))
-
-
-def indices_of(coded: Any, null: int) -> Array:
-    """The places of a dictionary array's cells in its dictionary, ``null`` for those without."""
-    indices = coded.indices.fill_null(null) if coded.indices.null_count else coded.indices
-    found: Array = indices.to_numpy(zero_copy_only=False)
-    return found
-
-
-def is_float(cells: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_float64(cells.type))
-
-
-def is_read(cells: Any) -> bool:
-    """Whether these are numbers, truth values, dates or text; not lists, objects or durations."""
-    import pyarrow as pa
-
-    of = pa.types
-    tests = (of.is_integer, of.is_floating, of.is_decimal, of.is_boolean, of.is_null, of.is_string)
-    return any(test(cells.type) for test in (*tests, of.is_date, of.is_timestamp))
-
-
-def is_text(cells: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(cells.type))
-
-
-def as_text(cells: Any) -> Any:
-    """Cells as text, whole numbers without a point."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if is_text(cells) or is_coded(cells):
-        return cells
-    if pa.types.is_floating(cells.type) and pc.all(pc.equal(pc.floor(cells), cells)).as_py():
-        cells = cells.cast(pa.int64())
-    return cells.cast(pa.string())
-
-
-def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Array | None:
-    """Text as float64, NaN for null; None if some of it is not a number.
-
-    missing: take blanks off, and these texts for null.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if missing is not None:
-        cells = trimmed(cells, missing)
-    if decimal == ",":
-        if pc.any(pc.match_substring(cells, ".")).as_py():
-            return None
-        cells = pc.replace_substring(cells, ",", ".")
-    try:
-        numbers: Array = cells.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        return None
-    return numbers
-
-
-def trimmed(cells: Any, missing: frozenset[str]) -> Any:
-    """Text without blanks around it, null where that is one of ``missing``."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    bare = pc.utf8_trim_whitespace(cells)
-    marks = pa.array(sorted(missing), pa.string())
-    return pc.if_else(pc.is_in(bare, marks), pa.scalar(None, pa.string()), bare)
-
-
-def typed_numbers(cells: Any) -> tuple[Array, bool]:
-    """Numbers, truth values and dates as float64, NaN for null, and whether they are dates.
-
-    Dates are days since 1970-01-01.
-    """
-    import pyarrow as pa
-
-    kind = cells.type
-    is_date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
-    if is_date:
-        unit = pa.int64()
-        moments = cells.cast(pa.timestamp("us")).cast(unit).cast(pa.float64())
-        found: Array = moments.to_numpy(zero_copy_only=False) / 86400e6
-        return found, True
-    if pa.types.is_null(kind):
-        return np.full(len(cells), np.nan), False
-    if pa.types.is_boolean(kind):
-        cells = cells.cast(pa.int8())
-    return cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), False

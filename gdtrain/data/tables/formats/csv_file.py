@@ -13,6 +13,7 @@ import numpy as np
 
 from gdtrain.data.names import is_number
 from gdtrain.data.tables.cells import WITH_PANDAS
+from gdtrain.data.tables.formats.arrow_arrays import as_numpy
 from gdtrain.data.tables.formats.csv_text import (
     MAX_LINE,
     CsvText,
@@ -315,7 +316,7 @@ def _check_numbers(arrays: Sequence[Any], numbers: Sequence[tuple[str, int]]) ->
     """Raise _NotNumbers for NaN that no mark of missing cells has made."""
     for name, place in numbers:
         cells = arrays[place]
-        values = cells.to_numpy(zero_copy_only=False)
+        values = as_numpy(cells, np.nan)
         if not cells.null_count:
             odd = np.isnan(values.min(initial=0.0))  # which NaN passes through
         else:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdtrain.data.tables.column import Array
+from gdtrain.data.tables.formats.arrow_arrays import as_numbers, as_numpy, from_numpy, trimmed
 from gdtrain.data.tables.formats.csv_text import MAX_LINE, CsvText, Dialect
-from gdtrain.data.tables.scan import as_numbers, trimmed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,11 +81,11 @@ class WideRows:
             cells = self._parsed(block, pa.float64())
         except pa.ArrowInvalid:
             return None
-        numbers = cells.to_numpy(zero_copy_only=False)
+        numbers = as_numpy(cells, np.nan)
         if cells.null_count != np.count_nonzero(np.isnan(numbers)):
             return None
         by_column = numbers.reshape(rows, self.width).T[self.chosen]
-        return _cut(pa.array(by_column.reshape(-1)), rows)
+        return _cut(from_numpy(by_column.reshape(-1)), rows)
 
     def _one_by_one(self, block: bytes, rows: int) -> list[pa.Array] | None:
         """Each column as numbers or text; None for numbers that are NaN without being missing."""
@@ -100,7 +100,6 @@ class WideRows:
 
     def _split(self, cells: Any, places: Sequence[int], rows: int) -> list[pa.Array] | None:
         """Columns side by side, halved until each is numbers or text."""
-        import pyarrow as pa
 
         if len(places) == 1 and places[0] in self.texts:
             return [cells]
@@ -110,7 +109,7 @@ class WideRows:
             if numbers is not None:
                 if plain.null_count != np.count_nonzero(np.isnan(numbers)):
                     return None
-                return _cut(pa.array(numbers), rows)
+                return _cut(from_numpy(numbers), rows)
             if len(places) == 1:
                 self.texts.add(places[0])
                 return [cells]
