@@ -85,8 +85,8 @@ def _understood(path: Path, targets: list[str]) -> tuple[TableReading, Seen | No
             return reading, None, [str(error)]
         else:
             wrong = [fault for fault in seen.faults if not fault.useless or fault.column in targets]
-            settings = dict(wrong[0].settings) if wrong else {}
-            if not settings or dialect.decimal == settings["decimal"]:
+            settings = next((dict(fault.settings) for fault in wrong if fault.settings), {})
+            if not settings or dialect.decimal == "," or settings == {"decimal": "."}:
                 return reading, seen, [f"{path}: {fault}" for fault in wrong]
         dialect, reading = replace(dialect, **settings), None
 

@@ -140,14 +140,17 @@ class TrainedRun:
     def columns_of(self, outputs: Tensor) -> dict[str, list[Any]]:
         """What outputs [n, k] say, by name: as the command ``predict`` writes it.
 
-        For a loss over classes ``prediction``, the likeliest class by its name, and a column for
-        each class: its probability, or its score where the loss has no probabilities. Else a column
-        for each target, by its name where the data had some.
+        For a loss over classes, and for two named ones under a binary loss, ``prediction``, the
+        likeliest class by its name, and a column for each class: its probability, or its score
+        where the loss has no probabilities. Else a column for each target, by its name where the
+        data had some.
         """
         flat, loss = outputs.double().flatten(1), self.config.loss
         probabilities = loss.probabilities(flat)
         values = flat if probabilities is None else probabilities
-        if not loss.targets.classes:
+        if loss.targets.binary and self.class_names and probabilities is not None:
+            flat = values = torch.cat([1 - values, values], dim=1)  # the first of the classes is 0
+        elif not loss.targets.classes:
             return dict(zip(self._target_names(flat.shape[1]), values.T.tolist(), strict=True))
         names = self.class_names or [str(label) for label in range(flat.shape[1])]
         likeliest = [names[label] for label in flat.argmax(1).tolist()]

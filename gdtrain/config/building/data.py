@@ -49,7 +49,6 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         return loaded
     if isinstance(loaded, Dataset):
         return _prepare_dataset(section, loaded, config)
-    labels = config.loss.targets.classes
     _check_names(config, loaded)
     if section.standardize_targets and not config.loss.targets.unit:
         raise ConfigError.of(
@@ -57,7 +56,7 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
             f"has no meaning under {config.loss.name}; it is for {', '.join(losses_of_errors())}",
         )
     if isinstance(loaded, ConvertedFolder):
-        return _prepare_converted(section, loaded, config, labels)
+        return _prepare_converted(section, loaded, config)
     parts = _parts(section, loaded, config)
     notes: tuple[str, ...] = ()
     if isinstance(loaded, LoadedTable):
@@ -74,7 +73,7 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         check_finite(inputs, "inputs")
         check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
-        LoadedData(inputs, targets, loaded.class_names if labels else None, loaded.columns),
+        LoadedData(inputs, targets, _names_kept(config, loaded.class_names), loaded.columns),
         parts[:2],
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
@@ -95,13 +94,12 @@ def _prepare_sparse(
     parts: tuple[Tensor, Tensor, Tensor],
 ) -> PreparedData:
     """The same of a table whose categories are made ones and zeros batch by batch."""
-    labels = config.loss.targets.classes
     check_finite(table.targets, "targets")
     targets = fit_targets(config, table.targets)
     outputs = _num_outputs(config, [targets], table.class_names)
     nothing = targets.new_zeros(len(targets), 1)  # the inputs come later
     (_, trained), held_out, done = prepare(
-        LoadedData(nothing, targets, table.class_names if labels else None),
+        LoadedData(nothing, targets, _names_kept(config, table.class_names)),
         parts[:2],
         standardize=False,
         standardize_targets=section.standardize_targets,
@@ -147,11 +145,12 @@ def _parts(
 
 
 def _prepare_converted(
-    section: SourceSettings, folder: ConvertedFolder, config: Config, labels: bool
+    section: SourceSettings, folder: ConvertedFolder, config: Config
 ) -> PreparedData:
     """The same without loading the data: the targets are checked in a pass over them."""
     fit = partial(fit_targets, config)
-    outputs = _num_outputs(config, folder.fitted_targets(fit), folder.description.class_names)
+    names = folder.description.class_names
+    outputs = _num_outputs(config, folder.fitted_targets(fit), names)
     return PreparedData(
         *folder.prepare(
             fit,
@@ -160,11 +159,18 @@ def _prepare_converted(
             standardize_targets=section.standardize_targets,
             shape=section.shape,
             num_outputs=outputs,
-            named_classes=labels,
+            named_classes=_names_kept(config, names) is not None,
             seed=config.seed,
         ),
         folder.notes,
     )
+
+
+def _names_kept(config: Config, names: list[str] | None) -> list[str] | None:
+    """The names of classes under a loss over classes, or under one for which two are 0 and 1."""
+    targets = config.loss.targets
+    two = targets.binary and len(names or ()) == 2
+    return names if targets.classes or two else None
 
 
 def _check_names(config: Config, loaded: LoadedData | LoadedTable | ConvertedFolder) -> None:
@@ -177,7 +183,7 @@ def _check_names(config: Config, loaded: LoadedData | LoadedTable | ConvertedFol
     targets = config.loss.targets
     if described.columns is None or all(map(is_number, names)) or targets.classes:
         return
-    if targets.binary and len(names) == 2:
+    if _names_kept(config, names) is not None:
         return
     raise ConfigError.of(
         "target",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gdtrain import registry
 from gdtrain.config.schema import Config
+from gdtrain.data.files.convert import DESCRIPTION
 from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.names import is_number
 from gdtrain.data.tables.column import Column
@@ -26,10 +27,11 @@ def read_labelled(
 ) -> LoadedData | ConvertedFolder:
     """Inputs and targets of a file, neither of them standardised.
 
-    A folder is one that convert wrote; arrays are found by the names that the run's own had;
-    anything else is a table with the run's columns. Raises DataError if it can't be read.
+    A folder is one that convert wrote, or of tables where the run's own was a table; arrays are
+    found by the names that the run's own had; anything else is a table with the run's columns.
+    Raises DataError if it can't be read.
     """
-    if path.is_dir():
+    if path.is_dir() and (preprocessing.columns is None or (path / DESCRIPTION).exists()):
         return ConvertedFolder(str(path))
     kind = _ARRAYS.get(path.suffix.lower())
     if kind is None:

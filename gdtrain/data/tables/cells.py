@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Literal
 
 Kind = Literal[
-    "number", "not finite", "currency", "percent", "grouped", "points", "comma", "brackets", "date",
-    "text",
+    "number", "not finite", "currency", "percent", "grouped", "points", "comma", "brackets",
+    "typeset", "date", "text",
 ]  # fmt: skip
 
 # Not told apart by upper and lower case.
@@ -20,13 +20,14 @@ _NOT_FINITE = re.compile(r"[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
 _MONEY = r"(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD)"
 _CURRENCY = re.compile(rf"\(?[+-]?\s*{_MONEY}\s*[+-]?\d[\d., ']*\)?|[+-]?\d[\d., ']*\s*{_MONEY}")
 _PERCENT = re.compile(r"[+-]?\d[\d.,]*\s*%")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:[,' \u00a0\u202f]\d{3})+(?:\.\d*)?")
+_TYPESET = re.compile(_NUMBER.pattern, re.IGNORECASE)  # with the digits of all scripts
+_GROUPED = re.compile(r"[+-]?(?!0,)\d{1,3}(?:[,' \u00a0\u202f]\d{3})+(?:\.\d*)?")
 _POINTS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3})+,\d*|[+-]?\d{1,3}(?:\.\d{3}){2,}")
 _BRACKETS = re.compile(r"\(\d[\d., ']*\)")
 _COMMA = re.compile(r"[+-]?(?:\d+,\d*|,\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _DATE = re.compile(
     r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})"
-    r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?(?:Z|[+-]\d{2}:?\d{2})?)?",
+    r"(?:[T ](\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?",
     re.ASCII,
 )
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
@@ -35,6 +36,9 @@ _OTHER_DATE = re.compile(
     rf"|{_MONTH} \d{{1,2}},? \d{{4}})"
     r"(?:,? \d{1,2}:\d{2}(?::\d{2})?(?: ?[ap]m)?)?",
     re.ASCII | re.IGNORECASE,
+)
+_TIME = re.compile(
+    r"(?:[01]?\d|2[0-3]):[0-5]\d(?::[0-5]\d(?:\.\d+)?)?(?: ?[ap]m)?", re.ASCII | re.IGNORECASE
 )
 _WITH_UNIT = re.compile(r"[+-]?\d+(?:[.,]\d+)?\s*([^\s\d.,:;/+-][^\s\d]{0,9}\d?)")
 
@@ -45,6 +49,7 @@ NEARLY_NUMBERS: dict[str, str] = {
     "points": "numbers with points between thousands",
     "comma": "numbers with decimal commas",
     "brackets": "negative numbers in brackets",
+    "typeset": "numbers with other digits or minus signs than those of ASCII",
 }
 """Kinds that are nearly numbers, and what they are called."""
 
@@ -53,25 +58,52 @@ NEARLY_NUMBERS: dict[str, str] = {
 WITH_PANDAS = "with pandas (pip install pandas): "
 
 
-def line_of_pandas(column: str, kind: Kind, cell: str) -> str:
-    """The line of pandas that makes numbers of a column of cells such as this one.
+def line_of_pandas(column: str, kind: Kind, cells: Sequence[str]) -> str:
+    """The line of pandas that makes numbers of a column of cells such as these.
 
-    >>> line_of_pandas("tax", "percent", "12,5 %")
+    >>> line_of_pandas("tax", "percent", ["12,5 %"])
     "df['tax'] = df['tax'].str.rstrip('% ').str.replace(',', '.').astype(float) / 100"
     """
-    cells = f"df[{column!r}]"
-    has_comma = kind == "points" or _DECIMAL_COMMA.search(cell) is not None
+    of_column = f"df[{column!r}]"
+    if kind == "typeset":
+        minus = next((m for cell in cells for m in _MINUS if m in cell), None)
+        sign = "" if minus is None else f".str.replace({minus!r}, '-')"
+        return f"{of_column} = {of_column}{sign}.map(float)"
+    has_comma = kind == "points" or any(map(_DECIMAL_COMMA.search, cells))
     point = ".str.replace(',', '.')" if has_comma else ""
     if kind == "percent":
-        return f"{cells} = {cells}.str.rstrip('% '){point}.astype(float) / 100"
-    sign = ".str.replace('(', '-')" if cell.startswith("(") else ""
+        return f"{of_column} = {of_column}.str.rstrip('% '){point}.astype(float) / 100"
+    sign = ".str.replace('(', '-')" if any(cell.startswith("(") for cell in cells) else ""
     marks = r"[^\d,-]" if has_comma else r"[^\d.-]"
     bare = f".str.replace(r'{marks}', '', regex=True)"
-    return f"{cells} = {cells}{sign}{bare}{point}.astype(float)"
+    return f"{of_column} = {of_column}{sign}{bare}{point}.astype(float)"
 
 
-# A comma that no three digits follow stands before a fraction.
-_DECIMAL_COMMA = re.compile(r",(?!\d{3}(?!\d))\d*\D*$")
+# A comma that no three digits follow stands before a fraction, and so does one behind a lone 0.
+_DECIMAL_COMMA = re.compile(r",(?!\d{3}(?!\d))\d*\D*$|(?<!\d)0,\d")
+_MINUS = "\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d"
+_ASCII_MINUS = str.maketrans(dict.fromkeys(_MINUS, "-"))
+
+
+def may_be_a_fraction(cell: str) -> bool:
+    """Whether the mark in a number may stand before thousands or a fraction, as in 1,259.
+
+    >>> [may_be_a_fraction(cell) for cell in ("1,259", "1,259,000", "1,259.5")]
+    [True, False, False]
+    """
+    return _EITHER.fullmatch(cell) is not None
+
+
+_EITHER = re.compile(r"[+-]?\d{1,3}[.,]\d{3}")
+
+
+def are_times(cells: Sequence[str]) -> bool:
+    """Whether many different cells are times of day, such as 8:30, 18:30:05 and 6:30 pm.
+
+    >>> are_times([f"{hour}:30" for hour in range(20)])
+    True
+    """
+    return len(cells) > _FEW and all(map(_TIME.fullmatch, cells))
 
 
 def common_unit(cells: Sequence[str]) -> str | None:
@@ -98,6 +130,8 @@ def kind_of(cell: str) -> Kind:
     """
     if _NUMBER.fullmatch(cell):
         return "number"
+    if not cell.isascii() and _TYPESET.fullmatch(cell.translate(_ASCII_MINUS)):
+        return "typeset"
     for kind, pattern in _KINDS:
         if pattern.fullmatch(cell):
             return kind
@@ -120,18 +154,31 @@ _KINDS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 def days(cell: str) -> float | None:
     """Days from 1970-01-01 to a date, with the time of day as a fraction; None for another form.
 
-    Dates are read as year, month, day, such as 2024-12-31 or 2024-12-31T18:30; time zones are not
-    looked at.
+    Dates are read as year, month, day, such as 2024-12-31 or 2024-12-31T18:30+01:00; those of a
+    time zone are counted in UTC, as Parquet counts them.
     """
     match = _DATE.fullmatch(cell)
     if match is None:
         return None
-    parts = [int(part or 0) for part in match.groups()]
+    *parts, zone = match.groups()
     try:
-        moment = datetime(*parts, tzinfo=UTC)  # type: ignore[misc, arg-type]
+        moment = datetime(*(int(part or 0) for part in parts), tzinfo=UTC)  # type: ignore[misc, arg-type]
     except ValueError:
         return None
-    return moment.timestamp() / 86400
+    return (moment.timestamp() - _seconds_east(zone)) / 86400
+
+
+def _seconds_east(zone: str | None) -> int:
+    if zone is None or zone == "Z":
+        return 0
+    seconds = 3600 * int(zone[1:3]) + 60 * int(zone[-2:])
+    return -seconds if zone[0] == "-" else seconds
+
+
+def has_zone(cell: str) -> bool:
+    """Whether a date says in which time zone it is."""
+    match = _DATE.fullmatch(cell)
+    return match is not None and match[match.re.groups] is not None
 
 
 def marks_of(missing_values: Sequence[str] | None) -> list[str]:

@@ -207,9 +207,10 @@ def split(
         return torch.arange(num_samples), torch.arange(0)
     count = max(1, round(validation_fraction * num_samples))
     if count >= num_samples:
+        way = "use a smaller fraction" if num_samples > 1 else "leave it out, or give more samples"
         raise DataError(
             f"no samples to train on: {_SETTINGS[part]} {validation_fraction:g} takes "
-            f"{count} of {num_samples}; use a smaller fraction"
+            f"{count} of {num_samples}; {way}"
         )
     if not shuffle:
         everything = torch.arange(num_samples)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gdtrain.data.free_memory import check_memory
 from gdtrain.data.names import counted
-from gdtrain.data.tables.cells import MISSING, marks_of
+from gdtrain.data.tables.cells import MISSING, WITH_PANDAS, marks_of
 from gdtrain.data.tables.choice import check_columns
 from gdtrain.data.tables.column import Array, Column, Fill
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
@@ -27,7 +27,7 @@ from gdtrain.data.tables.loaded import (
     described,
     suspicious,
 )
-from gdtrain.data.tables.scan import TableScan
+from gdtrain.data.tables.scan import ColumnScan, TableScan
 from gdtrain.data.tables.understanding import (
     AsText,
     ColumnFault,
@@ -344,8 +344,7 @@ class TableReading:
                 what = "has no rows below its header; at least one is needed"
                 raise DataError(f"{self.files.path}: {what}")
             try:
-                columns, faults = self._understood(inputs)
-                target_columns, more = self._understood(targets)
+                (columns, faults), (target_columns, more) = self._understood(inputs, targets)
             except AsText as late:
                 text.update(late.names)
                 continue
@@ -372,7 +371,7 @@ class TableReading:
             before=lambda nbytes: check_memory(self.files.path, nbytes),
         )
 
-    def _understood(self, scan: TableScan) -> tuple[list[Column], list[ColumnFault]]:
+    def _understood(self, *scans: TableScan) -> list[tuple[list[Column], list[ColumnFault]]]:
         understanding = Understanding(
             self.files.places,
             self.categorical,
@@ -380,7 +379,12 @@ class TableReading:
             MISSING if self.missing_values is None else self.missing_values,
             self.files.dialect.decimal,
         )
-        return understanding.columns(scan.columns)
+        found = [understanding.columns(scan.columns) for scan in scans]
+        if any(fault.settings for _, faults in found for fault in faults):
+            # What stands before the fractions of one column stands before those of others.
+            understanding = replace(understanding, swapped=True)
+            found = [understanding.columns(scan.columns) for scan in scans]
+        return found
 
     def _checked(self, seen: Seen) -> list[str]:
         """Refuse what can't be trained on; names of columns whose rows are left out if missing."""
@@ -413,22 +417,36 @@ class TableReading:
             if column.kind == "category" and len(columns) > 1:
                 text = f"target {column.name!r} is not numeric; of several, all must be"
                 raise DataError(f"{path}: {text}")
-            if self.loss is None or self.loss.targets.classes:
+            if self.loss is None:
+                continue
+            if column.kind == "date":
+                raise ConfigError.of("target", self._no_dates(scan, column))
+            if self.loss.targets.classes:
                 continue
             if not self.loss.targets.binary or len(column.categories or ()) != 2:
                 raise ConfigError.of("target", self._not_numbers(scan, column, self.loss))
 
-    def _not_numbers(self, scan: Any, column: Column, loss: LossSettings) -> str:
-        kind = "text" if column.categories is not None else "dates"
-        first = "" if not column.categories or scan.text is None else f" {scan.text.texts[0]!r}"
-        row = 0 if scan.text is None or not len(scan.text.first_rows) else scan.text.first_rows[0]
-        place = self.files.places([int(row)])[0]
-        present = scan.rows - scan.missing
+    def _no_dates(self, scan: ColumnScan, column: Column) -> str:
+        of_column = f"df[{column.name!r}]"
+        line = f"{of_column} = (pd.to_datetime({of_column}) - pd.Timestamp('2000-01-01')).dt.days"
+        told = self._held_by(scan, column, "dates")
+        return f"{told}, which are no targets; write numbers, {WITH_PANDAS}{line}"
+
+    def _not_numbers(self, scan: ColumnScan, column: Column, loss: LossSettings) -> str:
         return (
-            f"{column.name!r} of {self.files.path} holds {kind} in {counted(present, 'cell')}, the "
-            f"first{first} in {place}, and {loss.name} learns numbers; use a loss over classes, "
-            "such as cross_entropy, or write numbers"
+            f"{self._held_by(scan, column, 'text')}, and {loss.name} learns numbers; use a loss "
+            "over classes, such as cross_entropy, or write numbers"
         )
+
+    def _held_by(self, scan: ColumnScan, column: Column, kind: str) -> str:
+        """How many cells of a target hold text or dates, and where the first is."""
+        text = scan.text
+        first = "" if not column.categories or text is None else f" {text.texts[0]!r}"
+        row = 0 if text is None or not len(text.first_rows) else text.first_rows[0]
+        place = self.files.places([int(row)])[0]
+        cells = counted(scan.rows - scan.missing, "cell")
+        held = f"{column.name!r} of {self.files.path} holds {kind} in {cells}"
+        return f"{held}, the first{first} in {place}"
 
     def _labels(self, cells: Array, columns: Sequence[Column]) -> tuple[Tensor, list[str] | None]:
         """Targets as numbers, or as labels and the names of the classes."""

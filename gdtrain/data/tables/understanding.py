@@ -14,9 +14,12 @@ from gdtrain.data.tables.cells import (
     NEARLY_NUMBERS,
     WITH_PANDAS,
     Kind,
+    are_times,
     common_unit,
     days,
+    has_zone,
     line_of_pandas,
+    may_be_a_fraction,
 )
 from gdtrain.data.tables.column import CACHED, Array, Column
 from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settled
@@ -58,7 +61,8 @@ class Understanding:
     """How columns are understood. places: see TableFiles.
 
     categorical: columns that are categories, whatever stands in them. targets: columns that are no
-    inputs. missing_values: texts that stand for no value. decimal: before a fraction.
+    inputs. missing_values: texts that stand for no value. decimal: before a fraction. swapped:
+    whether other columns show that it is the other mark that stands there.
     """
 
     places: Places
@@ -66,6 +70,7 @@ class Understanding:
     targets: Collection[str] = ()
     missing_values: Sequence[str] = ()
     decimal: str = "."
+    swapped: bool = False
 
     def columns(self, scans: Sequence[ColumnScan]) -> tuple[list[Column], list[ColumnFault]]:
         """What each column is, and what is wrong with those that are not understood.
@@ -124,7 +129,10 @@ class Understanding:
             if dates < present:
                 raise self._odd(scan, text, kinds, "date", present)
             first = [self._day(scan, text, each) for each in text.numbers]
+            self._check_zones(scan, text)
             return replace(found, first_day=float(math.floor(min(first))))
+        if are_times(text.texts):
+            raise self._times(scan, text)
         unit = common_unit(text.texts)
         if unit is not None:
             raise self._with_unit(scan, text, unit)
@@ -146,20 +154,47 @@ class Understanding:
             )
         return day
 
-    def _with_unit(self, scan: ColumnScan, text: TextCells, unit: str) -> _NotUnderstood:
-        name, place = repr(scan.name), self.places([int(text.first_rows[0])])[0]
-        point = ".str.replace(',', '.')" if "," in text.texts[0] else ""
-        line = f"df[{name}] = df[{name}].str.removesuffix({unit!r}){point}.astype(float)"
-        way = f"write plain numbers, {WITH_PANDAS}{line}"
-        if scan.name not in self.targets:
-            way += f"; or, if they are names, categorical: [{yaml_text(scan.name)}]"
-        return _NotUnderstood(
+    def _check_zones(self, scan: ColumnScan, text: TextCells) -> None:
+        """Raise _NotUnderstood if some dates have a time zone and others have none."""
+        zones = [has_zone(cell) for cell in text.numbers]
+        if all(zones) or not any(zones):
+            return
+        first = [int(text.first_rows[zones.index(each)]) for each in (True, False)]
+        with_zone, without = (text.texts[zones.index(each)] for each in (True, False))
+        places = dict(zip(sorted(first), self.places(sorted(first)), strict=True))
+        raise _NotUnderstood(
             ColumnFault(
                 scan.name,
-                f": its cells, such as {text.texts[0]!r} in {place}, look like numbers with the "
-                f"unit {unit!r}; {way}",
+                f": {with_zone!r} in {places[first[0]]} has a time zone, and {without!r} in "
+                f"{places[first[1]]} has none; write all dates in one way",
             )
         )
+
+    def _times(self, scan: ColumnScan, text: TextCells) -> _NotUnderstood:
+        column = f"df[{scan.name!r}]"
+        since_midnight = "pipe(lambda t: t - t.dt.normalize())"
+        line = (
+            f"{column} = pd.to_datetime({column}, format='mixed').{since_midnight}"
+            ".dt.total_seconds() / 3600"
+        )
+        return self._measured(scan, text, "times of day", f"write hours, {WITH_PANDAS}{line}")
+
+    def _with_unit(self, scan: ColumnScan, text: TextCells, unit: str) -> _NotUnderstood:
+        column = f"df[{scan.name!r}]"
+        point = ".str.replace(',', '.')" if "," in text.texts[0] else ""
+        line = f"{column} = {column}.str.removesuffix({unit!r}){point}.astype(float)"
+        way = f"write plain numbers, {WITH_PANDAS}{line}"
+        return self._measured(scan, text, f"numbers with the unit {unit!r}", way)
+
+    def _measured(
+        self, scan: ColumnScan, text: TextCells, what: str, way_out: str
+    ) -> _NotUnderstood:
+        """The error of a column whose cells are all measured in one way."""
+        place = self.places([int(text.first_rows[0])])[0]
+        if scan.name not in self.targets:
+            way_out += f"; or, if they are names, categorical: [{yaml_text(scan.name)}]"
+        such = f"its cells, such as {text.texts[0]!r} in {place}, look like {what}"
+        return _NotUnderstood(ColumnFault(scan.name, f": {such}; {way_out}"))
 
     def _odd(
         self, scan: ColumnScan, text: TextCells, kinds: Sequence[Kind], wanted: str, present: int
@@ -174,19 +209,43 @@ class Understanding:
         what = f"{count:,} of {present:,} cells are not {wanted}s, the first is {cell!r} in {place}"
         if count == 1:
             what = f"1 of {present:,} cells is not a {wanted}: {cell!r} in {place}"
-        settings = {"decimal": ","} if kind == "comma" else {}
-        way_out = self._way_out(scan, kind, cells)
+        kind, either = self._mark_of(kind, {texts[number]: kinds[number] for number in wrong})
+        if kind in NEARLY_NUMBERS:
+            cells = [texts[number] for number in wrong if kinds[number] in NEARLY_NUMBERS]
+        settings = {"decimal": self._other_mark} if kind == "comma" else {}
+        way_out = self._way_out(scan, kind, cells, either)
         return _NotUnderstood(ColumnFault(scan.name, f": {what}; {way_out}", settings=settings))
 
-    def _way_out(self, scan: ColumnScan, kind: Kind, cells: Sequence[str]) -> str:
+    def _mark_of(self, kind: Kind, wrong: Mapping[str, Kind]) -> tuple[Kind, bool]:
+        """Whether commas stand before thousands or fractions, and whether it can be either.
+
+        1,259 is either; it is a fraction where the column has 12,5 too, or others show it. Where
+        it has 12,5 and 1,259,000, neither is right for all.
+        """
+        if kind not in ("grouped", "comma"):
+            return kind, False
+        either = all(may_be_a_fraction(cell) for cell, k in wrong.items() if k == "grouped")
+        if "comma" in wrong.values() or (either and self.swapped):
+            return "comma" if either else "text", False
+        return kind, either
+
+    @property
+    def _other_mark(self) -> str:
+        return "." if self.decimal == "," else ","
+
+    def _way_out(self, scan: ColumnScan, kind: Kind, cells: Sequence[str], either: bool) -> str:
+        """either: whether marks may stand before thousands or before fractions."""
+        name = "commas" if self.decimal == "." else "points"
+        swap = f'set decimal: "{self._other_mark}"'
         if kind == "comma":
-            return 'these look like numbers with decimal commas; set decimal: ","'
+            return f"these look like numbers with decimal {name}; {swap}"
         if kind in NEARLY_NUMBERS:
             # With decimal commas, thousands are parted by points.
             kind = "points" if self.decimal == "," and kind == "grouped" else kind
-            line = line_of_pandas(scan.name, kind, cells[0])
+            line = line_of_pandas(scan.name, kind, cells)
             return (
                 f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, {WITH_PANDAS}{line}"
+                + (f"; or, where fractions stand behind the {name}, {swap}" if either else "")
             )
         if kind == "not finite":
             return "remove the row or fill in a finite number"

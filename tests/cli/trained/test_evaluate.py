@@ -32,6 +32,7 @@ def folder(tmp_path_factory) -> Path:
     for name, target, loss, scaled in (
         ("price", "price", "mse\nmetrics: [mae]", True),
         ("class", "class", "cross_entropy", False),
+        ("two", "class", "bce_with_logits\nmetrics: [accuracy]", False),
     ):
         data = {
             "source": "csv", "path": str(made / "houses.csv"), "target": target,
@@ -94,6 +95,25 @@ def test_classes_by_their_names(folder: Path, later, capsys) -> None:
     found = evaluated(capsys, folder / "class", path)
     assert found["loss"] == pytest.approx(-logs[np.arange(7), truth].mean(), rel=1e-9)
     assert found["accuracy"] == pytest.approx((scores.argmax(1) == truth).mean())
+
+
+def test_two_named_classes_under_a_binary_loss(folder: Path, later, capsys) -> None:
+    path, x, _, classes = later
+    scores = outputs(folder / "two", x)[:, 0]
+    truth = np.array([name == "dear" for name in classes])
+    found = evaluated(capsys, folder / "two", path)
+    expected = np.logaddexp(0, np.where(truth, -scores, scores)).mean()
+    assert found["loss"] == pytest.approx(expected, rel=1e-9)
+    assert found["accuracy"] == pytest.approx(((scores > 0) == truth).mean())
+
+
+def test_a_folder_of_tables_gives_what_one_table_gives(folder: Path, later, capsys) -> None:
+    path, parts = later[0], folder / "parts"
+    parts.mkdir()
+    header, *rows = path.read_text().splitlines()
+    (parts / "a.csv").write_text("\n".join([header, *rows[:3]]) + "\n")
+    (parts / "b.csv").write_text("\n".join([header, *rows[3:]]) + "\n")
+    assert evaluated(capsys, folder / "class", parts) == evaluated(capsys, folder / "class", path)
 
 
 def test_a_line_for_each_number(folder: Path, later, capsys) -> None:

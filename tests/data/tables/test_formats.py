@@ -230,6 +230,58 @@ def test_no_address_is_read() -> None:
             read_table(path, "y")
 
 
+def test_folders_that_hold_a_column_are_refused() -> None:
+    FRAME.assign(year=[2023 + i % 2 for i in range(N)]).to_parquet("d", partition_cols=["year"])
+    said = (
+        "d: the folder year=2023 holds a value of a column that is in no file; make one Parquet "
+        "file of it with pandas (pip install pandas): "
+        "pd.read_parquet('d').to_parquet('table.parquet'); or give the pattern d/*/*.parquet to "
+        "read the files without it"
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(said)}$"):
+        read_table("d", "price")
+    pd.read_parquet("d").to_parquet("table.parquet")
+    assert len(read_table("table.parquet", "price", missing="mean")) == len(FRAME)
+    assert len(read_table("d/*/*.parquet", "price", missing="mean")) == len(FRAME)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (pa.array([b"\xff", b"a"]), "binary"),
+        (pa.array([b"\xff", b"a"]).dictionary_encode(), "binary"),
+        (pa.array([[1], None]), "list<"),
+        (pa.array([{"a": 1}, None]), "struct<"),
+    ],
+)
+def test_columns_that_are_no_cells_are_named(values: pa.Array, said: str) -> None:
+    pyarrow.parquet.write_table(pa.table({"x": [1.0, 2], "b": values, "y": [1.0, 2]}), "f")
+    with pytest.raises(DataError, match=f"column 'b' holds {said}.*; leave it out: exclude: .b.$"):
+        read_table("f", "y")
+    assert len(read_table("f", "y", exclude=["b"])) == 2
+
+
+def test_objects_of_json_are_named_as_what_they_are() -> None:
+    Path("f").write_text('{"a":1,"o":{"k":1},"y":2}\n{"a":2,"l":[1],"y":2}\n')
+    with pytest.raises(DataError) as told:
+        read_table("f", "y")
+    assert "column 'o' holds struct<>," in str(told.value)
+    assert "column 'l' holds list<" in str(told.value)
+
+
+def test_the_line_of_pandas_for_libsvm_keeps_the_labels() -> None:
+    import sklearn.datasets
+
+    Path("f").write_text("3 1:0.5 2:3\n-1 1:0.25\n")
+    with pytest.raises(DataError) as told:
+        read_table("f", "y")
+    line = str(told.value).split("(pip install pandas): ")[1]
+    exec(line, {"pd": pd, "sklearn": sklearn})
+    table = read_table("table.parquet", "y")
+    assert table.cells.tolist() == [[0.5, 3], [0.25, 0]]
+    assert table.targets[:, 0].tolist() == [3, -1]
+
+
 LATE = {
     "a word after many numbers": ("a", "1 of 4,001 cells is not a number: 'a' in line 4002"),
     "a number with a sign": ("+7", 7.0),

@@ -180,7 +180,8 @@ def test_a_split_of_nothing_keeps_all_for_training() -> None:
 
 def test_one_sample_can_not_be_split() -> None:
     with refuses(
-        "no samples to train on: validation_fraction 0.5 takes 1 of 1; use a smaller fraction"
+        "no samples to train on: validation_fraction 0.5 takes 1 of 1; leave it out, or give more "
+        "samples"
     ):
         split(1, 0.5, 0)
 

@@ -46,7 +46,7 @@ def from_numpy(numbers: Array) -> Any:
 def in_one_way(cells: Any, *, keep_coded: bool = False) -> Any:
     """Text, in whatever way a file holds it, as Arrow's plain strings; else the cells.
 
-    keep_coded: text that is coded by a dictionary stays so.
+    keep_coded: text that is coded by a dictionary stays so. Bytes are text if they are UTF-8.
     """
     import pyarrow as pa
 
@@ -56,7 +56,12 @@ def in_one_way(cells: Any, *, keep_coded: bool = False) -> Any:
     if pa.types.is_dictionary(kind):
         return in_one_way(cells.dictionary_decode())
     others = ("is_large_string", "is_string_view", "is_binary", "is_large_binary")
-    return cells.cast(pa.string()) if any(getattr(pa.types, o)(kind) for o in others) else cells
+    if not any(getattr(pa.types, other)(kind) for other in others):
+        return cells
+    try:
+        return cells.cast(pa.string())
+    except pa.ArrowInvalid:
+        return cells
 
 
 def is_coded(cells: Any) -> bool:

@@ -144,6 +144,7 @@ def paths_of(path: str) -> list[str]:
                 )
         if not found:
             raise DataError(f"{path}: is a folder without files; give one with tables")
+        _check_folders(path, [os.path.relpath(name, here) for name in found])
         return found
     if not os.path.exists(here) and any(mark in here for mark in "*?["):  # noqa: PTH110
         matches = glob.glob(here, recursive=True)  # noqa: PTH207 - a pattern may be absolute
@@ -154,6 +155,22 @@ def paths_of(path: str) -> list[str]:
             )
         return found
     return [here]
+
+
+def _check_folders(path: str, files: Sequence[str]) -> None:
+    """Refuse folders such as year=2024: they hold a column that none of the files has."""
+    for file in files:
+        *folders, name = Path(file).parts
+        column = next((folder for folder in folders if "=" in folder), None)
+        if column is not None:
+            pattern = "/*" * len(folders) + "/*" + Path(name).suffix
+            way = f"give the pattern {path}{pattern} to read the files without it"
+            if name.endswith((".parquet", ".pq")):
+                line = f"pd.read_parquet({path!r}).to_parquet('table.parquet')"
+                way = f"make one Parquet file of it {WITH_PANDAS}{line}; or {way}"
+            raise DataError(
+                f"{path}: the folder {column} holds a value of a column that is in no file; {way}"
+            )
 
 
 _ENDING = re.compile(
@@ -171,7 +188,8 @@ _READ_BY_PANDAS = {
     "arff": ("an ARFF file", "pd.DataFrame(scipy.io.arff.loadarff({path})[0])"),
     "libsvm": (
         "a LIBSVM file",
-        "pd.DataFrame(sklearn.datasets.load_svmlight_file({path})[0].toarray())",
+        "(lambda x, y: pd.DataFrame(x.toarray()).add_prefix('x').assign(y=y))"
+        "(*sklearn.datasets.load_svmlight_file({path}))",
     ),
     "zip": ("a zip archive", "pd.read_csv({path})"),
     "hdf5": ("an HDF5 file", "pd.read_hdf({path})"),

@@ -184,8 +184,9 @@ class JsonLines:
                 return pa.array([None if v is None else float(v) for v in values], pa.float64())
         if types == {bool}:
             return pa.array(values, pa.bool_())
-        if types & {list, dict}:
-            return pa.nulls(len(rows), pa.list_(pa.null()))
+        for kind, nothing in ((dict, pa.struct([])), (list, pa.list_(pa.null()))):
+            if kind in types:
+                return pa.nulls(len(rows), nothing)
         texts = [v if isinstance(v, str | None) else json.dumps(v) for v in values]
         return pa.array(texts, pa.string())
 
