@@ -283,9 +283,11 @@ class Hand:
     def materialize(self, inputs: list[Tensor]) -> None:
         """Let a lazy layer draw its weights, which whoever looks at it can't do without."""
         if any(is_lazy(parameter) for parameter in self.model.parameters()):
+            modes = [(module, module.training) for module in self.model.modules()]
             with torch.no_grad():
                 self.model.eval()(*inputs)
-            self.model.train()
+            for module, mode in modes:
+                module.training = mode
 
     def twin(self) -> tuple[nn.Module, Any]:
         """Copies of model and loss in eval mode."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -332,8 +333,20 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
         else:
             others.append(tensor)
     with torch.no_grad():
-        largest = [torch.stack(torch._foreach_norm(group, math.inf)) for group in groups.values()]
-    return first_bad(("", tensor) for tensor in [*largest, *others]) is None
+        for group in groups.values():
+            if not math.isfinite(_sum(group)):  # as it is of large numbers, too
+                others.append(torch.stack(torch._foreach_norm(group, math.inf)))
+    return first_bad(("", tensor) for tensor in others) is None
+
+
+def _sum(tensors: list[Tensor]) -> float:
+    """Of all numbers of tensors of one dtype and device: finite only if all of them are."""
+    small = [tensor for tensor in tensors if tensor.numel() <= _MANY]
+    flat = [tensor for tensor in tensors if tensor.numel() > _MANY]
+    if small:
+        flat.append(_flatten_dense_tensors(small))  # type: ignore[no-untyped-call]
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    return float(torch.stack([tensor.sum(dtype=dtype) for tensor in flat]).sum())
 
 
 def first_bad(named: Iterable[tuple[str, Tensor | None]]) -> str | None:

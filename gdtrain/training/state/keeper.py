@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from operator import is_
 from typing import Any, Literal
 
@@ -268,45 +269,46 @@ class _Gradients(_Part):
             parameter.grad = gradient
 
 
-class _Buffers(_Part):
-    """What forward keeps in modules, and the weights of embeddings with ``max_norm``, whose rows it
-    shortens: listed again only where it is not as it was.
+class _Slots:
+    """Which tensors stand under the names of modules, their values, and the modules' extra state.
 
-    To see that takes a look at each module's dictionaries, and so no walk of the model.
+    modules: gives all modules of concern. kinds: the dictionaries of each that are kept. All are
+    listed again only where they are not as they were. To see that takes a look at each module's
+    dictionaries, and so no walk of the model.
     """
 
-    _roots: tuple[Any, Any] = (None, None)
-    _empty: Sequence[Mapping[str, Any]] = ()  # dictionaries in which nothing was
-    _filled: Sequence[tuple[Mapping[str, Any], tuple[Any, ...]]] = ()
+    _roots: tuple[Any, ...] | None = None
     _kept: Sequence[_Memory] = ()
     _extra: Sequence[tuple[nn.Module, Any]] = ()
-    _weights: Sequence[_Memory] = ()
+    embeddings: Sequence[nn.Embedding | nn.EmbeddingBag] = ()
 
-    def keep(self) -> None:
-        if not self._is_current():
+    def __init__(
+        self, modules: Callable[[], list[nn.Module]], *kinds: Literal["_parameters", "_buffers"]
+    ) -> None:
+        self._modules, self._kinds = modules, kinds
+
+    def keep(self, *roots: Any) -> None:
+        """Keep them as they are now; roots: what holds the modules. Of others all is new."""
+        if roots != self._roots or not self._is_current():
+            self._roots = roots
             self._list()
         elif self._kept:
             torch._foreach_copy_(self._values, self._live)
         if self._with_extra:
             self._extra = [(module, _extra_state(module)) for module in self._with_extra]
-        if self._embeddings:
-            bounded = (m for m in self._embeddings if m.max_norm is not None)
-            self._weights = [_Memory(m.weight) for m in bounded]
 
     def restore(self) -> None:
-        for module in self.modules():
-            then, now = self._buffers.get(module, {}), module._buffers
+        for now, then in self._then:
             if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
                 now.clear()  # and filled in the order that they had
                 now.update(then)
-        for kept in [*self._kept, *self._weights]:
+        for kept in self._kept:
             kept.restore()
         for module, state in self._extra:
             module.set_extra_state(state)
 
     def _is_current(self) -> bool:
-        trainer = self.trainer
-        if (trainer.model, trainer.loss) != self._roots or any(self._empty):
+        if any(self._empty):
             return False
         for present, before in self._filled:
             if len(present) != len(before) or not all(map(is_, present.values(), before)):
@@ -314,18 +316,39 @@ class _Buffers(_Part):
         return not self._kept or all(memory.is_as_before() for memory in self._kept)
 
     def _list(self) -> None:
-        modules = self.modules()
-        self._roots = (self.trainer.model, self.trainer.loss)
-        held = [d for m in modules for d in (m._modules, m._buffers)]
-        self._empty = [d for d in held if not d]
-        self._filled = [(d, tuple(d.values())) for d in held if d]
-        self._buffers = {module: dict(module._buffers.items()) for module in modules}
-        found = [buffer for held in self._buffers.values() for buffer in held.values()]
-        self._kept = [_Memory(b) for b in dict.fromkeys(found) if b is not None and not is_lazy(b)]
+        modules = self._modules()
+        slots = [getattr(module, kind) for module in modules for kind in self._kinds]
+        self._then = [(held, dict(held.items())) for held in slots]
+        looked_at = [*slots, *(module._modules for module in modules)]
+        self._empty = [held for held in looked_at if not held]  # dictionaries in which nothing was
+        self._filled = [(held, tuple(held.values())) for held in looked_at if held]
+        found = dict.fromkeys(tensor for _, then in self._then for tensor in then.values())
+        self._kept = [_Memory(t) for t in found if t is not None and not is_lazy(t)]
         self._live = [kept.tensor.data for kept in self._kept]
         self._values = [kept.values for kept in self._kept]
         self._with_extra = [m for m in modules if has_extra_state(m)]
-        self._embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+        self.embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+
+
+class _Buffers(_Part):
+    """What forward keeps in modules; the weights of embeddings of which it shortens rows, too."""
+
+    _weights: Sequence[_Memory] = ()
+
+    def __init__(self, trainer: Run, listing: _Listing) -> None:
+        super().__init__(trainer, listing)
+        self._slots = _Slots(self.modules, "_buffers")
+
+    def keep(self) -> None:
+        self._slots.keep(self.trainer.model, self.trainer.loss)
+        if self._slots.embeddings:
+            bounded = (m for m in self._slots.embeddings if m.max_norm is not None)
+            self._weights = [_Memory(m.weight) for m in bounded]
+
+    def restore(self) -> None:
+        self._slots.restore()
+        for kept in self._weights:
+            kept.restore()
 
 
 class _Optimizer(_Part):
@@ -417,13 +440,29 @@ class _Draws(_Part):
 class _Own(_Part):
     """What is registered by name; its value, and which object that was."""
 
+    _kept: Sequence[tuple[str, Any, Any]] = ()
+
     def keep(self) -> None:
         held = vars(self.trainer)
-        self._kept = [(name, value := held[name], _kept(value)) for name in self.trainer.own_state]
+        before = {name: (value, kept) for name, value, kept in self._kept}
+        self._kept = [
+            (name, value := held[name], self._keeping(value, *before.get(name, (None, None))))
+            for name in self.trainer.own_state
+        ]
+
+    @staticmethod
+    def _keeping(value: Any, before: Any, kept: Any) -> Any:
+        """What keeps a value. before, kept: the value last time, and what has kept it."""
+        if isinstance(value, nn.Module):
+            if value is not before:
+                kept = _Slots(partial(modules_of, [value]), "_parameters", "_buffers")
+            kept.keep()
+            return kept
+        return _Memory(value) if isinstance(value, Tensor) else taken(value, "")
 
     def restore(self) -> None:
         for name, value, kept in self._kept:
-            if isinstance(kept, _Memory | _Module):
+            if isinstance(kept, _Memory | _Slots):
                 kept.restore()
             elif isinstance(value, torch.Generator):
                 value.set_state(kept)
@@ -433,35 +472,6 @@ class _Own(_Part):
                 value = copied(kept, name)
             setattr(self.trainer, name, value)
         self.listing.forget()  # some are modules
-
-
-class _Module:
-    """What a module holds: which tensors stand under its names, their values, its extra state."""
-
-    def __init__(self, module: nn.Module) -> None:
-        modules = modules_of([module])
-        self._slots: list[tuple[Any, dict[str, Any]]] = [
-            (slots, dict(slots.items())) for m in modules for slots in (m._parameters, m._buffers)
-        ]
-        held = dict.fromkeys(tensor for _, then in self._slots for tensor in then.values())
-        self._kept = [_Memory(t) for t in held if t is not None and not is_lazy(t)]
-        self._extra = [(m, _extra_state(m)) for m in modules if has_extra_state(m)]
-
-    def restore(self) -> None:
-        for slots, then in self._slots:
-            slots.clear()
-            slots.update(then)
-        for kept in self._kept:
-            kept.restore()
-        for module, state in self._extra:
-            module.set_extra_state(state)
-
-
-def _kept(value: Any) -> Any:
-    """What a look, or a pass whose update is undone, may change."""
-    if isinstance(value, nn.Module):
-        return _Module(value)
-    return _Memory(value) if isinstance(value, Tensor) else taken(value, "")
 
 
 _PARTS: dict[Part, type[_Part]] = {
