@@ -303,7 +303,9 @@ def _row_means(losses: Tensor, weights: Numbers, adds: bool) -> list[float]:
 
 def _summed(total: float, numbers: Numbers) -> float:
     """``total`` + Σ numbers, one after the other."""
-    if not len(numbers):
+    if len(numbers) < _FEW:
+        for number in numbers.tolist():
+            total += number
         return total
     sums = numbers.astype(np.float64)
     sums[0] += total
