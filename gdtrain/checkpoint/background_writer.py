@@ -23,7 +23,8 @@ class Background:
     _state: threading.Condition = field(default_factory=threading.Condition)
     _waiting: Job | None = None
     _running: bool = False  # a job, not the thread
-    _thread: bool = False
+    _thread: threading.Thread | None = None
+    _ends: bool = False
     _error: Exception | None = None
 
     def submit(self, job: Job) -> None:
@@ -32,9 +33,11 @@ class Background:
             self._state.wait_for(lambda: self._waiting is None)
             self._waiting, self._running = job, True
             self._state.notify_all()
-            if not self._thread:
-                self._thread = True
-                threading.Thread(target=self._run, name="gdtrain-checkpoints", daemon=True).start()
+            self._ends = False
+            if self._thread is None:
+                name = "gdtrain-checkpoints"
+                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+                self._thread.start()
 
     def wait(self, keep: bool = False) -> None:
         """Until nothing runs or waits. Raises what the last job raised, if it did.
@@ -48,6 +51,14 @@ class Background:
         if error is not None:
             raise error
 
+    def end(self) -> None:
+        """End the thread, which holds what its jobs hold, and wait for that if none runs."""
+        with self._state:
+            thread, self._ends = None if self._running else self._thread, True
+            self._state.notify_all()
+        if thread is not None:
+            thread.join()
+
     def _run(self) -> None:
         while (job := self._next()) is not None:
             self._error = None
@@ -59,14 +70,15 @@ class Background:
             del job  # and the state that it holds
 
     def _next(self) -> Job | None:
-        """The job that waits, or None if there was none for a while."""
+        """The job that waits, or None if there was none for a while, or will be none."""
         with self._state:
             if self._waiting is None:
                 self._running = False
                 self._state.notify_all()
-                if not self._state.wait_for(lambda: self._waiting is not None, _IDLE):
-                    self._thread = False
-                    return None
+                self._state.wait_for(lambda: self._waiting is not None or self._ends, _IDLE)
+            if self._waiting is None:
+                self._thread = None
+                return None
             job, self._waiting = self._waiting, None
             self._state.notify_all()
             return job

@@ -220,6 +220,8 @@ class Checkpoints(Callback):
         except Exception:  # which faults keeps
             if self._raises:
                 raise
+        finally:
+            self._background.end()
 
     def _take(self, trainer: Trainer) -> State:
         settings = {**self.settings, **self.marks(), "best": self.best}

@@ -1,5 +1,7 @@
 """Whatever leaves a fit, a checkpoint of the last update is tried; what is raised is the cause."""
 
+import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.errors import StorageError
 
 
 class OwnError(Exception):
@@ -73,3 +76,32 @@ def test_a_checkpoint_that_fails_then_is_a_note_to_the_cause(tmp_path: Path) -> 
     (note,) = told.value.__notes__
     assert note.startswith("then, at the end of the fit: StorageError: the checkpoint of step 4 ")
     assert "Not a directory" in note or "File exists" in note
+
+
+def test_a_fit_that_is_over_leaves_no_thread(tmp_path: Path) -> None:
+    """Which would keep the trainer, and memory of its own."""
+    trainer = trainer_in(tmp_path / "c", None)
+    before = threading.active_count()
+    for epochs in (2, 4):
+        trainer.fit(epochs)
+        assert threading.active_count() == before
+        path, _, _ = CheckpointStore(tmp_path / "c").load_newest()
+        assert path.name == f"step-{3 * epochs:010d}"
+    with pytest.raises(OwnError):
+        trainer_in(tmp_path / "raises", OwnError("x")).fit(3)
+    assert threading.active_count() == before
+
+
+def test_nor_does_one_whose_last_checkpoint_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threading.active_count()
+    trainer = trainer_in(tmp_path / "c", None)
+    monkeypatch.setattr("os.rename", refuse)
+    with pytest.raises(StorageError, match="could not be saved"):
+        trainer.fit(2)
+    assert threading.active_count() == before
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
