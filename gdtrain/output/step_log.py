@@ -33,10 +33,11 @@ class StepLog(Callback):
         if self._trainer is None or self._trainer.progress.last is None:
             return
         first = self._trainer.progress.step - self._trainer.progress.last[1].shape[0] + 1
-        for step in range(max(first, self._logged + 1), until + 1):
-            looked = any(one.reported_at == step for one in self._trainer.callbacks)
-            if looked or step % self._every == 0:
-                yield self._record(self._trainer, step, step - first)
+        new = range(max(first, self._logged + 1), until + 1)
+        reported = {one.reported_at or 0 for one in self._trainer.callbacks}
+        regular = range(-(-new.start // self._every) * self._every, new.stop, self._every)
+        for step in sorted({step for step in reported if step in new}.union(regular)):
+            yield self._record(self._trainer, step, step - first)
         self._logged = until
 
     def watch(self, trainer: Trainer, *, starts: bool = False) -> None:
