@@ -15,6 +15,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
+from gdtrain.analysis.sweep import memory
 from gdtrain.analysis.sweep.grid import Point
 from gdtrain.errors import MissingPackageError, ProcessError
 
@@ -63,8 +64,9 @@ class Workers:
         elif self.jobs > 1:
             yield from self._in_processes(function, dict(points))
         else:
-            for number, point in points.items():
-                yield number, function(number, point)
+            with memory.as_before():
+                for number, point in points.items():
+                    yield number, _run(function, number, point)
 
     def _in_processes(self, function: Function, left: dict[int, Point]) -> Results:
         joblib, died = _joblib(), _died()
@@ -101,7 +103,7 @@ class Workers:
         client = self._connected()
         try:
             futures = {
-                client.submit(function, number, point, pure=False): number
+                client.submit(_run, function, number, point, pure=False): number
                 for number, point in points.items()
             }
             for future in distributed.as_completed(futures, loop=client.loop):
@@ -137,7 +139,14 @@ def _numbered(parent: int, function: Function, number: int, point: Point) -> tup
     _end_with(parent)
     if os.getppid() != parent:  # killed: what was sent before is another sweep's to train
         os._exit(1)
-    return number, function(number, point)
+    return number, _run(function, number, point)
+
+
+def _run(function: Function, number: int, point: Point) -> Row:
+    """What the function gives, after which the run's memory is free."""
+    row = function(number, point)
+    memory.free()
+    return row
 
 
 @cache

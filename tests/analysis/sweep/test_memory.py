@@ -1,0 +1,149 @@
+"""What a run of a sweep holds is free when it is over, and the next one finds nothing of it."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gdtrain
+from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.cli.main import main
+
+X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+Y = X.sum(1, keepdim=True)
+
+RUNS = """\
+data: {source: two_moons, num_samples: 60, validation_fraction: 0.25}
+model: {name: mlp, hidden: [4]}
+loss: cross_entropy
+loader: {name: minibatch, batch_size: 8}
+optimizer: {lr: 0.1, momentum: 0.5}
+epochs: 2
+log: {picture: false}
+"""
+
+
+@pytest.fixture(autouse=True)
+def python_does_not_look() -> Iterator[None]:
+    """Python would free cycles whenever it likes."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def trainer(seed: int, engine: str = "eager") -> Trainer:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Trainer(
+        model, nn.MSELoss(), optimizer, MiniBatchLoader((X, Y), 5), device="cpu", engine=engine
+    )
+
+
+def engine(name: str) -> str:
+    if name == "scan":
+        pytest.importorskip("jax")
+    return name
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("name", ["eager", "scan"])
+def test_no_run_finds_anything_of_those_before_it(name, on_disk, tmp_path):
+    made: list[weakref.ref[Trainer]] = []
+    alive: list[int] = []
+
+    def make(seed: int) -> Trainer:
+        alive.append(sum(one() is not None for one in made))
+        made.append(weakref.ref(one := trainer(seed, engine(name))))
+        return one
+
+    where = tmp_path / "s" if on_disk else None
+    gdtrain.sweep(make, {"seed": range(5)}, epochs=3, directory=where, progress=False)
+    assert alive == [0] * 5
+    assert made[-1]() is None
+
+
+def test_arrays_of_xla_are_free_too():
+    jax = pytest.importorskip("jax")
+    alive = []
+
+    def make(seed: int) -> Trainer:
+        alive.append(len(jax.live_arrays()))
+        return trainer(seed, "scan")
+
+    gdtrain.sweep(make, {"seed": range(4)}, epochs=3, progress=False)
+    assert alive == alive[:1] * 4
+
+
+@pytest.mark.parametrize("name", ["eager", "scan"])
+def test_runs_of_the_command_leave_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs.yaml").write_text(RUNS)
+    gc.collect()
+    before = living()
+    assert main(["sweep", "runs.yaml", f"engine={engine(name)}", "seed=0..4", "--quiet"]) == 0
+    assert living() - before == set()
+
+
+def test_what_fails_or_diverges_leaves_nothing_either():
+    made: list[weakref.ref[Trainer]] = []
+    alive: list[int] = []
+
+    def make(seed: int) -> Trainer:
+        alive.append(sum(one() is not None for one in made))
+        one = trainer(seed)
+        made.append(weakref.ref(one))
+        if seed == 1:
+            one.optimizer.param_groups[0]["lr"] = 1e30
+        if seed == 2:
+            raise RuntimeError("no such thing")
+        return one
+
+    rows = gdtrain.sweep(make, {"seed": range(4)}, epochs=9, progress=False)
+    assert [row["status"] for row in rows] == ["done", "diverged", "failed", "done"]
+    assert alive == [0] * 4
+
+
+def test_a_trainer_that_its_maker_keeps_stays():
+    kept = []
+
+    def make(seed: int) -> Trainer:
+        kept.append(trainer(seed))
+        return kept[-1]
+
+    gdtrain.sweep(make, {"seed": range(3)}, epochs=2, progress=False)
+    assert [one.progress.epoch for one in kept] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_python_looks_at_is_as_it_was(frozen):
+    if frozen:
+        gc.freeze()
+    try:
+        gdtrain.sweep(trainer, {"seed": range(2)}, epochs=1, progress=False)
+        assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        gc.unfreeze()
+
+
+@pytest.mark.long
+def test_nor_do_runs_in_other_processes(tmp_path):
+    pytest.importorskip("joblib")
+    rows = gdtrain.sweep(counted, {"seed": range(12)}, jobs=2, by="alive", progress=False)
+    assert [row["alive"] for row in rows] == [0] * 12
+
+
+def counted(seed: int) -> dict[str, int]:
+    """How many trainers there are before one is made."""
+    gc.disable()
+    alive = len(living())
+    trainer(seed).fit(2, progress=False)
+    return {"alive": alive}
+
+
+def living() -> set[int]:
+    return {id(one) for one in gc.get_objects() if type(one) is Trainer}
