@@ -113,6 +113,32 @@ def test_runs_that_diverge_or_fail_are_rows(capsys):
     assert rows[1]["reason"].startswith("model.batch_norm: needs batches of at least 2 samples")
 
 
+BRANCHES = """\
+from torch import nn
+from gdtrain.registry import register_model
+
+
+@register_model("branching")
+class Branching(nn.Module):
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.layer = nn.Linear(in_features, out_features)
+
+    def forward(self, x):
+        return self.layer(x if x.sum() > 0 else -x)
+"""
+
+
+def test_a_run_that_its_engine_refuses_is_a_row_even_the_first_one():
+    pytest.importorskip("jax")
+    Path("branching.py").write_text(BRANCHES)
+    arguments = ["--import", "branching", "model=branching", "engine=scan,eager"]
+    assert main(["sweep", "moons.yaml", *arguments, "seed=0,1"]) == 0
+    rows = table()
+    assert [row["status"] for row in rows] == ["failed", "failed", "done", "done"]
+    assert rows[0]["reason"].startswith("engine: scan can't run this: ")
+
+
 def test_a_file_has_the_grid(capsys):
     Path("grid.yaml").write_text(
         "sweep: {optimizer.lr: [0.01, 0.1], seed: 0..1, 'model.hidden': [[4], [2, 2]]}\n"
