@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
@@ -184,15 +185,20 @@ class OutputCheck:
                 raise _do_not_fit(*seen.met)
         else:
             assert known is not None
-            if known.is_elementwise:
-                check_same_shape(output, targets)
-                check_numbers(known, loss, output, targets)
-            elif known.takes_classes:
-                labels = loader.samples.targets if loader is not None else None
-                check_classes(known, output, targets, labels)
+            with _disable_current_modes():  # these looks are no part of the step that is recorded
+                _look(known, loss, output, targets, loader)
             value = loss(output, targets)
         self._loss, self._same_shape = loss, known is not None and known.is_elementwise
         return value
+
+
+def _look(known: TorchLoss, loss: Any, output: Any, targets: Any, loader: Loader | None) -> None:
+    if known.is_elementwise:
+        check_same_shape(output, targets)
+        check_numbers(known, loss, output, targets)
+    elif known.takes_classes:
+        labels = loader.samples.targets if loader is not None else None
+        check_classes(known, output, targets, labels)
 
 
 def check_same_shape(output: Any, targets: Any) -> None:

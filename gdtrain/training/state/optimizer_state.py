@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
 from gdtrain.errors import CheckpointError
+from gdtrain.training.descent import descend, gathered
 from gdtrain.training.placement.sharding import Part, local, split_like
 from gdtrain.training.state import lbfgs_state
 from gdtrain.training.state.plain_values import (
@@ -266,7 +267,7 @@ def _update_copies(optimizer: Optimizer, state: Mapping[str, Any], names: Names)
                 "groups": [copied({**group, "params": [name]}, name)],
             }
             put(twin, one, {copy: name})
-            twin.step()
+            _step(twin)
 
 
 def state_after_update(
@@ -282,12 +283,17 @@ def state_after_update(
     try:
         twin = _twin(optimizer, copy)
         put(twin, {"state": {}, "groups": [copied({**group, "params": ["0"]}, "0")]}, {copy: "0"})
-        twin.step()
+        _step(twin)
     except _FAILURES:
         return {}
     finally:
         rng.restore(parameter.device)
     return {key: value for key, value in twin.state[copy].items() if value is not None}
+
+
+def _step(optimizer: Optimizer) -> None:
+    """Make an update as the trainer does, which imports no compiler where it need not."""
+    descend(optimizer, lambda: None, gathered(optimizer))
 
 
 def _twin(optimizer: Optimizer, parameter: Tensor) -> Optimizer:

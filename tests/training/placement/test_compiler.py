@@ -76,6 +76,34 @@ def test_what_a_step_imports_is_imported_before_the_first_block(
     assert done.out.split() == ["False", str(imported), str(imported)]
 
 
+RESUMED = """
+import sys, torch
+from torch import nn
+from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.checkpoint.checkpoints import Checkpoints
+
+def trainer():
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    data = torch.ones(6, 2), torch.ones(6, 1)
+    optimizer = torch.optim.{optimizer}
+    return Trainer(model, nn.MSELoss(), optimizer, MiniBatchLoader(data, 2), engine="eager",
+                   callbacks=[Checkpoints("kept")])
+
+trainer().fit(1)
+trainer().fit(2, resume="kept")
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_an_update_that_tries_a_saved_state_imports_nothing(optimizer: str, tmp_path) -> None:
+    made = f"{optimizer}(model.parameters(), lr=0.1)"
+    done = processes.run("-c", RESUMED.format(optimizer=made), cwd=tmp_path)
+    assert done.returncode == 0, done.err
+    assert done.out.split() == ["False"]
+
+
 COMPILED = """
 import torch
 from gdtrain.training.placement.compiler_import import leave_compiler_out

@@ -118,8 +118,9 @@ def capture(
 
     is_lowered: whether an operator may stay in the graph as it is; others are decomposed.
     known: an earlier capture, which is returned if the pass was as the one before it.
-    The step is captured twice, as if an update lay between, to see that it does not change from
-    one to the next. Raises ModelError, naming the reason, for a step that can't be captured.
+    Another pass is made as if an update lay between, to see that the step does not change from one
+    to the next; where a pass can't tell, it is captured twice. Raises ModelError, naming the
+    reason, for a step that can't be captured.
     """
     if known is not None and known.operators == seen.operators:
         return known
@@ -128,7 +129,7 @@ def capture(
     _check_operators(captured.graph, is_lowered)
     _check_constants(step, captured)
     with _moved_on(step.trainer):
-        again = _trace(step, batch, is_lowered)
+        again = captured if _stays(seen, batch) else _trace(step, batch, is_lowered)
     if (difference := captured.differs(again)) is not None:
         raise ModelError(
             "what it computes changes from one step to the next by something else than tensors, "
@@ -138,6 +139,16 @@ def capture(
     if captured.outline.draws:
         captured.constants.append(present_seed())
     return captured
+
+
+def _stays(seen: EagerPass, batch: Batch) -> bool:
+    """Whether another pass shows for certain that the step is the same still."""
+    with _one_at_a_time, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pass before has given them
+        try:
+            return seen.recurs(batch)
+        except Exception:  # whatever a model's own code may raise; a capture says what that is
+            return False
 
 
 def present_seed() -> Tensor:

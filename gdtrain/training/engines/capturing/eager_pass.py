@@ -66,6 +66,14 @@ class EagerPass:
         self.operators = [*self.step.settings, *seen.operators]
         self.read_memory = seen.read_memory
 
+    def recurs(self, batch: Batch) -> bool:
+        """Whether another pass over the batch shows the same, for certain; nothing stays of it."""
+        again = _Pass(self.step.trainer, self.step.places, batch)
+        again.before.restore()
+        if again.changed or again.read_memory or self.read_memory:
+            return False
+        return self.operators == [*self.step.settings, *again.operators]
+
 
 class _Pass:
     """What one pass gives: loss, gradients, what forward leaves in the modules, what it changes."""

@@ -508,6 +508,47 @@ def test_looks_that_change_nothing_cost_no_capture(monkeypatch):
     assert len(captures) == 1
 
 
+class Masked(Net):
+    """Makes a tensor anew in each pass."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x):
+        return super().forward(x) * torch.from_numpy(self.mask()).mean()
+
+
+@pytest.mark.parametrize(("size", "traces"), [(9, 1), (2000, 2)])
+def test_a_step_is_traced_once_where_a_pass_can_tell_that_it_stays(size, traces, monkeypatch):
+    from gdtrain.training.engines.capturing import capture
+
+    traced, trace = [], capture._trace
+    monkeypatch.setattr(capture, "_trace", lambda *a: traced.append(1) or trace(*a))
+    model, optimizer = make(lambda: Masked(lambda: np.full(size, 0.5)))
+    scanning(model, optimizer).fit(1)
+    assert len(traced) == traces
+
+
+@pytest.mark.parametrize("size", [9, 2000])
+def test_numbers_from_elsewhere_that_change_are_refused_however_many(size):
+    model, optimizer = make(lambda: Masked(lambda: np.random.default_rng().random(size)))
+    assert_refused(model, scanning(model, optimizer), "changes from one step to the next")
+
+
+def test_a_model_that_keeps_the_rate_keeps_no_other_one():
+    """A capture looks what the step would be at another rate."""
+    kept = {"rate": LR}
+
+    def loss_of(model, x, y, step):
+        kept["rate"] = optimizer.param_groups[0]["lr"]
+        return F.mse_loss(model(x), y)
+
+    model, optimizer = make(Net)
+    scanning(model, optimizer, loss_of).fit(1)
+    assert kept == {"rate": LR}
+
+
 # ── what is refused ─────────────────────────────────────────────────────────────────────────────
 
 CALLS = {"n": 0}
