@@ -1,5 +1,6 @@
 """What all tests share: one thread, and a program that forgets what a test has given it."""
 
+import gc
 import logging
 import os
 import secrets
@@ -9,6 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,12 +43,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=secrets.randbelow(10**6), help=seed)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[Any]:
+    """What is imported and collected here stays: no garbage is looked for in it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``few(n)``, all but n sets of parameters are long."""
+    """Of a test marked ``few(n)``, all but n sets of parameters are long, if not so marked."""
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("few"):
+        if item.get_closest_marker("few") and not item.get_closest_marker("long"):
             groups[item.nodeid.split("[")[0]].append(item)
     for group in groups.values():
         few = group[0].get_closest_marker("few")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.paths import ROOT
+from helpers.processes import start
 from torch import nn
 
 import gdtrain
@@ -83,12 +84,16 @@ def test_other_loops_end_with_the_bits_of_the_plain_one(other: str) -> None:
 
 def test_a_pipe_is_learnt_from_as_it_comes(tmp_path) -> None:
     sensor = [sys.executable, EXAMPLES / "online" / "sensor.py", "2000"]
-    learner = [sys.executable, "-m", "gdtrain", "--config", EXAMPLES / "online" / "online.yaml"]
-    learner += ["--output-dir", tmp_path / "run", "--quiet"]
-    with subprocess.Popen(sensor, stdout=subprocess.PIPE) as lines:
-        subprocess.run(
-            [*learner, "--output-dir", tmp_path / "run", "--quiet"], stdin=lines.stdout, check=True
-        )
+    learner = ["-m", "gdtrain", "--config", str(EXAMPLES / "online" / "online.yaml")]
+    learner += ["--output-dir", str(tmp_path / "run"), "--quiet"]
+    with (
+        subprocess.Popen(sensor, stdout=subprocess.PIPE) as lines,
+        start(*learner, stdin=True) as program,
+    ):
+        for line in lines.stdout:
+            program.stdin.write(line)
+        program.stdin.close()
+        assert program.wait() == 0, program.err
     assert lines.returncode == 0
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["samples"] == 2000

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from helpers.hostile.bad_cases import CASES, text_of
 from helpers.paths import ROOT
+from helpers.processes import run
 
 from gdtrain import registry
 from gdtrain.config.load import check, dump, parse_config
@@ -112,8 +113,9 @@ def test_building_imports_the_parts_that_are_named_and_not_their_kin():
         "'loader': 'sample', 'optimizer': {'lr': 0.1}}))\n"
         "print(*sorted(name for name in sys.modules if name.startswith('gdtrain')))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    imported = set(done.stdout.split())
+    done = run("-c", code)
+    assert done.returncode == 0, done.err
+    imported = set(done.out.split())
     assert {"gdtrain.training.losses.numbers", "gdtrain.data.builtin.problems"} <= imported
     assert not imported & {
         *("gdtrain.training.losses.labels", "gdtrain.training.losses.probabilities"),

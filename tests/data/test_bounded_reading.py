@@ -86,12 +86,12 @@ def test_a_table_is_refused_before_it_takes_more_memory_than_there_is(
     ("content", "said"),
     [
         (
-            b"a,y\n" + b"1" * (1 << 25),
+            b"a,y\n" + b"1" * (17 << 20),
             "a line is longer than 16 MiB; is it text with one row a line",
         ),
-        (b"1" * (1 << 25), "a line is longer than 16 MiB"),
-        (b"a,y\n" + b"\0" * (1 << 25), "holds a NUL character, so it is not text"),
-        (b'a,y\n1,"' + b"2\n" * (1 << 24), "a line is longer than 16 MiB|field larger than field"),
+        (b"1" * (17 << 20), "a line is longer than 16 MiB"),
+        (b"a,y\n" + b"\0" * (17 << 20), "holds a NUL character, so it is not text"),
+        (b'a,y\n1,"' + b"2\n" * (17 << 19), "a line is longer than 16 MiB|field larger than field"),
     ],
     ids=["row", "header", "zeros", "quoted"],
 )

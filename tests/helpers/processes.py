@@ -32,12 +32,17 @@ from typing import Any
 
 SECONDS = 300.0  # for a busy machine: only what hangs takes so long
 _NUMBERS = itertools.count()
+# With sympy, which torch's compiler takes most of its time to import.
+_PRELOADED = [
+    *("torch", "torch.distributed", "sympy", "gdtrain.cli.runs.train_job"),
+    "helpers.frozen",
+]
 
 
 def fork_server() -> ForkServerContext:
     """Starts processes that have torch and gdtrain in them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "gdtrain.cli.runs.train_job"])
+    context.set_forkserver_preload(_PRELOADED)
     return context
 
 

@@ -294,7 +294,7 @@ def test_a_run_resumed_at_any_update_within_a_block_ends_with_the_same_bits() ->
     whole = make_trainer(scheduled=True)
     expected = whole.fit(30)
     numbers = Random(0)
-    for _ in range(40):
+    for _ in range(12):
         stopped = make_trainer(kind=Stopping, scheduled=True)
         stopped.stops_at = numbers.randrange(89)
         stopped.fit(30)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -150,7 +149,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "'gdtrain.training.callbacks.validation.EarlyStopping'>",
     ),
     "a class of metrics": (
-        lambda: trainer(metrics={"mae": torchmetrics.MeanAbsoluteError}),
+        lambda: trainer(metrics={"mae": pytest.importorskip("torchmetrics").MeanAbsoluteError}),
         "metrics: must be a list of names, such as ['mae'], or a mapping of names to functions "
         "(output, targets) -> number, or to objects with update, compute and reset; mae is <class "
         "'torchmetrics.regression.mae.MeanAbsoluteError'>",

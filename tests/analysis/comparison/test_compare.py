@@ -141,9 +141,9 @@ def test_few_looks_at_many_updates_are_evenly_spread_pairs():
 def test_the_variance_is_that_of_white_noise_about_a_trend():
     # From θ = mean with α so small that θ stays: losses are ½(θ - x_i)² of drawn samples alone.
     noise = partial(quadratic, SampleLoader, lr=1e-9, order="replacement")
-    (form,) = compare({"noise": noise}, updates=9_000, looks=5).result["forms"]
+    (form,) = compare({"noise": noise}, updates=6_000, looks=5).result["forms"]
     exact = (0.5 * np.square(START - POINTS.numpy())).var()
-    assert form["stability"]["loss_variance"] == pytest.approx(exact, rel=0.08)
+    assert form["stability"]["loss_variance"] == pytest.approx(exact, rel=0.1)
 
 
 def test_the_target_is_the_largest_final_loss_and_all_reach_it():

@@ -363,7 +363,7 @@ def test_a_second_fit_goes_on_at_the_cadence() -> None:
 # ── resuming ────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stop", [3, 4, 5, 9])
 def test_a_run_that_is_taken_up_twice_has_the_records_of_one_left_alone(stop: int) -> None:
     def watched() -> tuple[list[Callback], Trainer]:

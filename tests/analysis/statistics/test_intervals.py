@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from gdtrain.analysis.statistics.intervals import bootstrap, mean, median
 
@@ -44,7 +44,7 @@ def test_the_median_covers_what_it_says(seeds):
 def test_the_mean_is_that_of_scipy():
     values = [1.0, 4.0, 2.5, 3.0]
     found = mean(values)
-    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    low, high = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     assert (found.center, found.low, found.high) == pytest.approx((2.625, low, high))
     assert mean([2.0]).low is None
 
@@ -73,5 +73,5 @@ def test_a_bootstrap_needs_thirty_seeds():
         bootstrap(range(10), spread)
     x = np.random.default_rng(0).normal(size=200)
     found = bootstrap(x, spread)
-    expected = stats.bootstrap((x,), np.std, method="percentile", rng=1).confidence_interval
+    expected = scipy.stats.bootstrap((x,), np.std, method="percentile", rng=1).confidence_interval
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.01)

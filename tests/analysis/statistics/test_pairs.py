@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from gdtrain.analysis.statistics.pairs import holm, more_seeds, paired
 
@@ -14,20 +14,20 @@ def test_a_pair_is_the_t_test_of_scipy():
     draw = np.random.default_rng(0)
     a, b = draw.lognormal(0, 1, 7), draw.lognormal(0.5, 1, 7)
     plain = paired("a", "b", (a, b), log=False)
-    assert plain.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert plain.p == pytest.approx(scipy.stats.ttest_rel(a, b).pvalue)
     logs = paired("a", "b", (a, b), log=True)
-    assert logs.p == pytest.approx(stats.ttest_rel(np.log(a), np.log(b)).pvalue)
+    assert logs.p == pytest.approx(scipy.stats.ttest_rel(np.log(a), np.log(b)).pvalue)
     (alone,) = holm([plain])
-    interval = stats.ttest_rel(b, a).confidence_interval(0.95)
+    interval = scipy.stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (alone.low, alone.high) == pytest.approx(tuple(interval))
 
 
 def test_runs_that_never_got_there_are_compared_by_signs():
     pair = paired("a", "b", ([1.0, 2.0, 3.0, 1.0, None], [2.0, None, None, 4.0, None]), log=True)
-    assert pair.p == pytest.approx(stats.binomtest(4, 4).pvalue)
+    assert pair.p == pytest.approx(scipy.stats.binomtest(4, 4).pvalue)
     assert pair.difference is None
     mixed = paired("a", "b", ([1.0, None, 3.0], [2.0, 1.0, None]), log=True)
-    assert mixed.p == pytest.approx(stats.binomtest(2, 3).pvalue)
+    assert mixed.p == pytest.approx(scipy.stats.binomtest(2, 3).pvalue)
     assert paired("a", "b", ([None], [None]), log=True).p == 1.0
 
 
@@ -73,7 +73,7 @@ def test_as_many_seeds_as_said_tell_them_apart_in_four_of_five_studies():
     pair = paired("a", "b", (np.zeros(6), shift), log=False)
     n = pair.seeds + more_seeds(pair, 0.05)
     studies = draw.normal(0.8, 1.0, (4000, n))
-    power = np.mean(stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05)
+    power = np.mean(scipy.stats.ttest_1samp(studies, 0, axis=1).pvalue < 0.05)
     assert 0.78 < power < 0.88
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from gdtrain.analysis.statistics.profiles import near_the_best, profile
 from gdtrain.analysis.statistics.survival import median_time, reached_by
@@ -14,8 +14,8 @@ def test_kaplan_and_meier_is_that_of_scipy():
     draw = np.random.default_rng(0)
     own, ends = draw.exponential(1.0, 40).round(1) + 0.1, draw.exponential(1.5, 40).round(1) + 0.1
     times = [float(t) if t <= end else None for t, end in zip(own, ends, strict=True)]
-    known = stats.CensoredData.right_censored(np.minimum(own, ends), own > ends)
-    expected = stats.ecdf(known).cdf
+    known = scipy.stats.CensoredData.right_censored(np.minimum(own, ends), own > ends)
+    expected = scipy.stats.ecdf(known).cdf
     at, shares = reached_by(times, ends.tolist())
     assert shares == pytest.approx(expected.evaluate(at))
 

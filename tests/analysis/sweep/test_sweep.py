@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from helpers.processes import start
-from scipy import stats
 from torch import nn
 
 import gdtrain
@@ -263,9 +263,9 @@ def test_settings_are_compared_over_their_seeds():
     sweep = Sweep(rows_of(values), ["lr", "seed"], None, interrupted=False)
     first, second = sweep.groups()
     assert (first.setting, second.setting) == ({"lr": 0.3}, {"lr": 0.1})
-    assert first.mean(log=True).center == pytest.approx(stats.gmean(values[0.3]))
+    assert first.mean(log=True).center == pytest.approx(scipy.stats.gmean(values[0.3]))
     (pair,) = sweep.pairs()
-    expected = stats.ttest_rel(np.log(values[0.1]), np.log(values[0.3]))
+    expected = scipy.stats.ttest_rel(np.log(values[0.1]), np.log(values[0.3]))
     assert pair.p == pytest.approx(expected.pvalue)
     assert sweep.sentence() == "Use lr=0.3: it is better than every other setting."
     few = Sweep(

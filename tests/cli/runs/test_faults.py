@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -147,8 +148,18 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "gdtrain", *map(str, arguments)]
 
 
-def gdtrain(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command in ``folder`` to its end, and fail if that does not come."""
+def gdtrain(
+    folder: Path, *arguments: str, fresh: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in ``folder`` to its end, and fail if that does not come.
+
+    fresh: in an interpreter that has imported nothing, as wherever there are other options than
+    the environment.
+    """
+    if not fresh and options.keys() <= {"env"}:
+        done = run("-m", "gdtrain", *map(str, arguments), cwd=folder, env=options.get("env", ENV))
+        assert done.returncode is not None
+        return subprocess.CompletedProcess(arguments, done.returncode, done.out, done.err)
     options = {"env": ENV, "timeout": SECONDS, "stdin": subprocess.DEVNULL} | options
     if "stdout" not in options:
         options["stdout"] = subprocess.PIPE
@@ -456,7 +467,7 @@ def test_an_early_signal_is_not_swallowed(tmp_path, module, name):
     """A signal whose handler runs where Python ignores exceptions ends the run all the same."""
     prepare(tmp_path)
     (tmp_path / "early.py").write_text(module.format(name=name))
-    done = train(tmp_path, "--import", "early")
+    done = train(tmp_path, "--import", "early", fresh=True)
     assert done.returncode == 128 + getattr(signal, name), done.stderr
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert "epoch 1/" not in done.stderr
@@ -964,18 +975,9 @@ print(json.dumps([said, ours, steps, same, trainer.progress.samples]))
 
 def test_a_killed_worker_process_is_an_error_and_progress_counts_what_was_done(tmp_path):
     """The weights are those after progress.step updates, and the error tells of the worker."""
-    (tmp_path / "script.py").write_text(WORKERS)
-    done = subprocess.run(
-        [sys.executable, "script.py", "537", "10"],
-        cwd=tmp_path,
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-800:]
-    said, ours, steps, same, samples = json.loads(done.stdout.splitlines()[-1])
+    done = run("-c", WORKERS, "537", "10", cwd=tmp_path, env=ENV)
+    assert done.returncode == 0, done.err[-800:]
+    said, ours, steps, same, samples = json.loads(done.out.splitlines()[-1])
     assert ours or "worker" in said
     assert steps <= 53
     assert samples == 10 * steps

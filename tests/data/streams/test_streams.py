@@ -612,7 +612,7 @@ def test_memory_stays_flat() -> None:
     class Endless(IterableDataset):
         def __iter__(self):
             x, y = torch.ones(2), torch.zeros(1)
-            return ((x, y) for _ in range(300_000))
+            return ((x, y) for _ in range(120_000))
 
     class Watch(Callback):
         every_n_steps = 50
@@ -620,7 +620,7 @@ def test_memory_stays_flat() -> None:
         def on_safe_point(self, trainer: Trainer) -> None:
             seen.append(tracemalloc.get_traced_memory()[0])
 
-    trainer = trainer_of(MiniBatchLoader(Endless(), 1000), Prequential(500), Watch())
+    trainer = trainer_of(MiniBatchLoader(Endless(), 400), Prequential(500), Watch())
     tracemalloc.start()
     try:
         trainer.fit(1)

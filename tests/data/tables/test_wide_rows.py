@@ -26,7 +26,7 @@ def written(rows: list[list[str]], end: str = "\n", mark: str = ",") -> str:
     return "d.csv"
 
 
-@pytest.fixture(autouse=True, params=[2, 64], ids=["few rows at once", "all at once"])
+@pytest.fixture(autouse=True, params=[16, 64], ids=["few rows at once", "all at once"])
 def _in_a_folder_of_its_own(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def test_with_a_decay_it_is_the_exponential_average() -> None:
 def test_of_float32_weights_the_mean_is_kept_in_float64() -> None:
     seen, averaging = Seen(), Averaging()
     trainer = build(seen, averaging, dtype=torch.float32)
-    trainer.fit(300)
+    trainer.fit(100)
     exact = np.mean(seen.weights, axis=0)
     assert np.array_equal(averaged(averaging, trainer), exact.astype(np.float32))
 

@@ -114,7 +114,7 @@ def small_mlp(activation: str, loss_name: str, dtype: torch.dtype) -> nn.Module:
     return models.mlp([5], 3, hidden=[4], activation=activation, output_activation=output).to(dtype)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("activation", "loss_name"), combinations(models.ACTIVATIONS, LOSSES, of=1)
 )
@@ -176,7 +176,7 @@ def test_convolutional_models(activation, batch_norm, dtype) -> None:
     model = models.cnn(
         [2, 9, 8], 3, channels=(3, 4), hidden=[5], activation=activation, batch_norm=batch_norm
     ).to(dtype)
-    loader = MiniBatchLoader(data("cross_entropy", dtype, (2, 9, 8), 40), 16)
+    loader = MiniBatchLoader(data("cross_entropy", dtype, (2, 9, 8), 32), 16)
     assert_engines_agree(model, LOSSES["cross_entropy"], loader)
 
 
