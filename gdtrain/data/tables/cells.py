@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -122,6 +122,18 @@ def common_unit(cells: Sequence[str]) -> str | None:
 _FEW = 10  # different cells that may well be names, such as 2-door and 4-door
 
 
+def is_code(cell: str) -> bool:
+    """Whether digits begin with 0, as those of postal codes do, and not as numbers do.
+
+    >>> [is_code(cell) for cell in ("01003", "1003", "00.5", "07")]
+    [True, False, False, False]
+    """
+    return _CODE.fullmatch(cell) is not None
+
+
+_CODE = re.compile(r"0\d{2,}", re.ASCII)
+
+
 def kind_of(cell: str) -> Kind:
     """What a cell is that has no blanks around it.
 
@@ -173,6 +185,22 @@ def _seconds_east(zone: str | None) -> int:
         return 0
     seconds = 3600 * int(zone[1:3]) + 60 * int(zone[-2:])
     return -seconds if zone[0] == "-" else seconds
+
+
+def days_stand_first(cells: Iterable[str]) -> bool | None:
+    """Whether dates such as 31/12/2024 begin with the day; None where that can't be told.
+
+    >>> [days_stand_first(cells) for cells in (["31/12/2024"], ["12/31/2024"], ["1/2/2024"])]
+    [True, False, None]
+    """
+    found = [match for match in map(_TWO_NUMBERS.match, cells) if match is not None]
+    if not found or any(int(match[1]) > _MONTHS for match in found):
+        return True
+    return False if any(int(match[2]) > _MONTHS for match in found) else None
+
+
+_TWO_NUMBERS = re.compile(r"(\d{1,2})[./-](\d{1,2})[./-]", re.ASCII)
+_MONTHS = 12
 
 
 def has_zone(cell: str) -> bool:

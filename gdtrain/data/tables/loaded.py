@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gdtrain.data.names import counted
+from gdtrain.data.tables.cells import is_code
 from gdtrain.data.tables.column import Array, Column, Fill, inputs_of
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.data.tables.scan import ColumnScan
@@ -115,10 +116,12 @@ def as_unlikely(
         columns = [column for column, _ in chosen]
         listed = ", ".join(yaml_text(column.name) for column in columns)
         dates = any(column.first_day is not None for column in columns)
+        codes = ", ".join(yaml_text(c.name) for c, reason in chosen if reason.startswith(_CODES))
         yield (
             f"{'; '.join(told)}; leave out what is no input with exclude: [{listed}], or "
             f"take it as it is with keep: [{listed}]"
             + ("; a date is then the days since the first one" if dates else "")
+            + (f"; as names they are categorical: [{codes}]" if codes else "")
         )
 
 
@@ -136,11 +139,17 @@ def suspicious(
     return [(c, reason) for c, reason in zip(columns, reasons, strict=True) if reason is not None]
 
 
+_CODES = "holds codes that begin with 0"
+
+
 def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: bool) -> str | None:
     if is_unnamed:
         return "has no name"
     if column.first_day is not None:
         return f"holds dates ({column.distinct:,} different)" if column.distinct else "holds dates"
+    code = None if scan.text is None else next(filter(is_code, scan.text.numbers), None)
+    if column.categories is None and code is not None:
+        return f"{_CODES}, such as {code!r}"
     if column.categories is None:
         counts = scan.text is None and scan.counts_rows and scan.begins in (0, 1)
         if is_first and counts and scan.rows >= FEWEST_COUNTED:

@@ -14,6 +14,7 @@ from gdtrain.data.tables.formats.arrow_arrays import (
     as_numbers,
     as_numpy,
     as_text,
+    has_codes,
     in_one_way,
     indices_of,
     is_coded,
@@ -207,12 +208,12 @@ class TableScan:
         import pyarrow as pa
 
         joined = pa.concat_arrays([arrays[place] for place in places])
-        numbers = self._as_numbers(joined)
+        numbers = None if has_codes(joined) else self._as_numbers(joined)
         if numbers is not None:
             self._note(places, numbers.reshape(len(places), -1), block, joined)
             return
         for place in places:
-            numbers = self._as_numbers(arrays[place])
+            numbers = None if has_codes(arrays[place]) else self._as_numbers(arrays[place])
             if numbers is not None:
                 self._note([place], numbers[None], block, arrays[place])
                 continue

@@ -78,7 +78,7 @@ class ColumnsOfTable(SourceSettings):
     exclude: list[str] = Field([])
     """Columns that are no inputs."""
     keep: list[str] = Field([])
-    """Columns that are inputs though they look like none: row numbers, names, dates."""
+    """Columns that are inputs though they look like none: row numbers, codes, names, dates."""
     categorical: list[str] = Field([])
     """Columns of numbers that stand for categories."""
     missing: (
@@ -390,9 +390,13 @@ class TableReading:
         """Refuse what can't be trained on; names of columns whose rows are left out if missing."""
         if not any(fault.column in self.targets for fault in seen.faults):
             self._check_targets(seen.targets, seen.target_columns)
-        unlikely = suspicious(seen.inputs.columns, seen.columns, self.files.unnamed)
-        left_out = {fault.column for fault in seen.faults}
-        left_out |= {column.name for column, _ in unlikely} - self.asked_for
+        faulty = {fault.column for fault in seen.faults}
+        unlikely = [
+            (column, reason)
+            for column, reason in suspicious(seen.inputs.columns, seen.columns, self.files.unnamed)
+            if column.name not in faulty
+        ]
+        left_out = faulty | {column.name for column, _ in unlikely} - self.asked_for
         scans = [scan for scan in (*seen.inputs.columns, *seen.targets.columns) if scan.missing]
         unfilled, dropped = check_missing(
             self.files.places,

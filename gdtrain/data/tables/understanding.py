@@ -17,6 +17,7 @@ from gdtrain.data.tables.cells import (
     are_times,
     common_unit,
     days,
+    days_stand_first,
     has_zone,
     line_of_pandas,
     may_be_a_fraction,
@@ -81,13 +82,13 @@ class Understanding:
         columns, faults = [], []
         for scan in scans:
             try:
-                column = self._column(scan)
+                columns.append(self._column(scan))
             except _NotUnderstood as error:
                 faults.append(error.fault)
-                column = Column(scan.name, missing=scan.missing)
-            if column.categories is not None and scan.numbers and scan.text is not None:
-                again.append(scan.name)
-            columns.append(column)
+                columns.append(Column(scan.name, missing=scan.missing))
+            else:
+                if scan.numbers and scan.text is not None:
+                    again.append(scan.name)
         if again:
             raise AsText(again)
         return columns, faults
@@ -99,8 +100,10 @@ class Understanding:
         elif scan.missing == scan.rows and scan.name not in self.targets:
             useless = "has no values at all"
         if useless is not None:
-            text = f" {useless}; leave it out: exclude: [{yaml_text(scan.name)}]"
-            raise _NotUnderstood(ColumnFault(scan.name, text, useless=True))
+            way_out = f"leave it out: exclude: [{yaml_text(scan.name)}]"
+            if scan.name in self.targets:
+                way_out = "choose another target, or write it as numbers or text"
+            raise _NotUnderstood(ColumnFault(scan.name, f" {useless}; {way_out}", useless=True))
         if scan.not_finite:
             assert scan.first_not_finite is not None
             raise self._not_finite(scan, scan.not_finite, scan.first_not_finite)
@@ -142,13 +145,15 @@ class Understanding:
         day = days(cell)
         if day is None:
             place = self.places([int(text.first_rows[text.numbers[cell]])])[0]
-            name = repr(scan.name)
+            name, day_first = repr(scan.name), days_stand_first(text.numbers)
+            other = "; dayfirst=False if months stand first" if day_first is None else ""
             raise _NotUnderstood(
                 ColumnFault(
                     scan.name,
                     f": {cell!r} in {place} is a date that is not written as year-month-day, or "
                     f"does not exist; {WITH_PANDAS}df[{name}] = pd.to_datetime(df[{name}], "
-                    f"dayfirst=True); or leave it out: exclude: [{yaml_text(scan.name)}]",
+                    f"dayfirst={day_first is not False}){other}; "
+                    f"or leave it out: exclude: [{yaml_text(scan.name)}]",
                     useless=scan.name not in self.targets,
                 )
             )

@@ -123,6 +123,7 @@ KINDS: dict[str, Callable[[], bytes]] = {
     "times of day before and after noon": lambda: text(
         with_column("at", lambda n: f"{1 + n % 12}:{n % 60:02} {'ap'[n % 2]}m")
     ),
+    "postal codes": lambda: text(with_column("zip", lambda n: f"{n % 7 * 1601:05}")),
     "dates of two time zones": lambda: text(
         with_column("sold", lambda n: f"{DAYS[n]:%Y-%m-%dT%H:%M}+0{n % 2}:00")
     ),

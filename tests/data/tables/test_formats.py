@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import json
 import re
@@ -259,6 +260,40 @@ def test_columns_that_are_no_cells_are_named(values: pa.Array, said: str) -> Non
     with pytest.raises(DataError, match=f"column 'b' holds {said}.*; leave it out: exclude: .b.$"):
         read_table("f", "y")
     assert len(read_table("f", "y", exclude=["b"])) == 2
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+def test_moments_of_every_precision(unit: str) -> None:
+    counts = [0, 86_400, 1_706_659_201] if unit == "s" else [1, 1_706_659_201_000_000_001, -7]
+    cells = pa.array(counts, pa.timestamp(unit))
+    pyarrow.feather.write_feather(pa.table({"t": cells, "x": [1.0, 2, 3], "y": [1.0, 2, 3]}), "f")
+    in_a_day = pd.Timedelta(days=1) // pd.Timedelta(1, unit)
+    found = read_table("f", "y", keep=["t"]).cells[:, 0]
+    np.testing.assert_allclose(found, np.array(counts) / in_a_day, rtol=1e-15)
+
+
+def test_the_first_and_the_last_day_there_are() -> None:
+    days = [datetime.date(1, 1, 1), datetime.date(9999, 12, 31)]
+    for kind in (pa.date32(), pa.date64()):
+        table = pa.table({"t": pa.array(days, kind), "x": [1.0, 2], "y": [1.0, 2]})
+        pyarrow.parquet.write_table(table, "f")
+        assert read_table("f", "y", keep=["t"]).cells[:, 0].tolist() == [-719_162, 2_932_896]
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("write", [pyarrow.parquet.write_table, pyarrow.feather.write_feather])
+def test_text_that_is_not_utf_8_is_named(coded: bool, write: Callable[..., object]) -> None:
+    buffers = [None, pa.py_buffer(np.array([0, 1, 2], np.int32)), pa.py_buffer(b"\xffa")]
+    text = pa.Array.from_buffers(pa.string(), 2, buffers)
+    write(pa.table({"t": text.dictionary_encode() if coded else text, "y": [1.0, 2]}), "f")
+    with pytest.raises(DataError, match=r"^f: is a .* file that can't be read: .*Invalid UTF8"):
+        read_table("f", "y")
+
+
+def test_lists_are_no_targets() -> None:
+    pyarrow.parquet.write_table(pa.table({"x": [1.0, 2], "y": [[1], [2]]}), "f")
+    with pytest.raises(DataError, match="date; choose another target, or write it as numbers or"):
+        read_table("f", "y")
 
 
 def test_objects_of_json_are_named_as_what_they_are() -> None:

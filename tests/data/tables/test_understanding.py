@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from gdtrain.data.tables.formats import csv_file
 from gdtrain.data.tables.table import read_table
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.losses.labels import CrossEntropy
@@ -149,3 +150,64 @@ def test_dates_are_no_targets(loss: object) -> None:
     assert df["y"].tolist() == [8767, 10]
     df.to_csv("days.csv", index=False)
     assert read_table("days.csv", "y").targets.dtype == torch.float64
+
+
+@pytest.mark.parametrize("form", ["{}", '"{}"', " {} "])
+@pytest.mark.parametrize("late", [False, True])
+def test_codes_that_begin_with_0_are_not_taken_for_numbers(
+    form: str, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_file, "_BLOCK", 1 << 10)
+    codes = [str(10_000 + n % 6) for n in range(400)]
+    codes[-1 if late else 0] = "01003"
+    path = written([form.format(code) for code in codes], [str(n) for n in range(400)])
+    said = (
+        "d.csv: column 'a' holds codes that begin with 0, such as '01003', and would make 1 input; "
+        "leave out what is no input with exclude: [a], or take it as it is with keep: [a]; as "
+        "names they are categorical: [a]"
+    )
+    assert faults(path) == [said]
+    table = read_table(path, "y", keep=["a"])
+    assert table.cells[:, 0].tolist() == [float(code) for code in codes]
+    assert table.columns[0].distinct == 7
+    table = read_table(path, "y", categorical=["a"])
+    assert table.columns[0].categories == sorted(set(codes))
+
+
+def test_codes_of_json_lines() -> None:
+    Path("d.jsonl").write_text('{"a": "01003", "y": 1}\n{"a": "10003", "y": 2}\n')
+    (fault,) = faults("d.jsonl")
+    assert "column 'a' holds codes that begin with 0, such as '01003'" in fault
+
+
+@pytest.mark.parametrize("cells", [["07", "12"], ["00.5", "01.5"], ["0", "100"], ["-012", "7"]])
+def test_numbers_that_begin_with_0(cells: list[str]) -> None:
+    table = read_table(written(cells), "y")
+    assert table.cells[:, 0].tolist() == [float(cell) for cell in cells]
+
+
+@pytest.mark.parametrize(
+    ("cells", "line", "days"),
+    [
+        (["1/2/2024", "13/2/2024"], "dayfirst=True); or leave", [19754, 19766]),
+        (["1/2/2024", "2/13/2024"], "dayfirst=False); or leave", [19724, 19766]),
+        (
+            ["1/2/2024", "3/2/2024"],
+            "dayfirst=True); dayfirst=False if months stand first; or leave",
+            [19754, 19756],
+        ),
+    ],
+)
+def test_days_before_months_or_behind_them(cells: list[str], line: str, days: list[int]) -> None:
+    (fault,) = faults(written(cells), keep=["a"])
+    assert line in fault
+    df = pd.read_csv("d.csv", sep=";")
+    exec(fault.split("(pip install pandas): ")[1].split("; ")[0], {"df": df, "pd": pd})
+    df.to_csv("again.csv", index=False)
+    assert read_table("again.csv", "y", keep=["a"]).cells[:, 0].tolist() == days
+
+
+def test_a_fault_of_a_column_is_told_once() -> None:
+    Path("d.csv").write_text("a,y,\n1,2,\n2,3,\n")
+    said = "d.csv: column 'column_3' has no values at all; leave it out: exclude: [\"column_3\"]"
+    assert faults("d.csv") == [said]

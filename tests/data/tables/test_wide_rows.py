@@ -118,3 +118,17 @@ def test_nan_that_is_no_missing_value_is_not_finite() -> None:
         DataError, match=r"^d\.csv: column 'x4': 1 cell is not finite, first in line 19;"
     ):
         read_table(written(rows), "x0", missing_values=["-"])
+
+
+@pytest.mark.parametrize("row", [0, ROWS - 1])
+def test_codes_that_begin_with_0(row: int) -> None:
+    rows = cells()
+    rows[row][5] = "0123"
+    path = written(rows)
+    with pytest.raises(
+        DataError, match="column 'x5' holds codes that begin with 0, such as '0123'"
+    ):
+        read_table(path, "x0")
+    expected = NUMBERS.copy()
+    expected[row, 5] = 123
+    np.testing.assert_array_equal(inputs(path, keep=["x5"]).numpy(), expected[:, 1:])

@@ -129,6 +129,13 @@ def as_numbers(cells: Any, decimal: str, missing: frozenset[str] | None) -> Arra
         return None
 
 
+def has_codes(cells: Any) -> bool:
+    """Whether some text is digits of which the first of three or more is 0."""
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring_regex(cells, r"^\s*0[0-9]{2,}\s*$")).as_py())
+
+
 def trimmed(cells: Any, missing: frozenset[str]) -> Any:
     """Text without blanks around it, null where that is one of ``missing``."""
     import pyarrow as pa
@@ -147,12 +154,15 @@ def typed_numbers(cells: Any) -> tuple[Array, bool]:
     import pyarrow as pa
 
     kind = cells.type
-    is_date = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
-    if is_date:
-        moments = cells.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64())
-        return as_numpy(moments, np.nan) / 86400e6, True
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        in_a_day = 1.0 if pa.types.is_date32(kind) else _IN_A_DAY[getattr(kind, "unit", "ms")]
+        counted = cells.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64())
+        return as_numpy(counted.cast(pa.float64(), safe=False), np.nan) / in_a_day, True
     if pa.types.is_null(kind):
         return np.full(len(cells), np.nan), False
     if pa.types.is_boolean(kind):
         cells = cells.cast(pa.int8())
     return as_numpy(cells.cast(pa.float64(), safe=False), np.nan), False
+
+
+_IN_A_DAY = {"s": 86400.0, "ms": 86400e3, "us": 86400e6, "ns": 86400e9}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,43 +135,49 @@ class CsvFile:
         skipped = self.dialect.skip_rows + len(lines) - 1
         raise WrongDialect(f"{message}; set skip_rows: {skipped}", skip_rows=skipped)
 
-    def number_columns(self, names: Sequence[str], missing: Sequence[str]) -> set[str]:
-        """Those of the columns that hold nothing but numbers where the file begins."""
+    def number_columns(self, names: Sequence[str], missing: Sequence[str]) -> dict[str, bool]:
+        """Those of the columns that hold nothing but numbers where the file begins.
+
+        Also whether these are whole, so that they may be codes.
+        """
         import pyarrow as pa
 
         if not names:  # which Arrow takes for all
-            return set()
+            return {}
         if len(self.names) > WIDE:
-            return set(names)  # as far as they are
+            return dict.fromkeys(names, True)  # as far as they are
         few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
         try:
             with self._below_header() as text:
                 start = io.BytesIO(b"".join(_first(text, 2 * few)))
             found = self._opened(start, few, missing, dict.fromkeys(names)).schema
         except (pa.ArrowInvalid, pa.ArrowKeyError, DataError):
-            return set()  # what is wrong is told when it is read
-        numeric = (pa.int64(), pa.float64(), pa.null())
-        return {name for name, kind in zip(names, found.types, strict=True) if kind in numeric}
+            return {}  # what is wrong is told when it is read
+        numeric = {pa.int64(): True, pa.null(): True, pa.float64(): False}
+        kinds = zip(names, found.types, strict=True)
+        return {name: numeric[kind] for name, kind in kinds if kind in numeric}
 
     def batches(
         self,
         names: Sequence[str],
         missing: Sequence[str],
         advance: Any = None,
-        numbers: Collection[str] = (),
+        numbers: Mapping[str, bool] = MappingProxyType({}),
     ) -> Iterator[list[pa.Array]]:
         """Consecutive rows, each batch as one array for each of the named columns.
 
         missing: cells of these texts are null. advance: is told the bytes read. numbers: columns
-        that are float64 as far as all of their cells are numbers, and text from there on.
+        that are float64 as far as all of their cells are numbers, and text from there on; and
+        whether they are text from where there may be codes too, which begin with 0.
         """
         import pyarrow as pa
 
         texts = pa.dictionary(pa.int32(), pa.string())
         types = {name: pa.float64() if name in numbers else texts for name in names}
+        whole = [name for name, is_whole in numbers.items() if is_whole]
         read, block = 0, max(_BLOCK, _ROWS_OF_HEADER * self.header_bytes)
         if len(self.names) > WIDE:
-            with self._below_header() as text:
+            with self._below_header(codes=True) as text:
                 wide, position = self._wide_rows(text, types, missing), 0
                 for batch in wide.batches(max(_BLOCK, _ROWS_AT_ONCE * self.header_bytes)):
                     if advance is not None:
@@ -182,7 +189,7 @@ class CsvFile:
                 return
         while True:
             try:
-                for batch in self._arrow_batches(types, missing, block, read, advance):
+                for batch in self._arrow_batches(types, missing, block, read, whole, advance):
                     read += len(batch[0])
                     yield batch
                 return
@@ -190,12 +197,13 @@ class CsvFile:
                 block = 2 * MAX_LINE
             except _NotNumbers as error:
                 types |= dict.fromkeys(error.names, pa.string())
+                whole = [name for name in whole if name not in error.names]
 
-    def _below_header(self) -> CsvText:
+    def _below_header(self, *, codes: bool = False) -> CsvText:
         text = CsvText(self.path, self.dialect)
         if self.dialect.header is not False:
             text.first_record()
-        text.watch(self.delimiter)
+        text.watch(self.delimiter, codes=codes)
         return text
 
     def _opened(
@@ -230,13 +238,19 @@ class CsvFile:
         return WideRows(text, self.delimiter, self.dialect, len(self.names), chosen, texts, missing)
 
     def _arrow_batches(
-        self, types: Mapping[str, Any], missing: Sequence[str], block: int, skip: int, advance: Any
+        self,
+        types: Mapping[str, Any],
+        missing: Sequence[str],
+        block: int,
+        skip: int,
+        whole: list[str],
+        advance: Any,
     ) -> Iterator[list[pa.Array]]:
         import pyarrow as pa
 
         numbers = [(n, place) for place, (n, kind) in enumerate(types.items()) if kind == "double"]
         position = 0
-        with self._below_header() as text:
+        with self._below_header(codes=bool(whole)) as text:
             try:
                 for batch in self._opened(text, block, missing, types):
                     if text.odd:
@@ -245,6 +259,8 @@ class CsvFile:
                     if advance is not None:
                         advance(text.position - position)
                         position = text.position
+                    if text.padded:
+                        raise _NotNumbers(whole)
                     if batch.num_rows > skip:
                         part = batch.slice(skip).columns
                         _check_numbers(part, numbers)

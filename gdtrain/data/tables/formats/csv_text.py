@@ -70,7 +70,8 @@ class WrongDialect(DataError):  # noqa: N818
 class CsvText(io.RawIOBase):
     """The bytes of a CSV file in UTF-8; lines that are passed over are empty, so numbers stay.
 
-    Has ``odd`` set once a quote stands where the rules of quoting do not have one.
+    Has ``odd`` set once a quote stands where the rules of quoting do not have one, and ``padded``,
+    if codes are looked for, once a cell may be one, such as 01003.
 
     Raises DataError for what is not text of the encoding, for NUL characters, and for damage of a
     compressed file.
@@ -79,7 +80,7 @@ class CsvText(io.RawIOBase):
     def __init__(self, path: str, dialect: Dialect) -> None:
         self.path = path
         self.dialect = dialect
-        self.odd = False
+        self.odd = self.padded = False
         self._raw = Unpacked(path)
         self._decoder: Any = None
         if codecs.lookup(dialect.encoding).name != "utf-8":
@@ -87,6 +88,7 @@ class CsvText(io.RawIOBase):
         self._ahead = b""  # of the text, not yet given
         self._line = b""  # of a line whose end is not yet there
         self._quotes: _Quotes | None = None
+        self._before, self._tail = b"", b"\n"  # of what codes are looked for
         self._left_to_skip = dialect.skip_rows
         self._starts = True
 
@@ -106,6 +108,7 @@ class CsvText(io.RawIOBase):
         if self._quotes is not None:
             self._quotes.look(block)
             self.odd |= self._quotes.odd or (not block and self._quotes.inside)
+            self.padded = self.padded or (bool(self._before) and self._has_padded(block))
         return block
 
     def close(self) -> None:
@@ -129,9 +132,15 @@ class CsvText(io.RawIOBase):
                 break
         return record.rstrip(b"\r\n"), begins
 
-    def watch(self, delimiter: str) -> None:
-        """From here on, see whether quotes stand where they may."""
+    def watch(self, delimiter: str, *, codes: bool = False) -> None:
+        """From here on, see whether quotes stand where they may, and look for codes."""
         self._quotes = _Quotes(ord(self.dialect.quote), ord(delimiter))
+        if codes:
+            self._before = f"{delimiter}{self.dialect.quote}\n\r ".encode()
+
+    def _has_padded(self, block: bytes) -> bool:
+        seam, self._tail = self._tail + block[:3], block[-3:]
+        return _has_padded(seam, self._before) or _has_padded(block, self._before)
 
     def line(self) -> bytes:
         """The next line with its end; none at the end of the text."""
@@ -211,6 +220,18 @@ class CsvText(io.RawIOBase):
 
 
 _END = re.compile(rb"\r\n|\n|\r")
+
+
+def _has_padded(block: bytes, before: bytes) -> bool:
+    """Whether 0 and two more digits stand behind one of the characters of ``before``."""
+    text = np.frombuffer(block, dtype=np.uint8)
+    is_zero = text[1:-2] == ord("0")
+    for mark in set(before):
+        if bytes([mark]) in block:
+            places = np.flatnonzero(is_zero & (text[:-3] == mark))
+            if ((text[places + 2] - 48 < 10) & (text[places + 3] - 48 < 10)).any():
+                return True
+    return False
 
 
 class _Quotes:

@@ -76,7 +76,7 @@ class TableFiles:
         text in the file; others may be given as numbers there too.
         """
         rows, self.starts = 0, []
-        numbers: set[str] = set()
+        numbers: dict[str, bool] = {}
         if isinstance(self._first, CsvFile):
             may_be = [name for name in names if name not in as_text]
             numbers = self._first.number_columns(may_be, missing)

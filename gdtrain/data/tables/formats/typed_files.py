@@ -67,6 +67,7 @@ class ParquetFile:
         at_once = max(256, min(ROWS_AT_ONCE, (1 << 21) // max(1, len(names))))
         try:
             for batch in self._file.iter_batches(at_once, row_groups=groups, columns=wanted):
+                batch.validate(full=True)  # that text is UTF-8, too
                 yield [batch.column(name) for name in wanted]
         except (pa.ArrowException, OSError) as error:
             raise _damaged(self.path, "Parquet", error) from error
@@ -100,6 +101,7 @@ class FeatherFile:
         try:
             for place in range(number):
                 batch = self._file.get_batch(place)
+                batch.select(places).validate(full=True)  # that text is UTF-8, too
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     part = batch.slice(start, ROWS_AT_ONCE)
                     yield [part.column(place) for place in places]

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdtrain.data.tables.column import Array
-from gdtrain.data.tables.formats.arrow_arrays import as_numbers, as_numpy, from_numpy, trimmed
+from gdtrain.data.tables.formats.arrow_arrays import (
+    as_numbers,
+    as_numpy,
+    from_numpy,
+    has_codes,
+    trimmed,
+)
 from gdtrain.data.tables.formats.csv_text import MAX_LINE, CsvText, Dialect
 
 if TYPE_CHECKING:
@@ -75,7 +81,7 @@ class WideRows:
         """All columns as numbers; None if they are not."""
         import pyarrow as pa
 
-        if self.texts:
+        if self.texts or self.text.padded:
             return None
         try:
             cells = self._parsed(block, pa.float64())
@@ -105,7 +111,9 @@ class WideRows:
             return [cells]
         if self.texts.isdisjoint(places):
             plain = trimmed(cells, frozenset(self.missing))
-            numbers = as_numbers(plain, self.dialect.decimal, None)
+            numbers = None
+            if not has_codes(plain):
+                numbers = as_numbers(plain, self.dialect.decimal, None)
             if numbers is not None:
                 if plain.null_count != np.count_nonzero(np.isnan(numbers)):
                     return None
