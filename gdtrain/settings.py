@@ -160,14 +160,14 @@ class SourceSettings(Settings):
     """What every data source takes."""
 
     validation_fraction: Fraction = 0.0
-    """Share of the samples, drawn by the seed, that is kept for validation."""
+    """Share of the samples that is held out for validation, drawn by the seed."""
     standardize: bool = False
-    """Subtract the mean of each input column and divide by its standard deviation, both of the
-    training part; a constant column is only centred."""
+    """Subtract the mean of each input column and divide by its standard deviation, both computed on
+    the training part; a constant column is only centred."""
     standardize_targets: bool = False
-    """The same for targets that are numbers; losses are then in standard deviations."""
+    """The same for numeric targets; losses are then in standard deviations."""
     shape: list[Positive] | None = None
-    """Reshape each sample's inputs, for instance [1, 8, 8] for the images that a cnn takes."""
+    """Reshape each sample's inputs, for example to [1, 8, 8] for the images that a cnn takes."""
     source: str
 
 
@@ -216,7 +216,7 @@ class LoaderSettings(Settings):
     """What every loader takes in a list of phases."""
 
     until_epoch: Positive | None = None
-    """In a list of loaders, the last epoch of this one, counted from 1; left out in the last."""
+    """In a list of loaders, the last epoch of this one, counted from 1; omit it in the last one."""
     name: str
 
 
@@ -224,8 +224,8 @@ class OptimizerSettings(NamedSettings):
     """What every optimizer takes among several."""
 
     parameters: Annotated[list[str], Field(min_length=1)] | None = None
-    """Of several optimizers by name, the layers or parameters that this one steps, by their names
-    in the model; one may leave it out, and steps all that are left."""
+    """With several optimizers, the layers or parameters that this one steps, by their names in the
+    model; one optimizer may omit this, and steps all the others."""
 
 
 class ScheduleSettings(Settings):
@@ -234,7 +234,7 @@ class ScheduleSettings(Settings):
     per: Literal["step", "epoch"] = "step"
     """What t counts: updates, or epochs."""
     warmup: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Rise in a line to α_0 over this many t first; the schedule starts after it."""
+    """Warm up: rise linearly to α_0 over this many t; the schedule starts after that."""
     name: str
 
 

@@ -105,29 +105,37 @@ def with_reference(page: str) -> str:
 def reference(schema: dict[str, Any]) -> str:
     """The configuration reference as Markdown: the top level, then each section's forms."""
     parts = schema["$defs"]
-    lines = ["\n## Top level\n", *_table(schema, parts)]
+    lines = ["\n## Top level\n", *_table(schema, parts, linked=True)]
     for key, setting in schema["properties"].items():
         forms, listed = _forms(setting, parts), _forms_of_items(setting, parts)
         if listed and not forms:
-            lines += [f"\n## `{key}`\n\nEach:\n", *_table(listed[0], parts)]
+            lines += [f"\n## `{key}`\n\nEach phase has:\n", *_table(listed[0], parts)]
         if not forms:
             continue
         lines.append(f"\n## `{key}`\n\n{_meaning(setting, parts)}\n")
         common = _common(forms) if len(forms) > 1 else []
-        for form in forms:
-            tag = _tag(form)
-            said = f"`{tag}`: " if tag else ""
+        for number, form in enumerate(forms):
+            said = f"`{tag}`: " if (tag := _tag(form)) else ""
+            if same := next((f for f in forms[:number] if _sentence(f) == _sentence(form)), None):
+                lines.append(f"\n{said}the same as `{_tag(same)}`.\n")
+                continue
             if len(forms) > 1:
                 lines.append(f"\n{said}{_sentence(form)}\n")
             lines += _table(form, parts, leave_out=common)
+            lines += _tables_inside(key, form, parts)
         if common:
             lines.append(f"\nEvery `{key}` also takes{EXCEPTIONS.get(key, '')}:\n")
             lines += _table(forms[0], parts, only=common)
-        for name, part in forms[0]["properties"].items() if len(forms) == 1 else ():
-            for inner in _forms(part, parts):
-                lines.append(f"\n`{key}.{name}`: {_sentence(inner)}\n")
-                lines += _table(inner, parts)
     return "\n".join(lines) + "\n\n"
+
+
+def _tables_inside(key: str, form: dict[str, Any], parts: dict[str, Any]) -> list[str]:
+    """The sections inside a section, each a sentence and a table."""
+    lines = []
+    for name, setting in form["properties"].items():
+        for inner in (*_forms(setting, parts), *_forms_of_items(setting, parts)):
+            lines += [f"\n`{key}.{name}`: {_sentence(inner)}\n", *_table(inner, parts)]
+    return lines
 
 
 def _table(
@@ -135,10 +143,11 @@ def _table(
     parts: dict[str, Any],
     leave_out: list[str] | None = None,
     only: list[str] | None = None,
+    linked: bool = False,
 ) -> list[str]:
     rows = [
-        f"| `{key}` | {_kind(setting, parts)} | {_default(key, setting, model)} "
-        f"| {_meaning(setting, parts)} |"
+        f"| `{key}` | {_kind(setting, parts, key if linked else None)} "
+        f"| {_default(key, setting, model)} | {_meaning(setting, parts)} |"
         for key, setting in model["properties"].items()
         if "const" not in setting and key not in (leave_out or ()) and (only is None or key in only)
     ]
@@ -173,15 +182,20 @@ def _tag(form: dict[str, Any]) -> str | None:
     return next((s["const"] for s in form["properties"].values() if "const" in s), None)
 
 
-def _kind(setting: dict[str, Any], parts: dict[str, Any]) -> str:
+def _kind(setting: dict[str, Any], parts: dict[str, Any], heading: str | None = None) -> str:
+    """The values that a setting takes; a section with a heading of its own is a link to it."""
     kinds = {option.get("type") for option in setting.get("anyOf", ())}
     if _forms(setting, parts) and "integer" not in kinds:
-        return "section"
+        return f"[section](#{heading})" if heading else "section"
+    if "const" in setting:
+        return f"`{setting['const']}`"
     if "enum" in setting:
         return ", ".join(f"`{value}`" for value in setting["enum"])
     if "anyOf" in setting:
         options = [
-            _kind(option, parts) for option in setting["anyOf"] if option.get("type") != "null"
+            _kind(option, parts, heading)
+            for option in setting["anyOf"]
+            if option.get("type") != "null"
         ]
         return " or ".join(options)
     words = {
@@ -191,7 +205,7 @@ def _kind(setting: dict[str, Any], parts: dict[str, Any]) -> str:
         "string": "text",
     }
     if setting.get("type") == "array":
-        return f"list of: {_kind(setting['items'], parts)}"
+        return f"list of: {_kind(setting['items'], parts, heading)}"
     if "additionalProperties" in setting:
         return f"mapping of names to: {_kind(setting['additionalProperties'], parts)}"
     bounds = [
@@ -211,16 +225,15 @@ def _default(key: str, setting: dict[str, Any], model: dict[str, Any]) -> str:
     if key in model.get("required", ()):
         return "required"
     value = setting.get("default")
-    return (
-        ""
-        if value is None or isinstance(value, dict)
-        else f"`{json.dumps(value)}`".replace('"', "")
-    )
+    if value is None or isinstance(value, dict):
+        return ""
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`".replace('"', "")
 
 
 def _meaning(setting: dict[str, Any], parts: dict[str, Any]) -> str:
-    """What a setting says of itself; else what its section says."""
-    return _sentence(setting) or _sentence((_forms(setting, parts) or [{}])[0])
+    """The description of a setting, or that of its section, as a cell of a table."""
+    text = _sentence(setting) or _sentence((_forms(setting, parts) or [{}])[0])
+    return text.replace("|", r"\|")
 
 
 def _number(value: float) -> str:

@@ -12,9 +12,9 @@ from gdtrain.output.terminal import say
 _OF_DIALECT = ("delimiter", "decimal", "encoding")
 _OF_READING = ("target", "features", "exclude", "keep", "categorical")
 _OF_NAMES = {
-    "categorical": "a column of numbers that stand for categories",
-    "exclude": "a column that is no input",
-    "keep": "a column that is an input though it looks like none",
+    "categorical": "a column whose numbers are category codes",
+    "exclude": "a column that is not an input",
+    "keep": "a column to use as an input that would not be one",
 }
 
 
@@ -61,8 +61,8 @@ def convert(given: list[str]) -> int:
 def _convert_parser() -> argparse.ArgumentParser:
     parser = Parser(
         "convert",
-        "Make a table (CSV, Parquet, Feather, JSON lines), which may be larger than memory, a "
-        "folder that is read as it is needed: data: {source: mapped, path: OUT}.",
+        "Convert a table (CSV, Parquet, Feather, JSON lines), which may be larger than memory, to "
+        "a folder from which training reads as needed: data: {source: mapped, path: OUT}.",
         examples=("convert houses.csv houses --target price",),
     )
     parser.add_argument(
@@ -82,14 +82,14 @@ def _convert_parser() -> argparse.ArgumentParser:
         choices=["error", "drop", "mean", "median", "most_frequent"],
         default="error",
         metavar="HOW",
-        help="what is done about missing cells: error (default), drop (their rows), or mean, "
-        "median, most_frequent of all rows, filled in",
+        help="how to treat missing cells: error (default), drop their rows, or fill in the mean, "
+        "median or most_frequent of all rows",
     )
     parser.add_argument(
         "--indicator", action="store_true", help="add inputs that are 1 where a cell is missing"
     )
     parser.add_argument(
-        "--delimiter", metavar="CHARACTER", help="between cells (default: by the header)"
+        "--delimiter", metavar="CHARACTER", help="between cells (default: found in the header)"
     )
     parser.add_argument("--decimal", default=".", metavar="CHARACTER", help="default: a point")
     parser.add_argument("--encoding", default="utf-8", metavar="NAME", help="default: %(default)s")

@@ -25,7 +25,7 @@ def init(given: list[str]) -> int:
     parser = Parser(
         "init",
         "Write a commented configuration to start from: an example that needs no file, "
-        "or one for a table of yours. It overwrites nothing.",
+        "or one for your own table. It overwrites nothing.",
         examples=("init", "init --example batch", "init --data houses.csv --target price"),
     )
     parser.add_argument(
@@ -41,10 +41,13 @@ def init(given: list[str]) -> int:
         "--target",
         action="append",
         metavar="COLUMN",
-        help="the column to learn, or several; goes with --data",
+        help="the column to predict, needed with --data; repeatable",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write (default: NAME.yaml, here)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write (default: NAME.yaml in this directory)",
     )
     options = parser.parse_args(given)
     if (options.data is None) != (options.target is None):

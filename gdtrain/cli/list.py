@@ -30,7 +30,7 @@ def list_parts(given: list[str]) -> int:
         metavar="KIND",
         type=_kind,
         choices=list(registry.KINDS),
-        help=f"one of {', '.join(registry.KINDS)}; all of them if left out",
+        help=f"one of {', '.join(registry.KINDS)}; default: all",
     )
     add_import(parser)
     options = parser.parse_args(given)

@@ -65,13 +65,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         required=True,
-        help="the configuration (YAML), or -; of several the later win",
+        help="a configuration (YAML), or - for stdin; later ones win",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="set a setting; section=name swaps a section",
+        help="change a setting; section=name replaces a section",
     )
 
 
@@ -84,7 +84,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     """The options of a command that takes the model of a finished run."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the directory of a finished run")
     parser.add_argument(
-        "--averaged", action="store_true", help="with the averaged weights of a run that has some"
+        "--averaged", action="store_true", help="use the averaged weights, if the run has any"
     )
 
 
@@ -95,8 +95,8 @@ def add_runs(parser: argparse.ArgumentParser, default: str) -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        help=f"the picture, .png or .svg (default: {default}); replaces pictures of gdtrain's, and "
-        "no other file",
+        help=f"the picture, .png or .svg (default: {default}); replaces only pictures "
+        "that gdtrain has drawn",
     )
 
 
@@ -114,7 +114,7 @@ def add_results(
     what: is printed. quiet: whether the command says what it does while it works.
     """
     if quiet:
-        parser.add_argument("--quiet", action="store_true", help="say nothing but what went wrong")
+        parser.add_argument("--quiet", action="store_true", help="print only errors and warnings")
     parser.add_argument(
         "--json", action="store_true", help=f"print {what} as one line of JSON, and nothing else"
     )
@@ -142,7 +142,7 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import a module that registers parts of your own",
+        help="import a module that registers your own parts",
     )
 
 

@@ -44,7 +44,7 @@ Bound = Annotated[Any, OneOfKinds(one=PositiveFloat, mapping=dict[str, PositiveF
 
 
 class AveragingSection(Settings):
-    """Average the weights over the updates, beside training, which goes on from its own."""
+    """Average the weights over the updates; training itself does not use the average."""
 
     start_epoch: Positive | None = None
     """The first epoch whose weights are averaged, counted from 1; 1 if neither start is given."""
@@ -53,33 +53,33 @@ class AveragingSection(Settings):
     every_n_steps: Positive = 1
     """Average the weights after every k-th update. Under engine scan, 1 costs most of its speed."""
     decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """d of the exponential average d · mean + (1 - d) · θ; all count alike if left out."""
+    """d of the exponential average d · mean + (1 - d) · θ; a plain mean if left out."""
 
 
 class CompileSection(Settings):
     """Options of torch.compile, as PyTorch has them."""
 
     backend: str | None = None
-    """What compiles graphs; inductor if left out."""
+    """The backend that compiles graphs; inductor if left out."""
     mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
-    """How long to look for fast kernels."""
+    """How long to search for fast kernels."""
     fullgraph: bool = False
-    """Whether what can't be in one graph is an error."""
+    """Whether a graph break is an error."""
     dynamic: bool | None = None
-    """Whether sizes may change without compiling anew; by what is seen if left out."""
+    """Whether sizes may change without compiling again; PyTorch decides if left out."""
 
 
 class PhaseSection(Settings):
-    """What holds in one phase of training."""
+    """The settings of one phase of training."""
 
     until_epoch: Positive | None = None
-    """The last epoch of the phase, counted from 1; left out in the last."""
+    """The last epoch of the phase, counted from 1; omit it in the last phase."""
     optimizer: Optimizers
-    """The optimizer of the phase, which begins anew; or several by name."""
+    """The optimizer of the phase, which starts with a fresh state; or several by name."""
     scheduler: Schedules | None = None
-    """How its learning rate changes, with t counted from the start of the phase."""
+    """The learning-rate schedule, with t counted from the start of the phase."""
     frozen: list[str] = Field([])
-    """Names of layers or parameters of the model that stand still."""
+    """Names of layers or parameters of the model that are not trained in this phase."""
 
     @field_validator("optimizer")
     @classmethod
@@ -101,17 +101,17 @@ class EarlyStoppingSection(Settings):
 
     monitor: str = "val_loss"
     """train_loss, val_loss, or val_ and the name of a metric, such as val_accuracy; with averaging
-    those of validation with _averaged at the end too."""
+    also val_loss_averaged and so on."""
     patience: Positive = 5
     """Epochs without improvement after which training stops."""
     min_delta: NonNegative = 0.0
-    """What counts as an improvement."""
+    """By how much a value must beat the best to count as an improvement."""
     mode: Literal["min", "max"] | None = None
     """Whether lower or higher is better; by the metric if left out."""
 
 
 class LogSection(Settings):
-    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
+    """What metrics.jsonl records besides the epochs, and in which other forms it is written."""
 
     every_n_steps: Positive = 50
     """Record step, loss and learning rate of every k-th update."""
@@ -131,7 +131,7 @@ class CheckpointSection(Settings):
     every_n_epochs: Positive | None = None
     """After every k-th epoch."""
     every_seconds: PositiveFloat | None = 60.0
-    """At the first safe point after this many seconds; null in the file: never by the clock."""
+    """At the first safe point after this many seconds; null: not by time."""
     keep_last: Positive = 3
     """How many of the newest to keep."""
     keep_every_n_steps: Positive | None = None
@@ -144,7 +144,7 @@ class Config(Settings):
     """One training run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Decides initial weights, split, orders and dropout."""
+    """Determines initial weights, split, orders and dropout."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")] = "auto"
     """auto (cuda, mps, then cpu), cpu, cuda, cuda:1 or mps."""
     data: Annotated[SourceSettings, OneOf("source")]
@@ -156,63 +156,64 @@ class Config(Settings):
     loader: Annotated[
         Any, OneOfKinds(one=Loader, several=Annotated[list[Loader], Field(min_length=1)])
     ]
-    """Which form of gradient descent: batch, sample or minibatch. Or a list of them, each until the
-    end of an epoch."""
+    """The form of gradient descent: batch, sample or minibatch. Or a list of them, each used until
+    the end of its until_epoch."""
     phases: Annotated[list[PhaseSection], Field(min_length=1)] | None = None
-    """Phases of training, in place of optimizer and scheduler: with each, until the end of an
-    epoch, an optimizer of its own, a schedule, and layers that stand still."""
+    """Phases of training, in place of optimizer and scheduler. Each lasts until the end of an
+    epoch, and has an optimizer, a schedule and a list of frozen layers."""
     optimizer: Annotated[Optimizers, Field(validate_default=True)] = None
-    """The optimizer, by name; sgd if no name is given. Or a mapping of names of your own to several
-    optimizers of different parameters, stepped in this order; then scheduler and the bounds on
-    gradients may be such mappings too."""
+    """The optimizer, by name; sgd if no name is given. Or a mapping from names that you choose to
+    optimizers of different parameters, stepped in this order; then scheduler, clip_grad_norm and
+    clip_grad_value may be such mappings too."""
     variance_reduction: Annotated[NamedSettings, OneOf("variance_reduction")] | None = None
-    """Correct the gradients of the batches so that their noise vanishes at the minimum, by name."""
+    """Correct the batch gradients so that their noise vanishes at the minimum, by name."""
     averaging: AveragingSection | None = None
-    """Average the weights over the updates; evaluated and written beside the last ones."""
+    """Average the weights over the updates; they are evaluated and saved next to the last ones."""
     scheduler: Schedules | None = None
-    """How the learning rate changes, by name."""
+    """The learning-rate schedule, by name."""
     clip_grad_norm: Bound | None = None
     """Bound on the 2-norm of the gradient."""
     clip_grad_value: Bound | None = None
     """Bound on each element of the gradient."""
     microbatch_size: Positive | Literal["auto"] | None = None
     """Compute each batch's gradient, and evaluate, in slices of this many samples, to save memory;
-    auto: of as many as memory_limit allows."""
+    auto: as many as memory_limit allows."""
     memory_limit: Positive | str | None = None
-    """What the activations of a slice may take under auto, and the outputs and targets of a data
-    set where a loss needs all of them: bytes, or 512MB, 2GiB; if left out, on a CPU 4MiB, a core's
-    cache, and 1GiB, and half of the free memory of a device."""
+    """Limit on the activations of a slice under auto, and on the outputs and targets of a data set
+    if the loss needs all of them at once: bytes, or 512MB, 2GiB. If left out, on a CPU 4MiB (a
+    core's cache) and 1GiB, respectively; on a device, half of its free memory."""
     microbatch_allow: list[str] = Field([])
-    """Names of layers that mix the samples of a batch and may be given slices all the same."""
+    """Names of layers that mix the samples of a batch, and are allowed to run on slices anyway."""
     accumulate_in: Literal["fp64"] | None = None
     """Add up the gradients of slices in float64."""
     evaluate_in: Literal["whole", "batches"] = "whole"
-    """Evaluate the loss of all samples, as in one pass over them, or the mean over the batches of
-    the loader, for a loss that is meant per batch."""
+    """Evaluate the loss of all samples as in one pass (whole), or the mean over the loader's
+    batches, for a loss that is defined per batch (batches)."""
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    """Of the computation; bf16 and fp16, whose loss is scaled, keep float32 parameters."""
+    """Precision of the computation; bf16 and fp16 keep float32 parameters; fp16 scales the loss."""
     strategy: Literal["replicate", "shard"] = "replicate"
-    """Of several processes, each holds the whole model (replicate), or a part of it (shard)."""
+    """With several processes, each holds the whole model (replicate) or a part of it (shard)."""
     process_timeout: Annotated[float, Field(gt=0, le=1e7)] = 600.0
     """Seconds that a process started by torchrun waits for the others before it gives up."""
     engine: Literal["auto", "eager", "compile", "scan", "cuda_graph"] = "auto"
-    """How blocks of steps are executed: one by one with the bits of the hand-written loop (eager),
-    with model and loss by torch.compile (compile), or compiled as a whole, by XLA on a CPU (scan)
-    or as a CUDA graph; auto chooses among the others by a fixed rule."""
+    """How updates are executed: one by one with the bits of the hand-written loop (eager), the same
+    with model and loss compiled by torch.compile (compile), or many at once, compiled by XLA on a
+    CPU (scan) or as a CUDA graph (cuda_graph). auto chooses eager, scan or cuda_graph by a fixed
+    rule."""
     compile: CompileSection | None = None
-    """Options of torch.compile, for engine compile."""
+    """Options of torch.compile, for the engine compile."""
     epochs: Positive
-    """Passes over the training part, in total."""
+    """Number of passes over the training part, in total."""
     validation: ValidationSection = ValidationSection()
     """When to evaluate on the validation part."""
     metrics: Annotated[dict[str, Settings], SomeOf("metric", may_be_none=True)] | None = None
-    """Evaluated beside the loss, by name; accuracy for losses over classes if left out."""
+    """Evaluated in addition to the loss, by name; if left out, accuracy for classification."""
     early_stopping: EarlyStoppingSection | None = None
     """Stop when a metric has not improved for some epochs."""
     log: LogSection = LogSection()
-    """What goes into metrics.jsonl besides the epochs, and what is made of it."""
+    """What metrics.jsonl records besides the epochs, and in which other forms it is written."""
     monitors: Annotated[dict[str, Settings], SomeOf("monitor")] | None = None
-    """What to measure beside the loss: a list of names, or each name with its options."""
+    """What to measure during training: a list of names, or each name with its options."""
     callbacks: Annotated[dict[str, Settings], SomeOf("callback")] | None = None
     """Registered callbacks: a list of names, or each name with its options."""
     checkpoint: CheckpointSection = CheckpointSection()

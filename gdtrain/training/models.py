@@ -37,7 +37,7 @@ class Linear(NamedSettings):
     bias: bool = True
     """Add a bias."""
     output_activation: OutputActivation = "none"
-    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+    """Applied to the outputs, for losses that need it (nll: log_softmax, bce: sigmoid)."""
 
 
 @register_model("linear", Linear)
@@ -59,13 +59,13 @@ class Mlp(NamedSettings):
     hidden: list[Positive] = Field([64])
     """Sizes of the hidden layers."""
     activation: Activation = "relu"
-    """What follows each hidden layer."""
+    """The activation after each hidden layer."""
     dropout: Fraction = 0.0
     """Probability of dropping a hidden unit."""
     batch_norm: bool = False
     """Batch normalisation before each activation."""
     output_activation: OutputActivation = "none"
-    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+    """Applied to the outputs, for losses that need it (nll: log_softmax, bce: sigmoid)."""
 
 
 @register_model("mlp", Mlp)
@@ -95,17 +95,17 @@ class Cnn(NamedSettings):
     channels: Annotated[list[Positive], Field(min_length=1)] = Field([16, 32])
     """Channels of the convolutions; each is followed by the activation and 2x2 max pooling."""
     kernel_size: Positive = 3
-    """Side of the kernels, odd; the picture is padded to keep its size."""
+    """Width and height of the kernels, odd; the image is padded to keep its size."""
     hidden: list[Positive] = Field([64])
     """Sizes of the hidden layers after the convolutions."""
     activation: Activation = "relu"
-    """What follows each convolution and hidden layer."""
+    """The activation after each convolution and hidden layer."""
     dropout: Fraction = 0.0
     """Probability of dropping a hidden unit."""
     batch_norm: bool = False
     """Batch normalisation before each activation."""
     output_activation: OutputActivation = "none"
-    """What the outputs go through, for losses that need it (nll: log_softmax, bce: sigmoid)."""
+    """Applied to the outputs, for losses that need it (nll: log_softmax, bce: sigmoid)."""
 
     @field_validator("kernel_size")
     @classmethod

@@ -58,7 +58,8 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        "| run | monitor | default cadence | looks | more time on processors | within it |",
+        "| run | monitor | default cadence | measurements | extra processor time "
+        "| time in the monitor |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)

@@ -35,7 +35,7 @@ _EACH_SECONDS = 10 * PASS_SECONDS  # of a batch's samples: torch.func is slow to
 
 
 class GradientTestsSettings(MonitorSettings):
-    """Norm, inner-product and orthogonality test of the next batch; its signal-to-noise ratio."""
+    """Norm, inner-product and orthogonality tests of the next batch; its signal-to-noise ratio."""
 
 
 @register_monitor("gradient_tests", GradientTestsSettings)
@@ -136,7 +136,7 @@ class GradientCosine(UpdateMonitor):
 
 
 class AlphaSettings(UpdateSettings):
-    """Where on a parabola an update ended: -1 its start, 0 the lowest point, 1 as high again."""
+    """Where an update ended on a fitted parabola: -1 its start, 0 the minimum, 1 equally high."""
 
 
 @register_monitor("alpha", AlphaSettings)

@@ -23,11 +23,11 @@ class CurvatureSettings(MonitorSettings):
     matrix: Which = "hessian"
     """The Hessian, or the Gauss–Newton matrix, of a loss over outputs."""
     top: Annotated[int, Field(ge=0, lt=2**31)] = 3
-    """How many of the largest eigenvalues."""
+    """Number of the largest eigenvalues."""
     trace_products: Annotated[int, Field(ge=0, lt=2**31)] = 30
-    """Products for the trace, at least 6; 0: no trace."""
+    """Matrix products for the trace, at least 6; 0: no trace."""
     max_products: Annotated[int, Field(ge=1, lt=2**31)] = 100
-    """Products for the eigenvalues in a look at most, each of two gradients of the full loss."""
+    """Most matrix products per measurement for the eigenvalues; each costs two full gradients."""
 
 
 @register_monitor("curvature", CurvatureSettings)

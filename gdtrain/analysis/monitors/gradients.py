@@ -34,7 +34,7 @@ class GradientNormSettings(MonitorSettings):
     """The 2-norm of the gradient of the next update's batch, before clipping."""
 
     layers: bool = False
-    """Also of each layer: gradient_norm/<path of the module>."""
+    """For each layer too: gradient_norm/<path of the module>."""
 
 
 @register_monitor("gradient_norm", GradientNormSettings)
@@ -92,9 +92,9 @@ class NoiseScaleSettings(MonitorSettings):
     """The gradient noise scale, and the critical batch size that it suggests."""
 
     num_samples: Annotated[int, Field(ge=2, lt=2**31)] = 512
-    """Samples of a look, drawn anew for each; all that there are, if they are fewer."""
+    """Samples per measurement, drawn again each time; all samples if there are fewer."""
     batch_size: Positive | None = None
-    """Samples of a group; 1: from per-sample gradients; in 16 groups if left out."""
+    """Samples per group; 1: use per-sample gradients; if left out, there are 16 groups."""
 
     @field_validator("batch_size")
     @classmethod
@@ -186,10 +186,10 @@ class NoiseScale(Monitor):
 
 
 class SampleGradientsSettings(MonitorSettings):
-    """The norms of the samples' own gradients, and the samples with the largest."""
+    """The norms of the per-sample gradients, and the samples with the largest."""
 
     count: Positive = 10
-    """How many of the largest to keep."""
+    """Number of the largest norms to keep."""
 
 
 @register_monitor("sample_gradients", SampleGradientsSettings)

@@ -44,9 +44,9 @@ class MonitorSettings(OptionsOnly):
     """What a monitor with a cadence in steps or epochs takes."""
 
     every_n_steps: Positive | None = None
-    """Look after every k-th update; the monitor's own default if neither is given."""
+    """Measure after every k-th update; if neither is given, at the monitor's default cadence."""
     every_n_epochs: Annotated[Positive | None, instead_of("every_n_steps")] = None
-    """Look at the end of every k-th epoch."""
+    """Measure at the end of every k-th epoch."""
 
 
 class Monitor(Callback):

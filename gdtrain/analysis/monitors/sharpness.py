@@ -26,12 +26,12 @@ CLEARLY_BELOW, FAR_OVER = 0.9, 1.5
 
 
 class SharpnessSettings(MonitorSettings):
-    """The largest eigenvalue of the full loss's Hessian, beside the limit of stability."""
+    """The largest eigenvalue of the full loss's Hessian, and the stability limit."""
 
     tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Residual, relative to the eigenvalue, at which to stop."""
     max_products: Positive = 100
-    """Products with the Hessian in a look at most, each of two gradients of the full loss."""
+    """Most Hessian products per measurement; each costs two full gradients."""
 
 
 @register_monitor("sharpness", SharpnessSettings)

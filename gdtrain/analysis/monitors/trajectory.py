@@ -78,12 +78,13 @@ class WeightPath:
 
 
 class TrajectorySettings(MonitorSettings):
-    """Where the weights have been, for the picture of the loss surface: trajectory.npz."""
+    """The path of the weights, for the picture of the loss surface: trajectory.npz."""
 
     max_points: Annotated[int, Field(ge=4, lt=2**31)] = 200
-    """Points kept at most; at more, every second one is dropped."""
+    """Largest number of points; above it, every second one is dropped."""
     projections: Positive | None = None
-    """Record so many random projections, not all weights; by the model's size if left out."""
+    """Record this many random projections instead of all weights; if left out, the size of the
+    model decides."""
 
 
 @register_monitor("trajectory", TrajectorySettings)

@@ -23,7 +23,7 @@ from gdtrain.training.trainer import Trainer
 
 
 class FullLossSettings(MonitorSettings):
-    """The loss over the whole training part at the present weights."""
+    """The loss over the whole training part at the current weights."""
 
 
 @register_monitor("full_loss", FullLossSettings)
@@ -62,7 +62,7 @@ class UpdateSettings(OptionsOnly):
     """What a monitor of single updates takes."""
 
     every_n_steps: Positive | None = None
-    """Look at every k-th update; the monitor's own default if left out."""
+    """Measure every k-th update; if left out, at the monitor's default cadence."""
 
 
 class UpdateMonitor(Monitor):
@@ -126,10 +126,10 @@ class UpdateMonitor(Monitor):
 
 
 class UpdateRatioSettings(UpdateSettings):
-    """The length of an update over that of the weights, ‖Δθ‖ / ‖θ‖."""
+    """The norm of an update relative to that of the weights, ‖Δθ‖ / ‖θ‖."""
 
     layers: bool = False
-    """Also of each layer: update_ratio/<path of the module>."""
+    """For each layer too: update_ratio/<path of the module>."""
 
 
 @register_monitor("update_ratio", UpdateRatioSettings)

@@ -18,24 +18,24 @@ from gdtrain.training.safety.signals import current_desk
 from gdtrain.version import __version__
 
 _COMMANDS = """\
-commands, each with a --help of its own:
-  compare    several forms side by side, with a report for the browser
-  convert    a table of any size to a folder for source: mapped
-  evaluate   loss and metrics of a run's model on labelled data
-  export     a run's model in a file of PyTorch or ONNX, with its preprocessing
+commands (COMMAND --help shows the options of each):
+  compare    train several forms and compare them in a report for the browser
+  convert    convert a table of any size to a folder for source: mapped
+  evaluate   compute loss and metrics of a run's model on labelled data
+  export     write a run's model and preprocessing as a PyTorch or ONNX file
   init       write a configuration to start from
   landscape  draw the loss around the path of the weights
-  list       the parts that a configuration can name
+  list       list the parts that a configuration can name
   lr-range   raise the learning rate until the loss diverges; suggest one
   plot       draw loss and learning rate of one or several runs
   predict    predict for the rows of a file with the model of a run
-  replay     rebuild the state before any update of a run, and show it
-  schema     the JSON Schema of configurations, for editors
+  replay     rebuild any update of a run, and show its samples and gradient
+  schema     print the JSON Schema of configurations, for editors
   sweep      train at each point of a grid of settings, and compare
   train      the same as without a command
   verify     check gradient and updates against plain PyTorch
 Exit codes: 0 done, 2 bad input, 3 loss not finite, 129/130/131/143 ended by a signal, with a \
-checkpoint, 1 else.
+checkpoint, 1 any other error.
 """
 
 
@@ -98,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in --output-dir, or the newest",
+        help="continue the run in --output-dir, or the newest run",
     )
     parser.add_argument(
         "--verify-data",
         action="store_true",
-        help="with --resume: read mapped data whole, changed or not",
+        help="with --resume: compare mapped data byte by byte",
     )
     parser.add_argument(
         "--dry-run",
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         help="make one update, evaluate one batch, write nothing",
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
     )
     add_results(parser, "the summary", quiet=True)
     parser.add_argument("--version", action="version", version=f"gdtrain {__version__}")

@@ -18,10 +18,10 @@ def verify(given: list[str]) -> int:
         "Check two things on your own model, loss and data. In float64: that a batch's "
         "gradient is the same however it is computed: in microbatches, per sample, by finite "
         "differences, in two processes; and which layer or loss breaks it. As configured: that "
-        "training gives the weights of a plain PyTorch loop, and else the first update and tensor "
-        "that differ. Writes nothing.",
+        "training gives the weights of a plain PyTorch loop, or which update and tensor differ "
+        "first. Writes nothing.",
         examples=("verify --config minibatch.yaml",),
-        notes="Exit codes: 0 all comparisons hold, 1 one does not, 2 bad input.",
+        notes="Exit codes: 0 all comparisons hold, 1 one of them does not, 2 bad input.",
     )
     add_config(parser)
     parser.add_argument(

@@ -20,10 +20,10 @@ UNITS = ("epochs", "samples", "updates", "seconds")
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 _NOTES = """\
-Configurations share data, model, loss, seed, device and precision. Early stopping, \
-monitors, checkpoints and averaging are left out.
+All configurations must have the same data, model, loss, seed, device and precision. Early \
+stopping, monitors, checkpoints and averaging are ignored.
 Exit codes: 0 done (a form that diverged is a result), 2 bad input, 129/130/131/143 ended by a \
-signal (what was done is written), 1 else.
+signal (the results so far are written), 1 any other error.
 """
 
 
@@ -119,14 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--loaders",
         metavar="NAMES",
-        help="of one configuration, the forms to compare: batch,sample,minibatch:64",
+        help="the forms to compare, with one configuration: batch,sample,minibatch:64",
     )
     _add_budget(parser)
     parser.add_argument(
         "--target-loss",
         type=float,
         metavar="LOSS",
-        help="full loss to give times to (default: the largest final one of those that learnt)",
+        help="time to this full loss (default: the largest final one of those that learnt)",
     )
     _add_rates(parser)
     parser.add_argument(
@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=100,
         metavar="N",
-        help="updates around which the full loss is evaluated (default: %(default)s)",
+        help="evaluate the full loss around N updates (default: %(default)s)",
     )
     parser.add_argument(
         "--no-theory", action="store_true", help="don't compute sharpness and noise at the start"
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         type=int,
         metavar="K",
-        help="of each form; from 5 on the best may be recommended",
+        help="train each form with K seeds; from 5 on, the best may be recommended",
     )
     parser.add_argument(
         "--output-dir",
@@ -160,7 +160,9 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--epochs", type=int, metavar="N", help="passes over the data")
     budget.add_argument("--samples", type=int, metavar="N", help="samples trained on")
     budget.add_argument("--updates", type=int, metavar="N", help="steps of the optimizer")
-    budget.add_argument("--seconds", type=float, metavar="S", help="of updates, without evaluation")
+    budget.add_argument(
+        "--seconds", type=float, metavar="S", help="time spent on updates, without evaluation"
+    )
 
 
 def _add_rates(parser: argparse.ArgumentParser) -> None:
@@ -171,5 +173,5 @@ def _add_rates(parser: argparse.ArgumentParser) -> None:
         help="find each form's best learning rate: 0.001, 0.003 ... 1",
     )
     parser.add_argument(
-        "--lr-grid", type=_numbers, metavar="RATES", help="the same among others: 0.01,0.1"
+        "--lr-grid", type=_numbers, metavar="RATES", help="the same among these rates: 0.01,0.1"
     )

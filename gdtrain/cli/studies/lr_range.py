@@ -1,4 +1,4 @@
-"""The command ``lr-range``: find out which learning rates a configuration bears."""
+"""The command ``lr-range``: find out which learning rates a configuration can take."""
 
 from __future__ import annotations
 
@@ -44,20 +44,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "lr-range",
         "The learning-rate range test: make updates with a learning rate that rises "
-        "from one to the next, and watch the loss over the whole training part, until it "
+        "from one to the next, and evaluate the loss over the whole training part, until it "
         "diverges. Prints a suggestion and, where it can be computed, the learning rate at which "
         "full-batch descent becomes unstable; draws the curve. Trains nothing.",
         examples=("lr-range --config minibatch.yaml --from 0.001 --updates 20",),
     )
     add_config(parser)
     parser.add_argument(
-        "--from", type=float, default=1e-6, metavar="LR", help="of the first update (default: 1e-6)"
+        "--from",
+        type=float,
+        default=1e-6,
+        metavar="LR",
+        help="rate of the first update (default: 1e-6)",
     )
     parser.add_argument(
-        "--to", type=float, default=10.0, metavar="LR", help="of the last update (default: 10)"
+        "--to", type=float, default=10.0, metavar="LR", help="rate of the last update (default: 10)"
     )
     parser.add_argument(
-        "--updates", type=int, default=100, metavar="N", help="how many (default: %(default)s)"
+        "--updates",
+        type=int,
+        default=100,
+        metavar="N",
+        help="number of updates (default: %(default)s)",
     )
     parser.add_argument(
         "--every",
@@ -67,19 +75,19 @@ def _parser() -> argparse.ArgumentParser:
         help="evaluate the full loss after every K-th update (default: %(default)s)",
     )
     parser.add_argument(
-        "--epochs", type=int, metavar="N", help="try rates out for a training of N epochs"
+        "--epochs", type=int, metavar="N", help="also try rates out, for a training of N epochs"
     )
     parser.add_argument(
         "--no-limit",
         action="store_true",
-        help="don't compute what theory says, without which only --epochs gives a suggestion",
+        help="don't compute the theoretical limit; then only --epochs gives a suggestion",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         type=Path,
         help="the picture, .png or .svg (default: lr-range-<config name>.png here, if matplotlib "
-        "is installed); replaces pictures of gdtrain's, and no other file",
+        "is installed); replaces only pictures that gdtrain has drawn",
     )
     add_results(parser)
     return parser

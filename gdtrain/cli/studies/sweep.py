@@ -23,7 +23,7 @@ sweep: {optimizer.lr: [0.01, 0.1], seed: 0..9}. Finished runs are not repeated b
 the grid may have grown.
 
 Exit codes: 0 done (runs that diverged or failed are rows), 1 if every run failed, 2 bad input, \
-129/130/131/143 ended by a signal, with what was done written.
+129/130/131/143 ended by a signal (the results so far are written).
 """
 
 
@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "sweep",
         "Train once at each point of a grid of settings, several runs at a time, and compare the "
-        "settings over their seeds. Leaves a table, rows.csv, a page of pictures, report.html, and "
-        "a run directory for each run.",
+        "settings over their seeds. Writes a table (rows.csv), a page of pictures (report.html) "
+        "and a directory for each run.",
         examples=_EXAMPLES,
         notes=_NOTES,
     )
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=1, metavar="N", help="runs at a time (default: %(default)s)"
     )
     parser.add_argument(
-        "--cluster", metavar="ADDRESS", help="of a Dask scheduler, such as tcp://host:8786"
+        "--cluster", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786"
     )
     parser.add_argument(
         "--random",
@@ -99,17 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--by",
         metavar="NUMBER",
-        help="what settings are compared by, such as val_accuracy (default: val_loss, or "
+        help="the number to compare settings by, such as val_accuracy (default: val_loss, or "
         "train_loss without a validation part)",
     )
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
         type=Path,
-        help="where results go (default: runs/sweep/<n>); new or empty, but for --resume",
+        help="where results go (default: runs/sweep/<n>); new or empty, except with --resume",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the sweep in --output-dir"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue the sweep in --output-dir")
     add_results(parser, "rows and what they say", quiet=True)
     return parser

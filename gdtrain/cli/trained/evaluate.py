@@ -12,7 +12,7 @@ def evaluate(given: list[str]) -> int:
     parser = Parser(
         "evaluate",
         "Print loss and metrics of a finished run's model on labelled data, in the "
-        "units of training, as its val_loss is.",
+        "same units as its val_loss.",
         examples=("evaluate runs/houses/1 houses.csv",),
         notes="Exit codes: 0 done, 2 bad input, 3 the loss is not finite.",
     )
@@ -21,8 +21,8 @@ def evaluate(given: list[str]) -> int:
         "file",
         metavar="FILE",
         type=Path,
-        help="a table with the columns of the training one; .npz, .pt or .safetensors with arrays "
-        "x and y, or as the run's own were named; or a folder that convert wrote",
+        help="a table with the columns of the training data; .npz, .pt or .safetensors with arrays "
+        "x and y (or named as in training); or a folder that convert wrote",
     )
     add_results(parser)
     options = parser.parse_args(given)

@@ -13,11 +13,11 @@ def export(given: list[str]) -> int:
     """Write the model of a run, with what was done to its data, into one file."""
     parser = Parser(
         "export",
-        "Write the model of a finished run into one file, together with what was done to its data, "
-        "so that it takes raw rows: a program of PyTorch (.pt2), or ONNX. The file must predict "
-        "for a hundred rows what the run does, or it is not written.",
+        "Write the model and the preprocessing of a finished run into one file, which takes raw "
+        "rows: an exported PyTorch program (.pt2), or ONNX. The file is written only if it "
+        "predicts the same as the run for a hundred rows.",
         examples=("export runs/houses/1 --format torch_export",),
-        notes="ONNX needs packages: pip install 'gdtrain[onnx]'.",
+        notes="ONNX needs more packages: pip install 'gdtrain[onnx]'.",
     )
     add_run(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="the kind of file")

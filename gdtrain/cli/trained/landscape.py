@@ -13,7 +13,7 @@ def landscape(given: list[str]) -> int:
         "on the same data, have moved most, and their path over it. The runs must have been "
         "trained with monitors: [trajectory].",
         examples=("landscape moves --resolution 10",),
-        notes="Needs matplotlib: pip install 'gdtrain[plots]'. For a run to draw:\n"
+        notes="Needs matplotlib: pip install 'gdtrain[plots]'. To train a run for it:\n"
         "  python -m gdtrain --config batch.yaml monitors=trajectory --output-dir moves",
     )
     add_runs(parser, "landscape.png in the directory of the first run")

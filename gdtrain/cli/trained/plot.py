@@ -40,14 +40,14 @@ def _parser() -> argparse.ArgumentParser:
         "in the directory of the first run, loss.png, losses.png of several runs, or <metric>.png",
     )
     parser.add_argument(
-        "--x", choices=AXES, help="what to draw against (default: epoch; step before one has ended)"
+        "--x", choices=AXES, help="the horizontal axis (default: epoch; step in the first epoch)"
     )
     parser.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
-        help="draw this recorded number, such as val_accuracy, instead; may be repeated",
+        help="draw this recorded number instead, such as val_accuracy; repeatable",
     )
     parser.add_argument(
         "--smooth",

@@ -13,8 +13,8 @@ def predict(given: list[str]) -> int:
         "predict",
         "Predict with the model of a finished run: one row for each row of a table "
         "(CSV, Parquet, Feather, JSON lines), in its order. Columns are found by name, and others "
-        "are left alone. Classes come by name, with the probability of each; numbers in the units "
-        "of the target.",
+        "are ignored. Predicts class names and the probability of each class, or numbers in the "
+        "units of the target.",
         examples=("predict runs/houses/1 new.csv --out prices.csv",),
     )
     add_run(parser)
@@ -33,7 +33,7 @@ def predict(given: list[str]) -> int:
         "--on-bad-row",
         choices=["error", "skip", "empty"],
         default="error",
-        help="what a row is that does not fit: an error, left out, or without a prediction",
+        help="a row that can't be read: stop with an error, skip it, or leave it empty",
     )
     add_import(parser)
     options = parser.parse_args(given)

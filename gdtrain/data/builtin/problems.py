@@ -20,12 +20,12 @@ _PROBLEM_KEY = 0xDA7A  # keeps the data's draws apart from those of orders and s
 
 
 class Teaching(SourceSettings):
-    """The teaching example: independent normal inputs and targets, nothing to learn."""
+    """The teaching example: independent normal inputs and targets, so there is nothing to learn."""
 
     num_samples: Positive = 500
-    """Rows."""
+    """Number of rows."""
     num_features: Positive = 2
-    """Input columns."""
+    """Number of input columns."""
 
 
 @register_source("teaching", Teaching)
@@ -40,9 +40,9 @@ class LinearRegression(SourceSettings):
     """y = Xw + b + noise, with X normal and w known."""
 
     num_samples: Positive = 1000
-    """Rows."""
+    """Number of rows."""
     num_features: Positive = 10
-    """Input columns; with weights, there must be as many of these."""
+    """Number of input columns, and of weights if these are given."""
     weights: Annotated[list[Number], Field(min_length=1)] | None = None
     """w; drawn from a normal distribution if left out."""
     bias: Number = 0.0
@@ -85,7 +85,7 @@ class TwoMoons(SourceSettings):
     """Two interleaved half circles, one for each of two classes."""
 
     num_samples: Annotated[int, Field(ge=2, lt=2**31)] = 1000
-    """Rows."""
+    """Number of rows."""
     noise: NonNegative = 0.1
     """Standard deviation of the noise on both coordinates."""
 
@@ -116,7 +116,7 @@ class Quadratic(SourceSettings):
     )
     """The eigenvalues; their number is the number of input columns."""
     num_samples: Positive | None = None
-    """Rows, at least one per eigenvalue; as many if left out."""
+    """Number of rows, at least that of the eigenvalues; equal to it if left out."""
 
     @field_validator("num_samples")
     @classmethod

@@ -130,9 +130,9 @@ class Pt(SourceSettings):
     path: FilePath
     """The file, relative to the working directory."""
     inputs: str = "x"
-    """Key of the inputs, if the file holds a dict."""
+    """Key of the inputs, if the file contains a dict."""
     targets: str = "y"
-    """Key of the targets, if the file holds a dict."""
+    """Key of the targets, if the file contains a dict."""
 
 
 @register_source("pt", Pt)

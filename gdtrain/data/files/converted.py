@@ -31,7 +31,7 @@ FitTargets = Callable[[Tensor, int], Tensor]
 
 
 class Mapped(SourceSettings):
-    """A folder that `python -m gdtrain convert` wrote, read as it is needed, at any size."""
+    """A folder written by `python -m gdtrain convert`, of any size, read as it is needed."""
 
     path: FilePath
     """The folder, relative to the working directory."""

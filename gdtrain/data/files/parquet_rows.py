@@ -32,7 +32,7 @@ _ORDERS = ("row_groups", "sequential")
 
 
 class Parquet(ColumnsOfTable):
-    """Parquet files of any size, of which a row group at a time is in memory."""
+    """Parquet files of any size, of which one row group at a time is in memory."""
 
     def refuses(self, key: str, value: Any) -> str | None:
         if key == "loader":

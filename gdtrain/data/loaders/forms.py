@@ -223,22 +223,22 @@ class BatchSizePhase(Settings):
     """A batch size until the end of an epoch."""
 
     until_epoch: Positive | None = None
-    """The last epoch with this batch size, counted from 1; left out in the last phase."""
+    """The last epoch with this batch size, counted from 1; omit it in the last phase."""
     value: Positive
-    """Samples of one update."""
+    """Samples per update."""
 
 
 class GrowingBatchSize(Settings):
     """B = min(largest, ⌊initial · factor^⌊e / every_n_epochs⌋⌋) in epoch e = 0, 1, …"""
 
     initial: Positive
-    """Samples of one update in the first epoch."""
+    """Samples per update in the first epoch."""
     factor: Annotated[float, Field(ge=1.01, le=1e6)] = 2.0
-    """What the batch size is multiplied by each time."""
+    """By how much the batch size is multiplied each time."""
     every_n_epochs: Positive = 1
-    """How many epochs between two times."""
+    """Number of epochs between two increases."""
     largest: Positive
-    """Where it stops growing."""
+    """The largest batch size."""
 
     @field_validator("largest")
     @classmethod
@@ -279,13 +279,13 @@ class MiniBatchSettings(LoaderSettings):
             mapping=GrowingBatchSize,
         ),
     ]
-    """Samples of one update; the last batch of an epoch has what is left over. One number, or one
-    for each epoch: a list of {until_epoch, value}, or {initial, factor, every_n_epochs, largest}
-    (Smith et al., 2018)."""
+    """Samples per update; the last batch of an epoch has the rest. One number, or numbers that
+    change with the epoch: a list of {until_epoch, value}, or {initial, factor, every_n_epochs,
+    largest} (Smith et al., 2018)."""
     order: OrderSetting = "reshuffle"
     """The name of an order, or a list of sample indices."""
     drop_last: bool = False
-    """Leave out a last batch that is not full."""
+    """Drop the last batch of an epoch if it is not full."""
 
     @field_validator("batch_size")
     @classmethod

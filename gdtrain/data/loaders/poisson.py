@@ -24,9 +24,9 @@ class PoissonSettings(LoaderSettings):
     """Each sample is in each batch with probability rate, independently."""
 
     rate: Annotated[float, Field(gt=0, le=1)]
-    """The probability, and so the expected share of the samples in a batch."""
+    """The probability, which is also the expected share of the samples in a batch."""
     draws: Positive | None = None
-    """How often an epoch draws a batch; 1 / rate if left out. Empty batches make no update."""
+    """Number of batches per epoch; 1 / rate if left out. Empty batches make no update."""
 
 
 @register_loader("poisson_sampling", PoissonSettings)

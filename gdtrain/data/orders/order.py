@@ -208,7 +208,7 @@ def replacement(num_samples: int, seed: int, epoch: int, _version: int) -> Tenso
 
 
 class ClassBalanced(NamedSettings):
-    """num_samples independent draws in which all classes of the targets come alike often."""
+    """num_samples independent draws in which all classes of the targets are equally frequent."""
 
 
 @register_order("class_balanced", ClassBalanced)

@@ -56,7 +56,7 @@ class Weighted:
     def balanced(
         cls, labels: Any, *, replacement: bool = True, draws: int | None = None
     ) -> Weighted:
-        """The order in which all classes come alike often: w_i = 1 / (samples of i's class).
+        """The order in which all classes are equally frequent: w_i = 1 / (samples of i's class).
 
         labels: [n] class indices, as a tensor, an array or a list. ``order="class_balanced"`` is
         this of a loader's own targets. Raises ConfigError for labels that are no whole numbers.

@@ -30,7 +30,7 @@ NOT_OF_A_STREAM = {
 
 
 class Stream(SourceSettings):
-    """Records as they arrive, one a line, each read once: a file, a pipe or standard input."""
+    """Records as they arrive, one per line, each read once: a file, a pipe or standard input."""
 
     format: Literal["csv", "jsonl"]
     """csv: numbers below a header; jsonl: an object with numbers on each line."""
@@ -41,15 +41,16 @@ class Stream(SourceSettings):
     features: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the inputs; all but the targets if left out."""
     classes: Annotated[list[str | int], Field(min_length=1)] | None = None
-    """The labels of the classes 0, 1, …, for losses over classes."""
+    """The labels of the classes 0, 1, …, for classification losses."""
     num_classes: Positive | None = None
-    """How many classes there are, where their labels are 0, 1, …"""
+    """The number of classes, if their labels are 0, 1, …"""
     follow: bool = False
-    """At the end of the file, wait for more, as tail -f does."""
+    """At the end of the file, wait for more lines, like tail -f."""
     on_bad_line: Literal["fail", "skip"] = "fail"
-    """What a line that can't be read does: end the run, its state saved, or be told and counted."""
+    """What to do if a line can't be read: save the state and end the run (fail), or report and
+    count it (skip)."""
     window: Positive = 1000
-    """Samples of the prequential loss and accuracy."""
+    """Number of newest samples for the prequential loss and accuracy."""
 
     @field_validator(*NOT_OF_A_STREAM)
     @classmethod

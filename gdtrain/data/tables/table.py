@@ -43,17 +43,17 @@ Mark = Annotated[str, Field(min_length=1, max_length=1)]
 
 
 class ValidationTable(Settings):
-    """Where the validation part is, if it is not a part of the table."""
+    """The validation part, if it is a separate file."""
 
     path: FilePath
     """A table with the same columns, relative to the working directory."""
 
 
 class HeldOutTest(Settings):
-    """What is kept for a last evaluation, when training is over: a share of the rows, or a file."""
+    """The data for a final evaluation, after training: a share of the rows, or a separate file."""
 
     fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the rows, drawn by the seed; validation_fraction is then of the rest."""
+    """Share of the rows, drawn by the seed; validation_fraction is then a share of the rest."""
     path: Annotated[FilePath | None, instead_of("fraction"), Field(validate_default=True)] = None
     """A table with the same columns, relative to the working directory."""
 
@@ -69,63 +69,66 @@ class ColumnsOfTable(SourceSettings):
     """Which columns of a table are inputs and targets, and what is done with their cells."""
 
     path: FilePath
-    """The file, relative to the working directory; a folder, or a pattern such as data/*.csv, is
+    """The file, relative to the working directory. A folder, or a pattern such as data/*.csv, means
     all of its files."""
     target: str | Names
     """Name of the target column, or of several."""
     features: Names | None = None
     """Names of the input columns; all but the targets if left out."""
     exclude: list[str] = Field([])
-    """Columns that are no inputs."""
+    """Columns that are not inputs."""
     keep: list[str] = Field([])
-    """Columns that are inputs though they look like none: row numbers, codes, names, dates."""
+    """Columns to use as inputs that would otherwise not be: row numbers, codes, names, dates."""
     categorical: list[str] = Field([])
-    """Columns of numbers that stand for categories."""
+    """Columns whose numbers are category codes."""
     missing: (
         Literal["error", "drop", "mean", "median", "most_frequent"]
         | dict[str, Literal["error", "drop", "mean", "median", "most_frequent"]]
     ) = "error"
-    """What is done about missing cells: an error, rows left out (drop), or what is filled in,
-    learnt on the training part; for all columns, or a mapping of columns to it. Of text, the mean
-    and the median are its most frequent category."""
+    """How to treat missing cells: an error; drop their rows; or fill in a statistic of the training
+    part, for text always the most frequent category. One word for all columns, or a mapping of
+    columns to words."""
     indicator: bool | list[str] = False
-    """Inputs that are 1 where a cell is missing: for all columns with missing cells, or these."""
+    """Add inputs that are 1 where a cell is missing: for all columns with missing cells, or for
+    these."""
     missing_values: list[str] | None = None
-    """Cells that stand for no value; if left out, empty ones, NA, N/A, NaN, ?, NULL and None, in
+    """Cells that mean a missing value; if left out, empty cells, NA, N/A, NaN, ?, NULL and None, in
     upper or lower case."""
     unknown_category: Literal["error", "ignore"] = "error"
-    """What a category is that was not there in training: an error, or all zeros (ignore)."""
+    """How to treat a category that was not in the training data: an error, or all zeros
+    (ignore)."""
 
 
 class Table(ColumnsOfTable):
     """A table: CSV, Parquet, Feather or JSON lines, plain or compressed, or a folder of these.
 
-    Numeric columns are taken as they are, text one-hot by category.
+    Numeric columns become one input each; text columns are one-hot encoded.
     """
 
     validation: ValidationTable | None = None
-    """The validation part, of a file of its own."""
+    """The validation part, in a separate file."""
     test: HeldOutTest | None = None
-    """The test part: neither trained on nor looked at before training is over."""
+    """The test part: not used in training, and evaluated once after it."""
     stratify: bool = False
-    """Of fractions: each class has its share in all parts."""
+    """For fractions: each class has the same share in all parts."""
     shuffle: bool = True
-    """Of fractions: drawn at random, or else the last rows (false)."""
+    """For fractions: draw rows at random (true), or take the last rows (false)."""
     delimiter: Annotated[str, Field(min_length=1, max_length=2)] | None = None
-    """Of CSV, the character between cells; if left out, the first of comma, semicolon, tab and |
-    that is in the header."""
+    """For CSV, the character between cells; if left out, the first of comma, semicolon, tab and |
+    that occurs in the header."""
     quote: Mark = '"'
-    """Of CSV, the character around cells that hold delimiters."""
+    """For CSV, the character around cells that contain delimiters."""
     decimal: Literal[".", ","] = "."
-    """Of CSV, what stands before the fraction of a number."""
+    """For CSV, the decimal separator of numbers."""
     encoding: str = "utf-8"
-    """Of CSV, the encoding, such as latin-1 or utf-16."""
+    """For CSV, the encoding, such as latin-1 or utf-16."""
     comment: Mark | None = None
-    """Of CSV, how lines begin that are passed over."""
+    """For CSV, the character that begins a comment line, which is skipped."""
     skip_rows: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of CSV, how many lines stand before the header."""
+    """For CSV, the number of lines before the header."""
     header: bool | None = None
-    """Of CSV, whether the first line names the columns; without, they are column_1, column_2, …"""
+    """For CSV, whether the first line has the column names; if not, they are column_1, column_2,
+    …"""
 
     @field_validator("validation", "stratify", "shuffle")
     @classmethod

@@ -22,11 +22,11 @@ _ALIKE = "needs a loss that weighs every sample alike; use svrg"
 
 
 class Saga(NamedSettings):
-    """A table of every sample's last gradient corrects those of the batches (Defazio et al., 2014).
+    """A table of every sample's last gradient corrects the batch gradients (Defazio et al., 2014).
     For small data sets and models."""
 
     memory_limit: Positive | str = "1GiB"
-    """What the table, a number for each sample and parameter, may take: bytes, or 512MB, 2GiB."""
+    """Limit on the table, one number per sample and parameter: bytes, or 512MB, 2GiB."""
 
 
 @register_variance_reduction("saga", Saga)

@@ -18,10 +18,10 @@ from gdtrain.training.state.plain_values import is_count
 
 
 class Svrg(NamedSettings):
-    """A full gradient now and then corrects those of the batches (Johnson and Zhang, 2013)."""
+    """An occasional full gradient corrects the batch gradients (Johnson and Zhang, 2013)."""
 
     every_n_steps: Positive | None = None
-    """Updates between two full gradients; those of two passes over the data if left out."""
+    """Updates between two full gradients; two passes over the data if left out."""
 
 
 @register_variance_reduction("svrg", Svrg)

@@ -107,7 +107,7 @@ class R2(_OfNumbers):
 
 
 class RmseSettings(OptionsOnly):
-    """Root of the mean squared error, in the unit of the targets."""
+    """Root mean squared error, in the unit of the targets."""
 
     has_unit: ClassVar[bool] = True
 
@@ -266,18 +266,20 @@ class AveragedSettings(OptionsOnly):
     """What a metric over classes takes."""
 
     average: Average = "macro"
-    """Over classes: macro, alike; weighted, by their samples; micro, over samples."""
+    """Average over classes with equal weights (macro) or weighted by their samples (weighted); or
+    over samples (micro)."""
     per_class: bool = False
-    """Also of each class, as <name>_0, <name>_1, …; no average of two classes by one logit."""
+    """For each class too, as <name>_0, <name>_1, …; two classes with one logit have no average."""
 
 
 class ScoresSettings(OptionsOnly):
     """What a metric of the scores of classes takes."""
 
     average: Literal["macro", "weighted"] = "macro"
-    """Over classes, each against the rest: macro, alike; weighted, by their samples."""
+    """Average over classes, each against the rest, with equal weights (macro) or weighted by their
+    samples (weighted)."""
     per_class: bool = False
-    """Also of each class, as <name>_0, <name>_1, …; no average of two classes by one logit."""
+    """For each class too, as <name>_0, <name>_1, …; two classes with one logit have no average."""
 
 
 class F1Settings(AveragedSettings):
@@ -292,7 +294,7 @@ class F1(_Averaged):
 
 
 class PrecisionSettings(AveragedSettings):
-    """Precision, the share of the samples of a predicted class that are of it."""
+    """Precision, the share of the samples predicted to be of a class that belong to it."""
 
 
 @register_metric("precision", PrecisionSettings)
@@ -336,7 +338,7 @@ class AveragePrecision(_OfScores):
 
 
 class ConfusionMatrixSettings(OptionsOnly):
-    """How many samples of each class are taken for which, as <name>_<class>_as_<prediction>."""
+    """Number of samples for each class and prediction, as <name>_<class>_as_<prediction>."""
 
 
 @register_metric("confusion_matrix", ConfusionMatrixSettings)

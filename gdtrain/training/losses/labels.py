@@ -28,9 +28,9 @@ class CrossEntropy(LabelLoss):
     weight: Weights | None = None
     """One weight per class."""
     ignore_index: Label = -100
-    """A label that does not count."""
+    """A label to ignore."""
     label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target probability that is spread evenly over all classes."""
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.softmax(1)
@@ -43,7 +43,7 @@ class Nll(LabelLoss):
     weight: Weights | None = None
     """One weight per class."""
     ignore_index: Label = -100
-    """A label that does not count."""
+    """A label to ignore."""
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         return outputs.exp()

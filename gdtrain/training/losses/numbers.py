@@ -26,14 +26,14 @@ class SmoothL1(ErrorLoss):
     """Squared below beta, absolute above."""
 
     beta: NonNegative = 1.0
-    """Where the two meet."""
+    """The error at which the two parts meet."""
 
 
 class Huber(ErrorLoss):
     """Squared below delta, delta times the absolute error above."""
 
     delta: PositiveFloat = 1.0
-    """Where the two meet."""
+    """The error at which the two parts meet."""
 
 
 class PoissonNll(LossSettings):
@@ -45,7 +45,7 @@ class PoissonNll(LossSettings):
     full: bool = False
     """Add Stirling's approximation of the target's term."""
     eps: PositiveFloat = 1e-8
-    """Keeps log(0) away when log_input is false."""
+    """Added inside the logarithm when log_input is false, to avoid log(0)."""
 
 
 register_loss("mse", Mse)(nn.MSELoss)

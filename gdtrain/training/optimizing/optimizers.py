@@ -20,9 +20,9 @@ class Sgd(OptimizerSettings):
     lr: PositiveFloat
     """Learning rate."""
     momentum: Momentum = 0.0
-    """Share of the last velocity that is kept."""
+    """Momentum coefficient β."""
     dampening: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the gradient that is left out of the velocity; needs momentum."""
+    """Dampening of the gradient in the momentum buffer; needs momentum."""
     weight_decay: NonNegative = 0.0
     """L2 penalty added to the gradient, as weight_decay · θ."""
     nesterov: bool = False
@@ -53,20 +53,20 @@ class AdamW(OptimizerSettings):
     lr: PositiveFloat = 1e-3
     """Learning rate."""
     weight_decay: NonNegative = 0.01
-    """Decay of the weights, apart from the gradient."""
+    """Decoupled weight decay."""
 
 
 class Lbfgs(OptimizerSettings):
     """torch.optim.LBFGS, for the batch loader: it needs the same loss at each evaluation."""
 
     lr: PositiveFloat = 1.0
-    """Length of the first step tried."""
+    """Learning rate, the length of the first step tried."""
     max_iter: Positive = 20
-    """Iterations in one update."""
+    """Largest number of iterations in one update."""
     history_size: Positive = 100
-    """Updates remembered."""
+    """Number of past steps kept to approximate the curvature."""
     line_search: bool = True
-    """Search each step's length by the strong Wolfe conditions."""
+    """Choose each step's length by a line search (strong Wolfe conditions)."""
 
     def refuses(self, key: str, value: Any) -> str | None:
         if key == "variance_reduction" and value is not None:

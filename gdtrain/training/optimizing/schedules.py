@@ -53,7 +53,7 @@ class Cosine(ScheduleSettings):
     """α_t falls from α_0 along half a cosine (Loshchilov and Hutter, 2017)."""
 
     min_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of α_0 at the end of training."""
+    """The learning rate at the end of training, as a share of α_0."""
 
 
 @register_schedule("cosine", Cosine)
@@ -70,9 +70,9 @@ class Step(ScheduleSettings):
     """α_t = α_0 · gamma^floor(t / every)."""
 
     every: Positive
-    """How many t between two falls."""
+    """Number of t between two reductions."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Factor of each fall."""
+    """Factor of each reduction."""
 
 
 @register_schedule("step", Step)
@@ -86,7 +86,7 @@ class Exponential(ScheduleSettings):
     """α_t = α_0 · gamma^t."""
 
     gamma: Annotated[float, Field(gt=0, le=1)]
-    """Factor of each t."""
+    """Factor applied at each t."""
 
 
 @register_schedule("exponential", Exponential)
@@ -148,21 +148,21 @@ def scheduler(optimizer: Optimizer, schedule: Schedule) -> LambdaLR:
 
 
 class Plateau(NamedSettings):
-    """α falls by a factor where a metric of the epochs has stopped improving."""
+    """α is multiplied by a factor when a metric of the epochs has stopped improving."""
 
     monitor: str | None = None
-    """A metric of the epochs, looked at after those that have it; by default val_loss, or
-    train_loss without validation."""
+    """A metric of the epochs, checked after those that have it; by default val_loss, or train_loss
+    without validation."""
     mode: Literal["min", "max"] | None = None
-    """Whether lower or higher is better; by default max of an accuracy, else min."""
+    """Whether lower or higher is better; by default max for an accuracy, min otherwise."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Factor of each fall."""
+    """Factor of each reduction."""
     patience: Annotated[int, Field(ge=0, lt=2**31)] = 10
-    """How many of the metric's values may pass without an improvement before a fall."""
+    """Number of values without improvement that are allowed before a reduction."""
     min_delta: NonNegative = 0.0
     """By how much a value must beat the best to count."""
     min_lr: NonNegative = 0.0
-    """The learning rate falls no further."""
+    """Lower bound on the learning rate."""
 
 
 @register_schedule("plateau", Plateau)
