@@ -66,21 +66,22 @@ def landscape(
     loader: Loader | None = None,
     resolution: int = 40,
 ) -> Landscape:
-    """The full loss around the ways of one run's weights, or of several, in their principal plane.
+    """The full loss around the path of a run's weights, or of several runs', in their principal
+    plane.
 
     The plane (Li, Xu, Taylor, Studer and Goldstein, 2018, section 7) is spanned by the first two
     principal components u, v of all recorded weights of all runs, by a singular value
-    decomposition of what they are apart from their mean. Where Li and others subtract the last
-    weights, this subtracts the mean, as principal components are defined, so that ``explained``
-    is a share of variance. The plane passes through the last weights of a run, or of several
-    runs, the mean of theirs; other points are drawn where they fall on it at right angles.
+    decomposition of their deviations from the mean. Li and others subtract the last weights; this
+    subtracts the mean, as principal components are defined, so that ``explained``
+    is a share of variance. The plane passes through the last weights of a run, or the mean of those
+    of several runs; other points are drawn at their orthogonal projections.
 
     J is the loss over all samples of ``loader`` (the trainer's if left out), at ``resolution`` ×
-    ``resolution`` points, many at a time by ``torch.func`` where that can take the model: what
-    descent goes down where there is such a function
-    (:func:`~gdtrain.analysis.curvature.descended_function.descended`), so of a BatchNorm network
-    under a BatchLoader that in training mode, with statistics of all samples at each point; else J
-    in eval mode, with the trainer's buffers at all points. Nothing of the trainer is changed.
+    ``resolution`` points, many at a time by ``torch.func`` if the model allows it. J is the
+    function that training minimises, if there is one
+    (:func:`~gdtrain.analysis.curvature.descended_function.descended`): for a BatchNorm network with
+    a BatchLoader the loss in training mode, with statistics of all samples at each point; otherwise
+    the loss in eval mode, with the trainer's buffers at all points. The trainer is not changed.
 
     Raises DataError for paths that are projected or not of this model, or a stream.
 

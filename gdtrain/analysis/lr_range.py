@@ -179,34 +179,34 @@ def lr_range(
 
     Makes ``updates`` updates from the trainer's loader, update i = 0, 1, … with the learning rate
     start · (stop / start)^(i / (updates - 1)), and evaluates the loss over all samples of
-    ``loader`` (the trainer's if left out) after each ``every``-th. Where Smith looks at the loss
-    of the batch, which for one sample is mostly noise, this looks at the full loss J. Groups of
+    ``loader`` (the trainer's if left out) after each ``every``-th. Smith uses the loss
+    of the batch, which for one sample is mostly noise; this test uses the full loss J. Groups of
     parameters keep the ratios of their learning rates; lr is that of the first.
 
-    J is smoothed over looks by the exponential moving average with β = 0.8, corrected for its bias
+    J is smoothed by the exponential moving average with β = 0.8, corrected for its bias
     (:func:`~gdtrain.output.plots.curves.smoothed`). The test ends early, as diverged, where a loss,
     gradient or J is not finite, or J > J_0 + 3 max(|J_0|, J_0 - min J): four times the J_0 before
     the first update, if that is positive. ``suggestion`` is half of the largest
     rate in theory (:func:`~gdtrain.analysis.theory.largest_rate`), at which the steepest direction
-    is descended fastest, and at most half of the lr at which smoothed J was lowest. It is meant for
-    the first updates: a long training may bear more, and a loss with much noise at its minimum
-    wants less. On 12 problems in three forms it lay within a factor of 4 of the best of 25 rates in
-    30 of 36, and never diverged; the ramp's usual rules of thumb (where J falls fastest, a tenth of
-    where it is lowest) did in 19. Where theory has no rate, there is no suggestion.
+    is descended fastest, and at most half of the lr at which smoothed J was lowest. It is for
+    the first updates: a long training may allow more, and a loss with much noise at its minimum
+    needs less. On 12 problems in three forms it was within a factor of 4 of the best of 25 rates in
+    30 of 36, and never diverged; the usual rules of thumb (where J falls fastest, a tenth of
+    where it is lowest) diverged in 19. Without a theoretical rate, there is no suggestion.
 
-    epochs: how long training is to be, which the ramp does not know. With it, rates a factor of 2
+    epochs: the length of the training, which the ramp does not know. With it, rates a factor of 2
     apart are tried out from the same weights, the best of them for all of the epochs, and
     ``suggestion`` is the one with the lowest full loss
-    (:func:`~gdtrain.analysis.lr_trials.best_rate`). That takes four to six times as long as the
-    training itself, of a constant rate, whatever the schedule.
-    limit: compute what theory says (:func:`~gdtrain.analysis.theory.theory`), at the weights
-    before the test, of the samples of training. advance: called with the number of
+    (:func:`~gdtrain.analysis.lr_trials.best_rate`). This takes four to six times as long as the
+    training itself, with a constant rate, whatever the schedule.
+    limit: compute the theoretical limit (:func:`~gdtrain.analysis.theory.theory`) at the weights
+    before the test, for the training samples. advance: called with the number of
     updates just made.
 
     Weights, buffers, optimizer, schedule, gradients, modes and all random number generators are
-    put back bit for bit, however the test ends; no callback is called. Raises DataError for a
-    stream, ConfigError for a range that is none, ModelError as ``fit`` does, and if a callback
-    makes another gradient of the batch's (SVRG, SAGA).
+    restored bit for bit, however the test ends; no callback is called. Raises DataError for a
+    stream, ConfigError for an invalid range, ModelError as ``fit`` does, and if a callback
+    changes the batch's gradient (SVRG, SAGA).
 
     >>> import torch
     >>> from torch import nn

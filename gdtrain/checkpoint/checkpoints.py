@@ -37,27 +37,27 @@ _PASSING = (errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ESTALE, err
 class Checkpoints(Callback):
     """Saves the trainer's state every k steps, epochs or seconds, and at both ends of a fit.
 
-    A run that is resumed from any of them ends with the same bits as one left alone. What is
-    saved is copied at a safe point, and written while training goes on, one at a time; training
-    waits where the disk can't follow, and for the one at the end of a fit. Of several processes
-    all have this callback, since each has a part of the state; rank 0 writes.
+    A run that is resumed from any of them ends with the same bits as an uninterrupted one. The
+    state is copied at a safe point and written while training continues, one checkpoint at a time.
+    Training waits if the disk is too slow, and for the checkpoint at the end of a fit. With several
+    processes all have this callback, since each has a part of the state; rank 0 writes.
 
-    store: the directory, made if need be, in which the ``keep_last`` newest are kept; or a
-    CheckpointStore, which says so itself. ``trainer.fit(100, resume=directory)`` goes on from the
-    newest in it.
+    store: the directory, created if it does not exist, for the ``keep_last`` newest checkpoints; or
+    a CheckpointStore with its own rule. ``trainer.fit(100, resume=directory)`` continues from the
+    newest one.
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
-    it was best is kept besides the last ones. mode: ``min`` or ``max``; if left out, by the
-    metric's name: max of an accuracy.
-    settings: of the run, kept in every checkpoint beside ``best``: the best metric so far, with
-    its sign turned where higher is better, and infinite at first.
+    it was best is kept in addition to the last ones. mode: ``min`` or ``max``; if left out, the
+    metric's name decides: max for an accuracy.
+    settings: of the run, kept in every checkpoint together with ``best``: the best metric so far,
+    with its sign reversed if higher is better, and infinite at first.
 
-    marks: what else is to be kept in them, asked at each safe point.
+    marks: called at each safe point; returns what else to keep in a checkpoint.
 
-    A save that fails is logged and training goes on, with the older checkpoints in place. Where the
-    disk is full, the oldest ones are removed but for a good one; else the next one is tried soon,
-    then later and later. At the end of a fit a save that fails raises StorageError or
-    CheckpointError; with ``faults``, which keeps them for whoever has made it, nothing is raised.
-    A fit ends early if log and checkpoints have failed for as long as checkpoints are apart.
+    A failed save is logged, and training continues with the older checkpoints in place. On a full
+    disk, the oldest ones are removed, except one good one; otherwise the save is tried again soon,
+    then at growing intervals. At the end of a fit a failed save raises StorageError or
+    CheckpointError; with ``faults``, which collects them, nothing is raised. A fit ends early if
+    log and checkpoints have failed for as long as the interval between checkpoints.
 
     >>> import torch
     >>> from torch import nn

@@ -42,10 +42,10 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
-    """A trained model on the CPU, and what was done to its data before training.
+    """A trained model on the CPU, with the preprocessing of its data.
 
-    config: the run's resolved configuration. model: in eval mode. preprocessing: repeated by
-    :meth:`predict`, so that it takes rows as the data source had them.
+    config: the run's resolved configuration. model: in eval mode. preprocessing: applied by
+    :meth:`predict`, which therefore takes rows as they were in the data source.
 
     >>> from gdtrain.cli.main import main
     >>> main(["--config", "minibatch.yaml", "epochs=1", "--output-dir", "trained"])
@@ -86,7 +86,7 @@ class TrainedRun:
         """The model's outputs [n, k] for raw rows [n, …], a tensor or an array.
 
         Inputs are standardised and shaped as in training; outputs for standardised targets are
-        in the targets' own units again. Raises DataError for rows that do not fit.
+        converted back to the targets' original units. Raises DataError for rows that do not fit.
         """
         rows = as_tensor(inputs, "inputs")
         if not len(rows):
@@ -110,9 +110,9 @@ class TrainedRun:
     def evaluate(self, path: str | Path) -> dict[str, float]:
         """The run's loss and metrics on the labelled rows of a file, and how many ``samples``.
 
-        path: a table with the columns of the training one and its targets; a .npz, .pt or
-        .safetensors file of arrays, under the names that the run's own had, or x and y; or a folder
-        that convert wrote. The loss is in the units of training, as ``val_loss`` is.
+        path: a table with the columns of the training table and its targets; a .npz, .pt or
+        .safetensors file of arrays, named as in training, or x and y; or a folder that convert
+        wrote. The loss is in the same units as ``val_loss``.
 
         Raises DataError for what can't be read or does not fit.
         """
@@ -138,12 +138,12 @@ class TrainedRun:
         return fitted
 
     def columns_of(self, outputs: Tensor) -> dict[str, list[Any]]:
-        """What outputs [n, k] say, by name: as the command ``predict`` writes it.
+        """The outputs [n, k] as named columns, as the command ``predict`` writes them.
 
-        For a loss over classes, and for two named ones under a binary loss, ``prediction``, the
-        likeliest class by its name, and a column for each class: its probability, or its score
-        where the loss has no probabilities. Else a column for each target, by its name where the
-        data had some.
+        For classification, including two named classes with a binary loss, ``prediction``, the name
+        of the most likely class, and a column for each class: its probability, or its score if the
+        loss has no probabilities. Otherwise a column for each target, under its name if the data
+        had names.
         """
         flat, loss = outputs.double().flatten(1), self.config.loss
         probabilities = loss.probabilities(flat)
@@ -164,10 +164,10 @@ class TrainedRun:
         return ["prediction"] if count == 1 else [f"prediction_{n}" for n in range(count)]
 
     def predict_csv(self, path: str | Path, delimiter: str | None = None) -> Tensor:
-        """:meth:`predict` for the rows of a table in a file, by the columns of the training one.
+        """:meth:`predict` for the rows of a table in a file, with columns as in training.
 
-        delimiter: of a CSV file, the training file's if left out. Raises DataError for a missing
-        column, a row that does not fit, or a run whose data was not a table.
+        delimiter: of a CSV file; by default that of the training file. Raises DataError for a
+        missing column, a row that does not fit, or a run whose data was not a table.
         """
         style = TableStyle.of(self.config.data)
         if delimiter is not None:
@@ -176,11 +176,11 @@ class TrainedRun:
         return torch.cat([outputs for outputs, _ in self._predicted(table, "error")])
 
     def predict_table(self, table: Any, *, on_bad_row: OnBadRow = "error") -> dict[str, list[Any]]:
-        """What :meth:`columns_of` says of the rows of a table, in their order.
+        """The columns of :meth:`columns_of` for the rows of a table, in their order.
 
         table: a path, a pandas, polars or Arrow table, a mapping of names to columns, or a list of
-        mappings. on_bad_row: what a row is that does not fit: an error, none in the result (skip),
-        or None in all columns (empty).
+        mappings. on_bad_row: how to treat a row that can't be read: raise an error, leave it out
+        (skip), or give None in all columns (empty).
 
         Raises DataError for a missing column, or a row that does not fit.
         """
@@ -245,9 +245,9 @@ class BadRows:
 def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     """Read the directory of a finished run.
 
-    averaged: take the averaged weights of a run with ``averaging`` instead of the last ones.
+    averaged: use the averaged weights of a run with ``averaging`` instead of the last ones.
 
-    A model of one's own must have been registered before. Raises OutputError if the directory is
+    Register a model of your own before the call. Raises OutputError if the directory is
     not that of a finished run, ConfigError or DataError for damaged settings, and CheckpointError
     if the weights are not the model's.
 

@@ -23,13 +23,13 @@ from gdtrain.errors import ConfigError
 class Batch:
     """The samples of one update.
 
-    inputs: [B, …]; a tuple of such tensors where the data has several inputs. Of a Dataset,
+    inputs: [B, …]; a tuple of such tensors if the data has several inputs. For a Dataset,
         whatever its collate function makes: dicts, lists and dataclasses of these, names, numbers.
     targets: [B, …], or None for data without targets.
-    indices: [B] int64 on the CPU, the samples' places in the data set.
+    indices: [B] int64 on the CPU, the samples' indices in the data set.
 
-    ``len(batch)`` is B, the samples that are there. ``inputs, targets = batch`` unpacks, as
-    DataLoader users expect. is_view: whether tensors are the data set's own memory, which a model
+    ``len(batch)`` is the number of samples B. ``inputs, targets = batch`` unpacks a batch, as
+    DataLoader users expect. is_view: whether tensors share the data set's memory, which a model
     that works in place would change.
 
     >>> import torch
@@ -114,15 +114,15 @@ class Plan:
     """Which samples form which batch in one epoch; nothing has been read yet.
 
     epoch: the epoch it is for, from 0.
-    num_samples: draws in the epoch, those of a dropped ragged batch not counted.
-    batch_size: samples of every batch but the last, which may have fewer.
-    indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence. Of a large data set
-        they are :class:`~gdtrain.data.orders.permutation.Draws`, which are sliced and indexed
-        alike.
-    rank, world_size: of ``world_size`` processes, the one that reads by this plan. It reads its
-        contiguous share of every batch; shares differ by one sample at most, and may be empty.
-    asked: the order that was asked for the indices, where they can't be computed anew.
-    sizes: the samples of each batch, where they are not alike; then batch_size is the largest.
+    num_samples: number of draws in the epoch, without those of a dropped last batch.
+    batch_size: samples of every batch except the last, which may have fewer.
+    indices: [num_samples] int64, or None for 0 … num_samples - 1 in sequence. For a large data set
+        they are :class:`~gdtrain.data.orders.permutation.Draws`, which are sliced and indexed in
+        the same way.
+    rank, world_size: the process, of ``world_size`` processes, that reads with this plan. It reads
+        a contiguous share of every batch; shares differ by one sample at most, and may be empty.
+    asked: the order that gave the indices, if they can't be computed again.
+    sizes: the number of samples of each batch, if they differ; then batch_size is the largest.
         See :meth:`of_batches`.
 
     ``len(plan)`` is the number of batches, and so of updates.
@@ -145,10 +145,10 @@ class Plan:
 
     @classmethod
     def of_batches(cls, epoch: int, batches: Iterable[Any]) -> Plan:
-        """The plan of batches that are given one by one, each as the indices of its samples.
+        """A plan from a list of batches, each given as the indices of its samples.
 
         batches: rows of whole numbers, as tensors, arrays or lists, of any lengths >= 1. Raises
-        ConfigError for others: a batch is an update, and one of no samples has no loss.
+        ConfigError for others: a batch makes an update, and an empty batch has no loss.
 
         >>> plan = Plan.of_batches(0, [[3, 1], [0, 2, 4]])
         >>> plan.batch_sizes(0, len(plan)), plan.batch_indices(1).tolist()

@@ -18,10 +18,10 @@ class ProgressBar(Callback):
     """Shows loss, its terms, learning rate and samples per second on ``stream`` (standard error).
 
     On a terminal and in a notebook, a bar over the steps of the whole run, with a line for each
-    epoch above it; elsewhere only the lines, at most ``max_lines`` of them in equal distances and
-    the last; 0: no lines. What can't be printed is dropped.
+    epoch above it; elsewhere only the lines, at most ``max_lines`` evenly spaced ones and
+    the last; 0: no lines. Output that can't be printed is dropped.
 
-    ``fit`` has such a bar, without lines, on terminals and in notebooks; see its ``progress``.
+    ``fit`` shows such a bar, without lines, on terminals and in notebooks; see its ``progress``.
 
     >>> import io
     >>> import torch

@@ -20,9 +20,9 @@ _FIRST = ("kind", "step", "epoch")
 class MetricsCsv(Callback):
     """Keeps ``path`` a table of the records in ``metrics``, a metrics.jsonl.
 
-    Written again at the end of a fit, and of the epochs 1, 2, 4, 8, …, which costs no more than
-    writing every record twice. To be called after the callback that writes ``metrics``.
-    Raises StorageError if the disk fails; attempt: or whatever is to be done then.
+    The table is rewritten at the end of a fit, and of the epochs 1, 2, 4, 8, …, which costs no more
+    than writing every record twice. List it after the callback that writes ``metrics``.
+    Raises StorageError if the disk fails; attempt: a function that handles this instead.
 
     >>> import torch
     >>> from pathlib import Path

@@ -30,20 +30,20 @@ class MetricsLog(StepLog):
     """Writes three kinds of lines:
 
     * ``{"kind": "step", "step", "epoch", "loss", "lr", "seconds"}`` every k updates, and after
-      those at which a monitor has looked, with what other callbacks report of that step;
+      those at which a monitor has measured, with what other callbacks report for that step;
     * ``{"kind": "epoch", "epoch", "step", "samples", "train_loss", …, "lr", "seconds"}``;
-    * ``{"kind": "resume", "epoch", "step"}`` where a run was taken up again from a checkpoint:
-      lines above it that lie after that step were made again below it.
+    * ``{"kind": "resume", "epoch", "step"}`` where a run was resumed from a checkpoint: updates
+      after that step that are logged above this line are logged again below it.
 
-    Numbers that are not finite are written as null. Of several processes, rank 0 writes.
+    Numbers that are not finite are written as null. With several processes, rank 0 writes.
     :func:`read_metrics` reads the file back.
 
-    What can't be written is kept, up to :data:`MAX_KEPT_BYTES`, and tried again with the next line
-    and when the fit ends; if that fails too, StorageError is raised then, or kept by ``faults``. If
-    somebody cuts, replaces or removes the file, or it was shorter at a resume than at the
-    checkpoint, that is told, and the lines of epochs that it lacks are written again.
+    Lines that can't be written are kept, up to :data:`MAX_KEPT_BYTES`, and tried again with the
+    next line and at the end of the fit; if that fails too, StorageError is raised, or kept by
+    ``faults``. If somebody truncates, replaces or removes the file, or it was shorter at a resume
+    than at the checkpoint, this is reported, and missing lines of epochs are written again.
 
-    least_bytes: how long the file was when the state was saved with which the next fit goes on.
+    least_bytes: length of the file when the state was saved from which the next fit continues.
 
     >>> import json
     >>> import torch

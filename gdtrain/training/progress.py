@@ -324,11 +324,11 @@ def public(name: str) -> Any:
 class History:
     """One record per finished epoch, readable by row (``epochs``) or by column.
 
-    ``history.train_loss``, ``history["val_loss"]``, … are lists with one value per epoch; None
-    stands where an epoch has no such value. ``history[-1]`` is the record of the last epoch.
-    ``history.columns()`` gives them all, ``history.to_pandas()`` as a pandas.DataFrame;
-    ``history.table()`` is a table to print, ``history.plot()`` a picture. In a notebook, the
-    history shows itself as a table.
+    ``history.train_loss``, ``history["val_loss"]``, … are lists with one value per epoch, or None
+    if an epoch has no such value. ``history[-1]`` is the record of the last epoch.
+    ``history.columns()`` gives all columns, ``history.to_pandas()`` a pandas.DataFrame;
+    ``history.table()`` is a table to print, ``history.plot()`` a picture. A notebook shows the
+    history as a table.
 
     >>> import torch
     >>> from gdtrain import BatchLoader, Trainer

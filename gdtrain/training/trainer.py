@@ -103,53 +103,53 @@ leave_compiler_out()  # who trains has optimizers made, and few compile
 
 
 class Trainer(OutsideTheLoop):
-    """Trains ``model`` by gradient descent on what ``loader`` hands over.
+    """Trains ``model`` by gradient descent on the batches of ``loader``.
 
     model: moved to the device, and to the precision's dtype, in place.
-    loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss, or the name that a
-        configuration has for it, such as ``"mse"``; ``"model"`` for a model that is called with the
-        inputs by name and gives its loss, as Hugging Face's do; None if a subclass overrides
+    loss: ``(output, targets) -> loss``, shape [], such as a torch.nn loss, or its name in a
+        configuration, such as ``"mse"``; ``"model"`` for a model that takes the inputs by name and
+        returns its loss, like Hugging Face models; None if a subclass overrides
         :meth:`compute_loss`.
     optimizer: any ``torch.optim`` optimizer over ``model.parameters()``; L-BFGS too. Or several
-        by name, of different parameters: after one backward pass each is stepped, in this order;
-        an own :meth:`train_step` steps those of :attr:`optimizers` that it wants. Or
+        by name, for different parameters: after one backward pass each is stepped, in this order;
+        a :meth:`train_step` of your own steps those of :attr:`optimizers` that it needs. Or
         :class:`gdtrain.Phases`, which change optimizer, schedule and frozen layers in mid-run.
     loader: a Loader: BatchLoader, SampleLoader, MiniBatchLoader, a PhasedLoader of loaders, or
-        one of one's own.
+        your own.
     device: ``auto`` (cuda, mps, then cpu), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision: ``fp32``, ``bf16`` or ``fp16`` (float32 parameters, autocast) or ``fp64``; None keeps
         the model's dtype. Floating-point data is cast to the parameters' dtype. Under ``fp16`` the
         loss is scaled as by torch.amp.GradScaler; a batch whose gradient overflows makes no update,
         ``progress.skipped`` counts it, and 20 in a row end the fit.
     scheduler: any ``torch.optim.lr_scheduler``, or several by the names of their optimizers,
-        stepped once per ``scheduler_per``: ``"epoch"`` or ``"step"``, before callbacks are told of
-        the epoch's end.
-    scheduler_metric: what ReduceLROnPlateau is given, after the epochs that have it: a key of
-        their records; by default val_loss, or train_loss in a run without validation.
+        stepped once per ``scheduler_per``: ``"epoch"`` or ``"step"``, before the callbacks'
+        ``on_epoch_end``.
+    scheduler_metric: the metric for ReduceLROnPlateau, a key of the epochs' records; epochs
+        without it are skipped. By default val_loss, or train_loss in a run without validation.
     validation: a loader to evaluate after each epoch, or a :class:`Validation` callback.
-    metrics: name -> ``(output, targets) -> number``, called once on all of a set by
-        :meth:`evaluate`; ``mean_over_samples`` of such a function, or an object with ``update``,
-        ``compute`` and ``reset`` (as in torchmetrics), is taken part by part. Or a list of names
-        that a configuration has for them: ``["mae"]``.
+    metrics: name -> ``(output, targets) -> number``, called by :meth:`evaluate` once on the whole
+        data set; ``mean_over_samples`` of such a function, or an object with ``update``,
+        ``compute`` and ``reset`` (as in torchmetrics), is computed part by part. Or a list of
+        their names in a configuration: ``["mae"]``.
     callbacks: called in this order, after the validation.
-    clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element; of all
-        that is trained, or of each optimizer, by its name.
-    microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: of
-        as many as ``memory_limit`` allows.
+    clip_grad_norm, clip_grad_value: bounds on the gradient's 2-norm and on each element; over all
+        trained parameters, or for each optimizer, by its name.
+    microbatch_size: compute each batch's gradient in slices of this many samples; ``auto``: as
+        many as ``memory_limit`` allows.
     memory_limit: bytes, or text such as ``512MB``, for the activations of a slice, and for the
-        outputs and targets of a set that a loss or metric needs all at once.
-    microbatch_allow: names of layers that mix samples (BatchNorm) and may see slices only.
+        outputs and targets of a data set if a loss or metric needs all of them at once.
+    microbatch_allow: names of layers that mix samples (BatchNorm) but may run on slices.
     accumulate_in: ``fp64`` adds up the slices' gradients in float64.
-    evaluate_in: ``whole``, the loss of all samples, as one pass over them gives it; ``batches``,
-        the mean over the loader's own batches, for losses meant per batch (contrastive ones).
+    evaluate_in: ``whole``, the loss of all samples as in one pass; ``batches``, the mean over the
+        loader's batches, for losses that are defined per batch (contrastive ones).
     engine: ``eager``, with the bits of the hand-written loop; ``compile`` (torch.compile), ``scan``
-        (XLA, on a CPU) or ``cuda_graph``, compiled, the same up to rounding; or ``auto``, by a
-        fixed rule, in fit.
+        (XLA, on a CPU) or ``cuda_graph``, compiled, the same up to rounding; or ``auto``, which
+        chooses by a fixed rule in fit.
     compile: options of ``module.compile()`` for the engine of that name: ``backend``, ``mode``,
         ``fullgraph``, ``dynamic``, ``options``.
-    compute_loss: ``(trainer, batch) -> loss``, in place of a subclass that overrides
-        :meth:`compute_loss`, for one that needs no more than that.
-    progress: whether ``fit`` shows a bar, on terminals and in notebooks alone.
+    compute_loss: ``(trainer, batch) -> loss``, used in place of the method
+        :meth:`compute_loss`, so that no subclass is needed.
+    progress: whether ``fit`` shows a progress bar, on terminals and in notebooks only.
 
     Raises ModelError, ConfigError or DeviceError where these do not fit together.
 
@@ -347,18 +347,19 @@ class Trainer(OutsideTheLoop):
     ) -> History:
         """Train until ``num_epochs`` epochs are done in total, and return the history.
 
-        After ``fit(100)``, ``fit(150)`` trains 50 more; after a stop it goes on where it was.
+        After ``fit(100)``, ``fit(150)`` trains 50 more; after a stop it continues where it was.
         Ctrl-C stops at the next safe point, with weights and progress in step, and then raises
         KeyboardInterrupt; a second Ctrl-C does so at once.
 
-        progress: whether terminals and notebooks get a bar; as the trainer says if left out.
-        resume: a directory of :class:`gdtrain.Checkpoints`, or of a run; first goes on from the
-        newest in it, to the same bits. Raises CheckpointError if there is none, or it does not fit.
+        progress: whether to show a bar on terminals and in notebooks; by default as set in the
+        trainer.
+        resume: a directory of :class:`gdtrain.Checkpoints`, or of a run; continues from its newest
+        checkpoint, to the same bits. Raises CheckpointError if there is none, or it does not fit.
 
         Raises ModelError if model, loss and data do not fit, ConfigError for settings that have no
         effect or can't work, DataError for data that can't be read, ProcessError if another process
-        is gone, and NonFiniteError, with everything as before that update, if a loss or gradient is
-        NaN or infinite.
+        has ended, and NonFiniteError if a loss or gradient is NaN or infinite; everything is then
+        as before that update.
         """
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
@@ -367,9 +368,9 @@ class Trainer(OutsideTheLoop):
         num_epochs = checks.check_epochs(num_epochs)
         if 0 < num_epochs <= self.progress.epoch and self.told_of_end is None:
             logger.warning(
-                "fit(%d): nothing to do, %s; the number is that of all epochs in total",
-                num_epochs,
-                counted(self.progress.epoch, "epoch") + " done already",
+                "nothing to train: of %s, %d are done; to train longer, give a larger total",
+                counted(num_epochs, "epoch"),
+                self.progress.epoch,
             )
         if not self.stays_in_eval:
             as_in_fit(self)
@@ -467,9 +468,9 @@ class Trainer(OutsideTheLoop):
         self._tell_of_epochs()
 
     def pass_epoch(self) -> bool:
-        """Go on into the next epoch in the middle of a block; whether that can be done.
+        """Continue with the next epoch in the middle of a block; return whether that is possible.
 
-        Its batches have the sizes of those before it. What an engine calls when all updates of an
+        Its batches have the same sizes as those before. Engines call this when all updates of an
         epoch have been made.
         """
         assert self.loader is not None
@@ -601,10 +602,10 @@ class Trainer(OutsideTheLoop):
     def compute_loss(self, batch: Batch) -> Tensor | Mapping[str, Any]:
         """The loss of a batch (or microbatch), averaged over its samples, shape [].
 
-        This is the research override. Its default is ``loss(model(inputs), targets)``. It may give
-        a mapping: of ``"loss"``, and of further numbers by name, such as the loss's terms. They are
-        logged of each step, averaged over the epoch as the loss is (``train_<name>``), and
-        evaluated (``val_<name>``).
+        This is the method to override for research. By default it is ``loss(model(inputs),
+        targets)``. It may return a mapping: ``"loss"``, and further numbers by name, such as the
+        terms of the loss. These are logged for each step, averaged over the epoch like the loss
+        (``train_<name>``), and evaluated (``val_<name>``).
         """
         output = self.forward(batch.inputs)
         if self.outputs is not None and torch.is_grad_enabled():
@@ -614,10 +615,10 @@ class Trainer(OutsideTheLoop):
     def loss_weight(self, batch: Batch) -> float | Tensor:
         """What the loss of a batch is divided by, such as its samples: a number, or shape [].
 
-        For J = (1/N) Σ l_i this is N, by which parts of a batch, and the batches of an epoch or an
-        evaluation, are weighted. Override it beside a ``compute_loss`` of your own: for a mean over
-        samples ``return len(batch)``. Its default knows the losses of PyTorch, of which a mean may
-        be over the targets that are not ignored, or their classes' weights; else it is the samples.
+        For J = (1/N) Σ l_i this is N. It weights the slices of a batch, and the batches of an epoch
+        or an evaluation. Override it together with ``compute_loss``: for a mean over samples,
+        ``return len(batch)``. The default knows the losses of PyTorch, whose mean may be over the
+        targets that are not ignored, or over class weights; otherwise it is the number of samples.
         """
         mean = mean_of(self.loss, batch)
         if mean is None or (mean.adds and loss_weights.has_own_loss(self)):
@@ -654,9 +655,9 @@ class Trainer(OutsideTheLoop):
     def minimise(self, loss: Tensor, name: str | None = None) -> Tensor:
         """Make one optimizer's update from a loss, shape []; return the loss, detached.
 
-        For a ``train_step`` with losses of its own: ``zero_grad``, ``backward``, clipping, a look
-        at what is not finite, ``step``. name: of the optimizer, of several; the loss is then
-        logged by it.
+        For a ``train_step`` with several losses: ``zero_grad``, ``backward``, clipping, a check for
+        numbers that are not finite, ``step``. name: the name of the optimizer, if there are
+        several; the loss is then logged under it.
 
         >>> import torch
         >>> from gdtrain import BatchLoader, Trainer
@@ -694,12 +695,12 @@ class Trainer(OutsideTheLoop):
         self.should_stop, self.stop_reason = True, reason
 
     def log(self, name: str, value: float | Tensor) -> None:
-        """Log a number, shape [], of the update that is being made, or else of the last one.
+        """Log a number, shape [], for the current update, or for the last one between updates.
 
-        It stands in the step's record, and its mean over the updates that have one in the epoch's;
-        what is logged between two epochs in the record of the first. Of several processes the mean
-        counts. To be called in ``train_step`` and ``compute_loss``, and by callbacks that stand
-        before the logs. Raises ModelError for what is not one number.
+        The step's record has the number, and the epoch's record its mean over the updates that
+        logged one; a number logged between two epochs belongs to the first. With several processes,
+        their mean is logged. Call this in ``train_step`` and ``compute_loss``, and in callbacks
+        listed before the logs. Raises ModelError for anything that is not one number.
         """
         noted = terms.number(name, value)
         if self.terms.under_way:
@@ -718,9 +719,9 @@ class Trainer(OutsideTheLoop):
     ) -> Iterator[Batch]:
         """The loader's batches on the trainer's device and in its dtype, from number ``start``.
 
-        plan: whose batches; of the loader's epoch 0 if left out. shared: of several processes,
+        plan: the plan of the batches; that of epoch 0 if left out. shared: with several processes,
         each reads its share of every batch. views: whether large batches of consecutive samples
-        may be views of the data set, and not copies, which a model may work on in place.
+        may be views of the data set instead of copies, which a model may change in place.
         """
         if plan is None:
             plan = loader.plan(0)
@@ -737,7 +738,7 @@ class Trainer(OutsideTheLoop):
         return self.should_stop if alone else self.world.any(self.should_stop)
 
     def after_update(self) -> None:
-        """What an engine calls after each update: the schedule, where it goes by steps."""
+        """Step the schedule, if it is stepped per update; engines call this after each update."""
         rate = self.updater.param_groups[0]["lr"]  # which a schedule may change in place
         self.progress.lr = rate.clone() if isinstance(rate, Tensor) else rate
         if isinstance(self.updater, Optimizers):
@@ -788,10 +789,10 @@ class Trainer(OutsideTheLoop):
 
     @property
     def step(self) -> Any:
-        """Updates made so far; true inside ``compute_loss`` too.
+        """Number of updates made so far; correct inside ``compute_loss`` too.
 
-        An int; in a step that an engine captures, a tensor, shape [], int64, as it will be another
-        in each update: compute with it (``torch.where``), for a branch on it is refused.
+        An int; in a step that an engine captures, a tensor, shape [], int64, since it changes with
+        each update: compute with it (``torch.where``); a branch on it is refused.
         """
         return self.progress.step if self.captured_step is None else self.captured_step
 

@@ -139,8 +139,8 @@ def test_a_fit_that_has_nothing_to_do_says_so(caplog) -> None:
         trainer.fit(2)
         trainer.fit(0)
     assert [record.getMessage() for record in caplog.records] == [
-        "fit(3): nothing to do, 3 epochs done already; the number is that of all epochs in total",
-        "fit(2): nothing to do, 3 epochs done already; the number is that of all epochs in total",
+        "nothing to train: of 3 epochs, 3 are done; to train longer, give a larger total",
+        "nothing to train: of 2 epochs, 3 are done; to train longer, give a larger total",
     ]
 
 

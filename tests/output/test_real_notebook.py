@@ -68,7 +68,7 @@ def test_a_history_is_a_table(cells) -> None:
 
 def test_what_has_nothing_to_do_says_so(cells) -> None:
     texts = "".join(out.get("text", "") for out in cells[3].outputs)
-    assert "fit(4): nothing to do, 4 epochs done already" in texts
+    assert "nothing to train: of 4 epochs, 4 are done; " in texts
 
 
 def test_a_picture_is_shown(cells) -> None:

@@ -42,35 +42,36 @@ def compare(
 ) -> Comparison:
     """Train each form from the same weights on the same samples, and measure it.
 
-    forms: a name for each, and what makes its trainer anew; called with ``lr=`` and ``budget=`` if
-    there is a grid: the rate to take, and a :class:`~gdtrain.analysis.comparison.recorder.Budget`,
-    for schedules that are to be as long as it is. Every trainer must start with the same weights
-    (seed before making the model) and have a loader over the same samples.
-    epochs, samples, updates, seconds: the budget of each, in one of them. Seconds are those of
-    updates alone (``trainer.progress.seconds``): looking takes none.
+    forms: for each name, a function that makes a new trainer; called with ``lr=`` and ``budget=``
+    if there is a grid: the learning rate, and a
+    :class:`~gdtrain.analysis.comparison.recorder.Budget`, for schedules that span it. Every trainer
+    must start with the same weights (seed before making the model) and have a loader over the same
+    samples.
+    epochs, samples, updates, seconds: the budget of each form; give one of them. Seconds count
+    updates only (``trainer.progress.seconds``), not evaluation.
     target_loss: the full loss to which times are given; if left out, the largest of the final
-    full losses of the forms that ended below their start, so that all of these reach it. Where
-    that tells nothing, being hardly below the start or reached at once, another is taken, or none:
+    full losses of the forms that ended below their start, so that all of these reach it. If
+    that says nothing, being hardly below the start or reached at once, another is used, or none:
     see :func:`~gdtrain.analysis.comparison.target.target_of`.
     lr_grid: learning rates; each form trains with every one for a quarter of the budget (see
     :meth:`~gdtrain.analysis.comparison.recorder.Budget.short`), and then for all of it with the one
     that had the smallest full loss at the end.
-    looks: evenly spread updates around which the full loss is evaluated: before and after.
-    theory: compute λ, the noise scale and the largest rate that they leave to each form, at the
-    common start, and say how far the rates that were tried agree
-    (:func:`~gdtrain.analysis.theory.theory`). It takes some twenty gradients of the full loss.
-    seeds: how many, from 0, or which. Each form is then made and trained once with each, called
-    with ``seed=``, which is to decide its weights, its order and its data; within a seed all must
-    start alike. The grid is tried with the first. Without seeds there is one run of each form,
-    which is not enough to recommend one.
-    validation: evaluated at each look too; with seeds it may be a function of the seed.
-    should_stop, tell, on_look: asked at each safe point; told what is done, in lines; told of the
-    share of the budget that a form has spent.
+    looks: the number of evenly spread updates before and after which the full loss is evaluated.
+    theory: compute λ, the noise scale and the largest rate that they allow each form, at the
+    common start, and say how well the rates that were tried agree
+    (:func:`~gdtrain.analysis.theory.theory`). It takes about twenty gradients of the full loss.
+    seeds: their number, from 0, or a list. Each form is then made and trained once with each seed,
+    called with ``seed=``, which determines its weights, its order and its data; for each seed all
+    forms must start from the same weights. The grid is tried with the first seed. Without seeds
+    there is one run of each form, which is not enough to recommend one.
+    validation: evaluated each time as well; with seeds it may be a function of the seed.
+    should_stop: called at each safe point. tell: called with progress messages. on_look: called
+    with the share of the budget that a form has spent.
 
-    Measured, of each form:
+    Measured for each form:
 
     * samples per second, and seconds, updates and gradient evaluations to the target: up to the
-      first look with a full loss at or below it, so to the precision of the looks;
+      first evaluation with a full loss at or below it, so to the precision of their spacing;
     * the final full loss (:meth:`Trainer.evaluate` on the training part) and validation;
     * the peak memory of a step, see :func:`gdtrain.analysis.comparison.peak_memory.step_memory`;
     * stability: the variance of the updates' own losses about their trend in the last third, see

@@ -128,12 +128,12 @@ def curvature(
 ) -> Curvature:
     """The loss as a function of the trained weights: its gradient, its curvature, its noise.
 
-    data: what J is the loss of: all samples of a loader, the trainer's if left out; or one batch,
-    a Batch or ``(inputs, targets)``. training: in the modes in which ``fit`` trains, the samples
-    as one batch; else, as :meth:`Trainer.evaluate` does, in eval mode.
+    data: the samples of J: all samples of a loader, the trainer's if left out; or one batch,
+    a Batch or ``(inputs, targets)``. training: in the modes in which ``fit`` trains, with the
+    samples as one batch; otherwise in eval mode, like :meth:`Trainer.evaluate`.
 
-    In microbatches where the trainer cuts batches, over all ranks, in the parameters' dtype, with
-    the weights that the loss gives to samples. Nothing of the trainer is changed.
+    J is computed in microbatches if the trainer cuts batches, over all ranks, in the parameters'
+    dtype, with the weights that the loss gives to samples. The trainer is not changed.
 
     Raises DataError for a stream, ModelError for a model that is split over processes, or of which
     a layer mixes samples that training would cut.

@@ -40,13 +40,13 @@ class GradientTestsSettings(MonitorSettings):
 
 @register_monitor("gradient_tests", GradientTestsSettings)
 class GradientTestsMonitor(Monitor):
-    """``gradient_tests``: what the samples of the next update's batch say of its gradient.
+    """``gradient_tests``: whether the gradient of the next update's batch can be trusted.
 
-    ``norm_test``, ``inner_product_test`` and ``orthogonality_test`` are the least θ (ν) for which
-    each holds: small where the batch's gradient can be trusted, over 1 where it is noise.
-    ``gradient_snr`` is the mean signal-to-noise ratio of its elements. Their definitions and
-    sources stand at :class:`~gdtrain.analysis.gradient_tests.GradientTests`. In eval mode, from
-    per-sample gradients. NaN of a batch of one sample.
+    ``norm_test``, ``inner_product_test`` and ``orthogonality_test`` are the smallest θ (ν) for
+    which each holds: small if the batch's gradient can be trusted, above 1 if it is noise.
+    ``gradient_snr`` is the mean signal-to-noise ratio of its elements. Definitions and sources are
+    in :class:`~gdtrain.analysis.gradient_tests.GradientTests`. In eval mode, from per-sample
+    gradients. NaN for a batch of one sample.
 
     >>> import torch
     >>> from torch import nn
@@ -91,9 +91,9 @@ class GradientCosineSettings(UpdateSettings):
 class GradientCosine(UpdateMonitor):
     """``gradient_cosine``: cos(g_t, g_{t+1}), between the gradients of two successive updates.
 
-    Exactly the gradients of these updates, before clipping, each of its batch at its weights; of
-    an epoch's last update and the epoch's first batch. Below 0 the updates go to and fro, as at
-    too large a learning rate; near 1 they go straight on. NaN where one of them is 0.
+    The exact gradients of these updates, before clipping, each for its batch at its weights; after
+    an epoch's last update, that of the epoch's first batch. Below 0 the updates oscillate, as with
+    too large a learning rate; near 1 they keep their direction. NaN if one of them is 0.
 
     >>> import torch
     >>> from torch import nn
@@ -141,13 +141,13 @@ class AlphaSettings(UpdateSettings):
 
 @register_monitor("alpha", AlphaSettings)
 class Alpha(UpdateMonitor):
-    """``alpha``: the local step size, -1 at an update's start, 0 at the lowest point along it, 1 at
+    """``alpha``: the local step size, -1 at an update's start, 0 at the minimum along it, 1 at
     the same height on the other side.
 
-    From a parabola through loss and slope of the update's batch before it, and of the next batch
-    after it, weighted by how much they scatter over the samples
-    (:func:`~gdtrain.analysis.gradient_tests.step_size_alpha`). Positive values say that updates
-    are longer than would be best for the next loss, which often is right in the long run. In
+    A parabola is fitted to loss and slope of the update's batch before it, and of the next batch
+    after it, weighted by their scatter over the samples
+    (:func:`~gdtrain.analysis.gradient_tests.step_size_alpha`). Positive values mean that updates
+    are longer than the best ones for the next loss, which is often right in the long run. In
     eval mode, from per-sample gradients.
 
     >>> import torch

@@ -34,11 +34,12 @@ class CurvatureSettings(MonitorSettings):
 class CurvatureMonitor(Monitor):
     """``curvature``: the ``top`` largest eigenvalues of the full loss's Hessian, and its trace.
 
-    Reports ``eigenvalue_1`` … (fewer of a model with fewer parameters), ``trace`` and, of Hutch++,
-    ``trace_error``, its standard error: of J in eval mode, as :func:`~gdtrain.curvature` has it.
-    matrix: ``gauss_newton`` for that. trace_products: 0 for no trace. max_products: for the
-    eigenvalues, to a relative residual of 1e-4. By default it looks ten times in a run.
-    ``sharpness`` beside the limit of stability is a monitor of its own.
+    Reports ``eigenvalue_1`` … (fewer if the model has fewer parameters), ``trace`` and, for
+    Hutch++, ``trace_error``, its standard error: for J in eval mode, as in
+    :func:`~gdtrain.curvature`.
+    matrix: ``hessian`` or ``gauss_newton``. trace_products: 0 for no trace. max_products: for the
+    eigenvalues, to a relative residual of 1e-4. By default it measures ten times in a run.
+    For sharpness and the stability limit, use the monitor ``sharpness``.
 
     >>> import torch
     >>> from torch import nn

@@ -41,10 +41,10 @@ class GradientNormSettings(MonitorSettings):
 class GradientNorm(Monitor):
     """``gradient_norm``: |∂J_B/∂θ|, the 2-norm of the gradient of the next update's batch.
 
-    Exactly the gradient that the next update will use, before clipping: at the present weights, in
+    The exact gradient that the next update will use, before clipping: at the current weights, in
     training mode, with its dropout masks, in microbatches and over all processes as set. After an
     epoch's last update it is that of the epoch's first batch. With a BatchLoader it is the norm of
-    the full gradient, which is 0 at a stationary point. layers: also of each layer, as
+    the full gradient, which is 0 at a stationary point. layers: for each layer too, as
     ``gradient_norm/<path>``.
 
     >>> import torch
@@ -111,11 +111,11 @@ class NoiseScale(Monitor):
     """``noise_scale``: B_simple = tr Σ / |G|², the batch size at which noise and gradient balance.
 
     Estimated as :func:`~gdtrain.analysis.noise_scale.gradient_noise` says, from ``num_samples``
-    samples, drawn anew for each look, in groups of ``batch_size``: with 1, from per-sample
+    samples, drawn again for each measurement, in groups of ``batch_size``: with 1, from per-sample
     gradients. If left out, in 16 groups or as many as there are samples. It reports
     ``noise_scale`` and ``critical_batch_size``; ``records`` also have ``covariance_trace`` and
-    ``gradient_square``, of which averages over looks are unbiased too. The scale is infinite
-    where |G|² is lost in noise: then look at more samples.
+    ``gradient_square``, whose averages over measurements are unbiased too. The scale is infinite
+    if |G|² is lost in noise: then use more samples.
 
     >>> import torch
     >>> from torch import nn
@@ -194,13 +194,14 @@ class SampleGradientsSettings(MonitorSettings):
 
 @register_monitor("sample_gradients", SampleGradientsSettings)
 class SampleGradients(Monitor):
-    """``sample_gradients``: the norms of the samples' own gradients, and who has the largest.
+    """``sample_gradients``: the norms of the per-sample gradients, and the samples with the
+    largest.
 
-    Reports ``sample_gradient_mean``, ``sample_gradient_max`` and ``largest_sample``, the place in
+    Reports ``sample_gradient_mean``, ``sample_gradient_max`` and ``largest_sample``, the index in
     the data set of the sample with the largest; ``records``, and the epochs in the log, also have
     ``largest_samples`` and ``largest_norms`` of the ``count`` largest. The norms are those of
-    :func:`~gdtrain.analysis.sample_gradients.sample_gradient_norms`. By default it looks ten times
-    in a run.
+    :func:`~gdtrain.analysis.sample_gradients.sample_gradient_norms`. By default it measures ten
+    times in a run.
 
     >>> import torch
     >>> from torch import nn

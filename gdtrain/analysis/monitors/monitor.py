@@ -50,22 +50,22 @@ class MonitorSettings(OptionsOnly):
 
 
 class Monitor(Callback):
-    """A callback that measures something at its cadence, keeps it, and changes nothing.
+    """A callback that measures something at its cadence, records it, and changes nothing.
 
-    every_n_steps: look after each k-th update, at a safe point. every_n_epochs: look at the end of
-    each k-th epoch; what was measured also goes into the epoch's record, so into the history.
-    With neither, the monitor's default, settled when ``fit`` begins by a rule that asks no clock:
-    those that look by steps do so as often as takes :data:`SHARE` of the run's time at most, others
-    :data:`LOOKS` times in a run.
+    every_n_steps: measure after each k-th update, at a safe point. every_n_epochs: measure at the
+    end of each k-th epoch; the numbers also go into the epoch's record, and so into the history.
+    With neither, the monitor has a default cadence, set when ``fit`` begins by a rule that uses no
+    clock: monitors with a cadence in steps take at most :data:`SHARE` of the run's time, others
+    measure :data:`LOOKS` times in a run.
 
-    ``records``: a dict for each look, with ``step``, ``epoch`` (from 1) and what was measured.
+    ``records``: a dict for each measurement, with ``step``, ``epoch`` (from 1) and the numbers.
     :meth:`report` gives the newest numbers, for the log and the console. Both survive a resume.
     Raises ConfigError if both cadences are given.
     """
 
     name = "monitor"
     looks_by_steps = True
-    """Whether the default cadence counts updates, to keep to a share of the time, or epochs."""
+    """Whether the default cadence counts updates, to stay within a share of the time, or epochs."""
 
     def __init__(
         self, *, every_n_steps: int | None = None, every_n_epochs: int | None = None

@@ -36,25 +36,24 @@ class SharpnessSettings(MonitorSettings):
 
 @register_monitor("sharpness", SharpnessSettings)
 class SharpnessMonitor(Monitor):
-    """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and what lr makes of it.
+    """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and the stability limit.
 
-    Beside λ it reports, for ``torch.optim.SGD``, ``sharpness_lr_2`` = λ · lr / 2 and
-    ``stability_limit``, what that must stay below for full-batch descent to be stable in the
-    direction of the eigenvector: 1, and with momentum β, 1 + β
-    (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). A
-    warning says so once each time that the limit is crossed from clearly below, and of a first look
-    if it is over by half. Full-batch descent raises λ to the limit and keeps it there (Cohen and
+    For ``torch.optim.SGD`` it also reports ``sharpness_lr_2`` = λ · lr / 2 and
+    ``stability_limit``, the value below which full-batch descent is stable in the direction of the
+    eigenvector: 1, and with momentum β, 1 + β
+    (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). It
+    warns each time that the limit is crossed from clearly below, and at the first measurement if
+    that is over by half. Full-batch descent raises λ to the limit and keeps it there (Cohen and
     others, 2021, "Gradient descent on neural networks typically occurs at the edge of stability").
 
-    λ is that of the loss in the mode in which it is descended: in training mode where a batch is
-    all samples. Where there is no such function, since BatchNorm's statistics are those of
-    mini-batches, or dropout draws anew, λ is that of the loss in eval mode; the limit says nothing
-    about that, and is not reported
-    (:func:`~gdtrain.analysis.curvature.descended_function.descended`).
+    λ is measured on the function that training minimises: the loss in training mode, if a batch is
+    all samples. If there is no such function, since BatchNorm uses the statistics of mini-batches
+    or dropout draws new masks, λ is that of the loss in eval mode; the limit does not apply to it,
+    and is not reported (:func:`~gdtrain.analysis.curvature.descended_function.descended`).
 
-    tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each look
-    begins with the last one's eigenvector. ``records`` have what it took, in gradients of the full
-    loss, as ``gradient_evaluations``. By default it looks ten times in a run.
+    tolerance, max_products: see :func:`~gdtrain.analysis.sharpness.largest_eigenvalue`. Each
+    measurement starts from the previous eigenvector. ``records`` have its cost, in gradients of the
+    full loss, as ``gradient_evaluations``. By default it measures ten times in a run.
 
     >>> import torch
     >>> from torch import nn

@@ -28,7 +28,7 @@ class FullLossSettings(MonitorSettings):
 
 @register_monitor("full_loss", FullLossSettings)
 class FullLoss(Monitor):
-    """``full_loss``: J(θ), the loss over every sample of the training set at the present weights.
+    """``full_loss``: J(θ), the loss over every sample of the training set at the current weights.
 
     What :meth:`Trainer.evaluate` gives for the training loader: in eval mode, each sample once.
 
@@ -134,15 +134,15 @@ class UpdateRatioSettings(UpdateSettings):
 
 @register_monitor("update_ratio", UpdateRatioSettings)
 class UpdateRatio(UpdateMonitor):
-    """``update_ratio``: |Δθ| / |θ|, the length of one update beside that of the weights.
+    """``update_ratio``: |Δθ| / |θ|, the norm of one update relative to that of the weights.
 
-    Δθ = θ_t - θ_{t-1} of the update t that ends at the safe point, whatever optimizer made it, and
-    θ = θ_{t-1}, over all that is trained. About 1e-3 is usual; with far more, the learning rate
-    tears the weights about, with far less it does not move them. It looks at two safe points,
-    before and after the update, keeps a copy of the weights between them, and reads no data, so
-    that streams have it too. What is trained at both counts. every_n_steps: the
-    cadence; it has none by epochs. layers: also of each layer, as ``update_ratio/<path>`` and,
-    of its weights, ``weight_norm/<path>``.
+    Δθ = θ_t - θ_{t-1} for the update t that ends at the safe point, whatever optimizer made it, and
+    θ = θ_{t-1}, over all trained parameters. About 1e-3 is usual; a far larger ratio means that the
+    learning rate is too high, a far smaller one that it hardly changes the weights. The monitor
+    copies the weights at a safe point before the update and compares them after it. It reads no
+    data, so it works for streams too. Parameters that are trained at both points count.
+    every_n_steps: the cadence; there is none in epochs. layers: for each layer too, as
+    ``update_ratio/<path>`` and, for its weights, ``weight_norm/<path>``.
 
     >>> import torch
     >>> from torch import nn

@@ -44,21 +44,21 @@ def sweep(
 ) -> Sweep:
     """Train once at each point of a grid, and return the rows: flat dicts, ready for pandas.
 
-    make: called with a point's settings as keywords, ``make(lr=0.1, seed=3)``; gives a fresh
+    make: called with a point's settings as keywords, ``make(lr=0.1, seed=3)``; returns a new
     Trainer, which is trained for ``epochs``, or a mapping of numbers that it has measured itself.
-    grid: of each setting the values; ``seed`` is the one over which runs are averaged.
-    random: take so many of the combinations, drawn with ``random_seed``, each with every seed.
-    jobs: processes of this machine, which takes joblib (``pip install 'gdtrain[sweep]'``);
+    grid: the values of each setting; runs are averaged over ``seed``.
+    random: take this many of the combinations, drawn with ``random_seed``, each with every seed.
+    jobs: processes on this machine, which needs joblib (``pip install 'gdtrain[sweep]'``);
     they start and import once, and each run has one thread. cluster: the address of a Dask
     scheduler instead (``gdtrain[cluster]``).
     by: the number by which settings are compared; ``val_loss`` if there is one, else
     ``train_loss``. progress: a bar with the best run so far; on terminals, if left out.
-    directory: keeps rows and checkpoints. Called again with it, the sweep goes on where it was:
-    runs that are over are not repeated, and the grid may have grown.
+    directory: for rows and checkpoints. Called again with it, the sweep continues where it was:
+    finished runs are not repeated, and the grid may have grown.
 
-    A run that diverges or raises is a row with its reason. Ctrl-C gives the rows so far, with
-    ``interrupted`` set. Raises ConfigError for a wrong grid, OutputError for a directory that is
-    something else's, MissingPackageError without joblib or Dask.
+    A run that diverges or raises is a row with its reason. Ctrl-C returns the rows so far, with
+    ``interrupted`` set. Raises ConfigError for a wrong grid, OutputError for a directory that
+    belongs to something else, MissingPackageError without joblib or Dask.
 
     >>> import torch
     >>> from torch import nn

@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds",
         type=int,
         metavar="K",
-        help="train each form with K seeds; from 5 on, the best may be recommended",
+        help="seeds per form; from 5 on, the best may be recommended",
     )
     parser.add_argument(
         "--output-dir",

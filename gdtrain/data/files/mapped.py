@@ -57,8 +57,8 @@ def mapped(*parts: str | Path | tuple[str | Path, str]) -> MappedSamples:
     """Samples in files, for any loader: inputs first, targets last, read as they are needed.
 
     Each part is an .npy, .safetensors or .pt file, or a folder of such shards, which form one
-    array [n, …] in the order of their names; ``(path, name)`` picks a tensor of a file with
-    several. Values are not looked at in advance. Raises DataError for files that can't be read,
+    array [n, …] in the order of their names; ``(path, name)`` selects a tensor of a file with
+    several. Values are not checked in advance. Raises DataError for files that can't be read,
     shards that do not fit each other, or parts of different lengths.
 
     >>> import numpy as np

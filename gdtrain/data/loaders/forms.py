@@ -301,12 +301,12 @@ class BatchLoader(FormLoader):
     [n, …] with any trailing shape; or a map-style torch ``Dataset``.
     order: the order of the samples inside the batch; see
     :func:`gdtrain.data.orders.order.epoch_indices`.
-    seed: with the epoch, decides the order. Global RNG state never does.
+    seed: determines the order, together with the epoch. Global RNG state does not.
     num_workers, collate_fn: as in ``torch.utils.data.DataLoader``; only for a ``Dataset``.
     allow_nonfinite: accept NaN and infinity in the data, for models that mask them.
-    transform: ``(sample, generator) -> sample``, for each sample as it is read, such as a random
-    crop; a sample is ``(x, y)``, or what the Dataset gives. The torch.Generator is seeded from
-    (seed, epoch, index). ``evaluate`` reads samples as those of epoch 0.
+    transform: ``(sample, generator) -> sample``, applied to each sample as it is read, such as a
+    random crop; a sample is ``(x, y)``, or an item of the Dataset. The torch.Generator is seeded
+    from (seed, epoch, index). ``evaluate`` reads samples as in epoch 0.
 
     Raises DataError for data that can't be used and ConfigError for a wrong setting.
 
@@ -385,10 +385,9 @@ class SampleLoader(FormLoader):
 class MiniBatchLoader(FormLoader):
     """Mini-batch gradient descent: ``batch_size`` samples per update.
 
-    batch_size: a number, or one for each epoch: :class:`BatchSizes`, or the pairs of which it is
-    made, ``[(5, 32), (None, 128)]``. The last batch of an epoch has the samples that are left
-    over, and is a real batch with an update of its own; ``drop_last`` leaves it out. A batch
-    size over n gives one batch of n.
+    batch_size: a number, or one for each epoch: :class:`BatchSizes`, or its pairs,
+    ``[(5, 32), (None, 128)]``. The last batch of an epoch has the remaining samples, and makes an
+    update like any other; ``drop_last`` drops it. A batch size above n gives one batch of n.
     Other arguments as in :class:`SampleLoader`.
 
     >>> import torch

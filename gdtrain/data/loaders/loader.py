@@ -28,11 +28,11 @@ class Loader(ABC):
     A loader is a pure function of its arguments: ``plan(epoch)`` says which samples form which
     batch. It is also an iterable for hand-written loops; see ``__iter__``.
 
-    A form of one's own needs :meth:`plan` alone; what else depends on it, epoch by epoch, follows.
-    data, seed, and num_workers, collate_fn, allow_nonfinite and transform: as of
+    A loader of your own needs only :meth:`plan`; everything else follows from it.
+    data, seed, and num_workers, collate_fn, allow_nonfinite and transform: as for
     :class:`BatchLoader`; a stream's batches are those of MiniBatchLoader.
 
-    samples: what the batches are read from. is_stream: whether they are read as they arrive.
+    samples: the source of the batches. is_stream: whether samples are read as they arrive.
 
     >>> import torch
     >>> from gdtrain import Loader, Plan
@@ -61,7 +61,8 @@ class Loader(ABC):
     def plan(self, epoch: int) -> Plan:
         """Which samples form which batch in ``epoch`` (from 0); reads none of them.
 
-        Always the same for the same epoch: what is drawn is drawn from :attr:`seed` and the epoch.
+        The result is always the same for the same epoch: all randomness comes from :attr:`seed` and
+        the epoch.
         """
 
     def cut(self, epoch: int, indices: Tensor | Draws) -> Plan:

@@ -19,20 +19,20 @@ from gdtrain.errors import ConfigError
 
 
 class PhasedLoader(Loader):
-    """One loader until the end of an epoch, then the next: the form changes in mid-run.
+    """Uses one loader until the end of an epoch, then the next: the form changes in mid-run.
 
     phases: ``(until_epoch, loader)`` pairs, all over the same data. ``until_epoch`` is the last
     epoch of a phase, counted from 1; it is None in the last phase. With
 
         PhasedLoader([(5, SampleLoader(data)), (None, BatchLoader(data))])
 
-    five epochs of noisy steps come near a minimum, and the exact gradient goes the rest of the
-    way: the hybrid of Bertsekas (1997, "A new class of incremental gradient methods for least
+    five epochs of noisy steps come close to a minimum, and the exact gradient converges from there:
+    the hybrid of Bertsekas (1997, "A new class of incremental gradient methods for least
     squares problems") and of Friedlander and Schmidt (2012, "Hybrid deterministic-stochastic
     methods for data fitting"), who grow the batch in between; see :class:`BatchSizes` for that.
 
-    Epoch e has the batches that the phase's own loader gives in epoch e, in the same order:
-    nothing starts anew, and no order depends on what came before.
+    Epoch e has the batches that the phase's loader gives in epoch e, in the same order: nothing
+    restarts, and no order depends on earlier phases.
 
     Raises ConfigError for phases that do not follow each other, streams, and different data.
 

@@ -101,13 +101,13 @@ class Piecewise(Generic[T]):
 class BatchSizes(Piecewise[int]):
     """A batch size for each epoch, as ``MiniBatchLoader`` takes it.
 
-    For a small learning rate α the noise of SGD goes by g ≈ α n / (B (1 - μ)), with n samples,
-    B of them in a batch and momentum μ: to multiply B calms it as to divide α does, with
+    For a small learning rate α the noise scale of SGD is g ≈ α n / (B (1 - μ)), with n samples,
+    B of them in a batch and momentum μ: multiplying B reduces the noise like dividing α, with
     fewer updates (Smith, Kindermans, Ying and Le, 2018, "Don't decay the learning rate, increase
     the batch size", equations 2 and 5).
 
     ``BatchSizes([(5, 32), (10, 128), (None, 512)])``: 32 samples in the first five epochs, 128
-    in the next five, then 512. :meth:`growing` makes those of a constant factor.
+    in the next five, then 512. :meth:`growing` makes sizes that grow by a constant factor.
 
     >>> from gdtrain import BatchSizes
     >>> sizes = BatchSizes.growing(initial=8, factor=2.0, every_n_epochs=1, largest=20)

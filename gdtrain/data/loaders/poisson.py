@@ -33,10 +33,10 @@ class PoissonSettings(LoaderSettings):
 class PoissonLoader(Loader):
     """Poisson sampling: each batch has each sample with probability ``rate``, independently.
 
-    The sizes of batches are then random, as differential privacy wants it (Abadi and others, 2016,
-    "Deep learning with differential privacy"). rate: in (0, 1]. draws: of batches in an epoch,
-    1 / rate to the nearest if left out, so that an epoch has each sample once on average. A batch
-    that is drawn empty has no loss, and makes no update.
+    Batch sizes are then random, as differential privacy requires (Abadi and others, 2016,
+    "Deep learning with differential privacy"). rate: in (0, 1]. draws: the number of batches in an
+    epoch; if left out, 1 / rate, rounded, so that an epoch has each sample once on average. An
+    empty batch has no loss, and makes no update.
     data, seed, num_workers, collate_fn, allow_nonfinite, transform: as of
     :class:`~gdtrain.data.loaders.forms.BatchLoader`.
 

@@ -18,10 +18,10 @@ from gdtrain.errors import ConfigError
 
 
 class TokenBudgetLoader(Loader):
-    """Cuts each epoch into batches of at most ``tokens`` tokens, padding counted.
+    """Cuts each epoch into batches of at most ``tokens`` tokens, including padding.
 
     A batch takes samples in their order as long as its number of samples, times the length of its
-    longest, is within ``tokens``; so batches of long sequences have fewer samples. A Dataset's
+    longest, is at most ``tokens``; so batches of long sequences have fewer samples. A Dataset's
     ``collate_fn`` pads them to that length.
     lengths: [n], the tokens of each sample, whole numbers >= 1. order: as of
     :class:`~gdtrain.data.loaders.forms.MiniBatchLoader`, but no callable or sampler.

@@ -14,20 +14,21 @@ from gdtrain.errors import ConfigError
 
 
 class Weighted:
-    r"""An order in which sample i is drawn with a probability in proportion to its weight.
+    r"""An order in which sample i is drawn with a probability proportional to its weight.
 
     weights: [n], one for each sample, as a tensor, an array or a list of numbers ≥ 0, copied.
     replacement: with it, the draws of an epoch are independent, each with
     P(i) = w_i / Σ_j w_j, by the inverse of the distribution function (Devroye, 1986, "Non-uniform
     random variate generation", chapter III.2). Without it, no sample comes twice, and each draw is
-    in proportion to the weights of those that are left; all at once, by the order of the
+    proportional to the weights of the remaining samples; all at once, by the order of the
     times e_i / w_i, e_i ~ Exp(1) (Efraimidis and Spirakis, 2006, "Weighted random sampling with a
     reservoir", with ln u = -e). A sample of weight 0 is never drawn.
-    draws: how many there are in an epoch; n, or without replacement all of weight > 0, if left out.
+    draws: the number of draws in an epoch; if left out, n, or without replacement all samples of
+    weight > 0.
 
-    Like every order, that of an epoch depends on the loader's seed and the epoch alone:
-    ``MiniBatchLoader((X, y), 64, order=Weighted.balanced(y), seed=0)`` draws the classes of y alike
-    often. Raises ConfigError for weights that can't be used.
+    As for every order, an epoch's draws depend only on the loader's seed and the epoch:
+    ``MiniBatchLoader((X, y), 64, order=Weighted.balanced(y), seed=0)`` draws the classes of y
+    equally often. Raises ConfigError for weights that can't be used.
 
     >>> import torch
     >>> from gdtrain import SampleLoader, Weighted

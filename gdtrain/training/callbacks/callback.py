@@ -21,12 +21,12 @@ class Callback:
     every_seconds: call ``on_safe_point`` at the first safe point after that many seconds.
     every_n_epochs: call ``on_epoch_end`` after each k-th epoch only.
 
-    With none of the first two, ``on_safe_point`` is called at every safe point, wherever blocks
-    happen to end. Between safe points losses stay on the device and nobody looks.
+    Without the first two, ``on_safe_point`` is called at every safe point, wherever blocks
+    happen to end. Between safe points losses stay on the device, and no callback is called.
 
-    Weights, ``trainer.progress``, ``trainer.history`` and ``trainer.should_stop`` are there to
-    be read at any moment; :meth:`Trainer.stop` ends the run at the next safe point. A subclass may
-    set the cadence as class attributes or through ``super().__init__``.
+    Weights, ``trainer.progress``, ``trainer.history`` and ``trainer.should_stop`` can be read at
+    any moment; :meth:`Trainer.stop` ends the run at the next safe point. A subclass may set the
+    cadence as class attributes or through ``super().__init__``.
 
     >>> from gdtrain import Callback
     >>> class StopWhenSmall(Callback):
@@ -77,10 +77,10 @@ class Callback:
         """Before the first batch of an epoch; not again after a resume in its middle."""
 
     def on_gradient(self, trainer: Any, batch: Batch, loss: Tensor) -> None:
-        """The batch's gradient stands in ``.grad``, and may be corrected; then it is clipped.
+        """The batch's gradient is in ``.grad``, and may be corrected; then it is clipped.
 
-        Called for every update, by the eager engine only; loss: of the batch, shape []. What the
-        callback keeps for later updates must be as before if ``trainer.guard.check(loss)`` raises.
+        Called for every update, by the eager engine only; loss: of the batch, shape []. If
+        ``trainer.guard.check(loss)`` raises, the callback must not have changed its state.
         """
 
     def on_before_update(self, trainer: Any) -> None:
@@ -98,23 +98,23 @@ class Callback:
     def on_records(self, records: list[dict[str, Any]]) -> None:
         """After some epochs: their records, complete as far as callbacks before this one are.
 
-        For callbacks that record the progress of a run. Training does not stop at each epoch's end
-        for it, as it does for ``on_epoch_end``: blocks may reach over the ends of many.
+        For callbacks that record the progress of a run. Unlike ``on_epoch_end``, it does not pause
+        training at the end of each epoch: a block may span many epochs.
         """
 
     def on_fit_end(self, trainer: Any) -> None:
         """After the last epoch, or after a stop."""
 
     def report(self) -> dict[str, float]:
-        """Numbers of its own, by name, that a log or a console is to show at a safe point."""
+        """Numbers by name that logs and the console show at a safe point."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had not been interrupted (plain values)."""
+        """The state that a resumed run needs to continue as if uninterrupted (plain values)."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
     def state_bytes(self, trainer: Any) -> int:
         """What the tensors of :meth:`state_dict` may take beyond 64 MiB and four times the model.

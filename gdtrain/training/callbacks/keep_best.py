@@ -18,11 +18,11 @@ from gdtrain.training.state.plain_values import is_count, is_number
 class KeepBest(Callback):
     """Keeps a copy of the model's weights of the epoch in which a metric was best.
 
-    monitor: a key of the epochs' records, such as ``val_loss``; epochs without it are passed over.
-    mode: ``min`` or ``max``; if left out, by the metric's name: max of an accuracy.
+    monitor: a key of the epochs' records, such as ``val_loss``; epochs without it are skipped.
+    mode: ``min`` or ``max``; if left out, the metric's name decides: max for an accuracy.
     value, epoch, weights: of the best epoch so far, counted from 1; None before there is one. They
-    are part of the state of training. Training goes on from its own weights; :meth:`put_back` gives
-    the model the best ones. Raises ConfigError for a wrong setting.
+    are saved with the state of training. Training continues from the current weights;
+    :meth:`put_back` gives the model the best ones. Raises ConfigError for a wrong setting.
 
     >>> import torch
     >>> from torch import nn

@@ -21,13 +21,13 @@ Array = np.ndarray[Any, Any]
 
 
 class Prequential(Callback):
-    """Means over the newest samples of what the model made of them before it learnt from them.
+    """Means over the newest samples, each evaluated before the model learnt from it.
 
     With f_i the loss (or metric) of sample i under the weights before its update, the
     prequential mean over a window w is (1/w) Σ f_i over the last w samples (Dawid, 1984; Gama,
-    Sebastião and Rodrigues, 2013). We take whole batches: the fewest of the newest that hold
-    ``window`` samples together. Losses and outputs are those of the updates; nothing is
-    computed twice.
+    Sebastião and Rodrigues, 2013). The window consists of whole batches: the newest ones that
+    together have at least ``window`` samples. Losses and outputs are those of the updates; nothing
+    is computed twice.
 
     metrics: as those of the trainer, of the outputs of each update. They need the trainer's own
     ``compute_loss`` (or an override that calls it), and an optimizer without a closure.

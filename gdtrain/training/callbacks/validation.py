@@ -20,8 +20,8 @@ logger = logging.getLogger("gdtrain")
 class Validation(Callback):
     """Evaluate on a validation set every k steps or epochs (default: every epoch).
 
-    Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; where several evaluations fall
-    into one epoch, the newest. All of them are in ``results``, each with its epoch and step.
+    Adds ``val_loss`` and ``val_<metric>`` to the epoch's record; if there are several evaluations
+    in an epoch, the newest. All of them are in ``results``, each with its epoch and step.
     Raises ModelError for anything but a loader.
 
     >>> import torch
@@ -86,10 +86,10 @@ class EarlyStopping(Callback):
     """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
 
     monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
-    mode: ``min`` or ``max``; if left out, by the metric's name: max of an accuracy.
+    mode: ``min`` or ``max``; if left out, the metric's name decides: max for an accuracy.
     min_delta: by how much a value must beat the best to count.
-    Epochs without the metric are passed over, and the logger ``gdtrain`` warns of a fit in which
-    all were; a NaN never counts as an improvement. Raises ConfigError for a wrong setting.
+    Epochs without the metric are skipped; if no epoch of a fit has it, the logger ``gdtrain``
+    warns. A NaN never counts as an improvement. Raises ConfigError for a wrong setting.
 
     >>> import torch
     >>> from torch import nn

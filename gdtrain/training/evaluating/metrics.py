@@ -65,9 +65,10 @@ Metric = Function | MeanOverSamples | Streaming
 def mean_over_samples(function: Function) -> MeanOverSamples:
     """Marks a metric ``(output, targets) -> number`` as a mean over samples.
 
-    It is then taken part by part, each weighted by its samples, and nothing has to be kept; any
-    other function is called once, on all outputs and targets. Right for a mean that weighs every
-    sample alike, such as an error; not for a ratio such as F1, or a median. As a decorator, too.
+    The metric is then computed part by part, weighted by the samples, and no outputs have to be
+    kept; any other function is called once, on all outputs and targets. Use it for a mean with
+    equal weights for all samples, such as an error; not for a ratio such as F1, or a median. It
+    also works as a decorator.
 
     >>> import torch
     >>> from gdtrain import mean_over_samples

@@ -25,19 +25,19 @@ class Phase:
 
 
 class Phases:
-    """Phases of training, each with an optimizer, a schedule and frozen layers of its own.
+    """Phases of training, each with its optimizer, schedule and frozen layers.
 
-    phases: tuples ``(until, optimizer, schedule, frozen)``, of which the last two may be left out.
+    phases: tuples ``(until, optimizer, schedule, frozen)``; the last two may be omitted.
 
     * until: the last epoch of the phase, counted from 1; None in the last phase;
-    * optimizer: ``parameters -> optimizer``, called with what is trained when the phase begins;
+    * optimizer: ``parameters -> optimizer``, called when the phase begins, with what it trains;
     * schedule: ``optimizer -> scheduler``, or None;
-    * frozen: names of layers or parameters of the model that stand still meanwhile, as in
-      ``model.named_modules()``, such as ``["backbone"]``. What was frozen before stays so.
+    * frozen: names of layers or parameters that the phase does not train, as in
+      ``model.named_modules()``, such as ``["backbone"]``. What was frozen before stays frozen.
 
-    Given to a Trainer as its optimizer. It is one run: one history, and checkpoints of any phase to
-    go on from; the engine is chosen for each. Raises ConfigError for phases that do not follow each
-    other, and for names that the model does not have.
+    Pass it to a Trainer as its optimizer. It remains one run, with one history; a checkpoint of any
+    phase can be resumed. The engine is chosen for each phase. Raises ConfigError for phases that do
+    not follow each other, and for names that the model does not have.
 
     >>> import torch
     >>> from torch import nn
