@@ -1,4 +1,4 @@
-"""A Trainer of one's own: an absolute error that forgives small ones, and a penalty on weights."""
+"""A Trainer of your own: an absolute error that forgives small ones, and a penalty on weights."""
 
 import torch
 from torch import nn

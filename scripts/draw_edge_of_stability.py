@@ -26,7 +26,7 @@ BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw the edge of stability.")
-    parser.add_argument("--run", type=Path, help="directory of a run; trained anew if left out")
+    parser.add_argument("--run", type=Path, help="directory of a run; trained again if left out")
     picture = ROOT / "scripts" / "results" / "edge_of_stability.png"
     parser.add_argument("--output", type=Path, default=picture, help="PNG or SVG")
     options = parser.parse_args()

@@ -44,7 +44,7 @@ def gradient_tests(trainer: Trainer, batch: Batch) -> GradientTests:
     """The tests of a batch at the present weights, in eval mode.
 
     batch: as the trainer reads it, on its device. Nothing of the trainer is changed. Raises
-    ModelError for a loss that is no mean over samples.
+    ModelError for a loss that is not a mean over samples.
     """
     with undisturbed(trainer):
         each = PerSample(trainer)

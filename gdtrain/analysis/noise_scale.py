@@ -84,7 +84,7 @@ def gradient_noise(
     num_samples: N, all n of the loader's data set if left out or more; B < N. seed: of the draw.
     parameters: what the gradients are of; all that is trained if left out.
     Nothing of the trainer is changed. Raises DataError for a stream or fewer than two groups, and
-    ModelError for a loss that is no mean over samples.
+    ModelError for a loss that is not a mean over samples.
     """
     loader = rereadable(trainer, loader)
     whole_number("batch_size", batch_size, minimum=1)

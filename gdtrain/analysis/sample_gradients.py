@@ -56,7 +56,7 @@ def sample_gradient_norms(trainer: Trainer, loader: Loader | None = None) -> Ten
     in eval mode, also where it trains with BatchNorm, under which a sample has no gradient of its
     own. By ``torch.func``, in chunks; one sample at a time, with a note, where that can't take the
     model. Nothing of the trainer is changed. Raises DataError for a stream, and ModelError for a
-    loss that is no mean over samples.
+    loss that is not a mean over samples.
     """
     loader = rereadable(trainer, loader)
     each = PerSample(trainer)

@@ -18,7 +18,7 @@ def trial_updates(trainer: Trainer, callbacks: Sequence[Callback] = ()) -> Itera
     """Let ``trainer.engine`` make updates, eagerly, and put everything back that they change.
 
     In the modes in which ``fit`` trains. What an update under way needs, its counters and its
-    guard, is not the trial's. callbacks: that are told of the updates, in the place of the
+    guard, is not the trial's. callbacks: that are called for the updates, in place of the
     trainer's; what they keep is not put back.
     """
     trainer.engine.publish()

@@ -106,7 +106,7 @@ class Checkpoints(Callback):
         self.gave_up = False  # since neither log nor checkpoints could be written
         self._raises = faults is None
         self._retry_seconds = tuple(retry_seconds)  # between attempts at the end
-        self._retry_at: float | None = None  # by the clock
+        self._retry_at: float | None = None  # in wall-clock time
         self._wait = _FIRST_WAIT
         self._failing_from: tuple[int, int, float] | None = None
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk

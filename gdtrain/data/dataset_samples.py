@@ -177,7 +177,7 @@ def _next(collated: Iterator[Any]) -> Any:
 
 
 def death_of_worker(error: BaseException) -> DataError | None:
-    """What torch says of a worker that has died, wherever Python was when it was told of it."""
+    """What torch says of a worker that has died, wherever Python was when it noticed."""
     told = re.match(r"DataLoader worker \(pid\S* [^)]*\) (.*)", str(error))
     if not isinstance(error, RuntimeError) or told is None:
         return None

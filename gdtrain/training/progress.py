@@ -60,7 +60,7 @@ class Progress:
     lr: float | Tensor = field(default=math.nan, repr=False, compare=False)
     _pending: int | None = field(default=None, repr=False, compare=False)
     began: float = field(default=0.0, repr=False, compare=False)
-    _since: float = field(default=0.0, repr=False, compare=False)  # by the clock, in seconds
+    _since: float = field(default=0.0, repr=False, compare=False)  # wall-clock time, in seconds
 
     @property
     def losses(self) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -71,7 +71,7 @@ class StepTerms:
         self.first, self.sums = self.first or self.sums, {}
 
     def begin_again(self) -> None:
-        """The gradient is computed anew."""
+        """The gradient is computed again."""
         self.sums = {}
 
     def add(self, share: Any) -> None:

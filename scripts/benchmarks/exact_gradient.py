@@ -113,7 +113,7 @@ def _measure(contestant: str, place: str | None) -> dict[str, float]:
     options = CUTS.get(contestant, {"microbatch_size": 2048})
     trainer = Trainer(model, torch.nn.MSELoss(), optimizer, loader, device="cpu", **options)
     batch = next(trainer.read(loader))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
     before = _memory("VmRSS")
     times = []
     for _ in range(UPDATES):

@@ -134,7 +134,7 @@ def test_one_sample() -> None:
     assert norms.shape == (1,)
 
 
-# ── losses of one's own, and parameters of other kinds ──────────────────────────────────────────
+# ── losses of your own, and parameters of other kinds ──────────────────────────────────────────
 
 
 def by_hand(model: nn.Module, loss, samples: tuple) -> Tensor:

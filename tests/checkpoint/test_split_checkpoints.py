@@ -110,7 +110,7 @@ def read_wide(rank: int) -> tuple[int, int, list[float]]:
     trainer = wide_trainer()
     store, check, share = CheckpointStore(Path("c")), tensor_check(trainer), share_of(trainer)
     before, taken = bytes_read(), memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     _, state, _ = store.load_newest(check, share=share)
     read, peak = bytes_read() - before, memory("VmHWM") - taken
     rows = local(state["model"]["weight"])

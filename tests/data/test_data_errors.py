@@ -219,7 +219,7 @@ class Continued(Generated):
 @pytest.mark.parametrize("error", [RuntimeError("bad"), OwnError("bad", 3)])
 def test_a_stream_that_fails_loses_no_batch_before_it(at: int, error: Exception) -> None:
     trainer = make(Generated(at, error))
-    for _ in range(2):  # it fails again when it is iterated anew
+    for _ in range(2):  # it fails again when it is iterated again
         with pytest.raises(type(error), match="bad") as caught:
             trainer.fit(1)
         assert caught.value is error
@@ -228,7 +228,7 @@ def test_a_stream_that_fails_loses_no_batch_before_it(at: int, error: Exception)
 
 @pytest.mark.parametrize("at", [0, 1, 10, 11, N - 1])
 def test_a_generator_that_fails_once_goes_on_where_it_was(at: int) -> None:
-    """It is iterated anew, past the items that were read."""
+    """It is iterated again, past the items that were read."""
     data = Generated(at, RuntimeError("bad"))
     trainer, undisturbed = make(data), make(Generated(-1, RuntimeError()))
     undisturbed.fit(1)

@@ -162,7 +162,7 @@ def _form(program: Program, data: Any, options: dict[str, Any]) -> Any:
     return MiniBatchLoader(data, size, drop_last=program.drop_last, **options)
 
 
-# ── trainers of one's own ───────────────────────────────────────────────────────────────────────
+# ── trainers of your own ───────────────────────────────────────────────────────────────────────
 
 
 class Noted(Trainer):

@@ -181,7 +181,7 @@ def is_known(program: Program) -> bool:
 
 
 def is_sum(program: Program) -> bool:
-    """Whether the loss is a sum over samples, and known to be one: no compute_loss of one's own."""
+    """Whether the loss is a sum over samples, and known to be one: no compute_loss of your own."""
     return is_known(program) and program.trainer == "plain" and "sum" in program.loss
 
 

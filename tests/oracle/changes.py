@@ -152,7 +152,7 @@ def replace_buffers(parts: Parts, part: str) -> None:
 
 
 def forget(parts: Parts, _: Any) -> None:
-    """Start the optimizer's momenta and moments anew."""
+    """Start the optimizer's momenta and moments again."""
     parts.optimizer.state.clear()
 
 

@@ -82,7 +82,7 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
         "optimizer": sorted(SGD_KINDS),
         "data": ["tensors"],
         # Each size of batches is captured and compiled, and after each event and in each call of
-        # fit captured anew, which takes most of the time.
+        # fit captured again, which takes most of the time.
         "samples": [6, 9, 12, 12],
         "form": ["minibatch"] * 8 + ["batch", "sample"] * 4 + ["growing", "phased"],
         "batch_size": [3, 3, 3, 4],
@@ -159,7 +159,7 @@ def generate(random: Random, kind: str) -> Program:
             if not refused or random.random() < REFUSED:
                 program = candidate
                 break
-    for _ in range(random.randint(0, 2 if kind == "scan" else 6)):  # most make scan capture anew
+    for _ in range(random.randint(0, 2 if kind == "scan" else 6)):  # most make scan capture again
         for _ in range(10):
             candidate = replace(program, events=(*program.events, _event(random, program)))
             hooked = candidate.events[-1].what.startswith(HOOKS) and kind == "scan"

@@ -66,7 +66,7 @@ LISTS_THAT_GO_STALE = (
         "def backward",
     ),
     Mutant(
-        "weights that are bound anew get no update",
+        "weights that are bound again get no update",
         "training/descent.py",
         "parameters.append(parameter)",
         "parameters.append(vars(parameter).setdefault('_alias', parameter.detach()))",

@@ -14,7 +14,7 @@ COMPUTED_WEIGHTS = {"tied", "parametrized", "spectral"}
 NO_CUT_MODELS = {"growing", "remembering", "sometimes_sparse", "lazy"}
 # Models that count samples, those of another try too.
 COUNTING = {"counting", "counting_anew"}
-# Losses that are a mean over samples or weights, so that a compute_loss of one's own can be cut.
+# Losses that are a mean over samples or weights, so that a compute_loss of your own can be cut.
 MEANS = {
     "mse", "mse_function", "huber", "smooth_partial", "bce", "learned", "focal", "entropy",
     "entropy_function", "entropy_ignored", "entropy_ignored_function", "entropy_weighted",

@@ -135,7 +135,7 @@ class ClampedInPlace(Net):
 
 
 class Running(Net):
-    """Divides by a running mean that forward assigns anew."""
+    """Divides by a running mean that forward assigns again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -239,7 +239,7 @@ def test_projection_at_each_safe_point(setting, project):
 
 
 class RunningScale(nn.Module):
-    """Divides by a running mean that forward assigns anew."""
+    """Divides by a running mean that forward assigns again."""
 
     def __init__(self):
         super().__init__()

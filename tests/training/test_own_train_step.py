@@ -1,4 +1,4 @@
-"""A train_step of one's own: what it leaves unused is refused, what it has made is counted."""
+"""A train_step of your own: what it leaves unused is refused, what it has made is counted."""
 
 import pytest
 import torch

@@ -33,7 +33,7 @@ class Budget:
     amount: float
 
     def updates(self, loader: Loader) -> int | None:
-        """The updates that it buys under this loader; None by the clock, where nobody knows."""
+        """The updates that it buys under this loader; None for a budget in seconds."""
         if self.unit == "seconds":
             return None
         if self.unit == "updates":
@@ -78,7 +78,7 @@ class LookSchedule:
     Around each of ``looks`` updates, evenly spread over the run, so that every one of them can be
     judged by itself; besides, after 1, 2, 4, 8, … updates, since curves fall fastest at the start.
 
-    updates: of the whole run; None if it ends by the clock after ``seconds``: then the distances
+    updates: of the whole run; None if it ends after ``seconds``: then the distances
     follow the speed so far.
     """
 
@@ -134,8 +134,8 @@ class Recorder(Callback):
     judged, raised: updates looked at by themselves, and how many of them raised the full loss by
     more than rounding. burst: the full loss was at a look over a million times that at the start,
     and the run was ended for it.
-    should_stop: asked at each safe point; the run ends there if it says so. on_look: told of each
-    look, with the share of the budget that is spent.
+    should_stop: asked at each safe point; the run ends there if it says so. on_look: called for
+    each look, with the share of the budget that is spent.
     """
 
     def __init__(

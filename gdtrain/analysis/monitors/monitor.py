@@ -78,7 +78,7 @@ class Monitor(Callback):
         self._by_default = every_n_steps is None and every_n_epochs is None
         self._by_steps = every_n_steps is not None or (self._by_default and self.looks_by_steps)
         self.records: list[dict[str, Any]] = []
-        self._is_settled = False  # until it has been told of the start of a fit
+        self._is_settled = False  # until a fit starts
 
     # ── what a monitor says of itself ───────────────────────────────────────────────────────
 

@@ -20,7 +20,7 @@ from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
-# At the edge of stability sharpness goes to and fro about the limit, which is one crossing. Whether
+# At the edge of stability sharpness oscillates around the limit, which is one crossing. Whether
 # it has come from below a first look can't tell; it warns of what is far above the limit.
 CLEARLY_BELOW, FAR_OVER = 0.9, 1.5
 

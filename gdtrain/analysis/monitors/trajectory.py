@@ -248,7 +248,7 @@ class Trajectory(Monitor):
 
 
 def sketch(vector: Tensor, size: int, seed: int) -> Tensor:
-    """Sv, [size], of a vector [P]; see :class:`Trajectory`. S is drawn anew, and never formed."""
+    """Sv, [size], of a vector [P]; see :class:`Trajectory`. S is drawn again, and never formed."""
     result = torch.zeros(size, dtype=vector.dtype)
     draw = torch.Generator().manual_seed(seed)
     for part in torch.split(vector, _DRAWN_AT_ONCE):

@@ -46,7 +46,7 @@ def paired(
 ) -> Pair:
     """Compare two forms; values: of each, one a seed, None for a run that never got there.
 
-    Student's t of the differences, or of the log ratios. Where values are missing there is no
+    Student's t of the differences, or of the log ratios. Where values are missing there is not a
     mean: the sign test, in which to get there is better than not, and two that did not are equal.
     """
     whole = [(a, b) for a, b in zip(*values, strict=True) if a is not None and b is not None]

@@ -33,7 +33,7 @@ def findings(copied: Float64Copy, batch: Batch, gradient: Tensor, takes_parts: b
     if (name := random_layer(copied, batch)) is not None:
         found.append(
             f"{layer_name(copied, name)} draws random numbers in eval mode too, so no two passes "
-            "are alike; give it a generator that starts anew in each pass"
+            "are alike; give it a generator that starts again in each pass"
         )
     mixing = mixing_layer(copied, batch) if len(batch) > 1 else None
     if mixing is not None:

@@ -82,7 +82,7 @@ def side_by_side(make: Callable[[], Trainer], updates: int, num_epochs: int) -> 
 
     Under the eager engine on whole batches both must have the same bits; microbatches and
     compiled engines add up in another order, so there the tolerance is relative. If they differ,
-    the first update that does is found by training anew, half as far each time.
+    the first update that does is found by training again, half as far each time.
     """
     first = make()
     if reason := _obstacle(first):

@@ -42,7 +42,7 @@ def take_up(
     """Put the trainer into the state of the newest checkpoint that can be used.
 
     verify_data: compare mapped data by their bytes, though the files seem to be unchanged.
-    tell: is told on rank 0 which that is, and which were passed over and why.
+    tell: called on rank 0 with which one that is, and which were skipped and why.
     Returns how many bytes the log must have at least. Raises CheckpointError if
     there is none, or if it is of another configuration, model or data, naming both sides.
     """

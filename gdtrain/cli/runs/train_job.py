@@ -204,7 +204,7 @@ class TrainJob:
                 if not path.is_file() or path.is_symlink():
                     what = "replaced" if disk.is_there(path) else "missing"
                     disk.replace_file(path, text.encode())
-                    logger.warning("%s was %s, and is written anew", path, what)
+                    logger.warning("%s was %s, and is written again", path, what)
 
             faults.attempt(name, write)
 
@@ -264,7 +264,7 @@ class TrainJob:
     def _directory(self, leads: bool) -> Path:
         """The run's directory: the one to go on with, or a new one, which rank 0 makes."""
         if not self.resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-            # torchrun has started this process anew, after one of its group had died.
+            # torchrun has started this process again, after one of its group had died.
             self.resume = run_directory.has_begun(self.output_dir, self.name)
         if self.resume:
             return run_directory.latest_directory(self.output_dir, self.name)

@@ -6,7 +6,7 @@ from gdtrain.cli.options import Parser, add_import, add_runs, faults_of_options,
 
 
 def landscape(given: list[str]) -> int:
-    """Draw the loss around the ways of the weights."""
+    """Draw the loss around the paths of the weights."""
     parser = Parser(
         "landscape",
         "Draw the full loss in the plane in which the weights of a run, or of several "

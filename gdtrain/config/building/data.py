@@ -241,7 +241,7 @@ def read_source(config: Config) -> Loaded:
 class SharedSources:
     """Data that several runs of one process read once: the newest, since others may be large.
 
-    A generated source draws anew for each seed; what is split and standardised is each run's own.
+    A generated source draws again for each seed; what is split and standardised is each run's own.
     """
 
     def __init__(self) -> None:

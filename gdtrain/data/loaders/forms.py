@@ -192,7 +192,7 @@ class FormLoader(Loader):
 
     @property
     def _draws(self) -> int:
-        """Draws in every epoch; an order that is asked alone decides it anew for each."""
+        """Draws in every epoch; an order that is asked alone decides it again for each."""
         of_its_own = isinstance(self.order, Tensor | Draws | Weighted)
         return len(self.order) if of_its_own else self.num_samples  # type: ignore[arg-type]
 

@@ -116,7 +116,7 @@ class Loader(ABC):
     def fingerprint(self, version: int | None = None) -> dict[str, Any]:
         """What decides which samples come when, in numbers and words; alike for like loaders.
 
-        Of a form of one's own its public attributes that are numbers and words, unless it says so
+        Of a form of your own its public attributes that are numbers and words, unless it says so
         itself. version: that of the orders, if they were others than the loader's, as ``orders``
         says. What was made by version 1 lacks that key.
         """

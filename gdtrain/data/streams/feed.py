@@ -40,7 +40,7 @@ class Feed:
     """Hands over the samples of a stream, piece by piece.
 
     name: for messages. start: its position at its beginning. seekable: whether it can go on from
-    any position. restartable: whether it can begin anew. ended: whether all has been handed over.
+    any position. restartable: whether it can begin again. ended: whether all has been handed over.
     ahead: samples that may be taken before they are needed. alike: whether samples are rows of one
     shape, so that those of several batches can be had together.
     """
@@ -80,8 +80,8 @@ class IterableFeed(Feed):
 
     What it raises comes after the samples before it. When training goes on after that, it is asked
     for the next item; one that is at its end then, as a generator that has raised is, is iterated
-    anew, past the items that it gave before. One that has ``set_epoch`` is told the epoch before it
-    is iterated.
+    again, past the items that it gave before. One that has ``set_epoch`` is told the epoch before
+    it is iterated.
     """
 
     seekable = False
@@ -139,7 +139,7 @@ class IterableFeed(Feed):
         return Piece(items, places)
 
     def _reopen(self) -> None:
-        """Iterate anew, up to the item at which the last pass was broken off."""
+        """Iterate again, up to the item at which the last pass was broken off."""
         self._items, self._last = iter(self.dataset), None
         try:
             for _ in range(self._count):

@@ -20,7 +20,7 @@ from gdtrain.errors import DataError
 
 # Blocks of lines that are parsed ahead of their use; each of READ_BYTES at most.
 QUEUE_BLOCKS = 8
-# Bad lines that are told of one by one; the others are only counted.
+# Bad lines that are reported one by one; the others are only counted.
 TOLD_LINES = 10
 
 

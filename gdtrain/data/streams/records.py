@@ -116,7 +116,7 @@ class Records:
 
 
 class JsonRecords(Records):
-    """Lines that are JSON objects with numbers; other fields are passed over if features are named.
+    """Lines that are JSON objects with numbers; other fields are ignored if features are named.
 
     first: the first line, whose fields are those of all records.
     """

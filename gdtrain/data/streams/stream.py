@@ -38,7 +38,7 @@ class StreamSamples(Samples):
         self._offset = 0  # of the window in the first piece
 
     def __reduce__(self) -> Any:
-        return StreamSamples, (self.feed,)  # a copy begins anew
+        return StreamSamples, (self.feed,)  # a copy begins again
 
     def __len__(self) -> int:
         raise TypeError("a stream has no length")

@@ -125,7 +125,7 @@ _OF_SORTED = {"median": _median, "most_frequent": _most_frequent}
 def counted_values(parts: Callable[[], Iterator[Array]]) -> Iterator[tuple[Array, Array]]:
     """The different numbers of all parts, rising, and how often each is there; some at a time.
 
-    parts: gives them anew whenever it is called. They are told apart by the digits of a key, so
+    parts: gives them again whenever it is called. They are told apart by the digits of a key, so
     that no more than ``MOST_VALUES`` are sorted at once.
     """
     return _below(parts, 0, _BITS)

@@ -246,7 +246,7 @@ class TableScan:
             missing, wrong = null.sum(axis=1), ~(finite | null)
             for row in np.flatnonzero(wrong.any(axis=1)).tolist():
                 self.columns[places[row]].add_not_finite(wrong[row], self.rows)
-            numbers = np.where(wrong, 0.0, numbers)  # they are told of as what they are
+            numbers = np.where(wrong, 0.0, numbers)  # they are reported as what they are
         for place, cells, count in zip(places, numbers, missing.tolist(), strict=True):
             self.columns[place].add_numbers(cells, self.rows, count)
         block[places] = numbers

@@ -169,7 +169,7 @@ def smoothed(values: Sequence[float | None], span: int) -> list[float | None]:
     """The exponential moving average with β = 1 - 1/span, without bias towards its start.
 
     m_k = β m_{k-1} + (1 - β) v_k from m_0 = 0, divided by 1 - β^k (Kingma and Ba, 2015). None and
-    what is not finite is passed over, and stays None.
+    what is not finite is skipped, and stays None.
     """
     beta, mean, weight = 1 - 1 / span, 0.0, 0.0
     result: list[float | None] = []

@@ -53,7 +53,7 @@ class Averaging(Callback):
     as ``val_loss_averaged`` and so on.
 
     Running statistics, of BatchNorm and its like, are not averaged: where θ̄ is used they are
-    estimated anew, in a pass over the training data with all other layers in eval mode (after
+    estimated again, in a pass over the training data with all other layers in eval mode (after
     Izmailov et al., 2018, section 3.2). Those of layers that are in eval mode while the model
     trains are left as they are, and so are other buffers.
 

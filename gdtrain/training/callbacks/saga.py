@@ -44,7 +44,7 @@ class SAGA(VarianceReduction):
     the first update (φ_i = θ_0, as in the paper), by n gradients of single samples; after that an
     update of one sample costs one gradient, and one of B samples the gradient of the batch and
     those of its B samples one by one. The mean of the table is kept in float64 from update to
-    update. Samples that an order of one's own never draws stay in it.
+    update. Samples that an order of your own never draws stay in it.
 
     memory_limit: bytes that the table of n · P numbers may take, or text such as ``512MB``. It
     is a part of every checkpoint.
@@ -152,7 +152,7 @@ def _gradient_of(trainer: Run, vector: ParameterVector, sample: Batch) -> Tensor
 
 
 def _gradients_of_all(trainer: Run, vector: ParameterVector) -> tuple[Tensor, list[str]]:
-    """The gradient of each sample, one a row, [n, P], and who has a gradient at all.
+    """The gradient of each sample, one per row, [n, P], and which parameters have a gradient.
 
     Raises ConfigError if the loss weighs samples differently, as may show only when a Dataset is
     read.

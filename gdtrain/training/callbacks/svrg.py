@@ -37,7 +37,7 @@ class SVRG(VarianceReduction):
     and strongly convex f the expected gap shrinks by a constant factor from snapshot to snapshot.
     θ̃ is the newest θ (option I of the paper). f_B may be a mini-batch's loss. An update costs two
     gradients of its batch, and a snapshot n. The data set is all that the loader holds: under an
-    order of one's own that draws a part of it, the run still goes to the minimum over all.
+    order of your own that draws a part of it, the run still goes to the minimum over all.
 
     every_n_steps: m. If left out, a snapshot is taken when the samples of two passes over the
     data have been used since the last, m = 2n for one sample per update, as the paper does for
@@ -46,7 +46,7 @@ class SVRG(VarianceReduction):
     Several processes share the work as in any update. The full gradient is evaluated in the mode
     of training; layers that draw random numbers or mix samples (dropout, BatchNorm) are refused,
     since f_B would be another function at θ̃ than at θ (Defazio and Bottou, 2019), and so are losses
-    that are no mean over samples.
+    that are not a mean over samples.
 
     >>> import torch
     >>> from torch import nn

@@ -96,7 +96,7 @@ class VarianceReduction(Callback, ABC):
 
     @abstractmethod
     def _forget(self) -> None:
-        """Let go of what is kept, to begin anew."""
+        """Let go of what is kept, to begin again."""
 
     def _check_function(self, trainer: Run, batch: Batch) -> None:
         """Raise ConfigError if the batch's loss is another from pass to pass, or no mean.

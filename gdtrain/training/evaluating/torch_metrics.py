@@ -46,7 +46,7 @@ class Adapted:
         return math.nan if self._metric is None else self.result(self._metric.compute())
 
     def reset(self) -> None:
-        """Begin anew; the next outputs may be of other shapes."""
+        """Begin again; the next outputs may be of other shapes."""
         self._metric = None
 
     def given(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

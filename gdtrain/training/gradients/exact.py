@@ -240,7 +240,7 @@ def closure_step(trainer: Run, batch: Batch) -> Tensor:
 
     Returns the loss of its first evaluation, which is the one before the update, detached. Raises
     NotFinite if that is not finite, or if the update ends at weights that are not; on the way
-    there a line search may try steps that are too long. Callbacks are told of each gradient.
+    there a line search may try steps that are too long. Callbacks are called with each gradient.
     """
     losses: list[Tensor] = []
 

@@ -68,7 +68,8 @@ class ParameterVector(Flat):
             yield
 
     def full_gradient(self) -> tuple[Tensor, list[str]]:
-        """∇J(θ) of the mean loss J over the whole data set, [P], and who has a gradient at all.
+        """∇J(θ) of the mean loss J over the whole data set, [P], and the names that have a
+        gradient.
 
         The sum over parts of moderate size is kept in float64.
         """

@@ -141,7 +141,7 @@ def mixes(layer: nn.Module) -> str | None:
         return _OF_THE_PASS.format(does="moves its running statistics")
     hooks = layer._forward_pre_hooks.values()
     if isinstance(layer, _SpectralNorm) or any(isinstance(hook, SpectralNorm) for hook in hooks):
-        return _OF_THE_PASS.format(does="estimates a norm anew")
+        return _OF_THE_PASS.format(does="estimates a norm again")
     return None
 
 

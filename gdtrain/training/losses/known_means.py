@@ -117,7 +117,7 @@ class TorchLoss:
 
 
 def of_torch(loss: Any) -> TorchLoss | None:
-    """What PyTorch knows the loss as; None for a loss of one's own."""
+    """What PyTorch knows the loss as; None for a loss of your own."""
     if isinstance(loss, nn.Module):
         function = _OF_FORWARD.get(type(loss).forward)
         if function is None or _is_changed(loss) or getattr(F, function.__name__) is not function:
@@ -206,7 +206,7 @@ OVER_SAMPLES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 def mean_of(loss: Any, batch: Batch | Samples) -> Mean | None:
     """How the loss takes its mean over a batch, or data set, by its settings as they are now.
 
-    None if it is not known: of a loss of one's own, one that is not reduced, or one with settings
+    None if it is not known: of a loss of your own, one that is not reduced, or one with settings
     for each sample.
     """
     if type(loss) in OVER_SAMPLES and loss.reduction == "mean" and not _is_changed(loss):

@@ -29,7 +29,7 @@ from gdtrain.training.state.plain_values import is_finite
 logger = logging.getLogger("gdtrain")
 
 Scheduler = LRScheduler | ReduceLROnPlateau
-# Schedules of torch's whose step changes the rate that it finds. Others compute it anew.
+# Schedules of torch's whose step changes the rate that it finds. Others compute it again.
 _FROM_RATE = {
     *(lr_scheduler.ConstantLR, lr_scheduler.LinearLR, lr_scheduler.PolynomialLR),
     *(lr_scheduler.ExponentialLR, lr_scheduler.StepLR, lr_scheduler.MultiStepLR),

@@ -158,7 +158,7 @@ class OutputCheck:
     """Calls a loss, and raises ModelError if output and targets do not fit each other and the loss.
 
     Shapes that PyTorch's losses would broadcast are looked at in every batch; with the first one
-    the labels of the whole data set, dtypes, and how a loss of one's own brings the two together.
+    the labels of the whole data set, dtypes, and how a loss of your own brings the two together.
     """
 
     _loss: Any = None  # the one that was looked at

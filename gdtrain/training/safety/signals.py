@@ -105,7 +105,7 @@ class SignalDesk:
 
     Outside the main thread, where Python can't handle signals, it does nothing.
 
-    stopped_by: the first stopping signal that ``watch`` has told of, or 0.
+    stopped_by: the first stopping signal that ``watch`` has reported, or 0.
     """
 
     def __init__(self, takes_signals: bool = True) -> None:

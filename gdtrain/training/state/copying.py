@@ -19,7 +19,7 @@ def contents(trainer: Run) -> dict[str, Any]:
     """What a copy of the trainer is made of.
 
     Besides the trainer's attributes, that is what optimizers hold: torch leaves out all but
-    settings and state, and with it the parameters of L-BFGS, hooks, and what an optimizer of one's
+    settings and state, and with it the parameters of L-BFGS, hooks, and what an optimizer of your
     own is made of. A compiled program is left out; the copy makes one of the same engine.
     """
     if trainer.engine is None:  # a copy that computes losses alone

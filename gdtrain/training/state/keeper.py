@@ -227,7 +227,7 @@ class _Memory:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        # Of a tensor split over processes, or a sparse one, .data can't be bound anew.
+        # Of a tensor split over processes, or a sparse one, .data can't be bound again.
         bound = tensor.layout is torch.strided and not hasattr(tensor, "full_tensor")
         self._memory = tensor.data if bound else None
         self.values = tensor.detach().clone()
@@ -398,7 +398,7 @@ class _OneOptimizer:
         if type(self.optimizer) is not LBFGS or "step" in vars(self.optimizer):
             whole: dict[str, Any] = map_tensors(dict(state), torch.clone)
             return whole
-        # The lists are its history: hundreds of tensors that it makes anew and never writes to.
+        # The lists are its history: hundreds of tensors that it makes again and never writes to.
         return {
             key: list(value) if type(value) is list else map_tensors(value, torch.clone)
             for key, value in state.items()

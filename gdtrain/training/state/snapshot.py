@@ -64,7 +64,7 @@ def take(trainer: Run) -> dict[str, Any]:
 
 
 def _told(callbacks: Mapping[str, Callback], told: Sequence[Callback]) -> list[str]:
-    """Who has been told of the end of the last epoch, by name; others still are to be."""
+    """The callbacks that have been called at the end of the last epoch, by name."""
     return [name for name, callback in callbacks.items() if among(told, callback)]
 
 

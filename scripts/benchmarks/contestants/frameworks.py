@@ -34,7 +34,7 @@ class Clock:
 def clocked(base: type, begins: str, ends: str) -> tuple[Clock, Any]:
     """A clock, and a callback of a framework's own kind that starts and stops it.
 
-    begins, ends: its methods that are told of the loop.
+    begins, ends: its methods that the loop calls.
     """
     clock = Clock()
     return clock, type("Timer", (base,), {begins: clock.start, ends: clock.stop})()

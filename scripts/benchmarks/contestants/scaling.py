@@ -28,7 +28,7 @@ def memory(workload: Workload) -> dict[str, Any]:
     for tensor in data:
         tensor.sum()
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     for _ in range(2):
         for _batch in _loader(data, workload):
             pass

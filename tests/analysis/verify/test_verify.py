@@ -241,7 +241,7 @@ def test_other_random_layers_are_put_into_eval_mode_if_that_helps() -> None:
     assert not report.holds
     assert report.findings == (
         "layer '1' (Noise) draws random numbers in eval mode too, so no two passes are alike; "
-        "give it a generator that starts anew in each pass",
+        "give it a generator that starts again in each pass",
     )
 
 

@@ -687,14 +687,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_unchanged_checkpoint_with_digests_made_anew_resumes(trained, tmp_path):
     """What the tests below do to a checkpoint is no fault by itself."""
     ends = {}
-    for name, change in (("as it is", None), ("anew", lambda state, tensors: None)):
+    for name, change in (("as it is", None), ("again", lambda state, tensors: None)):
         folder = shutil.copytree(trained, tmp_path / name)
         if change is not None:
             edit(folder / "run", change)
         done = go_on(folder, "epochs=3")
         assert done.returncode == 0, done.stderr
         ends[name] = (folder / "run" / "model.safetensors").read_bytes()
-    assert ends["as it is"] == ends["anew"]
+    assert ends["as it is"] == ends["again"]
 
 
 def other_momentum(state: Any, tensors: dict[str, Tensor]) -> None:

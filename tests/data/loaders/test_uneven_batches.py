@@ -1,4 +1,4 @@
-"""Batches of several sizes in one epoch: a loader form of one's own, against the loop by hand."""
+"""Batches of several sizes in one epoch: a loader form of your own, against the loop by hand."""
 
 import math
 from pathlib import Path

@@ -59,7 +59,7 @@ def fail_saves(ways: Callable[[int], Iterable[Way]]) -> Figures:
 def _judged(
     figures: Figures, failing: Failing, way: Way, raised: Exception | None, *, heard: bool
 ) -> str:
-    """Whether a fault was told of, with its file; the case in words."""
+    """Whether a fault was reported, with its file; the case in words."""
     case = f"{failing.failed[:1]}, {ERRORS.get(way[0], 'short write')}, forever={way[1]}"
     figures.told += heard
     if failing.failed and not heard and way[0] != SHORT_WRITE:

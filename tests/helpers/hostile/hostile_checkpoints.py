@@ -597,7 +597,7 @@ def run(place: Path, number: int, seed: int) -> Figures:
     signal.signal(signal.SIGALRM, alarm)
     watch.inside = os.path.realpath(work / "out")
     # Sound resumes, here and by other numbers of processes, and one that is refused show what is
-    # usual; torch, for one, reads its callers' source when it is seeded anew.
+    # usual; torch, for one, reads its callers' source when it is seeded again.
     for name, kind in itertools.product(runs, ("sound", "of four processes", "damaged")):
         directory = fresh(name)
         if kind == "of four processes":

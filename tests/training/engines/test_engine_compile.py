@@ -139,7 +139,7 @@ def test_a_forward_that_writes_to_buffers_in_place_is_refused(how: str) -> None:
         trainer.fit(1)
     assert str(caught.value) == (
         "engine: compile can't run this: torch.compile: forward writes to buffer 0.count in "
-        "place, after which its gradient may be wrong; bind it anew, as in "
+        "place, after which its gradient may be wrong; bind it again, as in "
         "self.count = self.count + 1; use eager"
     )
     assert trainer.step == 0
@@ -152,8 +152,8 @@ class Renamed(nn.BatchNorm1d):
 
 
 LAYERS = {
-    "bound anew": lambda: Counting("anew"),
-    "BatchNorm of one's own": lambda: nn.Sequential(
+    "bound again": lambda: Counting("again"),
+    "BatchNorm of your own": lambda: nn.Sequential(
         Renamed(5, dtype=torch.float64), nn.Linear(5, 1, dtype=torch.float64)
     ),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(

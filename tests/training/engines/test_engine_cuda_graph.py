@@ -50,7 +50,7 @@ def build(engine: str, device: str, model: nn.Module, loader, **options) -> Trai
     trainer = Trainer(
         model, nn.MSELoss(), optimizer, loader, device=device, engine=wanted, **options
     )
-    if engine == "cuda_graph" and device == "cpu":  # the static step, each time executed anew
+    if engine == "cuda_graph" and device == "cpu":  # the static step, each time executed again
         trainer.choice.settle(1)
         trainer.engine = CudaGraphEngine(trainer, record=record)
         trainer.choice.of_run = trainer.engine.name
@@ -59,7 +59,7 @@ def build(engine: str, device: str, model: nn.Module, loader, **options) -> Trai
 
 
 def record(work, rewind, device):
-    """Warms up as a device wants it, and does the work anew each time."""
+    """Warms up as a device wants it, and does the work again each time."""
     for _ in range(WARM_UPS):
         rewind()
         work()

@@ -117,12 +117,12 @@ REFUSED = {
     "spectral norm": (
         lambda: spectral_norm(nn.Linear(4, 4)),
         "Linear",
-        "estimates a norm anew in every pass",
+        "estimates a norm again in every pass",
     ),
     "parametrized": (
         lambda: parametrizations.spectral_norm(nn.Linear(4, 4)),
         "_SpectralNorm",
-        "estimates a norm anew in every pass",
+        "estimates a norm again in every pass",
     ),
     "average": (Average, "Average", "moves its buffer 'mean' in every pass"),
     "calls": (Calls, "Calls", "moves its buffer 'calls' in every pass"),

@@ -28,7 +28,7 @@ TOKENS[torch.rand(N, 5, generator=draw) < 0.4] = -100
 WEIGHTS = torch.rand(N, generator=draw, dtype=torch.float64)
 
 
-# ── losses that are no mean over samples ────────────────────────────────────────────────────────
+# ── losses that are not a mean over samples ─────────────────────────────────────────────────────
 
 
 def info_nce(outputs, _):

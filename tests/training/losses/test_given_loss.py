@@ -1,4 +1,4 @@
-"""A loss of the batch that is given as a function, and updates from losses of one's own."""
+"""A loss of the batch that is given as a function, and updates from losses of your own."""
 
 import copy
 import pickle

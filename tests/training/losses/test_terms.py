@@ -150,7 +150,7 @@ class Gradients(Callback):
 
 
 class OwnStep(Trainer):
-    """A train_step of one's own, which computes its gradient by itself."""
+    """A train_step of your own, which computes its gradient by itself."""
 
     def compute_loss(self, batch):
         return terms_of(self.model, batch.inputs, batch.targets)

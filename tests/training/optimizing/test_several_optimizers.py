@@ -200,7 +200,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert trainer.step == 5
 
 
-# ── a train_step of one's own ───────────────────────────────────────────────────────────────
+# ── a train_step of your own ───────────────────────────────────────────────────────────────
 
 REAL = torch.randn(32, 2, generator=torch.Generator().manual_seed(1))
 

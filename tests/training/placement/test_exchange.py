@@ -33,7 +33,7 @@ class Deep(nn.Module):
 
 
 class Reentrant(Deep):
-    """Its middle is computed anew in backward, by two passes within the pass."""
+    """Its middle is computed again in backward, by two passes within the pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.tanh(self.first(x))

@@ -112,7 +112,7 @@ class Change(Callback):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
 @pytest.mark.parametrize("order", ["sequential", "reshuffle"])
 @pytest.mark.parametrize("size", [4, N])
-@pytest.mark.parametrize("how", ["in place", "bound anew"])
+@pytest.mark.parametrize("how", ["in place", "bound again"])
 def test_data_changed_in_mid_run_is_trained_on_as_it_is(
     how: str, size: int, order: str, dtype: torch.dtype
 ) -> None:

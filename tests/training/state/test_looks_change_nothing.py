@@ -46,7 +46,7 @@ def perceptron(*beside: nn.Module) -> nn.Sequential:
 
 
 class RunningScale(nn.Module):
-    """A squared error over its own running mean, whose buffer is assigned anew."""
+    """A squared error over its own running mean, whose buffer is assigned again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -158,7 +158,7 @@ def test_an_update_that_is_not_made_leaves_a_registered_module(move):
 
 
 class Teaching(Trainer):
-    """Distillation from an average of one's own weights."""
+    """Distillation from an average of the model's own weights."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)

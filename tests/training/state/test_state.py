@@ -292,7 +292,7 @@ class Falls:
 
 
 class Warm(torchs.LRScheduler):
-    """A schedule of one's own, with a function, a list that grows and a key that comes later."""
+    """A schedule of your own, with a function, a list that grows and a key that comes later."""
 
     def __init__(self, optimizer) -> None:
         self.shape = lambda t: 1 / (1 + t)

@@ -26,7 +26,7 @@ class Dialect:
 
     delimiter: between cells; None: the one of comma, semicolon, tab and | that is in the header
     first. quote: around cells that hold delimiters or ends of lines. decimal: before the
-    fraction of a number. comment: how lines begin that are passed over. skip_rows: lines before the
+    fraction of a number. comment: how skipped lines begin. skip_rows: lines before the
     header. header: whether the first line names the columns; None: it does, and is no numbers.
     """
 
@@ -68,7 +68,7 @@ class WrongDialect(DataError):  # noqa: N818
 
 
 class CsvText(io.RawIOBase):
-    """The bytes of a CSV file in UTF-8; lines that are passed over are empty, so numbers stay.
+    """The bytes of a CSV file in UTF-8; skipped lines are empty, so line numbers stay.
 
     Has ``odd`` set once a quote stands where the rules of quoting do not have one, and ``padded``,
     if codes are looked for, once a cell may be one, such as 01003.
@@ -168,7 +168,7 @@ class CsvText(io.RawIOBase):
         return DataError(f"{self.path}: {message}")
 
     def _next(self, size: int) -> bytes:
-        """Further text, whole lines where some are to be passed over; none at the end only."""
+        """Further text, whole lines where some are to be skipped; none at the end only."""
         passes_over = bool(self.dialect.comment or self.dialect.skip_rows)
         while True:
             block = self._raw.read(size)

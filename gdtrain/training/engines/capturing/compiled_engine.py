@@ -1,4 +1,4 @@
-"""What the engines that capture a step have in common: when to do it anew, and what they count."""
+"""What the engines that capture a step have in common: when to do it again, and what they count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class CompiledEngine(ABC):
     """Runs blocks by a step that is captured once, and not by Python code.
 
     Whatever such a step has as constants may be other once somebody else's code has run. So it is
-    captured anew then; what was compiled is used again if the graph and its constants are the same.
+    captured again then; what was compiled is used again if the graph and its constants are the
+    same.
     """
 
     name: str

@@ -19,7 +19,7 @@ from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.terms import of_row
 
-# Of work, what it is to begin anew with, and the device; returns what does the work again.
+# Of work, what it is to begin again with, and the device; returns what does the work again.
 Record = Callable[[Callable[[], None], Callable[[], None], torch.device], Callable[[], None]]
 
 # One replay makes so many updates where that many are left; the rest are made one by one.
@@ -120,7 +120,7 @@ class CudaGraphEngine(CompiledEngine):
         before, rng = static.copy(), RngState.take(trainer.device)
 
         def is_sound(steps: int) -> bool:
-            """Make the first ``steps`` updates anew; whether losses and weights are finite."""
+            """Make the first ``steps`` updates again; whether losses and weights are finite."""
             static.put_back(before)
             rng.restore(trainer.device)
             recorded.make(steps)

@@ -89,7 +89,7 @@ class Programs:
         return self._columns
 
     def forget_copies(self) -> None:
-        """Copy the data set anew, where it is copied: somebody may have written to it."""
+        """Copy the data set again, where it is copied: somebody may have written to it."""
         if self._samples is not None:
             read = [column.unsafe_buffer_pointer() for column in self._columns]
             if read != [tensor.data_ptr() for tensor in self._samples.tensors]:
@@ -256,7 +256,7 @@ class CompiledStep:
         return [t for t, changes in pairs if changes], [t for t, changes in pairs if not changes]
 
     def forget_copies(self) -> None:
-        """Read the data set anew, where XLA has a copy of it."""
+        """Read the data set again, where XLA has a copy of it."""
         self._programs.forget_copies()
 
     def take(self) -> None:

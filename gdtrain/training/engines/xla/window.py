@@ -30,7 +30,7 @@ def window_steps(plan: Plan, row_bytes: int, *, short: bool) -> int:
 
 
 class Window:
-    """Rows for so many samples, which are filled anew for each call of a program.
+    """Rows for so many samples, which are filled again for each call of a program.
 
     columns: inputs and, last, targets, as in ``like``, each [room, …]. indices: [room] int64,
     the samples' numbers, set if a step reads them. What XLA has of both is the same memory.

@@ -172,7 +172,7 @@ class MaxNorm(nn.Module):
 
     def forward(self, x):
         weight = self.layer.weight
-        if self.how == "bound anew":
+        if self.how == "bound again":
             weight.data = torch.renorm(weight.data, p=2, dim=0, maxnorm=0.3)
         elif self.how == "data in place":
             weight.data.clamp_(-0.3, 0.3)
@@ -212,7 +212,7 @@ MODELS = {
     },
     **{
         f"weights {how}": lambda how=how: MaxNorm(how)
-        for how in ("bound anew", "data in place", "in place")
+        for how in ("bound again", "data in place", "in place")
     },
     "teacher": WithTeacher,
     "BatchNorm": lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)),
@@ -577,7 +577,7 @@ class Counting(Net):
             type(self).total = getattr(type(self), "total", 0) + 1
         elif self.how == "tensor":
             self.average.mul_(0.9)
-        elif self.how == "tensor bound anew":
+        elif self.how == "tensor bound again":
             self.average = 0.9 * self.average + out.detach().mean()
         elif self.how == "generator":
             out = out * self.draws.uniform()
@@ -603,7 +603,7 @@ REFUSED = {
     "item of a global": "CALLS",
     "class": "Counting.total",
     "tensor": "model.average",
-    "tensor bound anew": "model.average",
+    "tensor bound again": "model.average",
     "generator": "model.draws",
     "Python's generator": "Python's generator",
     "clock": "changes from one step to the next",

@@ -140,7 +140,7 @@ def test_a_later_process_captures_nothing_and_ends_with_the_same_bits(tmp_path: 
     assert (first, run(tmp_path)) == (True, (False, weights))
     own = tmp_path / "gdtrain"
     assert own.stat().st_mode & 0o777 == 0o700
-    for file in own.glob("*/*"):  # damaged files are compiled anew
+    for file in own.glob("*/*"):  # damaged files are compiled again
         file.write_bytes(file.read_bytes()[:-20])
     assert run(tmp_path) == (True, weights)
     assert run(tmp_path) == (False, weights)
