@@ -74,7 +74,7 @@ class OutsideTheLoop:
         """Hold ``value`` as the attribute ``name``, as a part of the state of training; return it.
 
         It is saved, resumed, put back with an update that is undone, and as it was after every
-        look, such as an evaluation; bind the attribute again as you like. value: a tensor, a plain
+        look, such as an evaluation; rebind the attribute as you like. value: a tensor, a plain
         value (numbers, text, None, and dicts, lists and tuples of these and of tensors), a
         torch.Generator, or an object with ``state_dict`` and ``load_state_dict``, such as a
         module: a teacher. Of several processes, each has its own.

@@ -96,7 +96,7 @@ class CompileEngine(EagerEngine):
             if was != version:
                 reason = (
                     f"torch.compile: forward writes to buffer {name} in place, after which "
-                    "its gradient may be wrong; bind it again, as in self.count = self.count + 1"
+                    "its gradient may be wrong; rebind it, as in self.count = self.count + 1"
                 )
                 self.trainer.choice.instead(self.name, ModelError(reason))
 

@@ -139,7 +139,7 @@ def test_a_forward_that_writes_to_buffers_in_place_is_refused(how: str) -> None:
         trainer.fit(1)
     assert str(caught.value) == (
         "engine: compile can't run this: torch.compile: forward writes to buffer 0.count in "
-        "place, after which its gradient may be wrong; bind it again, as in "
+        "place, after which its gradient may be wrong; rebind it, as in "
         "self.count = self.count + 1; use eager"
     )
     assert trainer.step == 0

@@ -330,9 +330,9 @@ class Places:
         ends: dict[str, Any] = dict(left)
         for name, tensor in left:
             if tensor is not ends[name]:
-                raise ModelError(f"forward binds {name} again in one of its places")
+                raise ModelError(f"forward rebinds {name} in one of its places")
             if tensor is not placed[name] and isinstance(self.tensors[name], nn.Parameter):
-                raise ModelError(f"forward binds parameter {name} again")
+                raise ModelError(f"forward rebinds parameter {name}")
             _check_form(name, like[name], tensor)
         return {name: tensor.detach() for name, tensor in ends.items()}
 
