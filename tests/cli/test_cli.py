@@ -202,7 +202,7 @@ def test_a_first_word_that_is_no_command(capsys, word, hint):
         ),
         (["--version"], 0, gdtrain.__version__),
         (["schema", "--help"], 0, "Print the JSON Schema of configurations"),
-        ([], 2, "commands, each with a --help of its own:\n  compare "),
+        ([], 2, "commands (COMMAND --help shows the options of each):\n  compare "),
         (["epochs=2"], 2, "error: the following arguments are required: --config"),
         (
             ["--config", "moons.yaml", "--resum"],
