@@ -63,7 +63,7 @@ def fault_of(loaded: SweepConfig, imports: Sequence[str], _number: int, point: P
     """Build a run without training it: ``faults``, what is wrong with its configuration.
 
     With its engine, whose compiler takes so much memory that joblib, which measures after the
-    first task of a worker, would take it for a leak later, and start the worker anew.
+    first task of a worker, would take it for a leak later, and restart the worker.
     """
     with _one_at_a_time, _in_worker(imports):
         try:

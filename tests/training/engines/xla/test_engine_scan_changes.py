@@ -509,7 +509,7 @@ def test_looks_that_change_nothing_cost_no_capture(monkeypatch):
 
 
 class Masked(Net):
-    """Makes a tensor anew in each pass."""
+    """Makes a new tensor in each pass."""
 
     def __init__(self, mask):
         super().__init__()
