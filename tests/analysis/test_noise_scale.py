@@ -72,7 +72,7 @@ def test_it_is_unbiased_within_two_percent(batch_size: int, num_samples: int) ->
     trainer, gradients = problem()
     trace = np.trace(np.cov(gradients, rowvar=False))
     square = float((gradients.mean(axis=0) ** 2).sum())
-    draws = 800 if batch_size == 10 else 2000
+    draws = 500 if batch_size == 10 else 2000
     found = [
         gradient_noise(trainer, num_samples=num_samples, batch_size=batch_size, seed=seed)
         for seed in range(draws)

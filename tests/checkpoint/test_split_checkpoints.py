@@ -84,7 +84,7 @@ def epochs(run: str) -> list[dict[str, float]]:
 
 # ── what is read ────────────────────────────────────────────────────────────────────────────
 
-ROWS, COLUMNS = 6000, 500  # 12 MB of weights, and as much momentum
+ROWS, COLUMNS = 3000, 500  # 6 MB of weights, and as much momentum
 SPARE = 1_000_000  # of bytes: biases, records, what the interpreter reads and takes besides
 
 

@@ -198,7 +198,9 @@ def test_a_split_model_follows_one_process_through_a_snapshot() -> None:
             assert (mine[name] - expected).abs().max() <= 1e-12, name
 
 
-@pytest.mark.parametrize("ranks", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)]
+)
 def test_ranks_follow_one_process_to_1e_10(ranks: int, alone) -> None:
     for mine in on_ranks(all_trajectories, ranks=ranks):
         for name, expected in alone.items():
