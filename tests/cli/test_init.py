@@ -44,7 +44,10 @@ def test_a_file_with_numbers(capsys) -> None:
     assert main(["init", "--data", "houses 2.csv", "--target", "price"]) == 0
     config, _ = load_config("houses 2.yaml")
     assert (config.loss.name, config.data.standardize_targets) == ("mse", True)
-    assert main(["--config", "houses 2.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert (
+        main(["--config", "houses 2.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"])
+        == 0
+    )
 
 
 def test_a_file_with_classes_and_semicolons() -> None:
@@ -52,7 +55,10 @@ def test_a_file_with_classes_and_semicolons() -> None:
     assert main(["init", "--data", "kinds.csv", "--target", "kind"]) == 0
     config, _ = load_config("kinds.yaml")
     assert config.loss.name == "cross_entropy"
-    assert main(["--config", "kinds.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert (
+        main(["--config", "kinds.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"])
+        == 0
+    )
 
 
 def test_what_is_there_stays(capsys) -> None:
@@ -86,7 +92,7 @@ def test_columns_suggest_settings() -> None:
     data = load_config("a.yaml")[0].data
     assert (data.decimal, data.exclude, data.keep) == (",", ["number", "note"], ["day"])
     assert data.missing == {"size": "median", "price": "drop"}
-    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
 def test_that_a_cell_is_missing_may_be_all_that_a_column_says(capsys) -> None:
@@ -139,14 +145,14 @@ def test_how_a_file_is_written_becomes_settings(case: str) -> None:
     assert main(["init", "--data", "a.csv", "--target", target]) == 0
     assert f"  {setting}" in Path("a.yaml").read_text()
     assert load_config("a.yaml")[0].loss.name == loss
-    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
 def test_several_targets() -> None:
     Path("a.csv").write_text(NUMBERS)
     assert main(["init", "--data", "a.csv", "--target", "b", "--target", "price"]) == 0
     assert load_config("a.yaml")[0].data.target == ["b", "price"]
-    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
 def test_what_is_to_be_corrected_is_told(capsys) -> None:
@@ -195,7 +201,7 @@ def test_running_numbers_are_left_out_from_wherever_they_begin(first: int, suffi
     assert main(["init", "--data", path, "--target", "price"]) == 0
     data = load_config("a.yaml")[0].data
     assert (data.exclude, data.keep) == (["no"], ["day"])
-    assert main(["--config", "a.yaml", "epochs=1", "--output-dir", "out"]) == 0
+    assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
 def test_inputs_that_are_nothing_but_running_numbers_stay() -> None:

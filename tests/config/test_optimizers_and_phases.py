@@ -174,6 +174,7 @@ def test_the_command_trains_prints_and_resumes(settings, more, tmp_path):
     import yaml
 
     file, out = tmp_path / "config.yaml", tmp_path / "run"
+    settings |= {"log": {"picture": False}}
     file.write_text(yaml.safe_dump(settings | more))
     whole, part = (("--config", str(file), "--quiet", "--output-dir", str(out / n)) for n in "ab")
     ended = run(*whole)

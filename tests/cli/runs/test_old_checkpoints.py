@@ -51,7 +51,8 @@ def test_a_run_goes_on(checkpoint, tmp_path, monkeypatch) -> None:
         if other.name != checkpoint.name:
             shutil.rmtree(other)
     Path("run/model.safetensors").unlink()
-    assert main(["--config", "run/config.yaml", "--output-dir", "run", "--resume"]) == 0
+    given = ["--config", "run/config.yaml", "--output-dir", "run", "--resume", "log.picture=false"]
+    assert main(given) == 0
     assert_weights(Path("run/model.safetensors"), OLD / checkpoint.parts[0] / "model.safetensors")
 
 

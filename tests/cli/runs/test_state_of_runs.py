@@ -28,6 +28,7 @@ loader: {name: minibatch, batch_size: 8}
 optimizer: {lr: 0.1, momentum: 0.9}
 averaging: {every_n_steps: 2}
 checkpoint: {every_n_steps: 1, keep_last: 99}
+log: {picture: false}
 epochs: 2
 """
 
