@@ -34,21 +34,21 @@ def covering(sizes: Sequence[int], of: int) -> set[Combination]:
 
     Greedy: next is what has most that is new, and among these what uses each value evenly.
     """
-    everything = _all([range(size) for size in sizes])
-    missing = {part for places in everything for part in _parts(places, of)}
+    everything = {places: set(_parts(places, of)) for places in _all([range(n) for n in sizes])}
+    missing = set().union(*everything.values())
     chosen: list[Combination] = []
     used: Counter[tuple[int, int]] = Counter()
     while missing:
         best = max(
             everything,
             key=lambda places: (
-                sum(part in missing for part in _parts(places, of)),
+                len(everything[places] & missing),
                 -sum(used[place] for place in enumerate(places)),
             ),
         )
         chosen.append(best)
         used.update(enumerate(best))
-        missing -= set(_parts(best, of))
+        missing -= everything[best]
     return set(chosen)
 
 
