@@ -170,7 +170,7 @@ def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(
 # ── losses over labels ──────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("shape", [(4,), (6, 4), (5, 4, 2), (3, 4, 2, 2)])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
