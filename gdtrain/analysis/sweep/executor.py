@@ -20,6 +20,7 @@ from gdtrain.analysis.sweep.grid import Point
 from gdtrain.errors import MissingPackageError, ProcessError
 
 MOST_DEATHS = 3
+MOST_GROWTH = 1 << 30  # bytes of a worker, from which on joblib restarts it
 _WAIT = 20  # seconds for a scheduler to answer
 
 Row = dict[str, Any]
@@ -136,10 +137,22 @@ class Workers:
 
 
 def _numbered(parent: int, function: Function, number: int, point: Point) -> tuple[int, Row]:
+    _bear_compilers()
     _end_with(parent)
     if os.getppid() != parent:  # killed: what was sent before is another sweep's to train
         os._exit(1)
     return number, _run(function, number, point)
+
+
+@cache
+def _bear_compilers() -> None:
+    """Have joblib not take for a leak what a run's compiler leaves: 350 MB, of which it bears 300.
+
+    What runs themselves leave is free when they are over.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = MOST_GROWTH
 
 
 def _run(function: Function, number: int, point: Point) -> Row:

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,14 @@ def train_point(base: Any, imports: Sequence[str], runs: Path, number: int, poin
 
 
 def fault_of(loaded: SweepConfig, imports: Sequence[str], _number: int, point: Point) -> Row:
-    """Build a run without training it: ``faults``, what is wrong with its configuration.
-
-    With its engine, whose compiler takes so much memory that joblib, which measures after the
-    first task of a worker, would take it for a leak later, and restart the worker.
-    """
+    """Build a run without training it: ``faults``, what is wrong with its configuration."""
     with _one_at_a_time, _in_worker(imports):
         try:
             own = run_document(loaded.document, point, loaded.numbers)
             with faults_placed(own):
-                config = _quiet(check(own))
-                built = build(config, sources=_sources)
+                build(_quiet(check(own)), sources=_sources)
         except ConfigError as error:
             return {"faults": list(error.faults)}
-        with suppress(Exception):  # which is that run's to tell of
-            built.trainer.choice.settle(config.epochs)
         return {"faults": []}
 
 

@@ -1,6 +1,8 @@
 """What a run of a sweep holds is free when it is over, and the next one finds nothing of it."""
 
 import gc
+import os
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import nn
 
 import gdtrain
 from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.analysis.sweep.executor import MOST_GROWTH
 from gdtrain.cli.main import main
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
@@ -128,6 +131,30 @@ def test_what_python_looks_at_is_as_it_was(frozen):
         assert (gc.get_freeze_count() > 0) is frozen
     finally:
         gc.unfreeze()
+
+
+def test_joblib_has_the_bound_that_is_raised():
+    loky = pytest.importorskip("joblib.externals.loky.process_executor")
+    assert 0 < loky._MAX_MEMORY_LEAK_SIZE <= MOST_GROWTH
+
+
+@pytest.mark.long
+def test_a_worker_that_compiles_is_not_restarted():
+    """What it has imported and compiled is no leak; its first task had none of it."""
+    pytest.importorskip("joblib")
+    rows = gdtrain.sweep(grown, {"seed": range(8)}, jobs=2, by="pid", progress=False)
+    assert len({row["pid"] for row in rows}) == 2
+
+
+KEPT: list[torch.Tensor] = []
+
+
+def grown(seed: int) -> dict[str, int]:
+    """The process, which is 400 MB larger from its second run on, a second after the first."""
+    if seed > 1 and not KEPT:
+        KEPT.append(torch.ones(100_000_000))
+    time.sleep(1.1)  # joblib looks once a second
+    return {"pid": os.getpid()}
 
 
 @pytest.mark.long
