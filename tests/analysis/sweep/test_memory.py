@@ -124,6 +124,8 @@ def test_a_trainer_that_its_maker_keeps_stays():
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_python_looks_at_is_as_it_was(frozen):
+    by_others = gc.get_freeze_count()
+    gc.unfreeze()
     if frozen:
         gc.freeze()
     try:
@@ -131,6 +133,8 @@ def test_what_python_looks_at_is_as_it_was(frozen):
         assert (gc.get_freeze_count() > 0) is frozen
     finally:
         gc.unfreeze()
+        if by_others:
+            gc.freeze()
 
 
 def test_joblib_has_the_bound_that_is_raised():
