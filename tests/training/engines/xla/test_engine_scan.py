@@ -144,14 +144,14 @@ def test_every_activation_with_every_loss_in_one_update(activation: str, loss_na
         assert torch.allclose(torch.tensor(after.tolist()).to(expected), expected, atol=1e-12)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("activation", "dtype"), combinations(models.ACTIVATIONS, TOLERANCE, of=1))
 def test_epochs_with_every_activation(activation: str, dtype: torch.dtype) -> None:
     model, loader = small_mlp(activation, "mse", dtype), SampleLoader(data(dtype=dtype))
     assert_engines_agree(model, LOSSES["mse"], loader)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "dtype"), combinations(LOSSES, TOLERANCE, of=1))
 def test_epochs_with_every_loss(name: str, dtype: torch.dtype) -> None:
     loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
@@ -212,7 +212,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_every_form_and_setting_of_sgd(form: str, setting: str) -> None:
     torch.manual_seed(2)
@@ -411,7 +411,7 @@ def with_bad_row(row: int):
     return X, y
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("row", "clip"),
     combinations([0, 1, 57, 130], [{}, {"clip_grad_norm": 1.0}, {"clip_grad_value": 1.0}], of=1),

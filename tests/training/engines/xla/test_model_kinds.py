@@ -163,7 +163,7 @@ QUICK = ("attention by hand", "BatchNorm of all batches", "spectral_norm", "Hard
 KINDS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # has no oneDNN, says PyTorch
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
