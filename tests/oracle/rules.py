@@ -148,13 +148,18 @@ def _can_be_cut(p: Program) -> bool:
         and p.optimizer not in ("lbfgs", "rprop")
         and not (p.ranks > 1 and p.data == "stream")
         # Two tensors for two samples: it can't be told what is a row, and that is refused.
-        and not (p.data == "gaps" and p.model == "two_inputs" and p.batch_size in (2, 3))
+        and not (p.data == "gaps" and p.model == "two_inputs" and _shares_of(p) & {2, 3})
         and not (p.ranks > 1 and p.model in COUNTING)  # each counts its own
         and not (p.ranks > 1 and p.data == "gaps" and p.batch_size < 4)  # one may have none
         and not (p.ranks > 1 and p.model in SETTING_WEIGHTS and smallest_batch(p) < p.ranks)
         and (p.microbatch is not None or not p.in_float64)
         and (p.trainer in ("plain", "annealed", "unweighted") or p.loss in MEANS)
     )
+
+
+def _shares_of(p: Program) -> set[int]:
+    """The samples that a process may have of a full batch."""
+    return {p.batch_size // p.ranks, -(-p.batch_size // p.ranks)}
 
 
 def _can_be_scanned(p: Program) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
+from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import backward, zero_gradients
 from gdtrain.training.gradients.accumulation import (
@@ -116,6 +117,7 @@ class ExactGradient:
             return loss
         cut_by = self.cut_by
         self._check(cut_by)
+        self._agree_on_cutting(batch)
         if (layers := with_own_buffers(trainer.model)) != self._checked:
             settled = check_buffers(trainer, batch, self.allowed, cut_by, self._pass)
             self._checked = layers if settled else None
@@ -124,6 +126,18 @@ class ExactGradient:
         if trainer.loss_scale is not None:
             trainer.loss_scale.unscale(trained(trainer.updater))
         return loss
+
+    def _agree_on_cutting(self, batch: Batch) -> None:
+        """Raise DataError on all ranks if one can't cut its share of a batch.
+
+        Of what a collate function has made, that depends on the length of the share.
+        """
+        trainer = self.trainer
+        if trainer.world.size == 1 or not trainer.microbatches:
+            return
+        if trainer.loader is not None and has_own_collate(trainer.loader.samples):
+            with trainer.world.agreeing(DataError):
+                next(batch.split(1), None)
 
     def _in_parts(self, batch: Batch) -> Tensor:
         """As :meth:`compute` of what is cut, in smaller parts where memory runs out."""

@@ -15,6 +15,7 @@ from helpers.paths import CONFIGS
 from helpers.ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from gdtrain import (
     BatchLoader,
@@ -154,6 +155,51 @@ def test_all_ranks_stop_together() -> None:
     assert first == second
     assert 22 < first < 110
     assert on_ranks(early_stopping) == [2, 2]
+
+
+class Pairs(Dataset):
+    """Two inputs and a class by row, of which the first row is missing."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int):
+        return None if i == 0 else (X[i], -X[i], LABELS[i])
+
+
+def without_missing(items):
+    one, other, labels = zip(*(item for item in items if item is not None), strict=True)
+    return (torch.stack(one), torch.stack(other)), torch.stack(labels)
+
+
+class Difference(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, one, other):
+        return self.layer(one - other)
+
+
+def of_shares_of_one_and_two(rank: int) -> list[str]:
+    """Two tensors of two rows may be a row of two samples: rank 1 alone sees that."""
+    said = []
+    for size in ("auto", 1):
+        model = Difference()
+        loader = MiniBatchLoader(Pairs(), 4, order="sequential", collate_fn=without_missing)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, "cross_entropy", optimizer, loader, microbatch_size=size)
+        with pytest.raises(DataError) as caught:
+            trainer.fit(1)
+        said.append(str(caught.value))
+    return said
+
+
+def test_all_ranks_refuse_a_batch_of_which_one_cannot_cut_its_share() -> None:
+    first, second = on_ranks(of_shares_of_one_and_two)
+    assert first == second
+    for text in first:
+        assert text.startswith("inputs (a tuple): has 2 items in a batch of 2 samples")
 
 
 def test_all_ranks_see_the_same_faults() -> None:
