@@ -160,8 +160,8 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         "did you mean relu?",
         f"{path}:7:7: loss.name: must be one of {losses}; got 'cross_entropi'; "
         "did you mean cross_entropy?",
-        f"{path}:8:9: loader.batch_size: missing; samples of one update; the last batch of an "
-        "epoch has what is left over",
+        f"{path}:8:9: loader.batch_size: missing; samples per update; the last batch of an "
+        "epoch has the rest",
         f"{path}:8:27: loader.batch_sise: unknown key; did you mean batch_size?",
         f"{path}:9:17: optimizer.lr: must be a number, got 'fast'",
         f"{path}:9:33: optimizer.momentum: must be < 1, got 1.5",
@@ -180,7 +180,10 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
             {"data": None},
             "data: missing; add data: where the samples come from, by source",
         ),
-        ({"epochs": None}, "epochs: missing; add epochs: passes over the training part, in total"),
+        (
+            {"epochs": None},
+            "epochs: missing; add epochs: number of passes over the training part, in total",
+        ),
         ({"epochs": 2.0}, "epochs: must be a whole number, got 2.0"),
         ({"epochs": True}, "epochs: must be a whole number, got true"),
         ({"epochs": "3"}, "epochs: must be a whole number, got '3'"),
@@ -192,8 +195,8 @@ def test_every_fault_of_a_file_and_the_command_line_at_once(tmp_path):
         ({"model": {"name": True}}, "model.name: must be one of linear, mlp, cnn; got true"),
         (
             {"loader": "minibatch"},
-            "loader.batch_size: missing; samples of one update; the last batch of an epoch has "
-            "what is left over",
+            "loader.batch_size: missing; samples per update; the last batch of an epoch has "
+            "the rest",
         ),
         ({"validation": 3}, "validation: must be a mapping of settings, got 3"),
         ({"clip_grad_norm": 0}, "clip_grad_norm: must be > 0, got 0"),

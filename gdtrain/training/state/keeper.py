@@ -289,7 +289,11 @@ class _Slots:
 
     def keep(self, *roots: Any) -> None:
         """Keep them as they are now; roots: what holds the modules. Of others all is new."""
-        if roots != self._roots or not self._is_current():
+        current = roots == self._roots and not any(self._empty)
+        for present, before in self._filled if current else ():
+            if len(present) != len(before) or not all(map(is_, present.values(), before)):
+                current = False
+        if not (current and all(memory.is_as_before() for memory in self._kept)):
             self._roots = roots
             self._list()
         elif self._kept:
@@ -306,14 +310,6 @@ class _Slots:
             kept.restore()
         for module, state in self._extra:
             module.set_extra_state(state)
-
-    def _is_current(self) -> bool:
-        if any(self._empty):
-            return False
-        for present, before in self._filled:
-            if len(present) != len(before) or not all(map(is_, present.values(), before)):
-                return False
-        return not self._kept or all(memory.is_as_before() for memory in self._kept)
 
     def _list(self) -> None:
         modules = self._modules()

@@ -60,8 +60,8 @@ def test_the_table_starts_from_what_trains(capsys):
             "batch_size: 2",
             "batch_sise: 2",
             [
-                "a.yaml:4:9: loader.batch_size: missing; samples of one update; the last batch of "
-                "an epoch has what is left over",
+                "a.yaml:4:9: loader.batch_size: missing; samples per update; the last batch of "
+                "an epoch has the rest",
                 "a.yaml:4:27: loader.batch_sise: unknown key; did you mean batch_size?",
             ],
         ),

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"loader": None},
         [
             (
-                "a.yaml:1:1: loader: missing; add loader: which form of gradient descent: "
+                "a.yaml:1:1: loader: missing; add loader: the form of gradient descent: "
                 "batch, sample or minibatch"
             )
         ],
@@ -57,7 +57,12 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "no epochs": (
         {"epochs": None},
-        [("a.yaml:1:1: epochs: missing; add epochs: passes over the training part, in total")],
+        [
+            (
+                "a.yaml:1:1: epochs: missing; add epochs: number of passes over the training "
+                "part, in total"
+            )
+        ],
     ),
     "data is a number": (
         {"data": "3"},
@@ -608,8 +613,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"loader": "minibatch"},
         [
             (
-                "a.yaml:4:9: loader.batch_size: missing; samples of one update; the last "
-                "batch of an epoch has what is left over"
+                "a.yaml:4:9: loader.batch_size: missing; samples per update; the last "
+                "batch of an epoch has the rest"
             )
         ],
     ),
@@ -758,7 +763,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "every missing": (
         {"scheduler": "step"},
-        ["a.yaml:7:12: scheduler.every: missing; how many t between two falls"],
+        ["a.yaml:7:12: scheduler.every: missing; number of t between two reductions"],
     ),
     "every zero": (
         {"scheduler": "{name: step, every: 0}"},
