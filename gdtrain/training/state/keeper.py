@@ -379,8 +379,13 @@ class _OneOptimizer:
             (group, {k: v for k, v in group.items() if k != "params"}, list(group["params"]))
             for group in optimizer.param_groups
         ]
+        # A schedule writes to a rate that is a tensor.
+        held = (v for _, settings, _ in self._groups for v in settings.values())
+        self._written = [(v, v.clone()) for v in held if isinstance(v, Tensor)]
 
     def restore(self) -> None:
+        for tensor, then in self._written:
+            tensor.copy_(then)
         state, groups = self.optimizer.state, self.optimizer.param_groups
         state.clear()
         state.update({p: self._copy(kept) for p, kept in self._state.items()})

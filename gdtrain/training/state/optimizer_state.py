@@ -137,16 +137,29 @@ def put(optimizer: Optimizer, saved: Mapping[str, Any], names: Names) -> None:
         for name, kept in saved["state"].items()
     }
     of_names = {frozenset(group["params"]): group for group in saved["groups"]}
-    groups = []
+    groups: list[dict[str, Any]] = []
+    firsts: dict[int, Tensor] = {}
     for group in optimizer.param_groups:
         members = [names[p] for p in group["params"]]
         settings = {**group, **of_names[frozenset(members)]}
+        settings = {k: _as_shared(v, group.get(k), firsts) for k, v in settings.items()}
         groups.append({**settings, "params": [numbers[name] for name in members]})
     state |= saved.get("shared", {})
     optimizer.load_state_dict({"state": state, "param_groups": groups, **saved.get("own", {})})
     for number, parameter in enumerate(held):  # torch casts all but "step" to the parameter's
         for key, value in state.get(number, {}).items():
             optimizer.state[parameter][key] = _recast(optimizer.state[parameter][key], value)
+
+
+def _as_shared(value: Any, here: Any, firsts: dict[int, Tensor]) -> Any:
+    """One tensor for all groups that share one here, such as a learning rate, written in place.
+
+    firsts: by the id of the one here, what has been given to the first of these groups.
+    """
+    if not (isinstance(value, Tensor) and isinstance(here, Tensor)):
+        return value
+    first = firsts.setdefault(id(here), value)
+    return first if first.dtype == value.dtype and torch.equal(first, value) else value
 
 
 def _packed(optimizer: Optimizer) -> dict[str, Any]:

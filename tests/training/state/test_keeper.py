@@ -204,3 +204,14 @@ def test_an_optimizer_comes_back_with_its_groups() -> None:
     assert same(weights, [p.detach() for p in trainer.model.parameters()])
     held = [s["momentum_buffer"] for s in trainer.optimizer.state.values()]
     assert same(momenta, held)
+
+
+def test_a_rate_that_is_a_tensor_comes_back_when_it_was_written_to() -> None:
+    trainer = make()
+    rate = torch.tensor(0.1)
+    trainer.optimizer.param_groups[0]["lr"] = rate
+    keeper = Keeper(trainer, "optimizer")
+    rate.mul_(0.5)  # as schedules do
+    keeper.restore()
+    assert trainer.optimizer.param_groups[0]["lr"] is rate
+    assert rate.item() == torch.tensor(0.1).item()

@@ -426,6 +426,32 @@ def test_learning_rates_of_any_type_go_on(name, rate, tmp_path) -> None:
     assert_schedule(name, "step", 5, tmp_path, rate)
 
 
+@pytest.mark.parametrize("at", [1, 5])
+def test_groups_that_share_a_rate_share_it_when_they_are_taken_up(at, tmp_path) -> None:
+    """Halved in place in each group, as a plateau does, a rate that two share is quartered."""
+
+    def two_groups():
+        torch.manual_seed(2)
+        model = nn.Linear(3, 1)
+        groups = [{"params": [model.weight]}, {"params": [model.bias]}]
+        return model, torch.optim.SGD(groups, lr=torch.tensor(0.1))
+
+    def halve(step: int, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups if step in (2, 7) else ():
+            group["lr"].mul_(0.5)
+
+    hand, optimizer = two_groups()
+    by_hand(hand, optimizer, change=lambda step, _, optimizer: halve(step, optimizer))
+    assert optimizer.param_groups[1]["lr"].item() == pytest.approx(0.1 / 16)
+    trainer = resumed(
+        lambda *callbacks: trainer_of(*two_groups(), *callbacks),
+        tmp_path,
+        at,
+        lambda step, trainer: halve(step, trainer.optimizer),
+    )
+    assert_same_weights(trainer.model, hand)
+
+
 def test_what_a_schedule_can_not_save_is_named() -> None:
     class Holds(torchs.LRScheduler):
         def __init__(self, optimizer) -> None:
