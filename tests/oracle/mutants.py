@@ -91,10 +91,11 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "hooks of the optimizer that come later are not called",
-        "training/known_steps.py",
-        "    hooks = optimizer._optimizer_step_post_hooks\n",
-        "    hooks = vars(optimizer).setdefault(\n"
-        "        '_old', dict(optimizer._optimizer_step_post_hooks))\n",
+        "training/descent.py",
+        "        if optimizer._optimizer_step_post_hooks or _global_optimizer_post_hooks:\n",
+        "        if vars(optimizer).setdefault(\n"
+        "            '_hooked', bool(optimizer._optimizer_step_post_hooks)\n"
+        "        ):\n",
     ),
     Mutant(
         "momentum is that of the first update",
