@@ -137,7 +137,7 @@ class Workers:
 
 
 def _numbered(parent: int, function: Function, number: int, point: Point) -> tuple[int, Row]:
-    _bear_compilers()
+    _allow_growth()
     _end_with(parent)
     if os.getppid() != parent:  # killed: what was sent before is another sweep's to train
         os._exit(1)
@@ -145,10 +145,11 @@ def _numbered(parent: int, function: Function, number: int, point: Point) -> tup
 
 
 @cache
-def _bear_compilers() -> None:
-    """Have joblib not take for a leak what a run's compiler leaves: 350 MB, of which it bears 300.
+def _allow_growth() -> None:
+    """Keep joblib from restarting a worker in which a compiler has taken memory.
 
-    What runs themselves leave is free when they are over.
+    That is about 350 MB at once, and joblib takes growth of 300 MB for a leak. The memory of
+    finished runs is freed.
     """
     from joblib.externals.loky import process_executor
 

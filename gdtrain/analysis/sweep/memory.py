@@ -1,4 +1,4 @@
-"""The memory of runs that are over, of which many are made in one process."""
+"""Frees the memory of finished runs, where one process makes many."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_modules = 0  # that were imported when what lives was last left aside
+_modules = 0  # number of imported modules when objects were last frozen
 
 
 def free() -> None:
-    """Free what a run has left: trainers refer to themselves, so that they wait to be looked for.
+    """Free what a finished run has left.
 
-    Python itself may look after some hundred runs. What has stayed alive is not looked at again,
-    as most of it are modules; so this takes some milliseconds, but for where more were imported.
+    Trainers are reference cycles, which Python itself may collect only after some hundred runs.
+    What survives is mostly modules, and is frozen, so that the next collection takes a few
+    milliseconds, except after new imports.
     """
     global _modules
     gc.collect()
@@ -25,7 +26,7 @@ def free() -> None:
 
 @contextmanager
 def as_before() -> Iterator[None]:
-    """Have everything looked at again on leaving, unless somebody else has left it aside."""
+    """Unfreeze all objects on leaving, unless somebody else had frozen some before."""
     global _modules
     frozen = gc.get_freeze_count()
     try:

@@ -227,7 +227,7 @@ class _Memory:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        # Of a tensor split over processes, or a sparse one, .data can't be bound again.
+        # Of a tensor split over processes, or a sparse one, .data can't be rebound.
         bound = tensor.layout is torch.strided and not hasattr(tensor, "full_tensor")
         self._memory = tensor.data if bound else None
         self.values = tensor.detach().clone()

@@ -104,7 +104,7 @@ def _check_statistics(part: str, found: Mapping[str, Any], module: nn.Module) ->
 def put(module: nn.Module, state: Mapping[str, Any], device: torch.device) -> None:
     """Give the module a state that :func:`check` has let pass, in copies.
 
-    A buffer whose shape or dtype is another is bound again. device: of buffers that were None.
+    A buffer of another shape or dtype is rebound. device: of buffers that were None.
     """
     given = {}
     for name, slot in slots(module).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,8 +77,8 @@ def take(optimizer: Optimizer, names: Names) -> dict[str, Any]:
     """What ``optimizer.state_dict()`` has, in copies, with names instead of numbers.
 
     names: of all parameters that it may hold. ``state``: by parameter; ``groups``: their settings
-    and ``params``; ``shared``: state of no parameter, and ``own``: what else a state_dict of
-    somebody's own has, where there is any.
+    and ``params``; where there are any, ``shared``: state of no parameter, ``own``: what else a
+    state_dict of somebody's own has, and ``tied``: settings that are one tensor in several groups.
     Raises CheckpointError, naming it, for what can't be saved.
     """
     packed = _packed(optimizer)
@@ -90,7 +90,8 @@ def take(optimizer: Optimizer, names: Names) -> dict[str, Any]:
     for key, value in packed["state"].items():
         (state if key in of else shared)[of.get(key, key)] = value
     own = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
-    more = {key: v for key, v in (("shared", shared), ("own", own)) if v}
+    more = {"shared": shared, "own": own, "tied": _tied(optimizer.param_groups)}
+    more = {key: value for key, value in more.items() if value}
     taken: dict[str, Any] = copied({"state": state, "groups": groups, **more}, "optimizer")
     return taken
 
@@ -102,7 +103,7 @@ def check(found: Any, optimizer: Optimizer, names: Names) -> None:
     tried: a copy must be able to make an update from it.
     """
     parts = set(found) if isinstance(found, dict) else set()
-    complete = {"state", "groups"} <= parts <= {"state", "groups", "shared", "own"}
+    complete = {"state", "groups"} <= parts <= {"state", "groups", "shared", "own", "tied"}
     demand(complete, "optimizer is not complete")
     here = [_with_names(group, names) for group in optimizer.param_groups]
     _check_groups(found["groups"], here, set(names.values()), set(optimizer.defaults))
@@ -116,6 +117,7 @@ def check(found: Any, optimizer: Optimizer, names: Names) -> None:
     for key in ("shared", "own"):
         demand(isinstance(found.get(key, {}), dict), f"optimizer: {key} is not a mapping")
         check_plain(f"optimizer: {key}", found.get(key, {}))
+    _check_tied(found.get("tied", {}), found["groups"])
     if isinstance(optimizer, LBFGS):
         for kept in found["state"].values():
             lbfgs_state.check(kept, optimizer)
@@ -136,13 +138,16 @@ def put(optimizer: Optimizer, saved: Mapping[str, Any], names: Names) -> None:
         numbers[name]: {key: split_like(value, held[numbers[name]]) for key, value in kept.items()}
         for name, kept in saved["state"].items()
     }
-    of_names = {frozenset(group["params"]): group for group in saved["groups"]}
-    groups: list[dict[str, Any]] = []
-    firsts: dict[int, Tensor] = {}
+    saved_groups = [dict(group) for group in saved["groups"]]
+    for key, firsts in saved.get("tied", {}).items():
+        for group, first in zip(saved_groups, firsts, strict=True):
+            if key in group:
+                group[key] = saved_groups[first][key]
+    of_names = {frozenset(group["params"]): group for group in saved_groups}
+    groups = []
     for group in optimizer.param_groups:
         members = [names[p] for p in group["params"]]
         settings = {**group, **of_names[frozenset(members)]}
-        settings = {k: _as_shared(v, group.get(k), firsts) for k, v in settings.items()}
         groups.append({**settings, "params": [numbers[name] for name in members]})
     state |= saved.get("shared", {})
     optimizer.load_state_dict({"state": state, "param_groups": groups, **saved.get("own", {})})
@@ -151,15 +156,40 @@ def put(optimizer: Optimizer, saved: Mapping[str, Any], names: Names) -> None:
             optimizer.state[parameter][key] = _recast(optimizer.state[parameter][key], value)
 
 
-def _as_shared(value: Any, here: Any, firsts: dict[int, Tensor]) -> Any:
-    """One tensor for all groups that share one here, such as a learning rate, written in place.
+def _tied(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The settings that are one tensor in several groups, such as a rate that is written in place.
 
-    firsts: by the id of the one here, what has been given to the first of these groups.
+    For each, by group, the number of the first group that holds the same tensor.
     """
-    if not (isinstance(value, Tensor) and isinstance(here, Tensor)):
-        return value
-    first = firsts.setdefault(id(here), value)
-    return first if first.dtype == value.dtype and torch.equal(first, value) else value
+    found: dict[str, list[int]] = {}
+    for key in dict.fromkeys(key for group in groups for key in group):
+        values = [group.get(key) for group in groups]
+        firsts = [
+            next((n for n in range(number) if values[n] is value), number)
+            if isinstance(value, Tensor)
+            else number
+            for number, value in enumerate(values)
+        ]
+        if firsts != list(range(len(groups))):
+            found[key] = firsts
+    return found
+
+
+def _check_tied(tied: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+    demand(isinstance(tied, dict), "optimizer: tied is not a mapping")
+    for key, firsts in tied.items():
+        right = isinstance(firsts, list) and len(firsts) == len(groups)
+        for number, first in enumerate(firsts if right else ()):
+            right = right and type(first) is int and 0 <= first <= number
+            if not right or first == number:
+                continue
+            one, other = groups[first].get(key), groups[number].get(key)
+            right = isinstance(one, Tensor) and isinstance(other, Tensor) and _same(one, other)
+        demand(right, f"optimizer: {shown(key)} is said to be shared by groups, which it is not")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _packed(optimizer: Optimizer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_runs import MOONS
 from torch import nn
 
 import gdtrain
@@ -18,16 +19,6 @@ from gdtrain.cli.main import main
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
-
-RUNS = """\
-data: {source: two_moons, num_samples: 60, validation_fraction: 0.25}
-model: {name: mlp, hidden: [4]}
-loss: cross_entropy
-loader: {name: minibatch, batch_size: 8}
-optimizer: {lr: 0.1, momentum: 0.5}
-epochs: 2
-log: {picture: false}
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +76,7 @@ def test_arrays_of_xla_are_free_too():
 @pytest.mark.parametrize("name", ["eager", "scan"])
 def test_runs_of_the_command_leave_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("runs.yaml").write_text(RUNS)
+    Path("runs.yaml").write_text(MOONS)
     gc.collect()
     before = living()
     assert main(["sweep", "runs.yaml", f"engine={engine(name)}", "seed=0..4", "--quiet"]) == 0

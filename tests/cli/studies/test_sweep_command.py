@@ -9,20 +9,11 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import start
+from helpers.small_runs import MOONS
 
 from gdtrain.cli.main import main
 from gdtrain.config.grid import load_sweep
 from gdtrain.errors import ConfigError
-
-MOONS = """\
-data: {source: two_moons, num_samples: 60, validation_fraction: 0.25}
-model: {name: mlp, hidden: [4]}
-loss: cross_entropy
-loader: {name: minibatch, batch_size: 8}
-optimizer: {lr: 0.1, momentum: 0.5}
-epochs: 2
-log: {picture: false}
-"""
 
 
 @pytest.fixture(autouse=True)

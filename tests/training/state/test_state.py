@@ -426,30 +426,74 @@ def test_learning_rates_of_any_type_go_on(name, rate, tmp_path) -> None:
     assert_schedule(name, "step", 5, tmp_path, rate)
 
 
-@pytest.mark.parametrize("at", [1, 5])
-def test_groups_that_share_a_rate_share_it_when_they_are_taken_up(at, tmp_path) -> None:
-    """Halved in place in each group, as a plateau does, a rate that two share is quartered."""
+def halve(step: int, optimizer: torch.optim.Optimizer) -> None:
+    """In place in each group, as a plateau does: a rate that two groups share is quartered."""
+    for group in optimizer.param_groups if step in (2, 7) else ():
+        group["lr"].mul_(0.5)
 
+
+def share(step: int, optimizer: torch.optim.Optimizer) -> None:
+    """As ``trainer.lr = torch.tensor(0.1)`` does, before any rate is halved."""
+    rate = torch.tensor(0.1)
+    for group in optimizer.param_groups if step == 1 else ():
+        group["lr"] = rate
+
+
+def part(step: int, optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups if step == 1 else ():
+        group["lr"] = torch.tensor(0.1)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize(
+    ("start", "first", "ends_at"),
+    [
+        ("shared", None, 0.1 / 16),
+        ("apart", None, 0.1 / 4),
+        ("apart", share, 0.1 / 16),
+        ("shared", part, 0.1 / 4),
+    ],
+)
+def test_rates_are_one_tensor_in_a_run_that_is_taken_up_where_they_were(
+    start, first, ends_at, at, tmp_path
+) -> None:
     def two_groups():
         torch.manual_seed(2)
         model = nn.Linear(3, 1)
         groups = [{"params": [model.weight]}, {"params": [model.bias]}]
+        if start == "apart":
+            groups = [{**group, "lr": torch.tensor(0.1)} for group in groups]
         return model, torch.optim.SGD(groups, lr=torch.tensor(0.1))
 
-    def halve(step: int, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups if step in (2, 7) else ():
-            group["lr"].mul_(0.5)
+    def change(step: int, optimizer: torch.optim.Optimizer) -> None:
+        if first is not None:
+            first(step, optimizer)
+        halve(step, optimizer)
 
     hand, optimizer = two_groups()
-    by_hand(hand, optimizer, change=lambda step, _, optimizer: halve(step, optimizer))
-    assert optimizer.param_groups[1]["lr"].item() == pytest.approx(0.1 / 16)
+    by_hand(hand, optimizer, change=lambda step, _, optimizer: change(step, optimizer))
+    assert optimizer.param_groups[1]["lr"].item() == pytest.approx(ends_at)
     trainer = resumed(
         lambda *callbacks: trainer_of(*two_groups(), *callbacks),
         tmp_path,
         at,
-        lambda step, trainer: halve(step, trainer.optimizer),
+        lambda step, trainer: change(step, trainer.optimizer),
     )
     assert_same_weights(trainer.model, hand)
+
+
+@pytest.mark.parametrize("tied", [[0, 2], [0], [1, 1], [0, True], [0, 0], "00"])
+def test_a_rate_that_is_not_shared_as_a_state_says_is_refused(tied) -> None:
+    model = nn.Linear(3, 1)
+    groups = [
+        {"params": [p], "lr": torch.tensor(r)}
+        for p, r in zip(model.parameters(), (1.0, 2.0), strict=True)
+    ]
+    trainer = trainer_of(model, torch.optim.SGD(groups, lr=0.1))
+    state = trainer.state_dict()
+    state["optimizer"]["tied"] = {"lr": tied}
+    with pytest.raises(CheckpointError, match="said to be shared by groups"):
+        trainer.load_state_dict(state)
 
 
 def test_what_a_schedule_can_not_save_is_named() -> None:

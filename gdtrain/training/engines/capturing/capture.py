@@ -317,7 +317,7 @@ def _seeding() -> Iterator[list[str]]:
 
 
 class _Reads(TorchFunctionMode):
-    """What tracing does not see by itself: that ``.data`` is bound again, and ``trainer.step``.
+    """What tracing does not see by itself: that ``.data`` is rebound, and ``trainer.step``.
 
     The step is an int outside of a capture, and Python computes with it in float64. So do
     numbers that are computed from nothing but it here, whatever the default dtype is.
