@@ -17,7 +17,7 @@ from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.epoch_plan import known_plan

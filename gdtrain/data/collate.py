@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.names import counted
 from gdtrain.data.tree import Cutter, Rows, children, copied, is_inner, rebuilt
+from gdtrain.data.wording import counted
 from gdtrain.errors import DataError
 
 CollateFn = Callable[[list[Any]], Any]

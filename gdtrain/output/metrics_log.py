@@ -14,7 +14,7 @@ from typing import IO, Any
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
 from gdtrain.checkpoint.durable_files import FileState
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.errors import StorageError
 from gdtrain.output.metrics_file import finite, records_of
 from gdtrain.output.step_log import StepLog

@@ -49,9 +49,9 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.names import counted
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import by_name, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on

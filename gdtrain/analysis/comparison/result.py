@@ -16,7 +16,7 @@ from gdtrain.analysis.comparison.target import reached, target_of
 from gdtrain.analysis.comparison.verdicts import statistics_of
 from gdtrain.analysis.theory import agreement, tried_rates
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
 from gdtrain.output.report.table import descended

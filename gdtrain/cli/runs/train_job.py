@@ -32,7 +32,7 @@ from gdtrain.config.places import Document, key_path
 from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, NonFiniteError
 from gdtrain.output import run_directory, run_results
 from gdtrain.output.console import ProgressBar

@@ -23,7 +23,7 @@ from gdtrain.config.comparison import FormConfig
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say

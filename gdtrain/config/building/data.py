@@ -15,7 +15,6 @@ from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.arrays import as_tensor, check_finite, check_range
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.names import is_number
 from gdtrain.data.tables.loaded import LoadedTable
 from gdtrain.data.tables.preparation import (
     LoadedData,
@@ -27,6 +26,7 @@ from gdtrain.data.tables.preparation import (
     split,
 )
 from gdtrain.data.tables.sparse import is_sparse, prepare_sparse
+from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown
 from gdtrain.settings import LossSettings, SourceSettings

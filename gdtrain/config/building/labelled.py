@@ -11,11 +11,11 @@ from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.files.convert import DESCRIPTION
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.names import is_number
 from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.loaded import MissingRules
 from gdtrain.data.tables.preparation import LoadedData, Preprocessing
+from gdtrain.data.wording import is_number
 from gdtrain.errors import DataError
 
 # Files of arrays that say themselves what they are, and their sources.

@@ -16,7 +16,6 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.dataset_samples import Transform
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phases import BatchSizes, following
-from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import (
     ORDER_VERSION,
@@ -31,6 +30,7 @@ from gdtrain.data.orders.weighted import Weighted
 from gdtrain.data.samples import Samples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
 from gdtrain.parts import OneOfKinds, OrderSetting
 from gdtrain.registry import register_loader

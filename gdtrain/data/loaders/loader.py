@@ -12,13 +12,13 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.names import counted
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from gdtrain import registry
-from gdtrain.data.names import OrderName
 from gdtrain.data.orders.asked_order import AskedOrder, gives_indices
 from gdtrain.data.orders.explicit_order import check_indices
 from gdtrain.data.orders.permutation import Draws, Permutation
 from gdtrain.data.orders.permutation import Replacement as UniformDraws
 from gdtrain.data.orders.row_groups import RowGroups
 from gdtrain.data.orders.weighted import Weighted
+from gdtrain.data.wording import OrderName
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_order
 from gdtrain.settings import NamedSettings

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import is_code
 from gdtrain.data.tables.column import Array, Column, Fill, inputs_of
 from gdtrain.data.tables.preparation import LoadedData
@@ -20,6 +19,7 @@ from gdtrain.data.tables.understanding import (
     Places,
     yaml_text,
 )
+from gdtrain.data.wording import counted
 
 _SHOWN = 30  # columns of a table that are shown
 _AT_ONCE = 8  # float64 columns in a line of a cache

@@ -12,10 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gdtrain.data.free_memory import check_memory
-from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import MISSING, WITH_PANDAS, marks_of
-from gdtrain.data.tables.choice import check_columns
 from gdtrain.data.tables.column import Array, Column, Fill
+from gdtrain.data.tables.column_choice import check_columns
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
@@ -34,6 +33,7 @@ from gdtrain.data.tables.understanding import (
     Understanding,
     settle_columns,
 )
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import register_source
 from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings, instead_of

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gdtrain.data.names import counted
 from gdtrain.data.tables.cells import (
     NEARLY_NUMBERS,
     WITH_PANDAS,
@@ -24,6 +23,7 @@ from gdtrain.data.tables.cells import (
 )
 from gdtrain.data.tables.column import CACHED, Array, Column
 from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan, TextCells, kinds_of, settled
+from gdtrain.data.wording import counted
 
 # Text of more different values than these, and than this share of the rows, is no category.
 MANY_VALUES, MANY_SHARE = 50, 0.05

@@ -6,7 +6,7 @@ import re
 from html import escape
 from typing import Any
 
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.output.report.heat_map import heat_map
 from gdtrain.output.report.page import callout, document
 from gdtrain.output.report.parallel_coordinates import coordinates

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gdtrain.data.names import counted
+from gdtrain.data.wording import counted
 from gdtrain.output.report.table import (
     bytes_text,
     descended,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdtrain.data.names import is_number
 from gdtrain.data.tables.cells import WITH_PANDAS
 from gdtrain.data.tables.formats.arrow_arrays import as_numpy
 from gdtrain.data.tables.formats.csv_text import (
@@ -25,6 +24,7 @@ from gdtrain.data.tables.formats.csv_text import (
     records,
 )
 from gdtrain.data.tables.formats.wide_rows import WIDE, WideRows
+from gdtrain.data.wording import is_number
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:
