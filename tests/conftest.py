@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers.processes import Program
 
 from gdtrain import registry
 
 TESTS = Path(__file__).resolve().parent
 
-torch.set_num_threads(1)
 # Under nohup, and in the background of a script, these are ignored; programs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _signum in (signal.SIGHUP, signal.SIGQUIT):
@@ -32,8 +30,11 @@ logging.getLogger("torch.__trace").propagate = True
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
 # What is compiled is kept for the processes of this session, and not with the user.
-_CACHE = tempfile.TemporaryDirectory(prefix="gdtrain-cache-")
-os.environ["XDG_CACHE_HOME"] = _CACHE.name
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="gdtrain-cache-")
+    os.environ["XDG_CACHE_HOME"] = _CACHE.name
+# Tests make many objects and few cycles: a fifteenth of the time went into looking for these.
+gc.set_threshold(20_000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +42,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", type=float, default=1.0, help=share)
     seed = "of random programs in tests marked long; other ones each time by default"
     parser.addoption("--seed", type=int, default=secrets.randbelow(10**6), help=seed)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread; a process that only hands tests to others does without the import of torch."""
+    if not getattr(config.option, "numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -81,7 +81,7 @@ def has_code(page: str) -> bool:
     return bool({block.language for block in blocks(page)} & {"python", "bash"})
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("pages", [p for p in READINGS if any(map(has_code, p))], ids=" ".join)
 def test_commands_and_python_do_what_is_said_from_top_to_bottom(pages, clone, capsys) -> None:
     """In one test for a reading, since later blocks meet what earlier ones have made."""

@@ -164,6 +164,7 @@ class Ends(Callback):
             (set(multiprocessing.active_children()) - self.others).pop().terminate()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attempt", range(4))  # torch or the system may be the first to tell
 def test_a_worker_that_is_terminated_is_an_error(attempt: int) -> None:
     trainer = make(Rows(-1), order="sequential", num_workers=2)

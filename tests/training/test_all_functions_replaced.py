@@ -17,8 +17,8 @@ from torch.optim import SGD, Adam
 from gdtrain import MiniBatchLoader, Trainer
 
 DRAWS = torch.Generator().manual_seed(0)
-X, Y = torch.randn(20, 3, generator=DRAWS), torch.randn(20, 1, generator=DRAWS)
-CLASSES = torch.randint(0, 3, (20,), generator=DRAWS)
+X, Y = torch.randn(8, 3, generator=DRAWS), torch.randn(8, 1, generator=DRAWS)
+CLASSES = torch.randint(0, 3, (8,), generator=DRAWS)
 RUNS: dict[str, tuple[list[nn.Module], nn.Module, Callable[..., Any], Tensor]] = {
     "sgd": ([nn.ReLU(), nn.Linear(5, 1)], nn.MSELoss(), SGD, Y),
     "momentum": (
@@ -54,7 +54,7 @@ def by_hand(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, targets: Tensor
 ) -> list[Tensor]:
     for _ in range(2):
-        for first in range(0, 20, 4):
+        for first in range(0, 8, 4):
             optimizer.zero_grad()
             loss(model(X[first : first + 4]), targets[first : first + 4]).backward()
             optimizer.step()

@@ -47,7 +47,7 @@ def clean(tmp_path_factory):
         pytest.param("batch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("batch", 1, False, 1, marks=pytest.mark.long),
         ("sample", 1, True, 1),
-        ("minibatch", 1, True, 1),
+        pytest.param("minibatch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 1, False, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 2, True, 1, marks=pytest.mark.long),
         ("minibatch", 2, False, 1),
