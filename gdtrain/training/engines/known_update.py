@@ -110,7 +110,6 @@ def _is_known(trainer: Run) -> bool:
         isinstance(trainer.placed(loader.samples), TensorSamples)
         and not trainer.listeners.see_updates
         and not trainer.has_own(*_RUNGS)
-        and not trainer.own_state
         and not trainer.schedule.own_code
         and calls_known_code(trainer)
         and not has_global_hooks()

@@ -242,9 +242,35 @@ class _Memory:
             return
         if self._memory.shape != self.values.shape:  # resized where it lay
             self._memory.resize_(self.values.shape)
-        self._memory.copy_(self.values)
+        # An expanded tensor has one element in many places, to all of which nothing is written.
+        each = tuple(slice(None) if step else slice(1) for step in self._memory.stride())
+        self._memory[each].copy_(self.values[each])
         if not self.is_as_before():
             self.tensor.data = self._memory
+
+
+class _Memories:
+    """The values of several tensors; :meth:`keep` again makes no new copies of them."""
+
+    def __init__(self, tensors: Iterable[Tensor | None]) -> None:
+        found = (t for t in dict.fromkeys(tensors) if t is not None and not is_lazy(t))
+        self._kept = [_Memory(tensor) for tensor in found]
+        self._live = [kept.tensor.data for kept in self._kept]
+        self._values = [kept.values for kept in self._kept]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self) -> bool:
+        """Keep the values as they are now; False if some tensor has another memory by now."""
+        if not all(kept.is_as_before() for kept in self._kept):
+            return False
+        torch._foreach_copy_(self._values, self._live)
+        return True
+
+    def restore(self) -> None:
+        for kept in self._kept:
+            kept.restore()
 
 
 class _Parameters(_Part):
@@ -278,7 +304,6 @@ class _Slots:
     """
 
     _roots: tuple[Any, ...] | None = None
-    _kept: Sequence[_Memory] = ()
     _extra: Sequence[tuple[nn.Module, Any]] = ()
     embeddings: Sequence[nn.Embedding | nn.EmbeddingBag] = ()
 
@@ -293,11 +318,9 @@ class _Slots:
         for present, before in self._filled if current else ():
             if len(present) != len(before) or not all(map(is_, present.values(), before)):
                 current = False
-        if not (current and all(memory.is_as_before() for memory in self._kept)):
+        if not (current and (self._none or self._memories.keep())):
             self._roots = roots
             self._list()
-        elif self._kept:
-            torch._foreach_copy_(self._values, self._live)
         if self._with_extra:
             self._extra = [(module, _extra_state(module)) for module in self._with_extra]
 
@@ -306,8 +329,7 @@ class _Slots:
             if list(then) != list(now.keys()) or not all(map(is_, then.values(), now.values())):
                 now.clear()  # and filled in the order that they had
                 now.update(then)
-        for kept in self._kept:
-            kept.restore()
+        self._memories.restore()
         for module, state in self._extra:
             module.set_extra_state(state)
 
@@ -318,10 +340,8 @@ class _Slots:
         looked_at = [*slots, *(module._modules for module in modules)]
         self._empty = [held for held in looked_at if not held]  # dictionaries in which nothing was
         self._filled = [(held, tuple(held.values())) for held in looked_at if held]
-        found = dict.fromkeys(tensor for _, then in self._then for tensor in then.values())
-        self._kept = [_Memory(t) for t in found if t is not None and not is_lazy(t)]
-        self._live = [kept.tensor.data for kept in self._kept]
-        self._values = [kept.values for kept in self._kept]
+        self._memories = _Memories(t for _, then in self._then for t in then.values())
+        self._none = not self._memories
         self._with_extra = [m for m in modules if has_extra_state(m)]
         self.embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
 
@@ -438,6 +458,53 @@ class _Draws(_Part):
         torch.default_generator.set_state(self._kept)
 
 
+class _Tree:
+    """A tensor, or nested lists, tuples and dicts of tensors and plain values: what these hold.
+
+    Each is put back where it is, since somebody may hold a part of it.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._lists: list[tuple[list[Any], list[Any]]] = []
+        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        tensors: list[Tensor] = []
+        self._walk(value, tensors)
+        self._memories = _Memories(tensors)
+
+    def _walk(self, value: Any, tensors: list[Tensor]) -> None:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        elif isinstance(value, dict):
+            self._dicts.append((value, dict(value)))
+        elif isinstance(value, list):
+            self._lists.append((value, list(value)))
+        if isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                self._walk(item, tensors)
+
+    def keep(self) -> bool:
+        """Keep the values as they are now; False if it is made of other parts by now."""
+        for held, before in self._lists:
+            if len(held) != len(before) or not all(map(is_, held, before)):
+                return False
+        for now, then in self._dicts:
+            same = list(now) == list(then) and all(map(is_, now.values(), then.values()))
+            if not same:
+                return False
+        return self._memories.keep()
+
+    def restore(self) -> None:
+        for held, before in self._lists:
+            held[:] = before
+        for now, then in self._dicts:
+            now.clear()
+            now.update(then)
+        self._memories.restore()
+
+
+_TREES = (Tensor, list, tuple, dict)
+
+
 class _Own(_Part):
     """What is registered by name; its value, and which object that was."""
 
@@ -459,11 +526,14 @@ class _Own(_Part):
                 kept = _Slots(partial(modules_of, [value]), "_parameters", "_buffers")
             kept.keep()
             return kept
-        return _Memory(value) if isinstance(value, Tensor) else taken(value, "")
+        if isinstance(value, _TREES):
+            is_same = isinstance(kept, _Tree) and value is before and kept.keep()
+            return kept if is_same else _Tree(value)
+        return taken(value, "")
 
     def restore(self) -> None:
         for name, value, kept in self._kept:
-            if isinstance(kept, _Memory | _Slots):
+            if isinstance(kept, _Tree | _Slots):
                 kept.restore()
             elif isinstance(value, torch.Generator):
                 value.set_state(kept)

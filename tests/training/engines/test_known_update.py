@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gdtrain import BatchLoader, MiniBatchLoader, Trainer
+from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.known_update import known_update
 
@@ -84,6 +84,39 @@ def test_of_stock_parts(layers, optimizer, loss) -> None:
     fitted(trainer)
     assert same(model, theirs)
     assert (trainer.step, trainer.progress.samples) == (EPOCHS * 8, EPOCHS * N)
+
+
+def test_a_registered_state_that_callbacks_move_is_of_no_concern_to_it() -> None:
+    """Lookahead (Zhang and others, 2019): nobody's code runs but between blocks."""
+
+    class Lookahead(Callback):
+        every_n_steps = 5
+
+        def on_safe_point(self, trainer):
+            go_back(trainer.slow, trainer.model)
+
+    def go_back(slow, model) -> None:
+        with torch.no_grad():
+            for kept, parameter in zip(slow, model.parameters(), strict=True):
+                parameter.copy_(kept.lerp_(parameter, 0.5))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*copy.deepcopy(STOCK["perceptron"]))
+    theirs = copy.deepcopy(model)
+    slow, optimizer = [p.detach().clone() for p in theirs.parameters()], sgd(theirs.parameters())
+    for step, rows in enumerate(EPOCHS * torch.arange(N).split(SIZE), 1):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(theirs(X[rows]), Y[rows]).backward()
+        optimizer.step()
+        if step % 5 == 0:
+            go_back(slow, theirs)
+    trainer = trainer_of(model, nn.MSELoss(), sgd(model.parameters()))
+    trainer.callbacks.append(Lookahead())
+    trainer.register_state("slow", [p.detach().clone() for p in model.parameters()])
+    assert is_known(trainer)
+    fitted(trainer)
+    assert same(model, theirs)
+    assert all(map(torch.equal, trainer.slow, slow))
 
 
 def test_batches_that_are_views_of_the_data_are_not_changed() -> None:

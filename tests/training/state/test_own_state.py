@@ -11,6 +11,7 @@ from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.checkpoint.expected_tensors import tensor_check
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
+from gdtrain.training.state.keeper import Keeper
 
 LENGTH, LANES, WINDOW = 20, 3, 4
 # Three long series side by side, cut into windows: a batch goes on where the one before it ended.
@@ -155,6 +156,69 @@ def test_an_update_that_is_not_made_leaves_a_registered_module(move):
     with pytest.raises(NonFiniteError):
         trainer.fit(2)
     assert trainer.average.weight.item() + trainer.average.count.item() == trainer.step == 7
+
+
+def written(seen) -> None:
+    for tensor in (seen["slow"][0], seen["pair"][0]):
+        tensor.add_(1)
+    seen["count"] += 1
+
+
+def replaced(seen) -> None:
+    seen["slow"][0] = seen["slow"][0] + 1
+    seen["pair"] = (seen["pair"][0] + 1,)
+    seen["count"] += 1
+
+
+def grown(seen) -> None:
+    seen["slow"].insert(0, seen["slow"][0] + 1)
+    seen["slow"].pop()
+    seen["pair"][0].data = seen["pair"][0] + 1
+    seen["count"] = seen.pop("count") + 1
+
+
+def resized(seen) -> None:
+    slow, one = seen["slow"][0], seen["pair"][0]
+    slow.resize_(2).fill_(slow[0].item() + 1)
+    slow.resize_(1)
+    one.set_(one + 1)
+    seen["count"] += 1
+
+
+@pytest.mark.parametrize("move", [written, replaced, grown, resized])
+def test_an_update_that_is_not_made_leaves_what_is_in_lists_and_dicts(move):
+    class Counts(Truncated):
+        def compute_loss(self, batch):
+            loss = super().compute_loss(batch)
+            with torch.no_grad():
+                move(self.seen)
+            return loss / 0 if self.step == 7 else loss
+
+    model = recurrent()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader(WINDOWS, LANES, order="sequential")
+    trainer = Counts(model, None, optimizer, loader, device="cpu")
+    seen = {"slow": [torch.zeros(1)], "pair": (torch.zeros(1),), "count": 0}
+    trainer.register_state("seen", seen)
+    with pytest.raises(NonFiniteError):
+        trainer.fit(2)
+    assert trainer.seen is seen
+    assert [*seen] == (["slow", "pair", "count"])
+    assert [seen["slow"][0].tolist(), seen["pair"][0].tolist(), seen["count"]] == [[7], [7], 7]
+    assert len(seen["slow"]) == len(seen["pair"]) == 1
+
+
+def test_whoever_holds_a_registered_tensor_sees_it_put_back():
+    trainer = truncated()
+    held = torch.zeros(2, 3)
+    wide = torch.zeros(1, 1).expand(4, 2)  # one number in eight places
+    trainer.register_state("tensors", [held[0], {"second row": held[1]}, wide])
+    keeper = Keeper(trainer, "own")
+    held += 1
+    wide[:1, :1] += 1
+    keeper.restore()
+    assert not held.any()
+    assert not wide.any()
 
 
 class Teaching(Trainer):
