@@ -126,15 +126,11 @@ class Progress:
         Reading them here is the one synchronisation of a block.
         """
         first, steps = block.added, len(losses)
-        if steps == 1:  # as often as there are epochs, where a batch is everything
-            given = block.weights[first] if block.weights else block.sizes_of(first, first + 1)[0]
-            weight = 1.0 if adds else float(given)
-            self.epoch_loss_sum += losses[0].item() * weight if weight else 0.0
-            self.epoch_weight += weight
+        if 0 < steps < _FEW and losses[0].is_cpu:
+            self._add_few(block, losses, adds)
         elif steps:
-            part = slice(first, first + steps)
             sizes = block.sizes_of(first, first + steps)
-            weights = _numbers(block.weights[part]) if block.weights else sizes
+            weights = _numbers(block.weights[first : first + steps]) if block.weights else sizes
             weights = np.ones(steps) if adds else weights
             losses = torch.stack(losses) if isinstance(losses, list) else losses
             plain = losses if losses.dtype in (torch.float32, torch.float64) else losses.double()
@@ -147,6 +143,16 @@ class Progress:
             given = block.weights[place] if block.weights else block.sizes_of(place, place + 1)[0]
             self._add_terms(block.terms.get(place, ({}, {})), 1.0 if adds else float(given))
         block.added += steps
+
+    def _add_few(self, block: Block, losses: Tensor | list[Tensor], adds: bool) -> None:
+        """As in most epochs of small problems, where making arrays would take longer."""
+        first, last = block.added, block.added + len(losses)
+        weights = block.weights[first:last] or block.sizes_of(first, last).tolist()
+        values = losses.tolist() if isinstance(losses, Tensor) else map(Tensor.item, losses)
+        for loss, given in zip(values, weights, strict=True):
+            weight = 1.0 if adds else float(given)
+            self.epoch_loss_sum += loss * weight if weight else 0.0
+            self.epoch_weight += weight
 
     def _add_terms(self, terms: tuple[Terms, Terms], weight: float) -> None:
         of_loss, logged = terms
@@ -274,10 +280,6 @@ def _added(total: float, losses: Numbers, weights: Numbers) -> float:
     """``total`` + Σ losses · weights, added one after the other, so that it does not depend on
     where blocks end. torch does that in a quarter of numpy's time. Nothing is added at weight 0,
     where a loss may be 0/0."""
-    if len(losses) < _FEW:
-        for loss, weight in zip(losses.tolist(), weights.tolist(), strict=True):
-            total += loss * weight if weight else 0.0
-        return total
     for start in range(0, len(losses), _AT_ONCE):
         part = weights[start : start + _AT_ONCE]
         sums = losses[start : start + _AT_ONCE].astype(np.float64)
@@ -303,10 +305,6 @@ def _row_means(losses: Tensor, weights: Numbers, adds: bool) -> list[float]:
 
 def _summed(total: float, numbers: Numbers) -> float:
     """``total`` + Σ numbers, one after the other."""
-    if len(numbers) < _FEW:
-        for number in numbers.tolist():
-            total += number
-        return total
     sums = numbers.astype(np.float64)
     sums[0] += total
     added = torch.from_numpy(sums)  # the same memory
