@@ -28,14 +28,17 @@ _OTHER_KERNELS = ("foreach", "fused", "differentiable", "maximize", "capturable"
 _NUMBERS = ("weight_decay", "momentum", "dampening", "eps")
 
 
-def known_step(optimizer: Optimizer) -> Step | None:
+def known_step(optimizer: Optimizer, *, hooked: bool = False) -> Step | None:
     """What makes the update of ``optimizer.step()``, but for its post-hooks; or gives False.
 
     None where that is not PyTorch's own, is seen from within, or takes other kernels than those
-    here. Tensors are to be real numbers of a CPU.
+    here. Tensors are to be real numbers of a CPU. hooked: whether who calls it sees to the
+    optimizer's own pre-hooks, too.
     """
     known = _STEPS.get(type(optimizer))
-    if known is None or optimizer._optimizer_step_pre_hooks or _global_optimizer_pre_hooks:
+    if known is None or _global_optimizer_pre_hooks:
+        return None
+    if optimizer._optimizer_step_pre_hooks and not hooked:
         return None
     own = vars(optimizer).get("step")
     if own is not None and not _is_scheduled(own, type(optimizer).step):

@@ -57,7 +57,7 @@ from gdtrain.training import by_name, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners, among
 from gdtrain.training.callbacks.validation import Validation
-from gdtrain.training.descent import backward, descend, gathered
+from gdtrain.training.descent import backward, descend, gathered, zero_gradients
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
@@ -677,10 +677,10 @@ class Trainer(OutsideTheLoop):
                 f"minimise: {name!r} is no optimizer's name; it must be one of {known}"
             )
         optimizer = self.optimizer if name is None else self.optimizers[name]
-        optimizer.zero_grad()
+        zero_gradients(optimizer)
         backward(scalar(loss))
         self.finish_gradient(name)
-        optimizer.step()
+        self.guard.step(optimizer)
         if name is not None:
             self.log(name, loss.detach())
         return loss.detach()

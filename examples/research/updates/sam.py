@@ -16,7 +16,7 @@ def uphill(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
 
 class Sam(Trainer):
     def train_step(self, batch):
-        loss, weights = self.batch_gradient(batch), list(self.model.parameters())
+        loss, weights = self.batch_gradient(batch), self.optimizer.param_groups[0]["params"]
         steps = uphill(weights)
         with torch.no_grad():
             torch._foreach_add_(weights, steps)

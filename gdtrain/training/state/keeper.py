@@ -511,6 +511,8 @@ class _Own(_Part):
     _kept: Sequence[tuple[str, Any, Any]] = ()
 
     def keep(self) -> None:
+        if not (self.trainer.own_state or self._kept):
+            return
         held = vars(self.trainer)
         before = {name: (value, kept) for name, value, kept in self._kept}
         self._kept = [

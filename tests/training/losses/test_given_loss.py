@@ -120,6 +120,39 @@ def test_minimise_has_the_bits_of_the_plain_loop(norm):
     assert len(history.train_loss) == 3
 
 
+def hooked(kind, model, ahead):
+    """An optimizer, and what one of its hooks has noted: some hooks change what is stepped."""
+    optimizer, noted = kind(model.parameters(), lr=0.1), []
+
+    def shrink(*_):
+        for parameter in model.parameters():
+            parameter.grad.mul_(0.5)
+
+    def decay(*_):
+        noted.append(model[0].weight.sum().item())
+        model[0].weight.data.mul_(0.9)
+
+    optimizer.register_step_post_hook(decay)
+    if ahead:
+        optimizer.register_step_pre_hook(shrink)
+    return optimizer, noted
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_minimise_calls_the_hooks_of_an_optimizer_as_its_step_does(kind, ahead):
+    model, theirs = make().model, make().model
+    optimizer, noted = hooked(kind, model, ahead)
+    Minimises(model, None, optimizer, make().loader, device="cpu").fit(2)
+    optimizer, expected = hooked(kind, theirs, ahead)
+    for x, y in 2 * [*zip(X.split(8), Y.split(8), strict=True)]:
+        optimizer.zero_grad()
+        F.mse_loss(theirs(x), y).backward()
+        optimizer.step()
+    assert noted == expected
+    assert all(map(torch.equal, model.parameters(), theirs.parameters()))
+
+
 def test_what_is_not_finite_makes_no_update():
     class Breaks(Trainer):
         def train_step(self, batch):
