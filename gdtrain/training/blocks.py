@@ -75,14 +75,15 @@ def may_go_on(trainer: Run) -> bool:
 def blocks(trainer: Run, until: int, length: BlockLength) -> Iterator[Block]:
     """Blocks from where the run stands on, the last of which ends with an epoch.
 
-    They end where somebody looks, at the latest at the end of epoch ``until``, counted from 1.
+    They end where somebody looks, at the latest at the end of epoch ``until``, counted from 1; and
+    there are no more once a process has been asked to stop after the first.
     Where batches arrive over time, a block ends at the latest with those that are there, and a
     wish to stop ends the wait for more. Raises DataError for data that can't be read on.
     """
     progress, plan = trainer.progress, trainer.plan
     assert plan is not None
     plan.seek(progress.step_in_epoch, progress.position)
-    batches, arrived = _batches(trainer), 0
+    batches, arrived, begun = _batches(trainer), 0, False
     while not plan.is_over(start := progress.step_in_epoch):
         if plan.num_batches is not None:
             there = (reach(trainer, until) - progress.epoch) * len(plan) - start
@@ -95,9 +96,12 @@ def blocks(trainer: Run, until: int, length: BlockLength) -> Iterator[Block]:
                 return
         left = min(there, trainer.engine.max_block_steps)
         steps = length.next(progress.step, left, trainer.callbacks)
-        steps = trainer.world.first(steps)  # blocks follow the clock, and clocks differ
+        # Blocks follow the clock, and clocks differ.
+        steps, stops = trainer.world.first_and_any(steps, begun and trainer.should_stop)
+        if stops:
+            return
         yield Block(plan, start, start + steps, islice(batches, steps))
-        plan = trainer.plan
+        begun, plan = True, trainer.plan
         assert plan is not None
 
 

@@ -460,10 +460,12 @@ class Trainer(OutsideTheLoop):
                 self.emit("on_safe_point")
             if made < len(block) or self.guard.broken_off:  # the guard kept it from doing harm
                 raise diagnosis.non_finite(self, block, made - self.guard.broken_off)
-            if self._agree_to_stop():
+            # Within an epoch several processes do when they agree on the next block.
+            agrees_here = self.world.size == 1 or self.plan.is_over(self.progress.step_in_epoch)
+            if agrees_here and self._agree_to_stop():
                 return
         if not self.plan.is_over(self.progress.step_in_epoch):
-            return  # stopped while a stream was idle
+            return  # stopped there, or while a stream was idle
         self._close_epoch()
         self._tell_of_epochs()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache, partial
+from operator import truediv
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,10 @@ def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
         scalar(loss)
     backward(loss if trainer.loss_scale is None else trainer.loss_scale.of(loss))
     return loss.detach()
+
+
+# What a part counts for, which may be a number that other processes have a part in.
+Share = Callable[[], float | Tensor]
 
 
 class Added(NamedTuple):
@@ -68,9 +74,10 @@ def add_parts(
                 trainer.terms.passed = {}
                 _add_zeros(value, trained(trainer.updater))
                 continue
+            weight = share()
             if trainer.terms.passed:
-                trainer.terms.add(share.to(value) if isinstance(share, Tensor) else share)
-            value = value * (share.to(value) if isinstance(share, Tensor) else share)
+                trainer.terms.add(weight.to(value) if isinstance(weight, Tensor) else weight)
+            value = value * (weight.to(value) if isinstance(weight, Tensor) else weight)
             scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
             sends = exchange is not None and number == last
             with exchange.during() if exchange is not None and sends else nullcontext():
@@ -80,7 +87,7 @@ def add_parts(
                 accumulator.take()
         return result
 
-    return Added(trainer.microbatches.attempt(work), total)
+    return Added(trainer.microbatches.attempt(work), total())
 
 
 def _add_zeros(value: Tensor, parameters: list[Tensor]) -> None:
@@ -103,23 +110,38 @@ def _add_zeros(value: Tensor, parameters: list[Tensor]) -> None:
 
 def _shares(
     trainer: Run, parts: Sequence[Batch], world: World
-) -> tuple[Sequence[float | Tensor | None], float | Tensor | None]:
-    """N_p / N of each part, None for those that count for nothing; and N."""
+) -> tuple[Sequence[Share | None], Callable[[], float | Tensor | None]]:
+    """N_p / N of each part, None for those that count for nothing; and N.
+
+    To be asked for when they are used: of several processes, N is added up while the first pass
+    is made.
+    """
     if adds_up(trainer):
-        return [1.0] * len(parts), None
+        return [lambda: 1.0] * len(parts), lambda: None
     weights = [weight_of(trainer, part) for part in parts]
     if world.size == 1:
         total = sum(weights)
         if not total:
-            return [1.0 / len(parts)] * len(parts), total
-        return [weight / total or None for weight in weights], total
+            return [lambda: 1.0 / len(parts)] * len(parts), lambda: total
+        return [
+            partial(truediv, weight, total) if weight else None for weight in weights
+        ], lambda: total
     # Of several processes the sums stay on the device, where reading them would wait for it.
     sums = torch.tensor([sum(weights), len(parts)], dtype=torch.float64, device=trainer.device)
-    world.sum(sums)
-    if not all(weights) and float(sums[0]):
-        return [weight / sums[0] if weight else None for weight in weights], sums[0]
-    alike = 1.0 / sums[1]
-    return [torch.where(sums[0] != 0, weight / sums[0], alike) for weight in weights], sums[0]
+    wait = cache(world.sum_later(sums))
+
+    def share(weight: float) -> Tensor:
+        wait()
+        return torch.where(sums[0] != 0, weight / sums[0], 1.0 / sums[1])
+
+    def summed() -> Tensor:
+        wait()
+        return sums[0]
+
+    some_count = not all(weights) and float(summed())
+    return [
+        None if some_count and not weight else partial(share, weight) for weight in weights
+    ], summed
 
 
 class Accumulator:

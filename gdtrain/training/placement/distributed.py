@@ -75,6 +75,14 @@ class World:
         mine = int(number) if self.rank == 0 else 0  # a bool would be another dtype than 0
         return int(self.sum(torch.tensor([mine], device=_device()))[0])
 
+    def first_and_any(self, number: int, flag: bool) -> tuple[int, bool]:
+        """As :meth:`first` and :meth:`any`, in one message."""
+        if self.size == 1:
+            return number, flag
+        mine = [0 if self.rank else int(number), int(flag)]
+        number, flags = self.sum(torch.tensor(mine, device=_device())).tolist()
+        return number, flags > 0
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Make tensors that should be alike the first process's, in place."""
         for tensor in tensors:

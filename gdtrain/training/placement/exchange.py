@@ -1,4 +1,4 @@
-"""Gradients added up over all processes, in buckets that go out while backward computes others."""
+"""Gradients added up over all processes, which go out while backward computes others."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from gdtrain.training.placement.distributed import World
 
-# Of so many bytes or more. A bucket goes out when the gradients of its parameters are there; in
-# one of fewer the start of an exchange would take longer than the exchange.
+# A gradient of so many bytes goes out alone as soon as it is there, and is added up where it lies.
+# Smaller ones are copied into buckets of as many: the start of an exchange would take longer than
+# the exchange.
 BUCKET_BYTES = 4 << 20
+# Who holds a gradient's memory that nobody else has: the gradient, and the storage asked.
+_ALONE = 2
 
 
 class Exchange:
@@ -21,7 +24,7 @@ class Exchange:
 
     parameters: alike on all processes. A gradient that only some have counts as zeros elsewhere;
     a parameter that none has used keeps none, as with one process. Sparse gradients are sent as
-    they are, and stay sparse.
+    they are, and stay sparse. What is on its way is not in ``.grad``.
     """
 
     def __init__(self, world: World, parameters: Sequence[Tensor]) -> None:
@@ -31,27 +34,41 @@ class Exchange:
         self._dtype = torch.float32
         for parameter in self.parameters:
             self._dtype = torch.promote_types(self._dtype, parameter.dtype.to_real())
-        self._buckets = self._in_buckets()
-        self._pieces = {n: piece for bucket in self._buckets for n, piece in bucket.pieces.items()}
+        self._sizes = [_real(parameter.detach()).numel() for parameter in self.parameters]
+        self._buckets, self._others = self._in_buckets()
+        self._given: dict[int, Tensor | None] = {}
+        self._sums: dict[int, Tensor] = {}  # a gradient itself, or a piece of a bucket
         self._sent: list[Callable[[], None]] = []  # each waits for the sum of a bucket
-        self._given: dict[int, tuple[Tensor | None, int]] = {}  # with the version that was copied
 
-    def _in_buckets(self) -> list[_Bucket]:
-        """The parameters from the last to the first, as backward comes to them."""
-        buckets: list[_Bucket] = []
+    def _in_buckets(self) -> tuple[list[list[int]], list[int]]:
+        """The parameters' numbers, from the last to the first, as backward comes to them.
+
+        Those of each bucket, and those that fill none and go along with the loss.
+        """
+        buckets: list[list[int]] = []
         numbers: list[int] = []
         room = 0
         for number in reversed(range(len(self.parameters))):
+            size = self._sizes[number] * self._dtype.itemsize
+            if size >= BUCKET_BYTES:
+                buckets.append([number])
+                continue
             numbers.append(number)
-            room += _real(self.parameters[number].detach()).numel() * self._dtype.itemsize
-            if room >= BUCKET_BYTES or not number:
-                buckets.append(_Bucket(numbers, self.parameters, self._dtype))
+            room += size
+            if room >= BUCKET_BYTES:
+                buckets.append(numbers)
                 numbers, room = [], 0
-        return buckets
+        return buckets, numbers
 
     @contextmanager
     def during(self) -> Iterator[None]:
-        """Send gradients as they come in a backward pass, this process's last of the batch."""
+        """Send gradients as they come in a backward pass, this process's last of the batch.
+
+        They are sent after it where hooks of others may look at them in the pass.
+        """
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
+            yield
+            return
         leaves = [(n, p) for n, p in enumerate(self.parameters) if p.is_leaf and p.requires_grad]
         hooks = [
             p.register_post_accumulate_grad_hook(partial(self._come, n))  # type: ignore[no-untyped-call]
@@ -69,77 +86,80 @@ class Exchange:
             self._send()
 
     def _take(self, number: int) -> None:
-        """Copy a gradient into its bucket, or zeros where there is none, or a sparse one."""
-        gradient, piece = self.parameters[number].grad, self._pieces[number]
-        self._given[number] = gradient, -1 if gradient is None else gradient._version
-        if gradient is None or _is_sparse(gradient):
-            piece.zero_()
-        else:
-            piece.copy_(_real(gradient).reshape(-1))
+        """Take a gradient out of ``.grad``, where a pass within the pass may add another one."""
+        parameter = self.parameters[number]
+        self._given[number], parameter.grad = parameter.grad, None
 
     def _send(self) -> None:
         """Send the buckets that are full, in the order that all processes have."""
-        for bucket in self._buckets[len(self._sent) :]:
-            if not bucket.pieces.keys() <= self._given.keys():
+        for numbers in self._buckets[len(self._sent) :]:
+            if not all(number in self._given for number in numbers):
                 return
-            self._sent.append(self._world.sum_later(bucket.buffer))
+            first = self._given[numbers[0]]
+            if len(numbers) == 1 and first is not None and self._may_add_to(first):
+                self._sums[numbers[0]], bucket = first, first.view(-1)
+            else:
+                bucket = self._filled(numbers)
+            self._sent.append(self._world.sum_later(bucket))
+
+    def _may_add_to(self, gradient: Tensor) -> bool:
+        """Whether the sum may be made where the gradient lies, in memory that is its own."""
+        return (
+            type(gradient) is Tensor
+            and gradient.dtype is self._dtype
+            and gradient.is_contiguous()
+            and not gradient._is_zerotensor()
+            and torch._C._storage_Use_Count(gradient.untyped_storage()._cdata) == _ALONE
+        )
+
+    def _filled(self, numbers: Sequence[int], more: Sequence[Tensor] = ()) -> Tensor:
+        """Gradients as one vector, with zeros for none and for sparse ones; more: its end."""
+        sizes = [self._sizes[number] for number in numbers]
+        device = self.parameters[numbers[0]].device if numbers else None
+        bucket = torch.cat([torch.empty(sum(sizes), dtype=self._dtype, device=device), *more])
+        for number, piece in zip(numbers, torch.split(bucket[: sum(sizes)], sizes), strict=True):
+            gradient, self._sums[number] = self._given[number], piece
+            if gradient is None or _is_sparse(gradient):
+                piece.zero_()
+            else:
+                piece.copy_(_real(gradient).reshape(-1))
+        return bucket
 
     def finish(self, loss: Tensor) -> Tensor:
         """Set ``.grad`` to the sums. loss: this process's share, []; returns the sum of these."""
         parameters, count = self.parameters, len(self.parameters)
-        # A pass within the backward pass may have added to what was sent before.
-        is_late = any(self._is_other(number) for number in self._given)
+        is_late = any(parameters[number].grad is not None for number in self._given)
         for number in range(count):
             if number not in self._given:
                 self._take(number)
         self._send()
-        given = [self._given[number][0] for number in range(count)]
+        given = [self._given[number] for number in range(count)]
         device = parameters[0].device if parameters else loss.device
-        tail = torch.zeros(2 * count + 2, dtype=self._dtype, device=device)
-        dense, sparse, total, late = torch.split(tail, [count, count, 1, 1])
-        for number, gradient in enumerate(given):
-            if gradient is not None:
-                (sparse if _is_sparse(gradient) else dense)[number] = 1
-        total[0], late[0] = loss, is_late
-        self._world.sum(tail)
+        flags = [float(g is not None and not _is_sparse(g)) for g in given]
+        flags += [float(g is not None and _is_sparse(g)) for g in given]
+        ends = [torch.tensor([*flags, float(is_late)]), loss.reshape(1)]
+        last = self._filled(self._others, [end.to(device, self._dtype) for end in ends])
+        self._world.sum(last)
         for wait in self._sent:
             wait()
+        dense, sparse, late, total = torch.split(last[-2 * count - 2 :], [count, count, 1, 1])
         # On a device the flags are not read where this process has all gradients, and so knows
         # them, since that would wait for it.
         known = device.type != "cpu" and all(g is not None and not _is_sparse(g) for g in given)
+        later: list[Tensor | None] = [None] * count
         if is_late if known else late[0]:
-            return Exchange(self._world, parameters).finish(loss)
+            Exchange(self._world, parameters).finish(loss)
+            later = [parameter.grad for parameter in parameters]
         has_dense = [True] * count if known else (dense > 0).tolist()
         has_sparse = [False] * count if known else (sparse > 0).tolist()
         for number, parameter in enumerate(parameters):
-            summed = _shaped(self._pieces[number], parameter) if has_dense[number] else None
+            summed = _shaped(self._sums[number], parameter) if has_dense[number] else None
             if has_sparse[number]:
                 own = given[number]
                 own = own if own is not None and _is_sparse(own) else None
-                added = _sum_sparse(self._world, parameter, own)
-                summed = added if summed is None else summed + added
-            parameter.grad = summed
+                summed = _added(summed, _sum_sparse(self._world, parameter, own))
+            parameter.grad = _added(summed, later[number])
         return total[0].clone()
-
-    def _is_other(self, number: int) -> bool:
-        """Whether a gradient is not what was copied."""
-        gradient, version = self._given[number]
-        now = self.parameters[number].grad
-        return now is not gradient or (now is not None and now._version != version)
-
-
-class _Bucket:
-    """Memory for the gradients of some parameters, which are sent together.
-
-    pieces: of the buffer, by the parameters' numbers.
-    """
-
-    def __init__(
-        self, numbers: Sequence[int], parameters: Sequence[Tensor], dtype: torch.dtype
-    ) -> None:
-        sizes = [_real(parameters[number].detach()).numel() for number in numbers]
-        self.buffer = torch.empty(sum(sizes), dtype=dtype, device=parameters[numbers[0]].device)
-        self.pieces = dict(zip(numbers, torch.split(self.buffer, sizes), strict=True))
 
 
 def exchange_gradients(
@@ -147,15 +167,15 @@ def exchange_gradients(
 ) -> Tensor:
     """Add ``.grad`` up over all processes, and the loss; see :class:`Exchange`.
 
-    begun: an exchange that has sent some, and goes on if it is of these parameters.
+    begun: an exchange that has sent some, of the parameters that there were before the pass.
     """
-    if begun is not None:
-        same = len(parameters) == len(begun.parameters) and all(
-            one is other for one, other in zip(parameters, begun.parameters, strict=True)
-        )
-        if same:
-            return begun.finish(loss)
-    return Exchange(world, parameters).finish(loss)
+    if begun is None:
+        return Exchange(world, parameters).finish(loss)
+    total = begun.finish(loss)
+    known = set(map(id, begun.parameters))
+    if others := [parameter for parameter in parameters if id(parameter) not in known]:
+        Exchange(world, others).finish(loss)
+    return total
 
 
 def _is_sparse(gradient: Tensor) -> bool:
@@ -167,11 +187,17 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _shaped(piece: Tensor, parameter: Tensor) -> Tensor:
-    """A piece of the buffer as the gradient of a parameter."""
+    """A piece of a bucket as the gradient of a parameter; one that is a gradient, as it is."""
     if parameter.is_complex():
         pairs = piece.view(*parameter.shape, 2).to(parameter.dtype.to_real())
         return torch.view_as_complex(pairs)
-    return piece.view(parameter.shape).to(parameter.dtype)
+    return piece if piece.ndim != 1 else piece.view(parameter.shape).to(parameter.dtype)
+
+
+def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return other + one if _is_sparse(one) else one + other  # a dense one first
 
 
 def _sum_sparse(world: World, parameter: Tensor, own: Tensor | None) -> Tensor:

@@ -125,7 +125,12 @@ def test_a_rank_without_samples_takes_part() -> None:
     assert_as_whole(on_threads(2, job), Deep())
 
 
-def test_a_gradient_that_is_changed_after_it_was_sent_is_sent_anew() -> None:
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_what_is_added_to_a_gradient_after_it_was_sent_is_sent_too(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", size)
+
     def job(world: World) -> list[Tensor | None]:
         model = models[world.rank]
         mine = share_of(world)
@@ -133,8 +138,8 @@ def test_a_gradient_that_is_changed_after_it_was_sent_is_sent_anew() -> None:
         loss = functional.mse_loss(model(X[mine]), Y[mine]) / world.size
         with begun.during():
             loss.backward()
-        if world.rank == 1:
-            model.last.weight.grad.add_(1.0)
+            if world.rank == 1:
+                model.last.weight.sum().backward()
         exchange_gradients(world, list(model.parameters()), loss.detach(), begun)
         return gradients(model)
 
@@ -143,3 +148,94 @@ def test_a_gradient_that_is_changed_after_it_was_sent_is_sent_anew() -> None:
     functional.mse_loss(whole(X), Y).backward()
     for of_rank in on_threads(2, job):
         torch.testing.assert_close(of_rank[-2], whole.last.weight.grad + 1.0)
+
+
+class OneMemory(torch.autograd.Function):
+    """The sum of two vectors; gives both the same memory as gradients."""
+
+    @staticmethod
+    def forward(_: object, one: Tensor, other: Tensor) -> Tensor:
+        return one + other
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        own = gradient.clone()
+        return own.view(-1), own.view(-1)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_gradients_in_one_place_of_memory_are_added_up_once(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", size)
+
+    def job(world: World) -> list[Tensor | None]:
+        parameters = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+        begun = Exchange(world, parameters)
+        loss = (OneMemory.apply(*parameters) * (world.rank + 1.0)).sum()
+        with begun.during():
+            loss.backward()
+        exchange_gradients(world, parameters, loss.detach(), begun)
+        return [parameter.grad for parameter in parameters]
+
+    for of_rank in on_threads(2, job):
+        assert all(torch.equal(gradient, torch.full((4,), 3.0)) for gradient in of_rank)
+
+
+def test_large_gradients_are_added_up_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", 100)  # those of 16 numbers in float64
+    sent: set[int] = set()
+
+    class Noting(ThreadWorld):
+        def sum_later(self, tensor: Tensor) -> Callable[[], None]:
+            sent.add(tensor.data_ptr())
+            return super().sum_later(tensor)
+
+    def job(thread: ThreadWorld) -> None:
+        world = Noting(thread.rank, thread.size, thread.table, thread.barrier)
+        begun = Exchange(world, list(models[world.rank].parameters()))
+        loss = functional.mse_loss(models[world.rank](X), Y)
+        with begun.during():
+            loss.backward()
+        exchange_gradients(world, begun.parameters, loss.detach(), begun)
+
+    models = [Deep(), Deep()]
+    on_threads(2, job)
+    for model in models:
+        assert model.twice.weight.grad.data_ptr() in sent
+        assert model.last.weight.grad.data_ptr() not in sent
+
+
+def test_hooks_of_others_see_the_gradients_of_their_process() -> None:
+    def job(world: World) -> list[Tensor | None]:
+        model, mine = models[world.rank], share_of(world)
+        seen: list[Tensor] = []
+        first = model.first.weight  # which comes after the last
+        first.register_post_accumulate_grad_hook(
+            lambda _: seen.append(model.last.weight.grad.clone())
+        )
+        begun = Exchange(world, list(model.parameters()))
+        loss = functional.mse_loss(model(X[mine]), Y[mine]) / world.size
+        own = torch.autograd.grad(loss, model.last.weight, retain_graph=True)[0]
+        with begun.during():
+            loss.backward()
+        exchange_gradients(world, begun.parameters, loss.detach(), begun)
+        assert torch.equal(seen[0], own)
+        return gradients(model)
+
+    models = [Deep(), Deep()]
+    assert_as_whole(on_threads(2, job), Deep())
+
+
+def test_parameters_that_have_come_since_the_exchange_was_begun_are_added_up_too() -> None:
+    def job(world: World) -> list[Tensor | None]:
+        model, mine = models[world.rank], share_of(world)
+        begun = Exchange(world, list(model.last.parameters()))
+        loss = functional.mse_loss(model(X[mine]), Y[mine]) / world.size
+        with begun.during():
+            loss.backward()
+        exchange_gradients(world, list(model.parameters()), loss.detach(), begun)
+        return gradients(model)
+
+    models = [Deep(), Deep()]
+    assert_as_whole(on_threads(2, job), Deep())
