@@ -83,7 +83,11 @@ CASES = {
 }
 
 
-LONG = ("one target", "two classes of one output")  # each export takes seconds
+LONG = (
+    "one target",
+    "two targets and categories",
+    "two classes of one output",
+)  # each export takes seconds
 
 
 @pytest.mark.parametrize(

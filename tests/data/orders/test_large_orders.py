@@ -66,7 +66,9 @@ def test_every_small_permutation_is_a_bijection(key: int) -> None:
         assert torch.equal(Permutation(n, key)[:].sort().values, torch.arange(n)), n
 
 
-@pytest.mark.parametrize("n", [10**6 + 3, JUST_LARGE, 1 << 21, 10**7])
+@pytest.mark.parametrize(
+    "n", [10**6 + 3, JUST_LARGE, 1 << 21, pytest.param(10**7, marks=pytest.mark.long)]
+)
 def test_a_large_permutation_is_a_bijection(n: int) -> None:
     assert torch.equal(Permutation(n, mix(0, n))[:].sort().values, torch.arange(n))
 
@@ -97,7 +99,7 @@ def test_a_position_goes_everywhere_over_epochs(images_by_key, column: int) -> N
     assert chi_square(bins(images[:, column], n, 256), 256) < CHI_SQUARE[255]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 2), (3, 4), (0, 5)])
 def test_pairs_of_positions_go_everywhere(images_by_key, one: int, two: int) -> None:
     n, images = images_by_key

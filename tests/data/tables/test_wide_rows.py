@@ -40,6 +40,7 @@ def inputs(path: str, **options: object) -> torch.Tensor:
     return table.data(torch.arange(len(table))).inputs
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("end", "mark"), [("\n", ","), ("\r\n", ";"), ("\r", "\t")])
 def test_numbers(end: str, mark: str) -> None:
     found = inputs(written(cells(), end, mark))
@@ -59,6 +60,7 @@ def test_blanks_quotes_and_blank_lines_make_no_difference() -> None:
     np.testing.assert_array_equal(inputs(written(rows)).numpy(), NUMBERS[:, 1:])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("gap", ["", "NA", " NA "])
 def test_missing_cells_are_filled_in(gap: str) -> None:
     rows, right = cells(), NUMBERS.copy()
@@ -70,6 +72,7 @@ def test_missing_cells_are_filled_in(gap: str) -> None:
     np.testing.assert_array_equal(found.numpy(), right[:, 1:])
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("words", [["b", "a"], ["007", "7", "A1"], 35 * ["1"] + 5 * ["x"]])
 def test_a_column_of_text_is_one_hot(words: list[str]) -> None:
     rows = cells()
@@ -92,6 +95,7 @@ def test_words_without_being_asked_for() -> None:
     assert table.columns[499].categories == ["green", "red"]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -120,6 +124,7 @@ def test_nan_that_is_no_missing_value_is_not_finite() -> None:
         read_table(written(rows), "x0", missing_values=["-"])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("row", [0, ROWS - 1])
 def test_codes_that_begin_with_0(row: int) -> None:
     rows = cells()

@@ -33,7 +33,7 @@ from gdtrain.training.placement.distributed import join
 from gdtrain.training.placement.sharding import shard
 
 N = 103  # divisible by nothing
-UPDATES = 50
+UPDATES = 22
 draw = torch.Generator().manual_seed(0)
 X = torch.randn(N, 4, generator=draw, dtype=torch.float64)
 LABELS = torch.randint(3, (N,), generator=draw)

@@ -701,6 +701,7 @@ def settings(step, model, optimizer):
         optimizer.param_groups[0].update(lr=0.02, momentum=0.5, weight_decay=0.1, nesterov=True)
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("change", [freeze, thaw, join, settings])
 @pytest.mark.parametrize("at", [2, 3, 5, 6])
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
