@@ -86,6 +86,7 @@ def has_code(page: str) -> bool:
 def test_commands_and_python_do_what_is_said_from_top_to_bottom(pages, clone, capsys) -> None:
     """In one test for a reading, since later blocks meet what earlier ones have made."""
     everything = [block for page in pages for block in blocks(page)]
+    installed = set()
     for number, block in enumerate(everything):
         if block.language == "python":
             script = clone / f"block_{number}.py"
@@ -96,7 +97,9 @@ def test_commands_and_python_do_what_is_said_from_top_to_bottom(pages, clone, ca
             (clone / name[1]).write_text(block.text, "utf-8")
         elif block.language == "bash":
             for command in block.text.splitlines():
-                run(command, capsys)
+                if command not in installed:
+                    run(command, capsys)
+                installed |= {command} & set(INSTALLS)
         elif block.lead == "prints":
             assert masked(printed(capsys)) == masked(block.text)
         elif block.lead.endswith("ends with"):

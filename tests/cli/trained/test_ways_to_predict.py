@@ -77,7 +77,12 @@ CASES: dict[str, tuple[Any, str, bool]] = {
     "two classes": ("two", "cross_entropy", False),
     "ten classes": ("ten", "cross_entropy", False),
 }
-LONG = ("numbers", "standardised targets", "two classes")  # each export takes seconds
+LONG = (
+    "numbers",
+    "standardised targets",
+    "two targets",
+    "two classes",
+)  # each export takes seconds
 
 
 @pytest.mark.parametrize(

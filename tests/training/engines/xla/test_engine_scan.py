@@ -152,14 +152,14 @@ def test_epochs_with_every_activation(activation: str, dtype: torch.dtype) -> No
     assert_engines_agree(model, LOSSES["mse"], loader)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("name", "dtype"), combinations(LOSSES, TOLERANCE, of=1))
 def test_epochs_with_every_loss(name: str, dtype: torch.dtype) -> None:
     loader = MiniBatchLoader(data(name, dtype), 8, drop_last=True)
     assert_engines_agree(small_mlp("tanh", name, dtype), LOSSES[name], loader)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("output", ["none", "sigmoid", "tanh", "softplus", "softmax"])
 def test_linear_models_with_every_output_activation(output: str) -> None:
     assert_engines_agree(
@@ -460,7 +460,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss() -> None:
         assert float(trainer.model.w.detach()) == pytest.approx(w, rel=1e-5)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("row", [0, 32, 57])
 def test_a_schedule_is_where_the_last_good_update_left_it(row: int) -> None:
     torch.manual_seed(2)

@@ -219,7 +219,7 @@ MODELS = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_may_write_to_parameters_and_buffers(name):
     model, optimizer = make(MODELS[name])
@@ -278,7 +278,7 @@ def in_eval_mode(model, x, y, step):
 LOSSES = [divided, discounted, every_third, with_backward, gradient_penalty, in_eval_mode]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("loss_of", LOSSES, ids=lambda loss: loss.__name__)
 def test_a_loss_may_read_the_step_and_differentiate(loss_of):
     model, optimizer = make(Net)
@@ -354,7 +354,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_changes_at_the_end_of_an_epoch(change):
     model, optimizer = make(Net)

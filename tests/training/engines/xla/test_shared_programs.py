@@ -75,7 +75,7 @@ def test_the_second_trainer_of_a_structure_compiles_nothing(compiled: list[str])
     assert len(compiled) == first
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "other",
     [
