@@ -21,6 +21,7 @@ from gdtrain.training.optimizing.phases import Phases
 from gdtrain.training.optimizing.schedules import ScheduleStepper
 from gdtrain.training.placement.device import Placement, Precision
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.exchange import Total
 from gdtrain.training.progress import History, Progress
 from gdtrain.training.terms import StepTerms
 
@@ -36,11 +37,12 @@ class UpdateGuard(Protocol):
     """What is asked of the guard outside of it.
 
     found: what :meth:`check` saw last: the loss, if it was asked of it, and the first gradient
-        that is not finite. broken_off: whether the last update was made in part; stepped: by
-        which of several optimizers.
+        that is not finite. totals: of gradients that nobody changes before the next check.
+    broken_off: whether the last update was made in part; stepped: by which of several optimizers.
     """
 
     found: tuple[float | None, str | None]
+    totals: Sequence[Total]
     broken_off: bool
     stepped: list[str]
 

@@ -186,7 +186,15 @@ class ExactGradient:
             accumulator.give_back()
         if world.size == 1:
             return loss
-        return exchange_gradients(world, trained(trainer.updater), loss, exchange)
+        loss = exchange_gradients(world, trained(trainer.updater), loss, exchange)
+        trainer.guard.totals = exchange.totals if exchange and self._goes_to_guard() else ()
+        return loss
+
+    def _goes_to_guard(self) -> bool:
+        """Whether nobody changes the gradient before the guard looks at it."""
+        trainer = self.trainer
+        rungs = "train_step", "batch_gradient", "finish_gradient"
+        return not (trainer.callbacks or trainer.loss_scale or trainer.has_own(*rungs))
 
     def _of_shards(self, parts: list[Batch]) -> Tensor:
         """As above where FSDP adds the gradients up: it takes their mean over the ranks."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ from gdtrain.training.placement.distributed import World
 BUCKET_BYTES = 4 << 20
 # Who holds a gradient's memory that nobody else has: the gradient, and the storage asked.
 _ALONE = 2
+
+
+class Total(NamedTuple):
+    """The sum of a gradient's elements, [], at this version of it."""
+
+    gradient: Tensor
+    version: int
+    value: Tensor
 
 
 class Exchange:
@@ -38,6 +47,7 @@ class Exchange:
         self._buckets, self._others = self._in_buckets()
         self._given: dict[int, Tensor | None] = {}
         self._sums: dict[int, Tensor] = {}  # a gradient itself, or a piece of a bucket
+        self.totals: list[Total] = []  # of some gradients that have been added up
         self._sent: list[Callable[[], None]] = []  # each waits for the sum of a bucket
 
     def _in_buckets(self) -> tuple[list[list[int]], list[int]]:
@@ -125,6 +135,12 @@ class Exchange:
                 piece.copy_(_real(gradient).reshape(-1))
         return bucket
 
+    def _add_up(self, numbers: Sequence[int]) -> None:
+        """Take the total of a large gradient while others are on their way."""
+        gradient = self._sums[numbers[0]]
+        if gradient is self._given[numbers[0]] and gradient.is_cpu:
+            self.totals.append(Total(gradient, gradient._version, gradient.sum()))
+
     def finish(self, loss: Tensor) -> Tensor:
         """Set ``.grad`` to the sums. loss: this process's share, []; returns the sum of these."""
         parameters, count = self.parameters, len(self.parameters)
@@ -139,9 +155,11 @@ class Exchange:
         flags += [float(g is not None and _is_sparse(g)) for g in given]
         ends = [torch.tensor([*flags, float(is_late)]), loss.reshape(1)]
         last = self._filled(self._others, [end.to(device, self._dtype) for end in ends])
-        self._world.sum(last)
-        for wait in self._sent:
+        wait_for_last = self._world.sum_later(last)
+        for wait, numbers in zip(self._sent, self._buckets, strict=True):
             wait()
+            self._add_up(numbers)
+        wait_for_last()
         dense, sparse, late, total = torch.split(last[-2 * count - 2 :], [count, count, 1, 1])
         # On a device the flags are not read where this process has all gradients, and so knows
         # them, since that would wait for it.

@@ -17,6 +17,7 @@ from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
 from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work, call_post_hooks, known_step
+from gdtrain.training.placement.exchange import Total
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, Part
 
@@ -42,6 +43,7 @@ class Guard:
 
     deferred: look after the block, if that can be.
     found: what ``check`` saw last: the loss, if it was asked of it, and the first bad gradient.
+    totals: of gradients that nobody changes before the next check.
     broken_off: whether the last update was made in part: an own ``train_step`` had stepped the
         optimizer once before what is not finite. stepped: the names of those, of several.
     """
@@ -50,6 +52,7 @@ class Guard:
         self.trainer = trainer
         self._may_defer = deferred
         self.found: tuple[float | None, str | None] = (None, None)
+        self.totals: Sequence[Total] = ()
         self.broken_off = False
         self.stepped: list[str] = []
         self._before: Keeper | None = None
@@ -127,7 +130,8 @@ class Guard:
             seen.append(loss)
         if work is not None and (loss is None or loss.dtype in _ONE_KERNEL):
             # A sum is finite if all its terms are; finite terms may have one that is not.
-            sums = [g.sum() if g.numel() > _MANY else g for g in seen]
+            known = self._with_totals(seen) if self.totals else seen
+            sums = [g.sum() if g.numel() > _MANY else g for g in known]
             try:
                 torch._amp_foreach_non_finite_check_and_unscale_(sums, self._flag, self._one)
             except RuntimeError:  # of gradients that the kernel does not take
@@ -144,6 +148,12 @@ class Guard:
         if bad:
             self.found = (None if loss is None else loss.item(), first_bad(self._gradients()))
             raise NotFinite
+
+    def _with_totals(self, seen: list[Tensor]) -> list[Tensor]:
+        """Gradients, or in their places the totals that are known of them."""
+        known = {id(t.gradient): t.value for t in self.totals if t.gradient._version == t.version}
+        self.totals = ()
+        return [known.get(id(gradient), gradient) for gradient in seen]
 
     def undo(self) -> None:
         """Put back buffers and torch's generator as they were at :meth:`before_step`."""

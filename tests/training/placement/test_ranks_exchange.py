@@ -8,11 +8,12 @@ from helpers.thread_ranks import on_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain import BatchLoader, Callback, MiniBatchLoader, Prequential, Trainer
+from gdtrain import Batch, BatchLoader, Callback, MiniBatchLoader, Prequential, Trainer
 from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.sharpness import largest_eigenvalue
 from gdtrain.errors import DeviceError, NonFiniteError
 from gdtrain.training.evaluating.metrics import accuracy
+from gdtrain.training.placement import exchange
 from gdtrain.training.placement.distributed import World
 
 draw = torch.Generator().manual_seed(3)
@@ -234,6 +235,52 @@ def test_a_batch_whose_targets_are_all_ignored_stops_all_ranks(loss, size: int |
 
     for got in on_threads(3, work):
         assert torch.allclose(got.weight, alone.model.weight, rtol=1e-12)
+
+
+# ── gradients that are not finite ───────────────────────────────────────────────────────────────
+
+
+class Roots(Trainer):
+    """The mean of √|outputs|, which is 0 at 0, where its gradient is NaN."""
+
+    def compute_loss(self, batch: Batch) -> Tensor:
+        return self.model(batch.inputs).abs().sqrt().mean()
+
+    def loss_weight(self, batch: Batch) -> int:
+        return len(batch)
+
+
+class Spoil(Callback):
+    """Puts a NaN into the gradient where autograd does not see it."""
+
+    def on_before_update(self, trainer: Trainer) -> None:
+        trainer.model.weight.grad.data[-1, -1] = float("nan")
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_large_gradient_that_is_not_finite_stops_all_ranks(
+    spoiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "BUCKET_BYTES", 1 << 10)
+    trainers = []
+    for _ in range(2):
+        model = nn.Linear(3, 6000, bias=False).double()
+        nn.init.constant_(model.weight, float(spoiled))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        callbacks = [Spoil()] if spoiled else []
+        trainers.append(
+            Roots(model, None, optimizer, BatchLoader(X), callbacks=callbacks, device="cpu")
+        )
+
+    def work(world: World) -> Tensor:
+        trainer = trainers[world.rank]
+        trainer.world = trainer.microbatches.world = world
+        with pytest.raises(NonFiniteError, match="gradient"):
+            trainer.fit(1)
+        return trainer.model.weight
+
+    for weight in on_threads(2, work):
+        assert torch.equal(weight, torch.full_like(weight, float(spoiled)))
 
 
 # ── looks ───────────────────────────────────────────────────────────────────────────────────────
