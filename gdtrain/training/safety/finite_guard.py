@@ -229,7 +229,7 @@ class Guard:
         self._hooks, self._watched = [], None
 
     def step(self, optimizer: Optimizer) -> None:
-        """``optimizer.step()`` of an own ``train_step``, with less overhead where it is known."""
+        """``optimizer.step()`` of a subclass's ``train_step``; faster where it is known."""
         first, *others = optimizer._optimizer_step_pre_hooks.values() or [None]
         watched = not others and first == self._ahead_of_step
         step = known_step(optimizer, hooked=True) if watched else None
