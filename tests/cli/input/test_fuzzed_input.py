@@ -8,8 +8,8 @@ from helpers.hostile.broken_input import broken_case
 from helpers.hostile.input_run import Outcome, run_case
 from helpers.hostile.valid_input import valid_case, write_data
 
-NUM_VALID = 25
-NUM_BROKEN = 100
+NUM_VALID = 15
+NUM_BROKEN = 60
 AT_LENGTH = 10_000
 
 
