@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gdtrain.analysis.curvature.full_loss import by_layer, rereadable, trained, undisturbed
 from gdtrain.analysis.curvature.functional_loss import FunctionalLoss
+from gdtrain.analysis.curvature.products import derivatives
 from gdtrain.analysis.sample_gradients import PerSample, check_is_mean, mean_weight, take
 from gdtrain.data.batch import Batch
 from gdtrain.data.checks import whole_number
@@ -186,9 +187,7 @@ def _group_gradient(
     parameters = loss_of.replaced
     weight = 1.0 if adds_up(trainer) else weight_of(trainer, group)
     loss = loss_of.once(group)
-    found = torch.autograd.grad(
-        loss * (weight / (len(group) * mean)), parameters, allow_unused=True
-    )
+    found = derivatives([loss * (weight / (len(group) * mean))], parameters)
     pairs = zip(found, parameters, strict=True)
     gradients = [torch.zeros_like(p) if g is None or not weight else g for g, p in pairs]
     reals = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]

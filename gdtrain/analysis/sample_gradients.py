@@ -14,6 +14,7 @@ from torch.func import grad_and_value, vmap
 
 from gdtrain.analysis.curvature.full_loss import rereadable, trained, undisturbed
 from gdtrain.analysis.curvature.functional_loss import UNMAPPABLE, FunctionalLoss
+from gdtrain.analysis.curvature.products import derivatives
 from gdtrain.analysis.verify.float64_copy import pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
@@ -161,8 +162,7 @@ class PerSample:
         found, losses = [], []
         for row in rows:
             loss = self.loss.once(pick(batch, row[None]))
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            pairs = zip(gradients, parameters, strict=True)
+            pairs = zip(derivatives([loss], parameters), parameters, strict=True)
             found.append([torch.zeros_like(p) if g is None else g for g, p in pairs])
             losses.append(loss.detach())
         return [torch.stack(of_one) for of_one in zip(*found, strict=True)], torch.stack(losses)

@@ -26,6 +26,10 @@ _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
 # Dtypes in which the kernels of known steps have the bits of those that torch.optim calls.
 _SAME_BITS = (torch.float32, torch.float64)
 _PLAIN = (Parameter, Tensor)
+NO_GRADIENT = (
+    "loss: has no gradient: no trained parameter has a part in it; compute it by torch "
+    "from what the model gives, without detach(), no_grad() or numpy"
+)
 
 
 def zero_gradients(optimizer: Optimizer) -> None:
@@ -57,10 +61,7 @@ def backward(loss: Tensor, seed: Tensor | None = None) -> None:
         or torch._C._len_torch_dispatch_stack()
     ):
         if not loss.requires_grad:
-            raise ModelError(
-                "loss: has no gradient: no trained parameter has a part in it; compute it by torch "
-                "from what the model gives, without detach(), no_grad() or numpy"
-            )
+            raise ModelError(NO_GRADIENT)
         loss.backward()  # type: ignore[no-untyped-call]
         return
     if seed is None or seed.dtype is not loss.dtype:

@@ -145,9 +145,9 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "ranks exchange the gradients of what was trained at first",
         "training/gradients/exact.py",
-        "return exchange_gradients(world, trained(trainer.updater), loss, exchange)",
-        "return exchange_gradients("
-        "world, vars(self).setdefault('_first', trained(trainer.updater)), loss)",
+        "        return exchange_gradients(world, held, added.loss, exchange, has_",
+        "        held, exchange = vars(self).setdefault('_first', held), None\n"
+        "        return exchange_gradients(world, held, added.loss, exchange, has_",
         RANKS,
     ),
     Mutant(

@@ -125,7 +125,8 @@ def _work(directory: Path, rank: int, size: int) -> None:
     def summed() -> Tensor:
         parts = [share] if len(share) else []
         added = add_gradient(copied.trainer, share, parts, world)
-        return exchange_gradients(world, list(copied.trained.values()), added.loss)
+        held = list(copied.trained.values())
+        return exchange_gradients(world, held, added.loss, has_graph=added.has_graph)
 
     torch.save(copied.gradient(summed), directory / f"gradient{rank}")
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
-from gdtrain.training.descent import backward
+from gdtrain.training.descent import NO_GRADIENT, backward
 from gdtrain.training.gradients.loss_weights import adds_up, weight_of
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.placement.exchange import Exchange
@@ -40,11 +40,13 @@ class Added(NamedTuple):
     """What a process has added to ``.grad``.
 
     loss: its share of the batch's loss, [], detached. weight: what the batch's loss was divided by,
-    on all processes; None if it is a sum, or is not known.
+    on all processes; None if it is a sum, or is not known. has_graph: whether a trained parameter
+    has a part in this share of the loss; in the batch's, one has if it has in any share.
     """
 
     loss: Tensor
     weight: float | Tensor | None = None
+    has_graph: bool = True
 
 
 def add_parts(
@@ -60,16 +62,18 @@ def add_parts(
     :func:`gdtrain.training.gradients.loss_weights.weight_of`) and N the sum over all parts of all
     processes; the shares of sums are 1. A part of weight 0, whose targets are all ignored, is
     computed for what it does to the model, and adds zeros; if all are such, they count alike: the
-    loss is then 0/0, as it is in one pass. exchange: is given the gradients of the last
+    loss is then 0/0, as it is in one pass. Models that leave layers out for some samples may have
+    parts in which no trained parameter has a part. exchange: is given the gradients of the last
     pass as they come.
     """
     shares, total = _shares(trainer, parts, world)
     last = max((n for n, share in enumerate(shares) if share is not None), default=-1)
 
-    def work() -> Tensor:
-        result = torch.zeros(())
+    def work() -> tuple[Tensor, bool]:
+        result, has_graph = torch.zeros(()), False
         for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             value = scalar(trainer.batch_loss(part))
+            has_graph |= value.requires_grad
             if share is None:
                 trainer.terms.passed = {}
                 _add_zeros(value, trained(trainer.updater))
@@ -81,13 +85,17 @@ def add_parts(
             scaled = value if trainer.loss_scale is None else trainer.loss_scale.of(value)
             sends = exchange is not None and number == last
             with exchange.during() if exchange is not None and sends else nullcontext():
-                backward(scaled)
+                if scaled.requires_grad:
+                    backward(scaled)
             result = result.to(value) + value.detach()
             if accumulator is not None:
                 accumulator.take()
-        return result
+        return result, has_graph
 
-    return Added(trainer.microbatches.attempt(work), total())
+    loss, has_graph = trainer.microbatches.attempt(work)
+    if not has_graph and world.size == 1:
+        raise ModelError(NO_GRADIENT)
+    return Added(loss, total(), has_graph)
 
 
 def _add_zeros(value: Tensor, parameters: list[Tensor]) -> None:

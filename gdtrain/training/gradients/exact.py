@@ -179,14 +179,14 @@ class ExactGradient:
         # Where an attempt may fail in one process alone, nothing is sent before all have made it.
         if world.size > 1 and accumulator is None and not trainer.microbatches.is_auto:
             exchange = Exchange(world, trained(trainer.updater))
-        loss, trainer.step_weights.computed = add_gradient(
-            trainer, batch, parts, world, accumulator, exchange
-        )
+        added = add_gradient(trainer, batch, parts, world, accumulator, exchange)
+        trainer.step_weights.computed = added.weight
         if accumulator is not None:
             accumulator.give_back()
         if world.size == 1:
-            return loss
-        loss = exchange_gradients(world, trained(trainer.updater), loss, exchange)
+            return added.loss
+        held = trained(trainer.updater)
+        loss = exchange_gradients(world, held, added.loss, exchange, has_graph=added.has_graph)
         trainer.guard.totals = exchange.totals if exchange and self._goes_to_guard() else ()
         return loss
 
@@ -253,7 +253,7 @@ def add_gradient(
     if world.size == 1 and len(parts) == 1:
         return Added(whole_gradient(trainer, share))
     if in_two_passes(trainer, share):
-        return Added(add_two_passes(trainer, share, parts, world, accumulator))
+        return add_two_passes(trainer, share, parts, world, accumulator)
     return add_parts(trainer, parts, world, accumulator, exchange)
 
 

@@ -27,7 +27,7 @@ from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
-from gdtrain.training.gradients.accumulation import Accumulator, scalar
+from gdtrain.training.gradients.accumulation import Accumulator, Added, scalar
 from gdtrain.training.gradients.forward import forward
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
@@ -42,12 +42,12 @@ def add_two_passes(
     parts: Sequence[Batch],
     world: World,
     accumulator: Accumulator | None = None,
-) -> Tensor:
+) -> Added:
     """Add what is this process's share of a batch's gradient to ``.grad``.
 
     parts: of the share, none if it is empty. The gradient is the sum over the processes; that of
-    the loss's own parameters is in one of them. Returns the loss of the whole batch, [], detached,
-    in that one, and 0 in the others.
+    the loss's own parameters is in one of them. The loss that is returned is that of the whole
+    batch in that one, and 0 in the others.
     """
     attempt = trainer.microbatches.attempt
     start = Keeper(trainer, "buffers", "generators", "own")
@@ -56,7 +56,7 @@ def add_two_passes(
         for part, output in zip(parts, outputs, strict=True):
             trainer.outputs.append((map_tensors(output.tree, Tensor.detach), part.targets))
     whole = _Whole(trainer, share, parts, outputs, world)
-    loss = attempt(whole.differentiate)
+    added = attempt(whole.differentiate)
     del whole  # the outputs at once, and what the loss was computed on
 
     def second_pass() -> None:
@@ -73,7 +73,7 @@ def add_two_passes(
             end.restore()
 
     attempt(second_pass)
-    return loss
+    return added
 
 
 class _Output:
@@ -162,7 +162,7 @@ class _Whole:
         self.outputs = join([outputs for outputs, _ in trees], sizes, "outputs")
         self.targets = join([targets for _, targets in trees], sizes, "targets")
 
-    def differentiate(self) -> Tensor:
+    def differentiate(self) -> Added:
         """Set ∂L/∂o of this process's outputs, and return the loss as it is to be added up."""
         trainer = self.trainer
         before = RngState.take(trainer.device) if self.world.size > 1 else None
@@ -175,8 +175,9 @@ class _Whole:
                 "give it a generator with a fixed seed, or use one process"
             )
         scaled = loss if trainer.loss_scale is None else trainer.loss_scale.of(loss)
-        if self.is_first:
+        if self.is_first and (loss.requires_grad or self.world.size == 1):
             backward(scaled)
-        elif self.leaves:
+        elif self.leaves and loss.requires_grad:
             scaled.backward(inputs=self.leaves)  # type: ignore[no-untyped-call]
-        return loss.detach() if self.is_first else torch.zeros_like(loss)
+        own = loss.detach() if self.is_first else torch.zeros_like(loss)
+        return Added(own, has_graph=loss.requires_grad)

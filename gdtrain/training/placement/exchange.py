@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gdtrain.errors import ModelError
+from gdtrain.training.descent import NO_GRADIENT
 from gdtrain.training.placement.distributed import World
 
 # A gradient of so many bytes goes out alone as soon as it is there, and is added up where it lies.
@@ -141,8 +143,11 @@ class Exchange:
         if gradient is self._given[numbers[0]] and gradient.is_cpu:
             self.totals.append(Total(gradient, gradient._version, gradient.sum()))
 
-    def finish(self, loss: Tensor) -> Tensor:
-        """Set ``.grad`` to the sums. loss: this process's share, []; returns the sum of these."""
+    def finish(self, loss: Tensor, has_graph: bool = True) -> Tensor:
+        """Set ``.grad`` to the sums. loss: this process's share, []; returns the sum of these.
+
+        has_graph: whether it can be differentiated. Raises ModelError on all processes if none can.
+        """
         parameters, count = self.parameters, len(self.parameters)
         is_late = any(parameters[number].grad is not None for number in self._given)
         for number in range(count):
@@ -153,17 +158,20 @@ class Exchange:
         device = parameters[0].device if parameters else loss.device
         flags = [float(g is not None and not _is_sparse(g)) for g in given]
         flags += [float(g is not None and _is_sparse(g)) for g in given]
-        ends = [torch.tensor([*flags, float(is_late)]), loss.reshape(1)]
+        ends = [torch.tensor([*flags, float(has_graph), float(is_late)]), loss.reshape(1)]
         last = self._filled(self._others, [end.to(device, self._dtype) for end in ends])
         wait_for_last = self._world.sum_later(last)
         for wait, numbers in zip(self._sent, self._buckets, strict=True):
             wait()
             self._add_up(numbers)
         wait_for_last()
-        dense, sparse, late, total = torch.split(last[-2 * count - 2 :], [count, count, 1, 1])
+        told = torch.split(last[-2 * count - 3 :], [count, count, 1, 1, 1])
+        dense, sparse, graphs, late, total = told
         # On a device the flags are not read where this process has all gradients, and so knows
         # them, since that would wait for it.
         known = device.type != "cpu" and all(g is not None and not _is_sparse(g) for g in given)
+        if not (has_graph or graphs[0]):
+            raise ModelError(NO_GRADIENT)
         later: list[Tensor | None] = [None] * count
         if is_late if known else late[0]:
             Exchange(self._world, parameters).finish(loss)
@@ -181,15 +189,20 @@ class Exchange:
 
 
 def exchange_gradients(
-    world: World, parameters: Sequence[Tensor], loss: Tensor, begun: Exchange | None = None
+    world: World,
+    parameters: Sequence[Tensor],
+    loss: Tensor,
+    begun: Exchange | None = None,
+    *,
+    has_graph: bool = True,
 ) -> Tensor:
-    """Add ``.grad`` up over all processes, and the loss; see :class:`Exchange`.
+    """Add ``.grad`` up over all processes, and the loss; see :meth:`Exchange.finish`.
 
     begun: an exchange that has sent some, of the parameters that there were before the pass.
     """
     if begun is None:
-        return Exchange(world, parameters).finish(loss)
-    total = begun.finish(loss)
+        return Exchange(world, parameters).finish(loss, has_graph)
+    total = begun.finish(loss, has_graph)
     known = set(map(id, begun.parameters))
     if others := [parameter for parameter in parameters if id(parameter) not in known]:
         Exchange(world, others).finish(loss)
