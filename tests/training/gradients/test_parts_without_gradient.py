@@ -8,7 +8,10 @@ from helpers.thread_ranks import on_threads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gdtrain
 from gdtrain import MiniBatchLoader, Trainer
+from gdtrain.analysis.noise_scale import gradient_noise
+from gdtrain.analysis.sample_gradients import sample_gradient_norms
 from gdtrain.errors import ModelError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -109,3 +112,45 @@ def test_a_batch_that_has_none_at_all_is_refused(loss) -> None:
 
     trainers = [trainer_of(Routed(), LOSSES[loss], 3) for _ in range(2)]
     assert all("loss: has no gradient" in text for text in on_threads(2, job))
+
+
+# ── what is asked of the gradients of samples and groups ────────────────────────────────────
+
+
+def gradients_by_hand(size: int) -> Tensor:
+    """Of each group of so many samples, [groups, numbers]; zeros where nothing has one."""
+    model, rows = Routed(), []
+    for x, y in zip(X.split(size), Y.split(size), strict=True):
+        loss = F.mse_loss(model(x), y)
+        parts = list(model.body.parameters())
+        found = (
+            torch.autograd.grad(loss, parts) if loss.requires_grad else map(torch.zeros_like, parts)
+        )
+        rows.append(torch.cat([part.flatten() for part in found]))
+    return torch.stack(rows)
+
+
+def test_the_norms_of_samples_of_which_some_have_no_gradient() -> None:
+    found = sample_gradient_norms(trainer_of(Routed(), nn.MSELoss(), 12))
+    expected = gradients_by_hand(1).norm(dim=1)
+    assert not expected[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+
+
+def test_the_noise_of_groups_of_which_some_have_no_gradient() -> None:
+    """tr Σ = 1/(K - 1) Σ B |g_k - ḡ|² of K groups of B; that of the draws' own groups of one."""
+    found = gradient_noise(trainer_of(Routed(), nn.MSELoss(), 12))
+    rows = gradients_by_hand(1)
+    trace = (rows - rows.mean(0)).square().sum() / (len(rows) - 1)
+    assert found.covariance_trace == pytest.approx(trace.item(), rel=1e-12)
+    assert gradient_noise(trainer_of(Routed(), nn.MSELoss(), 12), batch_size=2).covariance_trace > 0
+
+
+def test_the_hessian_in_parts_of_which_some_have_no_gradient() -> None:
+    alone, cut = (
+        gdtrain.curvature(trainer_of(Routed(), nn.MSELoss(), 12, **options))
+        for options in ({}, {"microbatch_size": 1})
+    )
+    for name in ("hessian", "gauss_newton"):
+        whole, parts = getattr(alone, name).dense(), getattr(cut, name).dense()
+        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
