@@ -186,6 +186,7 @@ def test_rates_are_lines_without_markers():
     assert [line.get_marker() for line in alone] == ["o"], "a line of one point is not seen"
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("lr", [0.01, 0.0105, 1e-5, 3e-12, 0.123456789])
 def test_a_constant_rate_has_plain_ticks_and_labels_that_are_seen(lr):
     made = picture([RunLog.of("run", [epoch(n, n, n, lr=lr) for n in range(1, 30)], "mse")])
