@@ -249,10 +249,14 @@ class Plan:
         return start + low // self.world_size, start + high // self.world_size
 
     def take(self, start: int, stop: int) -> Tensor:
-        """The sample indices of draws ``start`` … ``stop - 1``, [stop - start] int64."""
+        """The sample indices of draws ``start`` … ``stop - 1``, [stop - start] int64.
+
+        They are the caller's: a model that writes to a batch's indices leaves the plan as it is.
+        """
         if self.indices is None:
             return torch.arange(start, stop)
-        return self.indices[start:stop]
+        taken = self.indices[start:stop]
+        return taken.clone() if isinstance(self.indices, Tensor) else taken
 
     def rows(self, first: int, last: int) -> tuple[Tensor | None, int, list[int]]:
         """What to read for this rank's shares of the batches ``first`` … ``last - 1``.

@@ -77,7 +77,8 @@ class OutsideTheLoop:
         look, such as an evaluation; rebind the attribute as you like. value: a tensor, a plain
         value (numbers, text, None, and dicts, lists and tuples of these and of tensors), a
         torch.Generator, or an object with ``state_dict`` and ``load_state_dict``, such as a
-        module: a teacher. Of several processes, each has its own.
+        module: a teacher. Tensors, dicts and lists stay the objects that they are, so an optimizer
+        may hold a registered parameter. Of several processes, each has its own.
 
         Raises ConfigError for a name that is taken and for what can't be saved.
 

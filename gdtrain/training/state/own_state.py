@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -86,6 +88,7 @@ def check(found: Any, trainer: Run) -> None:
 def put(trainer: Run, found: list[dict[str, Any]]) -> None:
     """Give the trainer the state that :func:`check` has let pass, which is taken over."""
     row = found[trainer.world.rank if len(found) == trainer.world.size else 0]
+    put_into = _PutInto(trainer)
     for name, value in row.items():
         here = getattr(trainer, name)
         if isinstance(here, torch.Generator):
@@ -93,8 +96,64 @@ def put(trainer: Run, found: list[dict[str, Any]]) -> None:
         elif keeps_state(here):
             here.load_state_dict(value)
         else:
-            device = here.device if isinstance(here, Tensor) else trainer.device
-            setattr(trainer, name, value.to(device) if isinstance(value, Tensor) else value)
+            setattr(trainer, name, put_into(here, value))
+
+
+class _PutInto:
+    """Gives tensors, dicts and lists the values of a state; they stay the objects that they are.
+
+    For others may hold them: an optimizer a parameter, a function the dict in which it counts. An
+    object that stands in several places, or in the model, is left alone after the first: each
+    place has a value of its own in the state.
+    """
+
+    def __init__(self, trainer: Run) -> None:
+        self._device = trainer.device
+        modules = [part for part in (trainer.model, trainer.loss) if isinstance(part, nn.Module)]
+        self._passed = {
+            id(tensor)
+            for module in modules
+            for tensor in chain(module.parameters(), module.buffers())
+        }
+
+    def __call__(self, here: Any, value: Any) -> Any:
+        """What stands where ``here`` stood: ``here`` itself if it can take the value."""
+        if isinstance(value, Tensor):
+            value = value.to(here.device if isinstance(here, Tensor) else self._device)
+        if id(here) in self._passed:
+            here = None
+        elif isinstance(here, Tensor | dict | list):
+            self._passed.add(id(here))
+        if isinstance(value, Mapping):
+            return self._mapping(here, value)
+        if isinstance(value, list | tuple):
+            return self._row(here, value)
+        if isinstance(value, Tensor) and isinstance(here, Tensor) and _can_hold(here, value):
+            here.data = value
+            return here
+        return value
+
+    def _mapping(self, here: Any, value: Mapping[Any, Any]) -> Any:
+        if not isinstance(here, dict):
+            here = copy.copy(value)  # a dict, or a Counter
+        items = {key: self(here.get(key), item) for key, item in value.items()}
+        here.clear()
+        here.update(items)
+        return here
+
+    def _row(self, here: Any, value: Sequence[Any]) -> Any:
+        known = chain(here if isinstance(here, list | tuple) else (), repeat(None))
+        items = [self(one, item) for one, item in zip(known, value, strict=False)]
+        if not isinstance(here, list):
+            return tuple(items) if isinstance(value, tuple) else items
+        here[:] = items
+        return here
+
+
+def _can_hold(tensor: Tensor, value: Tensor) -> bool:
+    plain = tensor.grad_fn is None and not tensor.is_inference()
+    alike = type(tensor.data) is type(value) and tensor.layout is value.layout
+    return plain and alike and tensor.dtype == value.dtype
 
 
 def _has_models(trainer: Run, value: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader
+from gdtrain import BatchLoader, Loader, MiniBatchLoader, SampleLoader
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.errors import ConfigError, DataError
@@ -31,6 +31,38 @@ def draws(loader: Any) -> list[list[int]]:
 
 def raises(kind: type[Exception], message: str) -> Any:
     return pytest.raises(kind, match=f"^{re.escape(message)}$")
+
+
+class Fixed(Loader):
+    """One plan for all epochs."""
+
+    def plan(self, epoch: int) -> Plan:
+        if not hasattr(self, "kept"):
+            self.kept = Plan.of_batches(0, [torch.tensor([4, 2]), torch.tensor([6])])
+        return self.kept
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        BatchLoader((X, Y), order=[4, 2, 6]),
+        SampleLoader((X, Y), order=torch.tensor([4, 2, 6])),
+        MiniBatchLoader((X, Y), 2, order=np.array([4, 2, 6])),
+        MiniBatchLoader(TensorDataset(X, Y), 2, order=(4, 2, 6)),
+        Fixed((X, Y)),
+    ],
+    ids=["batch", "sample", "minibatch", "dataset", "own plan"],
+)
+def test_what_is_written_to_the_indices_of_a_batch_changes_no_order(loader: Any) -> None:
+    fingerprint = loader.fingerprint()
+    for _ in range(3):
+        drawn = []
+        for batch in loader:
+            drawn += batch.indices.tolist()
+            assert torch.equal(batch.inputs, X[batch.indices])
+            batch.indices.zero_()
+        assert drawn == [4, 2, 6]
+    assert loader.fingerprint() == fingerprint
 
 
 def test_batch_loader_gives_every_sample_in_one_batch() -> None:

@@ -280,6 +280,139 @@ def test_a_look_leaves_generators_and_what_is_in_a_dict():
     assert torch.equal(after[0]["noise"], before[0]["noise"])
 
 
+# A constraint, mean output <= BOUND, whose multiplier climbs by an optimizer of its own.
+BOUND, X_DUAL = 0.1, torch.randn(12, 2, generator=torch.Generator().manual_seed(3))
+
+
+def lagrangian(model, multiplier, inputs):
+    outputs = model(inputs)
+    return (outputs - inputs.sum(1, keepdim=True)).square().mean() + multiplier * (
+        outputs.mean() - BOUND
+    )
+
+
+class Constrained(Trainer):
+    """Descends in the weights, and climbs in the multiplier (Arrow, Hurwicz and Uzawa, 1958)."""
+
+    def __init__(self, *arguments, nested, **options):
+        super().__init__(*arguments, **options)
+        self.multiplier = nn.Parameter(torch.zeros(()))
+        self.register_state(
+            "dual", {"multipliers": [self.multiplier]} if nested else self.multiplier
+        )
+        climbs = torch.optim.SGD([self.multiplier], lr=0.5, momentum=0.5, maximize=True)
+        self.register_state("climbs", climbs)
+
+    def compute_loss(self, batch):
+        held = self.dual["multipliers"][0] if isinstance(self.dual, dict) else self.dual
+        return lagrangian(self.model, held, batch.inputs)
+
+    def train_step(self, batch):
+        self.climbs.zero_grad()
+        loss = self.batch_gradient(batch)
+        self.finish_gradient()
+        self.optimizer.step()
+        self.climbs.step()
+        return loss
+
+
+def constrained(nested, **options):
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    loader = MiniBatchLoader(X_DUAL, 5, order="sequential")
+    return Constrained(model, None, optimizer, loader, nested=nested, device="cpu", **options)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parameter_stays_the_one_that_its_optimizer_steps(nested):
+    torch.manual_seed(0)
+    model, multiplier = nn.Linear(2, 1), nn.Parameter(torch.zeros(()))
+    descends = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    climbs = torch.optim.SGD([multiplier], lr=0.5, momentum=0.5, maximize=True)
+    for inputs in X_DUAL.split(5) * 4:
+        descends.zero_grad()
+        climbs.zero_grad()
+        lagrangian(model, multiplier, inputs).backward()
+        descends.step()
+        climbs.step()
+
+    first = constrained(nested, callbacks=[Looks(), StopsAt(5)])
+    first.fit(4)
+    second = constrained(nested)
+    second.load_state_dict(first.state_dict())
+    second.fit(4)
+    assert_same(second.model, model)
+    assert torch.equal(second.multiplier, multiplier)
+
+
+def test_a_function_that_holds_a_dict_or_a_tensor_holds_the_state():
+    """What register_state returned: the loss function below never asks the trainer for it."""
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+
+        def loss(trainer, batch):
+            counts["batches"] += 1
+            counts["sizes"].append(len(batch))
+            average.lerp_(trainer.model.weight.detach()[0], 0.5)
+            scale = 1 + 1 / counts["batches"] + len(counts["sizes"])
+            return (trainer.model(batch.inputs) - average.sum()).square().mean() / scale
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MiniBatchLoader(X_DUAL, 5, order="sequential")
+        trainer = Trainer(
+            model, None, optimizer, loader, compute_loss=loss, callbacks=[Looks()], device="cpu"
+        )
+        counts = trainer.register_state("counts", {"batches": 0, "sizes": []})
+        average = trainer.register_state("average", torch.zeros(2))
+        return trainer, counts
+
+    whole, counts = make()
+    whole.fit(4)
+    assert counts["batches"] == 12
+    assert counts["sizes"] == [5, 5, 2] * 4
+    first, _ = make()
+    first.fit(2)
+    second, goes_on = make()
+    second.load_state_dict(first.state_dict())
+    second.fit(4)
+    assert goes_on is second.counts
+    assert goes_on == counts
+    assert_same(second.model, whole.model)
+
+
+def test_one_tensor_under_two_names_or_in_the_model_gets_two_values():
+    class Two(Trainer):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            zeros = torch.zeros(2)
+            self.register_state("first", zeros)
+            self.register_state("second", zeros)
+            self.register_state("before", self.model.weight)
+
+        def compute_loss(self, batch):
+            self.first = self.first + 1
+            self.second = self.second - 1
+            self.before = self.model.weight.detach().clone()
+            return self.model(batch.inputs).square().mean()
+
+    def make():
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Two(model, None, optimizer, BatchLoader(X_DUAL), device="cpu")
+
+    trainer, other = make(), make()
+    trainer.fit(3)
+    other.load_state_dict(trainer.state_dict())
+    assert torch.equal(other.first, torch.full((2,), 3.0))
+    assert torch.equal(other.second, torch.full((2,), -3.0))
+    assert torch.equal(other.before, trainer.before)
+    assert_same(other.model, trainer.model)
+
+
 def test_a_state_of_other_names_is_refused():
     trainer, other = truncated(), teaching()
     with pytest.raises(CheckpointError, match="own: the state lacks hidden, registered here"):
