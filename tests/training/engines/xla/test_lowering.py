@@ -38,6 +38,11 @@ def definite(x: Tensor) -> Tensor:
     return x @ x.mT + torch.eye(x.shape[-2], dtype=x.dtype)
 
 
+def dominated(x: Tensor) -> Tensor:
+    """Square, by its diagonal; it lies row by row in memory."""
+    return (inner(x[..., :4]) + 4 * torch.eye(4, dtype=x.dtype)).contiguous()
+
+
 def picture(x: Tensor, *shape: int) -> Tensor:
     """As many of the elements as a picture of this shape has."""
     return x.flatten()[: math.prod(shape)].reshape(shape)
@@ -348,6 +353,21 @@ LINEAR_ALGEBRA = {
     ),
     "ifft": lambda x: torch.fft.ifft2(torch.fft.fft2(x) * torch.complex(x, x)).imag,
 }
+# PyTorch keeps other factors of a matrix that lies row by row.
+LAYOUTS = {
+    "solve_by_layout": lambda x: (
+        torch.linalg.solve(dominated(x), x)
+        + torch.linalg.solve(dominated(x).mT, x)
+        + torch.linalg.solve(dominated(x), x.mT, left=False).mT
+    ),
+    "determinant_by_layout": lambda x: (
+        torch.linalg.det(dominated(x))
+        + torch.linalg.slogdet(dominated(x))[1]
+        + torch.linalg.det(dominated(x).mT)
+        + torch.linalg.slogdet(dominated(x).mT)[1]
+        + torch.logdet(dominated(x))
+    ),
+}
 LOSSES = {
     "gaussian_nll": lambda x: (
         F.gaussian_nll_loss(x, x.flip(1).detach(), positive(x), full=True)
@@ -373,10 +393,13 @@ SUBJECTS = {
     "resampling": RESAMPLING,
     "convolution": CONVOLUTION,
     "linear_algebra": LINEAR_ALGEBRA,
+    "layouts": LAYOUTS,
     "losses": LOSSES,
 }
 # Models of the engine's own tests have most of the others.
-AT_ALL_TIMES = {(subject, torch.float64) for subject in ("convolution", "ordering", "pooling")}
+AT_ALL_TIMES = {
+    (subject, torch.float64) for subject in ("convolution", "layouts", "ordering", "pooling")
+}
 LONG = pytest.mark.long
 
 

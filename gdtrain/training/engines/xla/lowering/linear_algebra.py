@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.scipy import linalg
+from torch import Tensor
 
 Lowering = Callable[..., Any]
 
@@ -122,14 +123,24 @@ def _sign_of(pivots: Any) -> Any:
     return 1 - 2 * (moved.sum(-1) % 2)
 
 
-def _det(a: Any) -> tuple[Any, Any, Any]:
-    lu, pivots, _ = _lu(a)
+def _lu_as_it_lies(a: Any, memory: Tensor) -> tuple[Any, Any]:
+    """The factors that PyTorch keeps of a determinant, and differentiates it by.
+
+    Of a real matrix that lies row by row in memory they are those of its transpose.
+    """
+    transposed = memory.is_contiguous() and not memory.is_complex()
+    lu, pivots, _ = _lu(_t(a) if transposed else a)
+    return lu, pivots
+
+
+def _det(a: Any, memory: Tensor) -> tuple[Any, Any, Any]:
+    lu, pivots = _lu_as_it_lies(a, memory)
     diagonal = jnp.diagonal(lu, axis1=-2, axis2=-1)
     return diagonal.prod(-1) * _sign_of(pivots), lu, pivots
 
 
-def _slogdet(a: Any) -> tuple[Any, Any, Any, Any]:
-    lu, pivots, _ = _lu(a)
+def _slogdet(a: Any, memory: Tensor) -> tuple[Any, Any, Any, Any]:
+    lu, pivots = _lu_as_it_lies(a, memory)
     diagonal = jnp.diagonal(lu, axis1=-2, axis2=-1)
     sign = jnp.sign(diagonal).prod(-1) * _sign_of(pivots)
     return sign, jnp.log(jnp.abs(diagonal)).sum(-1), lu, pivots
