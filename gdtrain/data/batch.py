@@ -305,6 +305,7 @@ class Block:
         name, each this process's share, and other numbers that were logged.
     rates: the learning rates, each with the number of updates that the block had made before it.
     added: of how many updates the losses are in the sums of epochs.
+    is_undisturbed: whether nobody else's code runs between the updates.
     """
 
     plan: Plan
@@ -317,6 +318,7 @@ class Block:
     terms: dict[int, tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=dict)
     rates: list[tuple[int, float]] = field(default_factory=list)
     added: int = 0
+    is_undisturbed: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start

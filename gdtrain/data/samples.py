@@ -25,8 +25,9 @@ MAX_BATCHES_PER_GATHER = 1024
 CUT_AT_ONCE = 128
 DIGEST_SAMPLES = 4096
 DIGEST_BYTES = 64 << 20  # of a tensor, hashed at once
-# By their bytes, types whose values are copied as they are.
+# By their bytes, types whose values are copied as they are; and those of two floats of a type.
 _ELEMENTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
+_PAIRS = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 class Samples(ABC):
@@ -196,8 +197,13 @@ class TensorSamples(Samples):
             if elements is None:
                 taken.append(tensor.index_select(0, chosen.to(tensor.device)))
             else:
-                rows = elements.index_select(0, chosen).view(tensor.dtype)
-                taken.append(rows.view(size, *tensor.shape[1:]))
+                rows = elements.index_select(0, chosen)
+                if elements.dtype is _PAIRS.get(tensor.dtype) and tensor.shape[1:] == (2,):
+                    taken.append(torch.view_as_real(rows))
+                    continue
+                if elements.dtype is not tensor.dtype:
+                    rows = rows.view(tensor.dtype)
+                taken.append(rows.view(size, *tensor.shape[1:]) if tensor.ndim > 1 else rows)
         return taken
 
     def gather(self, chosen: Tensor, rows: Sequence[Tensor]) -> None:
@@ -222,7 +228,10 @@ def _as_elements(tensor: Tensor) -> Tensor | None:
         return None
     if tensor.storage_offset() * tensor.itemsize % width:
         return None
-    return tensor.view(-1).view(_ELEMENTS[width])
+    if tensor.dtype in _PAIRS and width == tensor.itemsize:
+        return tensor.view(-1)
+    of_pairs = tensor.dtype in _PAIRS and width == 2 * tensor.itemsize
+    return tensor.view(-1).view(_PAIRS[tensor.dtype] if of_pairs else _ELEMENTS[width])
 
 
 def crc32(tensor: Tensor, digest: int = 0) -> int:

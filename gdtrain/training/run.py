@@ -164,6 +164,7 @@ class Run(Protocol):
     progress: Progress
     history: History
     plan: Plan | None
+    running: Block | None
     num_epochs: int
     is_fitting: bool
     stays_in_eval: bool
@@ -261,7 +262,7 @@ class Run(Protocol):
     def after_update(self) -> None:
         """What an engine calls after each update."""
 
-    def pass_epoch(self) -> bool:
+    def pass_epoch(self, plan_of: Callable[[int], Plan]) -> bool:
         """Go on into the next epoch in the middle of a block; whether that can be done."""
 
     def enter_phase(self, number: int) -> None:

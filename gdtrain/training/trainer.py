@@ -469,17 +469,16 @@ class Trainer(OutsideTheLoop):
         self._close_epoch()
         self._tell_of_epochs()
 
-    def pass_epoch(self) -> bool:
+    def pass_epoch(self, plan_of: Callable[[int], Plan]) -> bool:
         """Continue with the next epoch in the middle of a block; return whether that is possible.
 
         Its batches have the same sizes as those before. Engines call this when all updates of an
-        epoch have been made.
+        epoch have been made. plan_of: gives the plan of an epoch.
         """
-        assert self.loader is not None
         assert self.plan is not None
         if not may_go_on(self):
             return False
-        plan = self.loader.plan(self.progress.epoch + 1)
+        plan = plan_of(self.progress.epoch + 1)
         if not plan.is_like(self.plan):
             return False
         block, progress = self.running, self.progress

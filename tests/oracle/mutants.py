@@ -144,10 +144,9 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "ranks exchange the gradients of what was trained at first",
-        "training/gradients/exact.py",
-        "        return exchange_gradients(world, held, added.loss, exchange, has_",
-        "        held, exchange = vars(self).setdefault('_first', held), None\n"
-        "        return exchange_gradients(world, held, added.loss, exchange, has_",
+        "training/placement/exchange.py",
+        "self.parameters = list(parameters)",
+        "self.parameters = vars(world).setdefault('_first', list(parameters))",
         RANKS,
     ),
     Mutant(
@@ -343,8 +342,8 @@ MEANS = (
     Mutant(
         "a part whose targets are all ignored makes the batch NaN",
         "training/gradients/accumulation.py",
-        "return [weight / total or None for weight in weights], total",
-        "return [weight / total for weight in weights], total",
+        "partial(truediv, weight, total) if weight else None for",
+        "partial(truediv, weight, total) for",
         CUT,
     ),
     Mutant(

@@ -222,6 +222,49 @@ def test_a_loader_that_changes_within_a_block_counts_from_the_next_epoch_on() ->
     assert history.step == [3 * e for e in range(1, 22)] + [63 + 2 * e for e in range(1, 20)]
 
 
+@pytest.mark.parametrize("change", ["nothing", "data", "seed", "loader"])
+def test_epochs_of_one_batch_that_are_read_at_once_are_as_they_would_be_one_by_one(change) -> None:
+    """A hook that nobody can see changes something within a block of 200 epochs."""
+
+    def changed_at_90(model: nn.Module, does) -> list:
+        calls, node = [], model[0].weight.expand_as(model[0].weight).grad_fn.next_functions[0][0]
+
+        def hook(*_: object) -> None:
+            calls.append(1)
+            if len(calls) == 90:
+                does()
+
+        node.register_hook(hook)
+        return [node]
+
+    x, seed, epochs = X.clone(), 3, 200
+    trainer = make_trainer(BatchLoader((x, Y), order="reshuffle", seed=3))
+    other = BatchLoader((x, Y), order="reshuffle", seed=7)
+    does = {
+        "nothing": lambda: None,
+        "data": lambda: x.mul_(1.5),
+        "seed": lambda: setattr(trainer.loader, "seed", 7),
+        "loader": lambda: setattr(trainer, "loader", other),
+    }
+    kept = changed_at_90(trainer.model, does[change])
+    trainer.fit(epochs)
+
+    own, model = X.clone(), make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for epoch in range(epochs):
+        order = torch.randperm(21, generator=generator(seed, epoch))
+        optimizer.zero_grad()
+        nn.functional.mse_loss(model(own[order]), Y[order]).backward()
+        optimizer.step()
+        if epoch == 89 and change == "data":
+            own.mul_(1.5)
+        if epoch == 89 and change in ("seed", "loader"):
+            seed = 7
+    assert kept
+    for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_growing_batches_keep_their_epochs() -> None:
     sizes = BatchSizes([(9, 8), (25, 16), (None, 21)])
     history = make_trainer(MiniBatchLoader((X, Y), sizes, seed=3)).fit(40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from threading import local
 from typing import Any, get_args
 
 import numpy as np
@@ -44,6 +45,7 @@ MAX_KEPT = 1 << 20
 ORDER_VERSION = 2
 
 _MASK = (1 << 64) - 1
+_of_thread = local()
 
 
 def mix(seed: int, *keys: int) -> int:
@@ -69,6 +71,14 @@ def mix(seed: int, *keys: int) -> int:
 def generator(seed: int, *keys: int) -> torch.Generator:
     """A CPU generator that depends on (seed, keys) alone, never on global RNG state."""
     return torch.Generator().manual_seed(mix(seed, *keys))
+
+
+def _reseeded(seed: int, *keys: int) -> torch.Generator:
+    """As :func:`generator`, one for each thread, for draws that are made at once."""
+    if not hasattr(_of_thread, "generator"):
+        _of_thread.generator = torch.Generator()
+    seeded: torch.Generator = _of_thread.generator.manual_seed(mix(seed, *keys))
+    return seeded
 
 
 def check_order(
@@ -165,7 +175,7 @@ class Reshuffle(NamedSettings):
 def reshuffle(num_samples: int, seed: int, epoch: int, version: int) -> Tensor | Draws:
     if num_samples > MAX_KEPT:
         return Permutation(num_samples, mix(seed, epoch), version)
-    return torch.randperm(num_samples, generator=generator(seed, epoch))
+    return torch.randperm(num_samples, generator=_reseeded(seed, epoch))
 
 
 def reshuffles(num_samples: int, seed: int, epochs: range, version: int) -> Tensor:

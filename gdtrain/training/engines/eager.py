@@ -90,7 +90,7 @@ class EagerEngine:
         Nodes of autograd's graph may have hooks that nobody can see, and these may add others: then
         the block ends.
         """
-        hooks_so_far = RemovableHandle.next_id
+        hooks_so_far, block.is_undisturbed = RemovableHandle.next_id, True
         trainer, weight, note_rate = self.trainer, self.trainer.step_weights.of, block.note_rate
         for batch in batches:
             size = batch.indices.shape[0]
