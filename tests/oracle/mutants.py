@@ -356,8 +356,8 @@ MEANS = (
     Mutant(
         "each rank adds the whole gradient of the loss's own parameters",
         "training/gradients/two_passes.py",
-        "        if self.is_first:\n            backward(scaled)",
-        "        if True:\n            backward(scaled)",
+        "if self.is_first and (loss.requires_grad or self.world.size == 1):",
+        "if loss.requires_grad or self.world.size == 1:",
         RANKS,
     ),
     Mutant(
