@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gdtrain import MiniBatchLoader, Trainer
+from gdtrain import BatchLoader, MiniBatchLoader, Trainer
 
 DRAWS = torch.Generator().manual_seed(0)
 X, Y = torch.randn(24, 3, generator=DRAWS), torch.randn(24, 1, generator=DRAWS)
@@ -164,3 +164,45 @@ def test_a_class_may_be_called_in_a_way_of_its_own(kind, name, monkeypatch) -> N
     forward = kind.forward
     monkeypatch.setattr(kind, name, lambda layer, *given: forward(layer, *given) * 1.1, False)
     check(loss=nn.MSELoss())
+
+
+# ── code that writes to what it is shown of a batch ─────────────────────────────────────────
+
+
+CHOSEN = torch.tensor([3, 1, 2, 0, 4])
+ORDERS = {
+    "explicit": CHOSEN,
+    "callable": lambda epoch: CHOSEN,
+    "sequential": "sequential",
+    "reshuffle": "reshuffle",
+    "shuffle_once": "shuffle_once",
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", [None, 1, 2])
+def test_a_loss_that_writes_to_the_indices_of_a_batch_changes_no_order(order, size) -> None:
+    data = torch.arange(10.0).view(5, 2), torch.arange(5.0).view(5, 1)
+    seen = []
+
+    def loss(trainer, batch):
+        assert torch.equal(batch.inputs, data[0][batch.indices])
+        seen.extend(batch.indices.tolist())
+        batch.indices.zero_()
+        return trainer.model(batch.inputs).square().mean()
+
+    def loader():
+        if size is None:
+            return BatchLoader(data, order=ORDERS[order])
+        return MiniBatchLoader(data, size, order=ORDERS[order])
+
+    expected = []
+    for epoch in range(4):
+        plan = loader().plan(epoch)
+        expected += plan.take(0, 5).tolist()
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.001)
+    trainer = Trainer(model, None, optimizer, loader(), compute_loss=loss, device="cpu")
+    trainer.fit(4)
+    assert seen == expected
+    assert CHOSEN.tolist() == [3, 1, 2, 0, 4]
