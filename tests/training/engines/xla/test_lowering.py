@@ -5,6 +5,7 @@ shows the gradient of each; what each gives is in a buffer.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,11 @@ def inner(x: Tensor) -> Tensor:
 
 def definite(x: Tensor) -> Tensor:
     return x @ x.mT + torch.eye(x.shape[-2], dtype=x.dtype)
+
+
+def apart(x: Tensor) -> Tensor:
+    """Singular values that are apart, on whose distances the error of a gradient depends."""
+    return x / 4 + torch.diag(torch.arange(1.0, 6)).to(x)[: x.shape[-2], : x.shape[-1]]
 
 
 def dominated(x: Tensor) -> Tensor:
@@ -208,6 +214,14 @@ SHAPES = {
     "setitem": lambda x: (lambda y: (y.__setitem__((slice(None), 0), 1.0), y * x)[1])(x.clone()),
     "diagonal_scatter": lambda x: x.diagonal_scatter(x[:, 0, :4], 0, 1, 2) * x,
 }
+
+
+def set_where(x: Tensor, place: Any, value: Any) -> Tensor:
+    written = x.clone()
+    written[place] = value
+    return written
+
+
 INDEXING = {
     "index": lambda x: x[:, INDEX[0]] * x[:, [-1, 0, 1, 1, 2]] + x[INDEX[0], INDEX[0]].sum(),
     "index_put": lambda x: torch.zeros_like(x).index_put((INDEX[0],), x[INDEX[0]], accumulate=True),
@@ -223,6 +237,13 @@ INDEXING = {
     **{f"scatter_{how}": scattered(how) for how in ("sum", "prod", "mean", "amax", "amin")},
     "masked": lambda x: (
         x.masked_fill(x > 0.5, 0.1) + x.masked_scatter(torch.arange(5) % 2 == 0, x * 2)
+    ),
+    "put by a mask": lambda x: (
+        set_where(x, x > 0.5, 0.1)
+        + set_where(x, x[:, 0, 0] > 0, x[0].detach())
+        + set_where(x, x[..., 0] > 0, x[0, 0].detach())
+        + set_where(x, (slice(None), x[0, :, 1] > 0), x[:, :1].detach())
+        + x.index_put((x[..., 0] < 0,), x[:1, 0].detach(), accumulate=True)
     ),
     "put": lambda x: x.put(INDEX, x.flatten()[:5] * 3),
     "embedding": lambda x: F.embedding(INDEX, x[0], padding_idx=1),
@@ -315,6 +336,7 @@ LINEAR_ALGEBRA = {
         torch.addmm(x[0] @ x[0].T, x[1], x[2].T, alpha=3.0) + torch.addmv(x[0, :, 0], x[0], x[0, 0])
     ),
     "kron": lambda x: torch.kron(x[0], x[1]) + torch.outer(x[0, 0], x[0, 1]).sum(),
+    "bilinear": lambda x: F.bilinear(x[0], x[1], x[:, 0, :, None] * x[:, 1, None], x[0, 0, :3]),
     "cross": lambda x: torch.linalg.cross(x[..., :3], x[..., 1:4]),
     "solve": lambda x: (
         torch.linalg.solve(definite(x), x)
@@ -333,12 +355,13 @@ LINEAR_ALGEBRA = {
     ),
     "qr": lambda x: torch.linalg.qr(x.mT)[1] + torch.linalg.qr(x.mT)[0][..., :4, :],
     "eigh": lambda x: (
-        torch.linalg.eigvalsh(definite(x)) + torch.linalg.eigh(definite(x))[1].abs().sum()
+        torch.linalg.eigvalsh(definite(apart(x)))
+        + torch.linalg.eigh(definite(apart(x)))[1].abs().sum()
     ),
     "svd": lambda x: (
-        torch.linalg.svdvals(x) + torch.linalg.svd(x, full_matrices=False)[0].abs().sum()
+        torch.linalg.svdvals(x) + torch.linalg.svd(apart(x), full_matrices=False)[0].abs().sum()
     ),
-    "pinv": lambda x: torch.linalg.pinv(x),
+    "pinv": lambda x: torch.linalg.pinv(apart(x)),
     "matrix_exp": lambda x: torch.matrix_exp(definite(x) / 5),
     "matrix_power": lambda x: torch.linalg.matrix_power(definite(x), 3),
     "lu": lambda x: torch.linalg.lu(x[..., :4])[2] + torch.linalg.lu(x[..., :4])[1],

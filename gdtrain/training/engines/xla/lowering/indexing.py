@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gdtrain.errors import ModelError
+
 Lowering = Callable[..., Any]
 
 
@@ -25,8 +27,31 @@ def _index(x: Any, indices: Sequence[Any]) -> Any:
 
 
 def _index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Any:
+    if any(i is not None and i.dtype == bool for i in indices):
+        chosen, values = _masked(x, indices, values)
+        return jnp.where(chosen, x + values if accumulate else values, x)
     place = x.at[tuple(slice(None) if i is None else i for i in indices)]
     return place.add(values) if accumulate else place.set(values)
+
+
+def _masked(x: Any, indices: Sequence[Any], values: Any) -> tuple[Any, Any]:
+    """A mask among the indices as one that fits x, and what is to be put where it is True.
+
+    Raises ModelError for a value for each True, whose number only a run can tell.
+    """
+    given = [(number, index) for number, index in enumerate(indices) if index is not None]
+    first, mask = given[0]
+    after = x.ndim - first - mask.ndim  # dimensions behind those of the mask
+    along = values.ndim - after - 1  # the values' dimension along the Trues, if there is one
+    if len(given) > 1 or (along >= 0 and values.shape[along] != 1):
+        raise ModelError(
+            "what is put by a mask has a value for each True, or the mask stands beside other "
+            "indices: how many there are is known only at run time; use torch.where"
+        )
+    if along >= 0:
+        shape = values.shape
+        values = values.reshape(*shape[:along], *[1] * mask.ndim, *shape[along + 1 :])
+    return mask.reshape(*mask.shape, *[1] * after), values
 
 
 def _take(x: Any, index: Any) -> Any:

@@ -25,10 +25,27 @@ def _cross(x: Any, y: Any, dim: int = -1) -> Any:
     return jnp.cross(x, y, axis=dim)
 
 
+def _trilinear(
+    x: Any,
+    y: Any,
+    z: Any,
+    new_in_x: Sequence[int],
+    new_in_y: Sequence[int],
+    new_in_z: Sequence[int],
+    summed: Sequence[int],
+    _: int = 1,
+) -> Any:
+    """Σ x y z, as in Bilinear, each with new dimensions along which it is the same."""
+    pairs = ((x, new_in_x), (y, new_in_y), (z, new_in_z))
+    a, b, c = (jnp.expand_dims(factor, tuple(new)) for factor, new in pairs)
+    return (a * b * c).sum(tuple(summed))
+
+
 _PRODUCTS: dict[str, Lowering] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), lambda x, y: x @ y),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _addmm),
     "linalg_cross": _cross,
+    "_trilinear": _trilinear,
     "linalg_matrix_exp": linalg.expm,
 }
 
