@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS
 
 from gdtrain.training.state.plain_values import demand, is_count, is_number, shown
@@ -20,8 +21,11 @@ _FACTORS = "al"  # which it makes in its second iteration
 def check(kept: Mapping[str, Any], optimizer: LBFGS) -> None:
     """Raise CheckpointError unless it is what this optimizer keeps after some iterations."""
     group = optimizer.param_groups[0]
-    size = sum(p.numel() * (1 + p.is_complex()) for p in group["params"])
-    most = int(group["history_size"])
+    most, first = int(group["history_size"]), kept.get(_VECTORS[0])
+    if not any(map(is_lazy, group["params"])):
+        size = sum(p.numel() * (1 + p.is_complex()) for p in group["params"])
+    else:  # not known before the model has its weights, but one size for all
+        size = first.numel() if isinstance(first, Tensor) else 0
 
     def is_vector(value: Any) -> bool:
         return isinstance(value, Tensor) and value.shape == (size,)

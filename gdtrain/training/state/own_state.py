@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.training.run import Run
+from gdtrain.training.state import module_state
 from gdtrain.training.state.plain_values import check_plain, copied, demand, shown_names
 
 
@@ -46,6 +47,8 @@ def taken(value: Any, name: str) -> Any:
     """What is saved of a value, in copies. Raises CheckpointError for what can't be."""
     if isinstance(value, torch.Generator):
         return value.get_state()
+    if isinstance(value, nn.Module):
+        return module_state.take(value, name)
     return copied(value.state_dict() if keeps_state(value) else value, name)
 
 
@@ -75,7 +78,7 @@ def check(found: Any, trainer: Run) -> None:
             check_plain(f"own: {name}", value)
             here = getattr(trainer, name)
             if isinstance(here, nn.Module):
-                _check_module(name, value, here)
+                module_state.check(f"own: {name}", value, here)
     if len(found) != trainer.world.size:
         differ = [name for name in trainer.own_state if not _alike([row[name] for row in found])]
         demand(
@@ -93,6 +96,8 @@ def put(trainer: Run, found: list[dict[str, Any]]) -> None:
         here = getattr(trainer, name)
         if isinstance(here, torch.Generator):
             here.set_state(value)
+        elif isinstance(here, nn.Module):
+            module_state.put(here, value, trainer.device)
         elif keeps_state(here):
             here.load_state_dict(value)
         else:
@@ -158,18 +163,6 @@ def _can_hold(tensor: Tensor, value: Tensor) -> bool:
 
 def _has_models(trainer: Run, value: nn.Module) -> bool:
     return any(value is part for part in (vars(trainer).get("model"), vars(trainer).get("loss")))
-
-
-def _check_module(name: str, found: Any, module: nn.Module) -> None:
-    here = module.state_dict()
-    demand(isinstance(found, Mapping), f"own: {name} is not a mapping")
-    other = shown_names(map(str, found.keys() ^ here.keys()))
-    demand(found.keys() == here.keys(), f"own: {name}: {other} is in one of the state and this one")
-    for key, value in here.items():
-        if isinstance(value, Tensor):
-            theirs = found[key]
-            same = isinstance(theirs, Tensor) and theirs.shape == value.shape
-            demand(same, f"own: {name}: {key} has another shape in the state")
 
 
 def _alike(values: list[Any]) -> bool:
