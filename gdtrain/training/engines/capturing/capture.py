@@ -339,7 +339,10 @@ class _Reads(TorchFunctionMode):
         result = function(*args, **kwargs)
         if isinstance(result, Tensor):
             if result.dtype is torch.float32 and all(not t.is_floating_point() for t in tensors):
-                exact = [t.double() if isinstance(t, Tensor) else t for t in args]
+                exact = [
+                    t.double() if isinstance(t, Tensor) and t.dtype is not torch.bool else t
+                    for t in args
+                ]
                 result = function(*exact, **kwargs)
             self._steps[id(result)] = result
         return result

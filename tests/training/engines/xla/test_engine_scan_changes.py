@@ -243,7 +243,9 @@ def test_forward_may_write_to_its_inputs_and_the_data_stay():
 
 
 def divided(model, x, y, step):
-    return mean_square(model, x, y, step) / (1 + step)
+    early = torch.as_tensor(step < 4)
+    share = torch.where(early, 0.25, 1.0) + torch.where(early, torch.as_tensor(step) * 0.125, 0.5)
+    return share * mean_square(model, x, y, step) / (1 + step)
 
 
 def discounted(model, x, y, step):
