@@ -203,5 +203,7 @@ def _whole(trainer: Run, plan: Plan) -> Batch | None:
     if plan.indices is None:
         size = plan.num_samples
         return of_rows([tensor[:size] for tensor in placed.tensors], torch.arange(size), ViewBatch)
-    chosen = plan.take(0, plan.num_samples)  # a copy, to which whoever sees the batch may write
+    # A copy, to which whoever sees the batch may write.
+    kept = plan.indices
+    chosen = kept.clone() if isinstance(kept, Tensor) else plan.take(0, plan.num_samples)
     return of_rows(placed.chosen(chosen), chosen)
