@@ -63,9 +63,14 @@ def pytest_collection() -> Iterator[Any]:
         gc.freeze()
 
 
+# Of tests that take long, so that no process waits for another one at the end.
+_FIRST = ("test_readme.py", "test_oracle.py", "test_kills.py")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a test marked ``few(n)``, all but n sets of parameters are long, if not so marked."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("long"):

@@ -420,9 +420,7 @@ SUBJECTS = {
     "losses": LOSSES,
 }
 # Models of the engine's own tests have most of the others.
-AT_ALL_TIMES = {
-    (subject, torch.float64) for subject in ("convolution", "layouts", "ordering", "pooling")
-}
+AT_ALL_TIMES = {(subject, torch.float64) for subject in ("convolution", "layouts", "ordering")}
 LONG = pytest.mark.long
 
 
