@@ -395,6 +395,16 @@ OTHERS = (
         "training/safety/finite_guard.py",
         "self._one = torch.ones((), dtype=torch.float32, device=trainer.device)",
         "self._one = torch.ones((), device=trainer.device)",
+        also=(
+            (
+                "            except RuntimeError:  # of gradients that the kernel does not take\n",
+                "            except LookupError:\n",
+            ),
+            (
+                "    except RuntimeError:  # it writes, and some may lie in one place",
+                "    except LookupError:  # it writes, and some may lie in one place",
+            ),
+        ),
     ),
     Mutant(
         "bfloat16 has other bits",
