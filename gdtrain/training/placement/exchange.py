@@ -20,6 +20,8 @@ from gdtrain.training.placement.distributed import World
 BUCKET_BYTES = 4 << 20
 # Who holds a gradient's memory that nobody else has: the gradient, and the storage asked.
 _ALONE = 2
+# Older builds of PyTorch without CUDA do not tell; there all gradients go into buckets.
+_count_of_holders = getattr(torch._C, "_storage_Use_Count", None)
 
 
 class Total(NamedTuple):
@@ -121,7 +123,8 @@ class Exchange:
             and gradient.dtype is self._dtype
             and gradient.is_contiguous()
             and not gradient._is_zerotensor()
-            and torch._C._storage_Use_Count(gradient.untyped_storage()._cdata) == _ALONE
+            and _count_of_holders is not None
+            and _count_of_holders(gradient.untyped_storage()._cdata) == _ALONE
         )
 
     def _filled(self, numbers: Sequence[int], more: Sequence[Tensor] = ()) -> Tensor:
