@@ -12,9 +12,12 @@ from gdtrain import Batch, BatchLoader, Callback, MiniBatchLoader, Prequential, 
 from gdtrain.analysis.noise_scale import gradient_noise
 from gdtrain.analysis.sharpness import largest_eigenvalue
 from gdtrain.errors import DeviceError, NonFiniteError
+from gdtrain.training.descent import gathered
 from gdtrain.training.evaluating.metrics import accuracy
 from gdtrain.training.placement import exchange
 from gdtrain.training.placement.distributed import World
+from gdtrain.training.placement.exchange import Total
+from gdtrain.training.safety.finite_guard import NotFinite
 
 draw = torch.Generator().manual_seed(3)
 X = torch.randn(12, 3, generator=draw, dtype=torch.float64)
@@ -485,3 +488,20 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(DeviceError, match="out of memory with one sample at a time"):
         trainer.fit(1)
     assert float(model.seen) == 0
+
+
+def test_a_known_total_of_a_gradient_that_has_changed_since_is_not_used() -> None:
+    model = nn.Linear(200, 200)  # of so many numbers that their total is taken
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = BatchLoader((torch.ones(4, 200), torch.ones(4, 200)))
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu")
+    loss = trainer.batch_gradient(next(iter(loader)))
+    gradient = model.weight.grad
+    for change in (lambda: None, lambda: gradient.fill_(torch.nan)):
+        trainer.guard.totals = [Total(gradient, gradient._version, gradient.sum())]
+        change()
+        if gradient.isfinite().all():
+            trainer.guard.check(loss, gathered(optimizer))
+        else:
+            with pytest.raises(NotFinite):
+                trainer.guard.check(loss, gathered(optimizer))
