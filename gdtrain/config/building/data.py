@@ -25,7 +25,7 @@ from gdtrain.data.tables.preparation import (
     prepare,
     split,
 )
-from gdtrain.data.tables.sparse import is_sparse, prepare_sparse
+from gdtrain.data.tables.sparse import prepare_sparse
 from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown
@@ -49,19 +49,23 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         return loaded
     if isinstance(loaded, Dataset):
         return _prepare_dataset(section, loaded, config)
-    _check_names(config, loaded)
+    described = loaded.description if isinstance(loaded, ConvertedFolder) else loaded
+    names = described.class_names
+    if names and described.columns is not None:
+        _check_names(config, names)
+    names = _names_kept(config, names) if names else None
     if section.standardize_targets and not config.loss.targets.unit:
         raise ConfigError.of(
             "standardize_targets",
             f"has no meaning under {config.loss.name}; it is for {', '.join(losses_of_errors())}",
         )
     if isinstance(loaded, ConvertedFolder):
-        return _prepare_converted(section, loaded, config)
+        return _prepare_converted(section, loaded, config, names)
     parts = _parts(section, loaded, config)
     notes: tuple[str, ...] = ()
     if isinstance(loaded, LoadedTable):
-        if is_sparse(loaded):
-            return _prepare_sparse(section, loaded, config, parts)
+        if loaded.is_sparse:
+            return _prepare_sparse(section, loaded, config, parts, names)
         notes, loaded = loaded.notes, loaded.data(parts[0])
     check_finite(loaded.targets, "targets")
     targets = fit_targets(config, loaded.targets)
@@ -73,7 +77,7 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         check_finite(inputs, "inputs")
         check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
-        LoadedData(inputs, targets, _names_kept(config, loaded.class_names), loaded.columns),
+        LoadedData(inputs, targets, names, loaded.columns),
         parts[:2],
         standardize=section.standardize,
         standardize_targets=section.standardize_targets,
@@ -92,6 +96,7 @@ def _prepare_sparse(
     table: LoadedTable,
     config: Config,
     parts: tuple[Tensor, Tensor, Tensor],
+    names: list[str] | None,
 ) -> PreparedData:
     """The same of a table whose categories are made ones and zeros batch by batch."""
     check_finite(table.targets, "targets")
@@ -99,7 +104,7 @@ def _prepare_sparse(
     outputs = _num_outputs(config, [targets], table.class_names)
     nothing = targets.new_zeros(len(targets), 1)  # the inputs come later
     (_, trained), held_out, done = prepare(
-        LoadedData(nothing, targets, _names_kept(config, table.class_names)),
+        LoadedData(nothing, targets, names),
         parts[:2],
         standardize=False,
         standardize_targets=section.standardize_targets,
@@ -131,10 +136,16 @@ def _parts(
             )
         labels = fit_targets(config, loaded.targets)
 
-    def drawn(rows: Tensor, share: float, part: Literal["validation", "test"]) -> list[Tensor]:
+    def drawn(
+        rows: Tensor, share: float, part: Literal["validation", "test"]
+    ) -> tuple[Tensor, Tensor]:
+        if not share:
+            return rows, nothing
         of_rows = None if labels is None else labels[rows]
-        both = split(len(rows), share, seed, shuffle=loaded.shuffle, labels=of_rows, part=part)
-        return [rows[each] for each in both]
+        kept, taken = split(
+            len(rows), share, seed, shuffle=loaded.shuffle, labels=of_rows, part=part
+        )
+        return rows[kept], rows[taken]
 
     rows, held_out, test = loaded.own, loaded.validation, loaded.test
     if test is None:
@@ -145,7 +156,7 @@ def _parts(
 
 
 def _prepare_converted(
-    section: SourceSettings, folder: ConvertedFolder, config: Config
+    section: SourceSettings, folder: ConvertedFolder, config: Config, kept: list[str] | None
 ) -> PreparedData:
     """The same without loading the data: the targets are checked in a pass over them."""
     fit = partial(fit_targets, config)
@@ -159,31 +170,26 @@ def _prepare_converted(
             standardize_targets=section.standardize_targets,
             shape=section.shape,
             num_outputs=outputs,
-            named_classes=_names_kept(config, names) is not None,
+            named_classes=kept is not None,
             seed=config.seed,
         ),
         folder.notes,
     )
 
 
-def _names_kept(config: Config, names: list[str] | None) -> list[str] | None:
+def _names_kept(config: Config, names: list[str]) -> list[str] | None:
     """The names of classes under a loss over classes, or under one for which two are 0 and 1."""
     targets = config.loss.targets
-    two = targets.binary and len(names or ()) == 2
+    two = targets.binary and len(names) == 2
     return names if targets.classes or two else None
 
 
-def _check_names(config: Config, loaded: LoadedData | LoadedTable | ConvertedFolder) -> None:
+def _check_names(config: Config, names: list[str]) -> None:
     """Refuse a table's text as targets of a loss for numbers: places in the alphabet mean nothing.
 
     Built-in classes are 0 and 1 to begin with, and only bear names.
     """
-    described = loaded.description if isinstance(loaded, ConvertedFolder) else loaded
-    names = described.class_names or []
-    targets = config.loss.targets
-    if described.columns is None or all(map(is_number, names)) or targets.classes:
-        return
-    if _names_kept(config, names) is not None:
+    if all(map(is_number, names)) or _names_kept(config, names) is not None:
         return
     raise ConfigError.of(
         "target",

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gdtrain.data.arrays import as_tensor
+from gdtrain.data.checks import check_file
 from gdtrain.data.free_memory import check_memory
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.errors import DataError
@@ -191,18 +192,6 @@ def _named(
             raise DataError(f"{path}: {name!r} is a {type(value).__name__}, not a tensor")
         parts.append(as_tensor(value, f"{path}: {name}"))
     return LoadedData(inputs=parts[0], targets=parts[1])
-
-
-def check_file(path: str, may_be_pipe: bool = False) -> None:
-    """Raise DataError unless ``path`` is a file that is there: no directory, pipe or device."""
-    if not Path(path).exists():
-        raise DataError(f"{path}: file not found; paths are relative to the working directory")
-    if Path(path).is_dir():
-        raise DataError(f"{path}: is a directory; give a file")
-    if not may_be_pipe and not Path(path).is_file():
-        raise DataError(
-            f"{path}: is a pipe or a device; give a file, or read it with source: stream"
-        )
 
 
 def reading(path: str, load: Callable[[], T], *, mapped: bool = False) -> T:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from gdtrain.data.files.array_files import check_file
+from gdtrain.data.checks import check_file
 from gdtrain.data.tables.column import Array, Column, inputs_of
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.learning import Learning

@@ -67,10 +67,18 @@ def parquet(
     """
     files = TableFiles(path, Dialect())
     rules = MissingRules(missing, indicator)
-    reading = TableReading(files, target, features, exclude, keep, categorical, rules)
-    reading.missing_values = missing_values
-    reading.loss = loss
-    reading.ignore_unknown = unknown_category == "ignore"
+    reading = TableReading(
+        files,
+        target,
+        features,
+        exclude,
+        keep,
+        categorical,
+        rules,
+        missing_values=missing_values,
+        loss=loss,
+        ignore_unknown=unknown_category == "ignore",
+    )
     return UnloadedTable(reading, set(categorical))
 
 

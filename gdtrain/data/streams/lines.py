@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from threading import Event
 
-from gdtrain.data.files.array_files import check_file
+from gdtrain.data.checks import check_file
 from gdtrain.errors import DataError
 
 STDIN = "-"

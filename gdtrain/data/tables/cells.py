@@ -12,9 +12,6 @@ Kind = Literal[
     "typeset", "date", "text",
 ]  # fmt: skip
 
-# Not told apart by upper and lower case.
-MISSING = ("", "NA", "N/A", "NaN", "?", "NULL", "None")
-
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _NOT_FINITE = re.compile(r"[+-]?(?:inf|infinity|nan)", re.IGNORECASE)
 _MONEY = r"(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD)"
@@ -207,11 +204,3 @@ def has_zone(cell: str) -> bool:
     """Whether a date says in which time zone it is."""
     match = _DATE.fullmatch(cell)
     return match is not None and match[match.re.groups] is not None
-
-
-def marks_of(missing_values: Sequence[str] | None) -> list[str]:
-    """The texts that stand for no value, as files have them; by default in any case of letters."""
-    if missing_values is not None:
-        return list(dict.fromkeys(missing_values))
-    cases = ((m, m.lower(), m.upper(), m.capitalize()) for m in MISSING)
-    return list(dict.fromkeys(form for forms in cases for form in forms))

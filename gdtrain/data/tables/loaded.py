@@ -22,6 +22,8 @@ from gdtrain.data.tables.understanding import (
 from gdtrain.data.wording import counted
 
 _SHOWN = 30  # columns of a table that are shown
+# What ones and zeros may take in memory, and how many times what the table itself takes.
+MOST_BYTES, MOST_TIMES = 256 << 20, 4
 _AT_ONCE = 8  # float64 columns in a line of a cache
 
 
@@ -76,9 +78,17 @@ class LoadedTable:
     def __len__(self) -> int:
         return len(self.cells)
 
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the inputs of all rows would take much more memory than the table does."""
+        nbytes = 8 * sum(column.width for column in self.columns) * len(self.cells)
+        return nbytes > MOST_BYTES and nbytes > MOST_TIMES * self.cells.nbytes
+
     def learnt(self, training: Tensor) -> list[Column]:
         """The columns with what stands for missing cells, by the rows of the training part."""
-        rows = None if len(training) == len(self) else training.numpy()
+        if self.missing.rule in ("error", "drop") and not self.missing.indicator:
+            return self.columns
+        rows = None if len(training) == len(self.cells) else training.numpy()
         columns = []
         for place, column in enumerate(self.columns):
             if not place % _AT_ONCE:
@@ -163,6 +173,17 @@ def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: boo
 
 # ── missing cells ───────────────────────────────────────────────────────────────────────────
 
+# Not told apart by upper and lower case.
+MISSING = ("", "NA", "N/A", "NaN", "?", "NULL", "None")
+
+
+def marks_of(missing_values: Sequence[str] | None) -> list[str]:
+    """The texts that stand for no value, as files have them; by default in any case of letters."""
+    if missing_values is not None:
+        return list(dict.fromkeys(missing_values))
+    cases = ((m, m.lower(), m.upper(), m.capitalize()) for m in MISSING)
+    return list(dict.fromkeys(form for forms in cases for form in forms))
+
 
 def check_missing(
     places: Places,
@@ -235,10 +256,7 @@ def described(
 ) -> str:
     """The columns as a table of text: type, missing cells, values, what they become, and why."""
     head = ("column", "type", "missing", "distinct", "becomes", "why")
-    rows = [
-        head,
-        *((*_described(c, missing), _why(c, categorical)) for c in columns[:_SHOWN]),
-    ]
+    rows = [head, *(_described(column, missing, categorical) for column in columns[:_SHOWN])]
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -249,25 +267,24 @@ def described(
     return "\n".join(lines)
 
 
-def _described(column: Column, missing: MissingRules) -> tuple[str, str, str, str, str]:
+def _described(
+    column: Column, missing: MissingRules, categorical: Collection[str]
+) -> tuple[str, ...]:
     distinct = "many" if column.distinct is None else f"{column.distinct:,}"
-    becomes = {"number": "a number", "date": "days since the first one"}.get(column.kind)
     if column.categories is not None:
-        becomes = f"{counted(len(column.categories), 'one-hot input')}"
+        kind, becomes = "text", counted(len(column.categories), "one-hot input")
+        why = "named in categorical" if column.name in categorical else "text"
+    elif column.first_day is not None:
+        kind, becomes, why = "date", "days since the first one", "dates, and asked for"
+    else:
+        kind, becomes, why = "number", "a number", "all cells are numbers"
     if column.missing:
         becomes = f"{becomes}, {_filled(column, missing.of(column.name))}"
         if missing.indicated(column.name):
             becomes += ", a flag where missing"
         elif column.distinct == 1 and missing.of(column.name) != "drop":
             becomes += ", the same in all rows"
-    kind = "text" if column.kind == "category" else column.kind
-    return column.name[:40], kind, f"{column.missing:,}", distinct, str(becomes)
-
-
-def _why(column: Column, categorical: Collection[str]) -> str:
-    if column.categories is None:
-        return "all cells are numbers" if column.first_day is None else "dates, and asked for"
-    return "named in categorical" if column.name in categorical else "text"
+    return column.name[:40], kind, f"{column.missing:,}", distinct, becomes, why
 
 
 def _filled(column: Column, rule: Fill) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from gdtrain.data.tables.formats.arrow_arrays import (
     in_one_way,
     indices_of,
     is_coded,
-    is_float,
     is_null,
     is_read,
     is_text,
@@ -144,6 +143,8 @@ class TableScan:
 
     names: of the columns. text: those to be taken as text from the first row on. missing: texts
     that stand for no value. decimal: what stands before a fraction.
+
+    ``kept``: the cells, [n, columns] float64; of text, the number of each, before :func:`settled`.
     """
 
     def __init__(
@@ -164,35 +165,45 @@ class TableScan:
         ]
         self.rows = 0
         self._trim = False
-        self._cells = GrowingRows(len(self.columns), before) if keep else None
+        self.kept = GrowingRows(len(self.columns), before)
+        self._keep = keep
 
     def add(self, arrays: Sequence[Any]) -> None:
         """Take in further rows: an Arrow array for each column, of one length."""
         size = len(arrays[0])
         block = np.empty((len(self.columns), size))
-        arrays = [self._usable(*each) for each in zip(self.columns, arrays, strict=True)]
-        strings, floats = [], []
+        floats, others = list[int](), list[int]()
         for place, (column, cells) in enumerate(zip(self.columns, arrays, strict=True)):
+            is_number = column.text is None and cells.type == "double"
+            (floats if is_number else others).append(place)
+        if floats:  # NaN where they are missing: looked at together
+            numbers = np.array([as_numpy(arrays[place], np.nan) for place in floats])
+            self._note(floats, numbers, block, None)
+        if others:
+            self._add_others(others, arrays, block)
+        if self._keep:
+            self.kept.add(block.T)
+        self.rows += size
+
+    def _add_others(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
+        """Columns that are not read as float64 from the first row on."""
+        strings = {}
+        for place in places:
+            column = self.columns[place]
+            cells = self._usable(column, arrays[place])
             if column.text is None and is_coded(cells):
                 column.text = TextCells(self.missing, self.rows)
             if column.text is not None:
                 block[place] = self._add_text(column, cells)
             elif is_text(cells):
-                strings.append(place)
-            elif is_float(cells):
-                floats.append(place)
+                strings[place] = cells
             else:
                 self._add_typed(place, cells, block)
-        self._add_strings(strings, arrays, block)
-        self._add_floats(floats, arrays, block)
-        if self._cells is not None:
-            self._cells.add(block.T)
-        self.rows += size
+        if strings:
+            self._add_strings(strings, block)
 
     def _usable(self, column: ColumnScan, cells: Any) -> Any:
         """Cells in one way, or zeros for what is not a number, text or date."""
-        if is_float(cells):
-            return cells
         cells = in_one_way(cells, keep_coded=True)
         if is_coded(cells) or is_read(cells):
             return cells
@@ -201,32 +212,23 @@ class TableScan:
         column.unusable = str(cells.type)
         return pa.repeat(0, len(cells))
 
-    def _add_strings(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
+    def _add_strings(self, arrays: Mapping[int, Any], block: Array) -> None:
         """Columns of text that have been numbers so far: read together, which is fastest."""
-        if not places:
-            return
         import pyarrow as pa
 
-        joined = pa.concat_arrays([arrays[place] for place in places])
+        joined = pa.concat_arrays(list(arrays.values()))
         numbers = None if has_codes(joined) else self._as_numbers(joined)
         if numbers is not None:
-            self._note(places, numbers.reshape(len(places), -1), block, joined)
+            self._note(list(arrays), numbers.reshape(len(arrays), -1), block, joined)
             return
-        for place in places:
-            numbers = None if has_codes(arrays[place]) else self._as_numbers(arrays[place])
+        for place, cells in arrays.items():
+            numbers = None if has_codes(cells) else self._as_numbers(cells)
             if numbers is not None:
-                self._note([place], numbers[None], block, arrays[place])
+                self._note([place], numbers[None], block, cells)
                 continue
             column = self.columns[place]
             column.text = TextCells(self.missing, self.rows)
-            block[place] = self._add_text(column, arrays[place])
-
-    def _add_floats(self, places: list[int], arrays: Sequence[Any], block: Array) -> None:
-        """Columns of float64, NaN where they are missing: looked at together."""
-        for place in places:
-            block[place] = as_numpy(arrays[place], np.nan)
-        if places:
-            self._note(places, block[places], block, None)
+            block[place] = self._add_text(column, cells)
 
     def _as_numbers(self, cells: Any) -> Array | None:
         """Text as float64, NaN where it is missing; None if some of it is not a number."""
@@ -282,10 +284,10 @@ class TableScan:
         column.rows += len(codes)
         return codes
 
-    def cells(self) -> Array:
-        """[n, columns] float64; of text, the number of each, before :func:`settled`."""
-        assert self._cells is not None
-        return self._cells.joined()
+    @property
+    def has_text(self) -> bool:
+        """Whether some cells are numbers of texts, before :func:`settled`."""
+        return any(column.text is not None for column in self.columns)
 
 
 def settled(text: TextCells, column: Column, decimal: str) -> Array:

@@ -14,16 +14,6 @@ from gdtrain.data.tables.column import Column, inputs_of
 from gdtrain.data.tables.loaded import LoadedTable
 from gdtrain.data.tables.preparation import PreparedData, Preprocessing, sample_shape
 
-# What ones and zeros may take in memory, and how many times what the table itself takes.
-MOST_BYTES, MOST_TIMES = 256 << 20, 4
-
-
-def is_sparse(table: LoadedTable) -> bool:
-    """Whether the inputs of all rows would take much more memory than the table does."""
-    width = sum(column.width for column in table.columns)
-    nbytes = 8 * width * len(table)
-    return nbytes > MOST_BYTES and nbytes > MOST_TIMES * table.cells.nbytes
-
 
 @dataclass(frozen=True)
 class _OneHot:

@@ -12,18 +12,19 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gdtrain.data.free_memory import check_memory
-from gdtrain.data.tables.cells import MISSING, WITH_PANDAS, marks_of
-from gdtrain.data.tables.column import Array, Column, Fill
-from gdtrain.data.tables.column_choice import check_columns
+from gdtrain.data.tables.cells import WITH_PANDAS
+from gdtrain.data.tables.column import Array, Column, Fill, check_columns
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import (
+    MISSING,
     LoadedTable,
     MissingRules,
     as_unlikely,
     check_missing,
     described,
+    marks_of,
     suspicious,
 )
 from gdtrain.data.tables.scan import ColumnScan, TableScan
@@ -197,10 +198,18 @@ def read_table(
     dialect = Dialect(delimiter, quote, decimal, encoding, comment, skip_rows, header)
     files = TableFiles(path, dialect)
     rules = MissingRules(missing, indicator)
-    reading = TableReading(files, target, features, exclude, keep, categorical, rules)
-    reading.missing_values = missing_values
-    reading.loss = loss
-    reading.ignore_unknown = unknown_category == "ignore"
+    reading = TableReading(
+        files,
+        target,
+        features,
+        exclude,
+        keep,
+        categorical,
+        rules,
+        missing_values=missing_values,
+        loss=loss,
+        ignore_unknown=unknown_category == "ignore",
+    )
     path_of_test, fraction = (None, None) if test is None else (test.path, test.fraction)
     table = reading.loaded(None if validation is None else validation.path, path_of_test)
     return replace(table, stratify=stratify, shuffle=shuffle, test_fraction=fraction or 0.0)
@@ -218,12 +227,18 @@ class TableReading:
         keep: Sequence[str] = (),
         categorical: Sequence[str] = (),
         rules: MissingRules = MissingRules(),  # noqa: B008 - it can't be changed
+        *,
+        missing_values: Sequence[str] | None = None,
+        loss: LossSettings | None = None,
+        ignore_unknown: bool = False,
     ) -> None:
         if features is not None and exclude:
             raise ConfigError.of("exclude", "has no effect beside features; remove one of the two")
         self.files = files
         self.targets = [target] if isinstance(target, str) else target
-        files.look_for([*self.targets, *(features or ())])
+        wanted = [*self.targets, *(features or ())]
+        if not set(wanted).issubset(files.names):
+            files.look_for(wanted)
         self.chosen = check_columns(
             files.path,
             files.names,
@@ -236,20 +251,24 @@ class TableReading:
         )
         self.asked_for = {*(features or ()), *keep, *categorical}
         self.categorical = set(categorical)
-        self.missing_values: Sequence[str] | None = None
+        self.missing_values = MISSING if missing_values is None else missing_values
+        self.marks = marks_of(missing_values)
         self.rules = rules
-        self.loss: LossSettings | None = None
-        self.ignore_unknown = False
+        self.loss = loss
+        self.ignore_unknown = ignore_unknown
         self.advance: Callable[[int], object] | None = None
 
     def loaded(self, validation: str | None = None, test: str | None = None) -> LoadedTable:
         """All of it in memory. validation, test: paths of tables that are these parts."""
         check_memory(self.files.path, self.files.nbytes())
         seen = self.scanned(keep=True)
-        cells, target_cells = seen.inputs.cells(), seen.targets.cells()
-        decimal = self.files.dialect.decimal
-        settle_columns(cells, seen.inputs.columns, seen.columns, decimal)
-        settle_columns(target_cells, seen.targets.columns, seen.target_columns, decimal)
+        cells, target_cells = seen.inputs.kept.joined(), seen.targets.kept.joined()
+        for part, scan, columns in (
+            (cells, seen.inputs, seen.columns),
+            (target_cells, seen.targets, seen.target_columns),
+        ):
+            if scan.has_text:
+                settle_columns(part, scan.columns, columns, self.files.dialect.decimal)
         if seen.dropped:
             stay = seen.staying(cells, target_cells)
             cells, target_cells = cells[stay], target_cells[stay]
@@ -330,14 +349,51 @@ class TableReading:
         keep: whether the cells stay in memory. Raises DataError for what can't be trained on.
         """
         seen = self.understood(keep)
-        return replace(seen, dropped=self._checked(seen))
+        faulty = {fault.column for fault in seen.faults}
+        if faulty.isdisjoint(self.targets):
+            for scan, column in zip(seen.targets.columns, seen.target_columns, strict=True):
+                if column.kind != "number":
+                    self._check_target(scan, column, len(seen.target_columns))
+        unlikely = [
+            (column, reason)
+            for column, reason in suspicious(seen.inputs.columns, seen.columns, self.files.unnamed)
+            if column.name not in faulty
+        ]
+        left_out = faulty | {column.name for column, _ in unlikely} - self.asked_for
+        scans = [scan for scan in (*seen.inputs.columns, *seen.targets.columns) if scan.missing]
+        wrong, dropped = [*map(str, seen.faults)], list[str]()
+        if unlikely:
+            wrong += as_unlikely(unlikely, self.asked_for)
+        if scans:
+            unfilled, dropped = check_missing(
+                self.files.places,
+                [scan for scan in scans if scan.name not in left_out],
+                {column.name: column for column in (*seen.columns, *seen.target_columns)},
+                self.targets,
+                self.rules,
+            )
+            wrong += unfilled
+        if len(wrong) > _MOST_TOLD:
+            more = f"has {len(wrong) - _MOST_TOLD:,} faults besides these; correct these first"
+            wrong = [*wrong[:_MOST_TOLD], more]
+        if wrong:
+            raise DataError(*(f"{self.files.path}: {fault}" for fault in wrong))
+        return replace(seen, dropped=dropped)
 
     def understood(self, keep: bool = False) -> Seen:
         """The same, whether or not it can be trained on."""
         text = set(self.categorical)
         while True:
             inputs, targets = (
-                self._scan(names, text, keep) for names in (self.chosen, self.targets)
+                TableScan(
+                    names,
+                    text=text,
+                    missing=self.marks,
+                    decimal=self.files.dialect.decimal,
+                    keep=keep,
+                    before=lambda nbytes: check_memory(self.files.path, nbytes),
+                )
+                for names in (self.chosen, self.targets)
             )
             width = len(self.chosen)
             for batch in self.batches(text):
@@ -360,26 +416,12 @@ class TableReading:
         """
         return self.files.batches([*self.chosen, *self.targets], self.marks, self.advance, as_text)
 
-    @property
-    def marks(self) -> list[str]:
-        return marks_of(self.missing_values)
-
-    def _scan(self, names: Sequence[str], text: set[str], keep: bool) -> TableScan:
-        return TableScan(
-            names,
-            text=text,
-            missing=self.marks,
-            decimal=self.files.dialect.decimal,
-            keep=keep,
-            before=lambda nbytes: check_memory(self.files.path, nbytes),
-        )
-
     def _understood(self, *scans: TableScan) -> list[tuple[list[Column], list[ColumnFault]]]:
         understanding = Understanding(
             self.files.places,
             self.categorical,
             self.targets,
-            MISSING if self.missing_values is None else self.missing_values,
+            self.missing_values,
             self.files.dialect.decimal,
         )
         found = [understanding.columns(scan.columns) for scan in scans]
@@ -389,49 +431,18 @@ class TableReading:
             found = [understanding.columns(scan.columns) for scan in scans]
         return found
 
-    def _checked(self, seen: Seen) -> list[str]:
-        """Refuse what can't be trained on; names of columns whose rows are left out if missing."""
-        if not any(fault.column in self.targets for fault in seen.faults):
-            self._check_targets(seen.targets, seen.target_columns)
-        faulty = {fault.column for fault in seen.faults}
-        unlikely = [
-            (column, reason)
-            for column, reason in suspicious(seen.inputs.columns, seen.columns, self.files.unnamed)
-            if column.name not in faulty
-        ]
-        left_out = faulty | {column.name for column, _ in unlikely} - self.asked_for
-        scans = [scan for scan in (*seen.inputs.columns, *seen.targets.columns) if scan.missing]
-        unfilled, dropped = check_missing(
-            self.files.places,
-            [scan for scan in scans if scan.name not in left_out],
-            {column.name: column for column in (*seen.columns, *seen.target_columns)},
-            self.targets,
-            self.rules,
-        )
-        wrong = [*map(str, seen.faults), *as_unlikely(unlikely, self.asked_for), *unfilled]
-        if len(wrong) > _MOST_TOLD:
-            more = f"has {len(wrong) - _MOST_TOLD:,} faults besides these; correct these first"
-            wrong = [*wrong[:_MOST_TOLD], more]
-        if wrong:
-            raise DataError(*(f"{self.files.path}: {fault}" for fault in wrong))
-        return dropped
-
-    def _check_targets(self, targets: TableScan, columns: list[Column]) -> None:
-        path = self.files.path
-        for scan, column in zip(targets.columns, columns, strict=True):
-            if column.kind == "number":
-                continue
-            if column.kind == "category" and len(columns) > 1:
-                text = f"target {column.name!r} is not numeric; of several, all must be"
-                raise DataError(f"{path}: {text}")
-            if self.loss is None:
-                continue
-            if column.kind == "date":
-                raise ConfigError.of("target", self._no_dates(scan, column))
-            if self.loss.targets.classes:
-                continue
-            if not self.loss.targets.binary or len(column.categories or ()) != 2:
-                raise ConfigError.of("target", self._not_numbers(scan, column, self.loss))
+    def _check_target(self, scan: ColumnScan, column: Column, targets: int) -> None:
+        """Refuse a target of text or dates that the loss, or another of several, does not allow."""
+        if column.kind == "category" and targets > 1:
+            text = f"target {column.name!r} is not numeric; of several, all must be"
+            raise DataError(f"{self.files.path}: {text}")
+        if self.loss is None:
+            return
+        if column.kind == "date":
+            raise ConfigError.of("target", self._no_dates(scan, column))
+        two = self.loss.targets.binary and len(column.categories or ()) == 2
+        if not (self.loss.targets.classes or two):
+            raise ConfigError.of("target", self._not_numbers(scan, column, self.loss))
 
     def _no_dates(self, scan: ColumnScan, column: Column) -> str:
         of_column = f"df[{column.name!r}]"

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gdtrain.data.files.array_files import check_file
+from gdtrain.data.checks import check_file
 from gdtrain.errors import DataError
 
 _CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -56,6 +56,7 @@ class Unpacked(io.RawIOBase):
 
     @property
     def position(self) -> int:
+        """Bytes of the file, as it is, that have been read."""
         return self._file.tell()
 
     def close(self) -> None:

@@ -149,7 +149,7 @@ class CsvFile:
         few = max(_BLOCK // 4, _ROWS_OF_HEADER // 8 * self.header_bytes)
         try:
             with self._below_header() as text:
-                start = io.BytesIO(b"".join(_first(text, 2 * few)))
+                start = io.BytesIO(io.BufferedReader(text).read(2 * few))
             found = self._opened(start, few, missing, dict.fromkeys(names)).schema
         except (pa.ArrowInvalid, pa.ArrowKeyError, DataError):
             return {}  # what is wrong is told when it is read
@@ -304,13 +304,6 @@ _PLACE = re.compile(r"column_([1-9]\d{0,4})")
 def _bare(line: str, delimiter: str) -> list[str]:
     """The cells of a line as they stand there, without blanks and quotes around them."""
     return [cell.strip().strip("\"'") for cell in line.split(delimiter)]
-
-
-def _first(text: CsvText, size: int) -> Iterator[bytes]:
-    """The next bytes of a text, up to ``size`` of them."""
-    while size and (block := text.read(size)):
-        yield block
-        size -= len(block)
 
 
 class _TooLong(Exception):  # noqa: N818

@@ -67,7 +67,7 @@ class WrongDialect(DataError):  # noqa: N818
         self.settings = settings
 
 
-class CsvText(io.RawIOBase):
+class CsvText(Unpacked):
     """The bytes of a CSV file in UTF-8; skipped lines are empty, so line numbers stay.
 
     Has ``odd`` set once a quote stands where the rules of quoting do not have one, and ``padded``,
@@ -78,43 +78,36 @@ class CsvText(io.RawIOBase):
     """
 
     def __init__(self, path: str, dialect: Dialect) -> None:
-        self.path = path
+        super().__init__(path)
         self.dialect = dialect
         self.odd = self.padded = False
-        self._raw = Unpacked(path)
         self._decoder: Any = None
         if codecs.lookup(dialect.encoding).name != "utf-8":
             self._decoder = codecs.getincrementaldecoder(dialect.encoding)()
         self._ahead = b""  # of the text, not yet given
         self._line = b""  # of a line whose end is not yet there
-        self._quotes: _Quotes | None = None
+        self._watched: tuple[int, int] | None = None  # the quote, and the delimiter
+        self._quotes: _Quotes | None = None  # once the text has one
+        self._last = 10  # the character before, until then
         self._before, self._tail = b"", b"\n"  # of what codes are looked for
         self._left_to_skip = dialect.skip_rows
         self._starts = True
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        block = self.read(len(buffer))
-        buffer[: len(block)] = block
-        return len(block)
 
     def read(self, size: int = -1) -> bytes:
         """Up to ``size`` bytes; none at the end."""
         if not self._ahead:
             self._ahead = self._next(_AT_ONCE if size < 0 else size)
         block, self._ahead = self._ahead[:size], self._ahead[size:]
-        if self._quotes is not None:
-            self._quotes.look(block)
-            self.odd |= self._quotes.odd or (not block and self._quotes.inside)
+        if self._watched is not None:
+            if self._quotes is None and self._watched[0] in block:
+                self._quotes = _Quotes(*self._watched, self._last)
+            if self._quotes is not None:
+                self._quotes.look(block)
+                self.odd |= self._quotes.odd or (not block and self._quotes.inside)
+            elif block:
+                self._last = block[-1]
             self.padded = self.padded or (bool(self._before) and self._has_padded(block))
         return block
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_raw"):
-            self._raw.close()
-        super().close()
 
     def first_record(self) -> tuple[bytes, int]:
         """The first line that is not empty, with those that belong to its quoted cells.
@@ -134,7 +127,7 @@ class CsvText(io.RawIOBase):
 
     def watch(self, delimiter: str, *, codes: bool = False) -> None:
         """From here on, see whether quotes stand where they may, and look for codes."""
-        self._quotes = _Quotes(ord(self.dialect.quote), ord(delimiter))
+        self._watched = ord(self.dialect.quote), ord(delimiter)
         if codes:
             self._before = f"{delimiter}{self.dialect.quote}\n\r ".encode()
 
@@ -158,11 +151,6 @@ class CsvText(io.RawIOBase):
         line, self._ahead = self._ahead[:stop], self._ahead[stop:]
         return line
 
-    @property
-    def position(self) -> int:
-        """Bytes of the file, as it is, that have been read."""
-        return self._raw.position
-
     def too_long(self) -> DataError:
         message = f"a line is longer than {MAX_LINE >> 20} MiB; is it text with one row a line?"
         return DataError(f"{self.path}: {message}")
@@ -171,7 +159,7 @@ class CsvText(io.RawIOBase):
         """Further text, whole lines where some are to be skipped; none at the end only."""
         passes_over = bool(self.dialect.comment or self.dialect.skip_rows)
         while True:
-            block = self._raw.read(size)
+            block = super().read(size)
             text = self._decoded(block)
             if b"\0" in text:
                 what = "holds a NUL character, so it is not text; save it as UTF-8"
@@ -237,12 +225,12 @@ def _has_padded(block: bytes, before: bytes) -> bool:
 class _Quotes:
     """Sees whether each quote opens or closes a cell, or is one of two within a cell."""
 
-    def __init__(self, quote: int, delimiter: int) -> None:
+    def __init__(self, quote: int, delimiter: int, last: int) -> None:
         self.quote = quote
         self.beside = np.zeros(256, dtype=bool)  # what may stand beside a quoted cell
         self.beside[[delimiter, 10, 13, quote]] = True
         self.odd = self.inside = False
-        self._last = 10
+        self._last = last
         self._closed = False  # the last character was a closing quote
 
     def look(self, block: bytes) -> None:

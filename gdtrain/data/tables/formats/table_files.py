@@ -49,7 +49,11 @@ class TableFiles:
     """
 
     def __init__(self, path: str, dialect: Dialect) -> None:
-        require_pyarrow()
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            text = f"tables are read by pyarrow; install it: {INSTALL}"
+            raise MissingPackageError(text) from error
         self.path = path
         self.dialect = dialect
         self.paths = paths_of(path)
@@ -82,7 +86,7 @@ class TableFiles:
             numbers = self._first.number_columns(may_be, missing)
         for path in self.paths:
             self.starts.append(rows)
-            file = self.opened(path)
+            file = self._first if path == self.paths[0] else self.opened(path)
             of_csv = {"numbers": numbers} if isinstance(file, CsvFile) else {}
             for batch in file.batches(names, missing, advance, **of_csv):
                 rows += len(batch[0])
@@ -118,14 +122,6 @@ class TableFiles:
     def nbytes(self) -> int:
         """Of all files, as they are."""
         return sum(Path(path).stat().st_size for path in self.paths)
-
-
-def require_pyarrow() -> None:
-    """Raise MissingPackageError, with the line that installs it, if pyarrow is not there."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(f"tables are read by pyarrow; install it: {INSTALL}") from error
 
 
 def paths_of(path: str) -> list[str]:
