@@ -1,4 +1,4 @@
-"""Files and directories that are on the disk when a call returns, and never half of them."""
+"""Files that are on the disk when a call returns, never half of them; and what was not written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from gdtrain.errors import OutputError, StorageError
 
 logger = logging.getLogger("gdtrain")
 
+Job = Callable[[], object]
+# Writes something under a name, and says whether that worked.
+Attempt = Callable[[str, Job], bool]
+
+# Names of what can be told to be written again.
+CHECKPOINTS = "checkpoints"
+LOG = "the log"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # A name that nobody takes for finished; whatever bears it after a crash may be removed.
 UNFINISHED = ".unfinished-"
 _REMOVED = f"{UNFINISHED}removed-"
@@ -35,7 +43,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> None:
         os.fsync(handle)
 
 
-def replace_file(path: Path, content: bytes | Iterable[bytes]) -> None:
+def replace_file(path: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
     """Put a file in the place of what may be there; after a crash it is the old or the new one.
 
     content: of the file, or of its parts, one after another.
@@ -58,19 +66,12 @@ def append(path: Path, content: bytearray, state: FileState | None) -> FileState
     # Of a pipe in its place, nobody might ever read.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     with opened(path, flags) as handle:
-        check_regular(handle)
         found = FileState.of(handle)
         if state is not None and found != state:
             raise DisturbedError(found)
         while content:
             del content[: os.write(handle, content[:_AT_ONCE])]
         return FileState.of(handle)
-
-
-def check_regular(handle: int) -> None:
-    """Raise OSError if it is a pipe, a device or a directory that was opened."""
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raise OSError(errno.EINVAL, "Not a regular file by now")
 
 
 class FileState(NamedTuple):
@@ -82,7 +83,10 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, handle: int) -> FileState:
+        """Raises OSError if it is a pipe, a device or a directory that was opened."""
         found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file by now")
         return cls(found.st_dev, found.st_ino, found.st_size)
 
 
@@ -301,3 +305,74 @@ def named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+# ── what of a run could not be written ──────────────────────────────────────────────────────
+
+
+class DiskFaults:
+    """Keeps what could not be written of one run, each by a name, until it can be.
+
+    make_room: called where the disk is full; says whether it has given some room back.
+    """
+
+    def __init__(self, make_room: Callable[[], bool] = lambda: False) -> None:
+        self.make_room = make_room
+        self._first: StorageError | None = None
+        self._open: dict[str, StorageError] = {}
+
+    def attempt(self, what: str, job: Job) -> bool:
+        """Write ``what``: run the job, on a full disk again after room was made; note a fault."""
+        try:
+            with_room(job, self.make_room)
+        except OSError as error:
+            if what not in self._open:
+                more = "; training goes on" if what == LOG else ""
+                logger.warning("%s%s", storage_error(what, error), more)
+            self.note(what, storage_error(what, error))
+            return False
+        if what in self._open:
+            self.clear(what)
+        return True
+
+    def note(self, what: str, error: StorageError) -> None:
+        """Keep a fault; the first one since all was well is the one to be told in the end."""
+        if not self._open:
+            self._first = error
+        self._open[what] = error
+
+    def clear(self, what: str) -> None:
+        """``what`` is written now."""
+        if self._open.pop(what, None) is not None and what in (LOG, CHECKPOINTS):
+            logger.warning("%s can be written again", what)
+
+    def is_failing(self, what: str) -> bool:
+        """Whether the last attempt to write it has failed."""
+        return what in self._open
+
+    @property
+    def error(self) -> StorageError | None:
+        """The first cause, and what else is not written; None if all is."""
+        if not self._open:
+            return None
+        errors = (self._first, *self._open.values())
+        first, *others = (str(error).partition(" could not be ")[0] for error in errors)
+        also = ", ".join(other for other in others if other != first)
+        return StorageError(f"{self._first}" + (f" (nor could be written: {also})" if also else ""))
+
+
+def with_room(job: Job, make_room: Callable[[], bool]) -> None:
+    """Run a job that writes; while the disk is full, give some room back and run it again."""
+    while True:
+        try:
+            job()
+            return
+        except OSError as error:
+            if not is_full(error) or not make_room():
+                raise
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room on the disk."""
+    cause = error.__cause__ if isinstance(error, StorageError) else error
+    return isinstance(cause, OSError) and cause.errno in _FULL

@@ -102,7 +102,7 @@ def verify(directory: Path) -> None:
 
 
 def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
-    """Write a module's state by name as a new safetensors file, flushed.
+    """Write a module's state by name as a safetensors file, in the place of what may be there.
 
     Extra state that is no tensor, of plain values, goes into the file's header as text.
     """
@@ -110,7 +110,8 @@ def write_weights(path: Path, weights: Mapping[str, Any]) -> None:
     rest = {name: value for name, value in weights.items() if name not in tensors}
     of_rest: dict[str, Tensor | Part] = {**tensors}
     remark = json.dumps(flatten(rest, "", of_rest)) if rest else ""
-    write_tensors(path, {n: t for n, t in of_rest.items() if isinstance(t, Tensor)}, remark)
+    held = {name: tensor for name, tensor in of_rest.items() if isinstance(tensor, Tensor)}
+    write_tensors(path, held, remark, write=disk.replace_file)
 
 
 def read_weights(path: Path, check: TensorCheck) -> dict[str, Any]:

@@ -108,12 +108,5 @@ def read_layout(handle: int, path: Path) -> Layout:
     return Layout(bytes(start + text), found, remark if isinstance(remark, str) else "")
 
 
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU."""
-    if not tensor.numel():
-        return memoryview(b"")
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
 def _is_extent(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_ELEMENTS

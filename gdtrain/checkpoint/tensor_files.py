@@ -24,7 +24,6 @@ from gdtrain.checkpoint.safetensors_header import (
     REMARK,
     Layout,
     TensorCheck,
-    bytes_of,
     read_layout,
 )
 from gdtrain.errors import CheckpointError
@@ -42,19 +41,26 @@ Rows = tuple[int, int]
 _SMALL = 1 << 20
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -> str:
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    remark: str = "",
+    write: Callable[[Path, Iterator[bytes | memoryview]], None] = disk.write_file,
+) -> str:
     """Write tensors by name as a new safetensors file, flushed; return its SHA-256.
 
     The format is a length, 8 bytes, a JSON header with dtype, shape and place of each tensor,
     and their bytes. Large tensors go to the file straight from their memory.
-    remark: text kept in the header.
+    remark: text kept in the header. write: what puts the parts of a file on the disk.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{name}: a tensor of {tensor.dtype} can't be saved")
     # The widest first, so that each is aligned to its own width.
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    held = {name: _plain(tensors[name]) for name in names}
+    # As they lie in a file, on the CPU.
+    plain = (tensors[name].detach().cpu().resolve_conj().resolve_neg() for name in names)
+    held = {name: tensor.contiguous() for name, tensor in zip(names, plain, strict=True)}
     header: dict[str, Any] = {"__metadata__": {REMARK: remark}} if remark else {}
     end = 0
     for name, tensor in held.items():
@@ -77,8 +83,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], remark: str = "") -
             digest.update(part)
             yield part
 
-    disk.write_file(path, parts())
+    write(path, parts())
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    if not tensor.numel():
+        return memoryview(b"")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @dataclass(frozen=True)
@@ -219,11 +232,6 @@ def read_tensors(path: Path, check: TensorCheck) -> tuple[Mapping[str, Tensor | 
     files.make_room()
     files.read(0)
     return files.tensors(path), remark
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor's numbers as they lie in a file, on the CPU."""
-    return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _contents(handle: int, path: Path, span: _Span) -> Iterator[memoryview]:

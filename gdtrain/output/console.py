@@ -54,7 +54,8 @@ class ProgressBar(Callback):
         self._start = (trainer.progress.samples, trainer.progress.seconds)
 
     def on_safe_point(self, trainer: Trainer) -> None:
-        self._open(trainer)
+        if self._bar is None and (self.stream.isatty() or in_notebook()):
+            self._open(trainer)
         if self._bar is not None:
             self._advance(trainer)
             shown = [f"loss {trainer.progress.losses[-1]:.4g}", *_reported(trainer)]
@@ -113,8 +114,7 @@ class ProgressBar(Callback):
             print(printable(line), file=self.stream, flush=True)
 
     def _open(self, trainer: Trainer) -> None:
-        shown = self.stream.isatty() or in_notebook()
-        if self._bar is not None or not shown or trainer.plan is None:
+        if trainer.plan is None:
             return
         loader = trainer.loader
         assert loader is not None

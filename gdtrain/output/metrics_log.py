@@ -1,4 +1,4 @@
-"""metrics.jsonl: what happened in a run, one JSON object a line, only ever added to."""
+"""What is logged of a run; metrics.jsonl: one JSON object a line, only ever added to."""
 
 from __future__ import annotations
 
@@ -11,19 +11,101 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
-from gdtrain.checkpoint.durable_files import FileState
+from gdtrain.checkpoint.durable_files import LOG, DiskFaults, FileState
 from gdtrain.data.wording import counted
 from gdtrain.errors import StorageError
 from gdtrain.output.metrics_file import finite, records_of
-from gdtrain.output.step_log import StepLog
+from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
 
 # Lines that wait for a disk take no more memory than this.
 MAX_KEPT_BYTES = 16 << 20
+
+
+class StepLog(Callback):
+    """Logs every k-th update, and those at which a monitor has looked.
+
+    Losses and rates are read from the blocks that have run, which may be long: a block ends with
+    a k-th update only where a callback has something to report of that moment.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        super().__init__(every_n_steps=every_n_steps)
+        self._every = every_n_steps
+        self._trainer: Trainer | None = None
+        self._logged = 0  # updates of which it is known whether they are to be logged
+
+    def is_due(self, step: int) -> bool:
+        """At every safe point: there may be updates to be logged anywhere in the block."""
+        return True
+
+    def next_records(self, until: int) -> Iterator[dict[str, Any]]:
+        """What there is to log of the updates after those before, up to number ``until``."""
+        if self._trainer is None or self._trainer.progress.last is None:
+            return
+        first = self._trainer.progress.step - self._trainer.progress.last[1].shape[0] + 1
+        new = range(max(first, self._logged + 1), until + 1)
+        reported = {one.reported_at or 0 for one in self._trainer.callbacks}
+        regular = range(-(-new.start // self._every) * self._every, new.stop, self._every)
+        for step in sorted({step for step in reported if step in new}.union(regular)):
+            yield self._record(self._trainer, step, step - first)
+        self._logged = until
+
+    def watch(self, trainer: Trainer, *, starts: bool = False) -> None:
+        """See what there is to log: when a fit starts, and at each safe point."""
+        if starts or self._trainer is not trainer:  # the latter: added in mid-run
+            self._logged = trainer.progress.step - (not starts)
+        self._trainer = trainer
+        of_moment = any(
+            one.reported_at is None
+            and (type(one).report is not Callback.report or "report" in vars(one))
+            for one in trainer.callbacks
+        )
+        # A compiled block knows the rate of its last update alone.
+        ends = of_moment or not trainer.engine.reaches_over_epochs
+        self.every_n_steps = self._every if ends else None
+
+    def _record(self, trainer: Trainer, step: int, place: int) -> dict[str, Any]:
+        """Step, epoch (from 1), loss, lr, seconds, and what other callbacks report of this step.
+
+        place: of the step in the last block, whose updates are taken to be alike long.
+        """
+        progress = trainer.progress
+        assert progress.last is not None
+        block, losses = progress.last
+        reported: dict[str, Any] = {}
+        for callback in trainer.callbacks:
+            at = progress.step if callback.reported_at is None else callback.reported_at
+            if at == step:
+                reported |= callback.report()
+        return {
+            "step": step,
+            "epoch": block.epoch(place) + 1,
+            "loss": float(losses[place]),
+            "lr": block.rate(place) if block.rates else float(progress.lr),
+            "seconds": round(self._seconds(trainer, step, step - place - 1), 6),
+            **block.terms_of(place),
+            **reported,
+        }
+
+    @staticmethod
+    def _seconds(trainer: Trainer, step: int, before: int) -> float:
+        """When the update was made, between the moments that are known.
+
+        before: updates made before the last block.
+        """
+        progress, known = trainer.progress, [(before, trainer.progress.began)]
+        for record in reversed(trainer.history.epochs):
+            if record["step"] <= before:
+                break
+            known.insert(1, (record["step"], record["seconds"]))
+        steps, seconds = zip(*known, (progress.step, progress.seconds), strict=True)
+        return float(np.interp(step, steps, seconds))
 
 
 class MetricsLog(StepLog):
@@ -192,7 +274,7 @@ class MetricsLog(StepLog):
     def _opened(self, flags: int) -> Iterator[IO[bytes]]:
         """The file, which others may have replaced. Raises OSError if it is no regular one."""
         with disk.opened(self.path, flags | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
-            disk.check_regular(handle)
+            FileState.of(handle)
             mode = "rb+" if flags == os.O_RDWR else "rb"
             with os.fdopen(handle, mode, closefd=False) as file:
                 yield file
@@ -221,7 +303,6 @@ def _state_of(path: Path) -> FileState | None:
     """How a write that failed has left the file; None if there is no file of that name."""
     try:
         with disk.opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
-            disk.check_regular(handle)  # or a pipe could bear the number of the file before it
             return FileState.of(handle)
     except OSError:
         return None

@@ -46,7 +46,8 @@ def new_directory(wanted: Path | None, name: str) -> Path:
     try:
         if wanted is not None:
             disk.make_directory(wanted)
-            _clear_remains(wanted)
+            if any(wanted.iterdir()):
+                _clear_remains(wanted)
             if any(wanted.iterdir()):
                 raise OutputError(_not_empty(wanted))
             return wanted
@@ -150,7 +151,7 @@ def _clear_remains(directory: Path) -> None:
     """
     names = {path.name for path in directory.iterdir()}
     own = {PREPROCESSING, CHECKPOINTS}
-    if not names or not all(n in own or n.startswith(disk.UNFINISHED) for n in names):
+    if not all(n in own or n.startswith(disk.UNFINISHED) for n in names):
         return
     kept = directory / CHECKPOINTS
     if kept.is_symlink():

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory when it is over: its weights, and its summary."""
+"""How a run has ended, in numbers: its summary."""
 
 from __future__ import annotations
 
@@ -12,33 +12,17 @@ import numpy as np
 import torch
 
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.format import write_weights as write_file
 from gdtrain.data.tables.column import Column
 from gdtrain.output.metrics_file import finite
-from gdtrain.output.run_directory import SUMMARY, WEIGHTS
+from gdtrain.output.run_directory import SUMMARY
 from gdtrain.training.trainer import Trainer
 from gdtrain.version import __version__
 
 
-def write_weights(directory: Path, weights: dict[str, Any], name: str = WEIGHTS) -> None:
-    """Put the final weights in the place of what may be there; raises StorageError on failure."""
-    unfinished = directory / f"{disk.UNFINISHED}{name}"
-    with disk.needed(name):
-        unfinished.unlink(missing_ok=True)
-        with disk.cleaned_up(unfinished):
-            write_file(unfinished, weights)
-            unfinished.replace(directory / name)
-        disk.sync_directory(directory)
-
-
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
-    """Write summary.json, with null for numbers that are not finite.
-
-    Raises StorageError if that fails.
-    """
-    with disk.needed(SUMMARY):
-        text = json.dumps(finite(summary), indent=1) + "\n"
-        disk.replace_file(directory / SUMMARY, text.encode())
+    """Write summary.json, with null for numbers that are not finite."""
+    text = json.dumps(finite(summary), indent=1) + "\n"
+    disk.replace_file(directory / SUMMARY, text.encode())
 
 
 def summary_of(

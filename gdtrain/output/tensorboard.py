@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.disk_faults import Attempt
+from gdtrain.checkpoint.durable_files import Attempt
 from gdtrain.errors import MissingPackageError
-from gdtrain.output.step_log import StepLog
+from gdtrain.output.metrics_log import StepLog
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from helpers.faults.fake_disk import Failing
 from torch import nn
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
-from gdtrain.checkpoint.disk_faults import LOG, DiskFaults
+from gdtrain.checkpoint.durable_files import LOG, DiskFaults
 from gdtrain.errors import StorageError
 from gdtrain.output import metrics_log
 from gdtrain.output.metrics_file import read_metrics

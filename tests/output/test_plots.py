@@ -12,8 +12,7 @@ import pytest
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output.plots import style
 from gdtrain.output.plots.frame import Curve, Mark, Panel
-from gdtrain.output.plots.picture_files import save
-from gdtrain.output.plots.style import draw, draw_panels
+from gdtrain.output.plots.style import draw, draw_panels, save
 
 
 def figure(**options):
@@ -170,7 +169,7 @@ def test_nothing_global_is_changed(tmp_path):
         "    return {name: held[name] for name in held if name != 'backend'}\n"
         "before = settings()\n"
         "from gdtrain.output.plots.style import *\n"
-        "from gdtrain.output.plots.picture_files import save\n"
+        "from gdtrain.output.plots.style import save\n"
         "made = draw([Curve('a', [1], [2])], title='t', x_label='x', y_label='y')\n"
         "save(made, __import__('pathlib').Path('a.png'))\n"
         "assert settings() == before\n"

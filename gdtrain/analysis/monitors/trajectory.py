@@ -18,7 +18,7 @@ from torch import Tensor
 from gdtrain.analysis.curvature.full_loss import trained
 from gdtrain.analysis.monitors.monitor import Monitor, MonitorSettings
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.disk_faults import Attempt
+from gdtrain.checkpoint.durable_files import Attempt
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import DataError
 from gdtrain.registry import register_monitor

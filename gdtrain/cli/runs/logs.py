@@ -15,7 +15,7 @@ from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv
 from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.plots import curves, picture_files, style
+from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.training.callbacks.callback import Callback
@@ -77,7 +77,7 @@ def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
             log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken, standardized)
             if log.steps or log.epochs:
                 picture = directory / run_directory.PICTURE
-                picture_files.save(curves.picture([log]), picture)
+                style.save(curves.picture([log]), picture)
                 return f"drawn: {picture}"
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,8 @@ import torch
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.disk_faults import DiskFaults
+from gdtrain.checkpoint.durable_files import DiskFaults
+from gdtrain.checkpoint.format import write_weights
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs import logs
 from gdtrain.cli.runs.resume import take_up
@@ -179,7 +180,7 @@ class TrainJob:
             for callback in averaging[:1]:
                 files[run_directory.AVERAGED] = callback.weights(trainer)
             for name, weights in files.items() if leads else ():
-                faults.attempt(name, partial(run_results.write_weights, directory, weights, name))
+                faults.attempt(name, partial(write_weights, directory / name, weights))
         if leads and status != "interrupted":
             return logs.draw_loss(self.config, directory, is_broken=status == "non_finite")
         return ""
@@ -198,15 +199,10 @@ class TrainJob:
         """Write again what somebody has removed or replaced in mid-run, and say so."""
         for name, text in self.texts.items():
             path = directory / name
-
-            def write(path: Path = path, text: str = text) -> None:
-                disk.make_anew(path.parent)
-                if not path.is_file() or path.is_symlink():
-                    what = "replaced" if disk.is_there(path) else "missing"
-                    disk.replace_file(path, text.encode())
-                    logger.warning("%s was %s, and is written again", path, what)
-
-            faults.attempt(name, write)
+            if not os.path.isfile(path) or os.path.islink(path):  # noqa: PTH113, PTH114 - no error
+                faults.attempt(name, partial(_write_again, path, text))
+            elif faults.is_failing(name):  # what is there is of the run before it was resumed
+                faults.attempt(name, partial(disk.replace_file, path, text.encode()))
 
     def _renew_texts(self, directory: Path, faults: DiskFaults) -> None:
         """The same of a run that goes on, as settings may be new; that can wait for a full disk."""
@@ -344,6 +340,13 @@ class _Stops(Callback):
             trainer.stop(self.reason)
         if self.signals.stopped_by:
             trainer.stop(signal.Signals(self.signals.stopped_by).name)
+
+
+def _write_again(path: Path, text: str) -> None:
+    disk.make_anew(path.parent)
+    what = "replaced" if disk.is_there(path) else "missing"
+    disk.replace_file(path, text.encode())
+    logger.warning("%s was %s, and is written again", path, what)
 
 
 def _reason(trainer: Trainer) -> str | None:

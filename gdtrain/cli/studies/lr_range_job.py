@@ -19,7 +19,7 @@ from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError
 from gdtrain.output.metrics_file import finite
-from gdtrain.output.plots import picture_files, style
+from gdtrain.output.plots import style
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.output.terminal import printable
 from gdtrain.training.placement import distributed
@@ -70,7 +70,7 @@ class LrRangeJob:
             return None
         style.require_matplotlib()
         out = self.out or Path(f"lr-range-{self.name}.png")
-        picture_files.check_out(out)
+        style.check_out(out)
         return out
 
     def _test(self, world: World) -> LrRange:

@@ -11,7 +11,7 @@ from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.metrics_file import broken_of, read_metrics
-from gdtrain.output.plots import curves, picture_files, style
+from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.run_directory import CONFIG, METRICS, newest_inside
 from gdtrain.output.terminal import say
@@ -60,7 +60,7 @@ class PlotJob:
 def write(figure: Picture, out: Path) -> None:
     """Write a picture and say where. Raises ConfigError of ``out`` if that can't be done."""
     try:
-        picture_files.save(figure, out)
+        style.save(figure, out)
     except OSError as error:
         message = f"{out} can't be written: {error.strerror}; choose another file"
         raise ConfigError.of("out", message) from error

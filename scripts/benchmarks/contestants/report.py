@@ -168,8 +168,7 @@ def _scaling(workloads: dict[str, Any]) -> list[str]:
 def plot(results: Results, path: Path) -> None:
     """Bars of time per unit on a logarithmic scale, a panel for each workload with several."""
     from gdtrain.output.plots.picture import Picture
-    from gdtrain.output.plots.picture_files import save
-    from gdtrain.output.plots.style import house_style
+    from gdtrain.output.plots.style import house_style, save
 
     shown = [(n, t) for n, t in results["workloads"].items() if n != "memory" and len(t) > 2]
     pairs = [shown[i : i + 2] for i in range(0, len(shown), 2)]

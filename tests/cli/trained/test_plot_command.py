@@ -15,7 +15,7 @@ from gdtrain.cli.runs import logs
 from gdtrain.cli.trained.plot_job import read_runs
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.plots import picture_files, style
+from gdtrain.output.plots import style
 from gdtrain.output.plots.curves import RunLog, labels, picture, smoothed
 
 CONFIG = """\
@@ -353,7 +353,7 @@ def test_the_picture_can_be_left_out_and_is_not_needed(monkeypatch, capsys):
     def fails(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(picture_files, "save", fails)
+    monkeypatch.setattr(style, "save", fails)
     assert train("--output-dir", "full") == 0
     assert (
         "note: loss.png was not drawn: [Errno 28] No space left on device"
