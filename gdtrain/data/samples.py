@@ -20,6 +20,7 @@ from gdtrain.data.tree import map_tensors
 # One gather serves a run of batches of about this size: large enough that its fixed cost
 # vanishes, small enough to stay in a core's cache until the batches are used.
 GATHER_BYTES = 1 << 20
+VIEW_BYTES = 1 << 16  # of a batch; below that, one copy of many costs less than views cost later
 MAX_BATCHES_PER_GATHER = 1024
 # Batches that are cut out of it at once: more tensors would not stay in a core's cache.
 CUT_AT_ONCE = 128
@@ -117,8 +118,8 @@ class TensorSamples(Samples):
     tensors: each [n, …]. The last one holds the targets, those before it the inputs; a single
     tensor is inputs without targets.
 
-    Up to 1 MiB of consecutive samples are read as a copy, so that a model that works in place
-    leaves the data alone. A larger batch of them is a view of the data, and says so.
+    Small batches of consecutive samples are copied together, so that a model that works in place
+    leaves the data alone. Those of 64 KiB and more are views of the data, and say so.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -163,32 +164,30 @@ class TensorSamples(Samples):
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         bytes_per_batch = max(1, self.nbytes * plan.batch_size // max(1, len(self)))
+        kind = ViewBatch if plan.indices is None and bytes_per_batch >= VIEW_BYTES else Batch
         at_once = max(1, min(MAX_BATCHES_PER_GATHER, GATHER_BYTES // bytes_per_batch))
+        if kind is ViewBatch:  # nothing is gathered; shares of several batches do not lie together
+            at_once = MAX_BATCHES_PER_GATHER if plan.world_size == 1 else 1
         stop = len(plan)
         while start < stop:
             versions = [(t, t._version) for t in self.tensors if not t.is_inference()]
-            for batch in self._gathered(plan, start, min(start + at_once, stop)):
+            for batch in self._gathered(plan, start, min(start + at_once, stop), kind):
                 yield batch
                 start += 1
                 # Written to meanwhile: what was gathered ahead is of other values.
                 if [tensor for tensor, version in versions if tensor._version != version]:
                     break
 
-    def _gathered(self, plan: Plan, first: int, last: int) -> Iterator[Batch]:
+    def _gathered(self, plan: Plan, first: int, last: int, kind: type[Batch]) -> Iterator[Batch]:
         """The batches ``first`` … ``last - 1``, whose rows are read at once."""
         chosen, begin, sizes = plan.rows(first, last)
         if chosen is not None:
             return cut(self.chosen(chosen), chosen, sizes)
-        places = torch.arange(begin, begin + sum(sizes))
-        rows, kind = self._consecutive(begin, begin + sum(sizes))
-        return cut(rows, places, sizes, kind)
-
-    def _consecutive(self, begin: int, end: int) -> tuple[list[Tensor], type[Batch]]:
-        """Rows of each tensor, and whether batches of them are views: of over 1 MiB they are."""
+        end = begin + sum(sizes)
         rows = [tensor[begin:end] for tensor in self.tensors]
-        if sum(part.nbytes for part in rows) > GATHER_BYTES:
-            return rows, ViewBatch
-        return [part.clone() for part in rows], Batch
+        if kind is Batch:
+            rows = [part.clone() for part in rows]
+        return cut(rows, torch.arange(begin, end), sizes, kind)
 
     def chosen(self, chosen: Tensor) -> list[Tensor]:
         """Copies of the chosen rows, [k] int64, of each tensor."""

@@ -154,7 +154,7 @@ def test_work_in_place_leaves_the_data() -> None:
 
     model = InPlace()
     loader = BatchLoader(({"a": a}, torch.zeros(400, 1)))
-    (batch,) = loader
+    (batch,) = loader.samples.read(loader.plan(0))
     assert batch.is_view
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu").evaluate()

@@ -15,7 +15,7 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.orders.permutation import Draws
-from gdtrain.data.samples import Samples
+from gdtrain.data.samples import Samples, copies
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
 from gdtrain.data.wording import counted
@@ -168,12 +168,15 @@ class Loader(ABC):
         """One epoch of batches for a hand-written loop, in a fresh order at each iteration.
 
         The epochs count 0, 1, 2, …, unless :meth:`set_epoch` has pinned one. The trainer never
-        uses or moves this cursor.
+        uses or moves this cursor. The batches are copies: work on them in place leaves the data
+        alone.
         """
         epoch = self._iteration_epoch
         self._next_epoch = epoch + 1
         plan = self.plan(epoch)
-        return plan.each_batch() if isinstance(plan, StreamPlan) else self.samples.read(plan)
+        return copies(
+            plan.each_batch() if isinstance(plan, StreamPlan) else self.samples.read(plan)
+        )
 
     def set_epoch(self, epoch: int | None) -> None:
         """Pin the epoch that iterations give; None lets them count on from the last one."""

@@ -171,23 +171,33 @@ def test_any_trailing_shape_is_kept(shape: tuple[int, ...]) -> None:
         assert torch.equal(batch.inputs, x[batch.indices])
 
 
-def test_sequential_batches_of_up_to_1_mib_are_copies_and_larger_ones_say_that_they_are_views() -> (
-    None
-):
-    row = torch.arange(1 << 15, dtype=torch.float32)  # 128 KiB
-    x = torch.stack([row + i for i in range(20)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_large_consecutive_batches_are_views_that_say_so(ranks: int) -> None:
+    row = torch.arange(1 << 12, dtype=torch.float32)  # 16 KiB
+    x = torch.stack([row + i for i in range(21)])
     storage = x.untyped_storage().data_ptr()
-    for size, is_view in ((1, False), (3, False), (8, False), (9, True), (20, True)):
-        for batch in MiniBatchLoader(x, size, order="sequential"):
-            large = len(batch) * row.nbytes > 1 << 20
-            assert batch.is_view == large == (is_view and len(batch) > 8)
-            assert (batch.inputs.untyped_storage().data_ptr() == storage) == large
+    for size, are_views in ((1, False), (3, False), (4, True), (5, True), (21, True)):
+        loader = MiniBatchLoader(x, size, order="sequential")
+        read = list(loader.samples.read(loader.plan(0).share(ranks - 1, ranks)))
+        assert len(read) == len(loader)
+        for batch in read:
+            assert batch.is_view == are_views
+            assert (batch.inputs.untyped_storage().data_ptr() == storage) == are_views
             assert torch.equal(batch.inputs, x[batch.indices])
+            assert all(part.is_view == are_views for part in batch.split(2))
             copy = batch.copy()
             assert not copy.is_view
-            assert torch.equal(copy.inputs.zero_(), torch.zeros(len(batch), 1 << 15))
+            copy.inputs.zero_()
             assert torch.equal(batch.inputs, x[batch.indices])
-            assert all(part.is_view == large for part in batch.split(4))
+
+
+@pytest.mark.parametrize("size", [2, 4, 64, 21])
+def test_batches_of_a_hand_written_loop_are_no_views(size: int) -> None:
+    x = torch.randn(21, 1 << 12)
+    before = x.clone()
+    for batch in MiniBatchLoader(x, size, order="sequential"):
+        batch.inputs.zero_()
+    assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("order", ["sequential", "reshuffle", "replacement"])
