@@ -13,8 +13,13 @@ from torch.optim import SGD
 from gdtrain import registry
 from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.building.data import SharedSources, prepare_data, read_source
-from gdtrain.config.building.metrics import Metrics, build_metrics, in_original_units
-from gdtrain.config.building.model import build_loss, sized_model
+from gdtrain.config.building.model import (
+    Metrics,
+    build_loss,
+    build_metrics,
+    in_original_units,
+    sized_model,
+)
 from gdtrain.config.building.optimizing import all_schedules, optimizing_of
 from gdtrain.config.building.stages import stage
 from gdtrain.config.schema import AveragingSection, Config

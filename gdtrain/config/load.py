@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from gdtrain.config.messages import faults_of
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
-from gdtrain.config.yaml_reader import plain_scalar
-from gdtrain.config.yaml_source import apply_overrides, read_files
+from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_files
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.parts import BY_INDEX
 from gdtrain.settings import Settings
@@ -22,7 +21,7 @@ from gdtrain.settings import Settings
 
 def load_config(
     path: str | Path | Sequence[str | Path],
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
     *,
     by_index: bool = False,
 ) -> tuple[Config, Document]:
@@ -33,7 +32,8 @@ def load_config(
     column.
     """
     document = read_files([path] if isinstance(path, str | Path) else path)
-    apply_overrides(document, list(overrides))
+    if overrides:
+        apply_overrides(document, list(overrides))
     return check(document, by_index=by_index), document
 
 

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from gdtrain.config.load import load_config
 from gdtrain.config.places import Document, Place, dotted, key_path
-from gdtrain.config.yaml_reader import MAX_DEPTH, MAX_FAULTS, MAX_VALUES
-from gdtrain.config.yaml_source import MAX_BYTES, apply_overrides, read_file, read_text
+from gdtrain.config.yaml_source import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_FAULTS,
+    MAX_VALUES,
+    apply_overrides,
+    read_file,
+    read_text,
+)
 from gdtrain.errors import ConfigError
 
 TEXT = """\

@@ -184,7 +184,8 @@ class FormLoader(Loader):
             draws -= draws % size
             if indices is not None:
                 indices = indices.head(draws) if isinstance(indices, Draws) else indices[:draws]
-        return Plan(epoch, draws, size, indices, asked=self.asked_order(epoch))
+        asked = self.order if isinstance(self.order, AskedOrder) else None
+        return Plan(epoch, draws, size, indices, asked=asked)
 
     def _size_in(self, epoch: int) -> int | None:
         size = self.batch_size

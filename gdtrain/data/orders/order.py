@@ -97,6 +97,8 @@ def check_order(
     Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
     of another number of samples, or a sampler of batches.
     """
+    if isinstance(order, str) and order in get_args(OrderName):  # pure ones of the package
+        return order
     if isinstance(order, str | NamedSettings):
         order = _by_name(order, num_samples, seed, labels, groups)
     if isinstance(order, str | RowGroups):

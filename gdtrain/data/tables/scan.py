@@ -284,11 +284,6 @@ class TableScan:
         column.rows += len(codes)
         return codes
 
-    @property
-    def has_text(self) -> bool:
-        """Whether some cells are numbers of texts, before :func:`settled`."""
-        return any(column.text is not None for column in self.columns)
-
 
 def settled(text: TextCells, column: Column, decimal: str) -> Array:
     """By the number of a text what stands for it: a number, a day or the place of its category.

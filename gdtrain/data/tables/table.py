@@ -267,7 +267,7 @@ class TableReading:
             (cells, seen.inputs, seen.columns),
             (target_cells, seen.targets, seen.target_columns),
         ):
-            if scan.has_text:
+            if any(column.text is not None for column in scan.columns):
                 settle_columns(part, scan.columns, columns, self.files.dialect.decimal)
         if seen.dropped:
             stay = seen.staying(cells, target_cells)
