@@ -1,25 +1,34 @@
-"""The records of a run that its log section asks for, besides metrics.jsonl: for people to read."""
+"""What a run leaves to be read, besides metrics.jsonl: its summary, tables and a picture."""
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from gdtrain.analysis.monitors.trajectory import Trajectory
+from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.schema import Config, LogSection
+from gdtrain.data.tables.column import Column
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv
-from gdtrain.output.metrics_file import broken_of, read_metrics
+from gdtrain.output.metrics_file import broken_of, finite, read_metrics
 from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
+from gdtrain.version import __version__
 
 logger = logging.getLogger("gdtrain")
 
@@ -98,3 +107,61 @@ def _in_haste() -> Iterator[None]:
         remarks.setLevel(level)
         if collecting:
             gc.enable()
+
+
+# ── summary.json ────────────────────────────────────────────────────────────────────────────
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, with null for numbers that are not finite."""
+    text = json.dumps(finite(summary), indent=1) + "\n"
+    disk.replace_file(directory / run_directory.SUMMARY, text.encode())
+
+
+def summary_of(
+    trainer: Trainer,
+    status: str,
+    baseline: dict[str, Any] | None = None,
+    columns: Sequence[Column] | None = None,
+    test: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """How a run has ended, in numbers: the content of summary.json.
+
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
+    loss and metrics of a constant prediction on the validation part. columns: of the table that was
+    trained on, if it was one. test: loss and metrics on the test part, if there is one.
+    """
+    record = trainer.history.epochs[-1] if trainer.history.epochs else {}
+    validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
+    return {
+        "status": status,
+        "reason": trainer.stop_reason,
+        "epochs": trainer.progress.epoch,
+        "steps": trainer.progress.step,
+        "samples": trainer.progress.samples,
+        "seconds": round(trainer.progress.seconds, 3),
+        "train": {"loss": record["train_loss"]} if record else {},
+        "validation": validation,
+        **({} if test is None else {"test": test}),
+        **({} if baseline is None else {"baseline": baseline}),
+        **({} if columns is None else {"columns": _counts(columns)}),
+        "device": str(trainer.device),
+        "engine": trainer.engine.name,
+        "versions": {
+            "gdtrain": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _counts(columns: Sequence[Column]) -> dict[str, int]:
+    """How many columns of each kind a table has, and how many inputs they make."""
+    kinds = [column.kind for column in columns]
+    return {
+        "numbers": kinds.count("number"),
+        "dates": kinds.count("date"),
+        "categories": kinds.count("category"),
+        "inputs": sum(column.width for column in columns),
+    }

@@ -35,7 +35,7 @@ from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, NonFiniteError
-from gdtrain.output import run_directory, run_results
+from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.metrics_log import MetricsLog
@@ -118,10 +118,10 @@ class TrainJob:
             finally:
                 console.close()
                 columns = run.preprocessing.columns
-                summary = run_results.summary_of(trainer, status, to_beat, columns, tested)
+                summary = logs.summary_of(trainer, status, to_beat, columns, tested)
                 if leads and stops.has_begun:
                     self._leave_files(directory, faults)
-                    write = partial(run_results.write_summary, directory, summary)
+                    write = partial(logs.write_summary, directory, summary)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
             if leads:

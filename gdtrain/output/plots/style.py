@@ -131,10 +131,10 @@ def require_matplotlib() -> None:
 @contextmanager
 def house_style() -> Iterator[None]:
     """Let what is drawn in the block look alike on every machine, whatever its settings are."""
+    require_matplotlib()
     try:
         import matplotlib
     except (ImportError, ValueError) as error:  # ValueError: a backend in the environment
-        require_matplotlib()
         message = " ".join(str(error).split())[:100]
         raise MissingPackageError(
             f"pictures need matplotlib, which does not work: {message}"

@@ -15,12 +15,12 @@ from gdtrain.checkpoint.format import read_state, write_state
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.checkpoint.tensor_files import write_tensors
 from gdtrain.cli.main import main
+from gdtrain.cli.runs.logs import summary_of, write_summary
 from gdtrain.config.load import load_config
 from gdtrain.data.builtin.digits import digits
 from gdtrain.data.tables.preparation import Preprocessing, split
 from gdtrain.errors import CheckpointError, DataError, OutputError
 from gdtrain.output.metrics_file import read_metrics
-from gdtrain.output.run_results import summary_of, write_summary
 
 DIGITS = """\
 seed: 3

@@ -1,4 +1,4 @@
-"""The text of a CSV file: unpacked, made UTF-8, and looked at while it is read."""
+"""The text of a table: unpacked; of CSV made UTF-8, and looked at while it is read."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from gdtrain.data.tables.formats.compressed import Unpacked
+from gdtrain.data.checks import check_file
 from gdtrain.errors import ConfigError, DataError
 
 MAX_LINE = 1 << 24  # bytes
 _AT_ONCE = 1 << 20
 _DELIMITERS = b",;\t|"
+_CODECS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,59 @@ class WrongDialect(DataError):  # noqa: N818
     def __init__(self, message: str, **settings: Any) -> None:
         super().__init__(message)
         self.settings = settings
+
+
+class Unpacked(io.RawIOBase):
+    """The bytes of a file, unpacked if need be; ``position`` is that in the file as it is.
+
+    Raises DataError for a file that can't be read, or is damaged.
+    """
+
+    def __init__(self, path: str) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        try:
+            check_file(path)
+            with ExitStack() as stack:
+                self._file: BinaryIO = stack.enter_context(Path(path).open("rb"))
+                start = self._file.read(4)
+                self._file.seek(0)
+                stack.pop_all()  # it stays open
+        except OSError as error:
+            raise DataError(f"{path}: can't be read: {error.strerror}") from error
+        self.codec = next((name for magic, name in _CODECS.items() if start.startswith(magic)), "")
+        self._stream: Any = self._file
+        if self.codec:
+            self._stream = pa.CompressedInputStream(pa.PythonFile(self._file, "r"), self.codec)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; none at the end."""
+        try:
+            block: bytes = self._stream.read(None if size < 0 else size)
+        except (OSError, ValueError) as error:
+            what = f"is damaged, or no {self.codec} file: {error}" if self.codec else str(error)
+            raise DataError(f"{self.path}: {what}") from error
+        return block
+
+    @property
+    def position(self) -> int:
+        """Bytes of the file, as it is, that have been read."""
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_stream"):
+            self._stream.close()
+            self._file.close()
+        super().close()
 
 
 class CsvText(Unpacked):
