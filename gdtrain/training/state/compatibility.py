@@ -109,13 +109,22 @@ def modules(trainer: Run) -> dict[str, nn.Module]:
     return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
 
 
+def flagged(trainer: Run) -> dict[str, nn.Module]:
+    """The modules whose modes and frozen parameters are state: those, and the registered ones."""
+    own = {f"own.{name}": getattr(trainer, name) for name in trainer.own_state}
+    return modules(trainer) | {
+        k: module for k, module in own.items() if isinstance(module, nn.Module)
+    }
+
+
 def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:
     flags, here = state.get("flags", {}), modules(trainer)
     demand(isinstance(flags, dict), "flags is not a mapping")
     for part in ("model", "loss"):
         module_state.check(part, state[part], here.get(part, nn.Module()))
-        if part in flags and part in here:
-            module_state.check_flags(part, flags[part], here[part])
+    for part, module in flagged(trainer).items():
+        if part in flags:
+            module_state.check_flags(part, flags[part], module)
 
 
 def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:

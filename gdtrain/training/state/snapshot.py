@@ -18,7 +18,13 @@ from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.placement.sharding import in_parts
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
-from gdtrain.training.state.compatibility import check_fits, modules, named, tell_differences
+from gdtrain.training.state.compatibility import (
+    check_fits,
+    flagged,
+    modules,
+    named,
+    tell_differences,
+)
 from gdtrain.training.state.plain_values import copied, demand
 from gdtrain.training.state.random_generators import RngState, seed_everything
 
@@ -35,7 +41,7 @@ def take(trainer: Run) -> dict[str, Any]:
     taken = {
         "model": module_state.take(trainer.model, "model"),
         "loss": module_state.take(parts["loss"], "loss") if "loss" in parts else {},
-        "flags": {part: module_state.take_flags(module) for part, module in parts.items()},
+        "flags": {name: module_state.take_flags(part) for name, part in flagged(trainer).items()},
         "optimizer": optimizer_state.take_all(trainer.optimizers, parameter_names(trainer)),
         "scheduler": schedule_state.take_all(schedules) if schedules else None,
         "progress": trainer.progress.state_dict(),
@@ -157,14 +163,15 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
         trainer.loader.use_orders(state["data"].get("orders", 1))
     for part, module in modules(trainer).items():
         module_state.put(module, state[part], trainer.device)
-        if part in state.get("flags", {}):
-            module_state.put_flags(module, state["flags"][part])
     optimizer_state.put_all(trainer.optimizers, state["optimizer"], parameter_names(trainer))
     schedule_state.put_all(trainer.schedule.schedulers, state["scheduler"])
     if "loss_scale" in state and trainer.loss_scale is not None:
         trainer.loss_scale.load_state_dict(state["loss_scale"])
     if "own" in state:
         own_state.put(trainer, state["own"])
+    for part, module in flagged(trainer).items():
+        if part in state.get("flags", {}):
+            module_state.put_flags(module, state["flags"][part])
     if state["progress"]["step"]:
         for optimizer in trainer.optimizers.values():
             note_step(optimizer)

@@ -270,6 +270,22 @@ def test_teachers_generators_and_plain_values_go_on():
     assert torch.equal(second.seen["last"], whole.seen["last"])
 
 
+def test_modes_and_frozen_layers_of_a_registered_module_go_on(tmp_path):
+    first = teaching()
+    first.teacher[0].requires_grad_(False)
+    first.teacher[2].eval()
+    first.fit(1)
+    store = CheckpointStore(tmp_path)
+    store.save(1, first.state_dict())
+    second = teaching()
+    _, state, _ = store.load_newest(tensor_check(second))
+    second.load_state_dict(state)
+    frozen = [not parameter.requires_grad for parameter in second.teacher.parameters()]
+    assert frozen == [True, True, False, False]
+    assert [layer.training for layer in second.teacher] == [True, True, False]
+    assert all(p.requires_grad for p in second.model.parameters())
+
+
 def test_a_look_leaves_generators_and_what_is_in_a_dict():
     trainer = teaching()
     trainer.fit(1)
