@@ -62,6 +62,7 @@ from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
 from gdtrain.training.epoch_plan import present_plan
+from gdtrain.training.epochs_ahead import EpochsAhead
 from gdtrain.training.evaluating.metrics import Metric, check_metrics
 from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.accumulation import clip_gradient, scalar
@@ -179,6 +180,7 @@ class Trainer(OutsideTheLoop):
     should_stop = False
     stop_reason: str | None = None
     told_of_end: list[Callback] | None = None  # of an epoch; None: nobody is to be told
+    _ahead: EpochsAhead
     _untold = 0  # records, the last ones, of which not all have been told
     plan: Plan | None = None  # of the current epoch
     running: Block | None = None  # that runs, or ran last
@@ -381,7 +383,7 @@ class Trainer(OutsideTheLoop):
         checks.check_rows(self.model, self.loader)
         self.placed.compare(self.loader.samples)
         self.choice.settle(num_epochs)
-        self.num_epochs = num_epochs
+        self.num_epochs, self._ahead = num_epochs, EpochsAhead(self)
         self.should_stop, self.stop_reason = False, None
         self.is_fitting = True
         wanted = self.shows_progress if progress is None else progress
@@ -453,7 +455,7 @@ class Trainer(OutsideTheLoop):
         self.plan = present_plan(self)
         if self.callbacks and self.progress.step_in_epoch == 0:  # not again after a resume
             self.emit("on_epoch_start")
-        for block in blocks(self, until, self.block_length):
+        for block in blocks(self, until, self.block_length, self._ahead):
             made = self._run_block(block).shape[0]
             if made and self.callbacks:
                 self._tell_of_epochs()

@@ -29,7 +29,8 @@ def contents(trainer: Run) -> dict[str, Any]:
     for name, optimizer in trainer.optimizers.items():
         own = {key: v for key, v in vars(optimizer).items() if key not in _OWN}
         held[name] = own, "step" in vars(optimizer)
-    return {**vars(trainer), "engine": None, "running": None, "_of_optimizers": held}
+    left_out = {"engine": None, "running": None, "_ahead": None}
+    return {**vars(trainer), **left_out, "_of_optimizers": held}
 
 
 def fill(trainer: Run, contents: dict[str, Any]) -> None:
