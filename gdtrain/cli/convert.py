@@ -10,7 +10,7 @@ from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
 
 _OF_DIALECT = ("delimiter", "decimal", "encoding")
-_OF_READING = ("target", "features", "exclude", "keep", "categorical")
+_OF_READING = ("target", "features", "exclude", "keep", "categorical", "missing", "indicator")
 _OF_NAMES = {
     "categorical": "a column whose numbers are category codes",
     "exclude": "a column that is not an input",
@@ -26,7 +26,6 @@ def convert(given: list[str]) -> int:
     from gdtrain.data.files import convert as conversion
     from gdtrain.data.tables.formats.csv_text import Dialect
     from gdtrain.data.tables.formats.table_files import TableFiles
-    from gdtrain.data.tables.loaded import MissingRules
     from gdtrain.data.tables.table import TableReading
 
     out: Path = options.out
@@ -34,8 +33,7 @@ def convert(given: list[str]) -> int:
         dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
         files = TableFiles(str(options.table), dialect)
         columns = {key: getattr(options, key) for key in _OF_READING}
-        rules = MissingRules(options.missing, options.indicator)
-        reading = TableReading(files, **columns, rules=rules)
+        reading = TableReading(files, **columns)
         passes = 2 if options.missing in ("error", "drop") else 3
         total = passes * files.nbytes()
         with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,12 +16,12 @@ from gdtrain.data.files.convert import Converted, SeenRows
 from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.files.mapped import RowArray
 from gdtrain.data.files.shards import RESIDENT_BYTES, mark_of
-from gdtrain.data.tables.column import Array, Column, Fill, inputs_of
+from gdtrain.data.tables.column import Array, Column, inputs_of
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.formats.typed_files import ParquetFile
 from gdtrain.data.tables.learning import Learning
-from gdtrain.data.tables.loaded import MissingRules, described
+from gdtrain.data.tables.loaded import described
 from gdtrain.data.tables.table import ColumnsOfTable, TableReading, numbered_classes
 from gdtrain.errors import DataError
 from gdtrain.registry import register_source
@@ -48,44 +48,19 @@ class Parquet(ColumnsOfTable):
 
 @register_source("parquet", Parquet)
 def parquet(
-    path: str,
-    target: str | list[str],
-    *,
-    features: list[str] | None = None,
-    exclude: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    missing: Fill | Mapping[str, Fill] = "error",
-    indicator: bool | Sequence[str] = False,
-    missing_values: Sequence[str] | None = None,
-    unknown_category: str = "error",
-    loss: LossSettings | None = None,
+    path: str, target: str | list[str], *, loss: LossSettings | None = None, **columns: Any
 ) -> UnloadedTable:
     """Look at all rows once, in batches, to learn what the columns are.
 
     Raises as :func:`gdtrain.data.tables.table.read_table` does, or for a file that is not Parquet.
     """
-    files = TableFiles(path, Dialect())
-    rules = MissingRules(missing, indicator)
-    reading = TableReading(
-        files,
-        target,
-        features,
-        exclude,
-        keep,
-        categorical,
-        rules,
-        missing_values=missing_values,
-        loss=loss,
-        ignore_unknown=unknown_category == "ignore",
-    )
-    return UnloadedTable(reading, set(categorical))
+    return UnloadedTable(TableReading(TableFiles(path, Dialect()), target, loss=loss, **columns))
 
 
 class UnloadedTable(ConvertedFolder):
     """Parquet files as arrays that nobody has written: see :class:`ConvertedFolder`."""
 
-    def __init__(self, reading: TableReading, categorical: set[str]) -> None:
+    def __init__(self, reading: TableReading) -> None:
         files = [reading.files.opened(path) for path in reading.files.paths]
         for file in files:
             if not isinstance(file, ParquetFile):
@@ -100,7 +75,7 @@ class UnloadedTable(ConvertedFolder):
         self.arrays = [_Inputs(groups, rows.columns), _Targets(groups)]
         names = groups.class_names
         self.description = Converted(len(groups), rows.columns, reading.targets, names)
-        self.notes = (described(rows.columns, reading.rules, categorical),)
+        self.notes = (described(rows.columns, reading.rules, reading.categorical),)
 
     def learnt(self, held: Tensor) -> tuple[list[RowArray], list[Column]]:
         rows = self.groups.rows

@@ -167,14 +167,6 @@ def read_table(
     path: str,
     target: str | list[str],
     *,
-    features: list[str] | None = None,
-    exclude: Sequence[str] = (),
-    keep: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    missing: Fill | Mapping[str, Fill] = "error",
-    indicator: bool | Sequence[str] = False,
-    missing_values: Sequence[str] | None = None,
-    unknown_category: str = "error",
     delimiter: str | None = None,
     quote: str = '"',
     decimal: str = ".",
@@ -187,36 +179,28 @@ def read_table(
     stratify: bool = False,
     shuffle: bool = True,
     loss: LossSettings | None = None,
+    **columns: Any,
 ) -> LoadedTable:
     """Read a table whose columns are understood by stated rules; see docs/how-to/data/tables.md.
 
-    loss: says whether targets are numbers or classes; without one, text is classes.
+    loss: says whether targets are numbers or classes; without one, text is classes. columns: what
+    else :class:`TableReading` takes.
 
     Raises DataError, with place and count, for what is not understood, and ConfigError for
     settings that can't work.
     """
     dialect = Dialect(delimiter, quote, decimal, encoding, comment, skip_rows, header)
-    files = TableFiles(path, dialect)
-    rules = MissingRules(missing, indicator)
-    reading = TableReading(
-        files,
-        target,
-        features,
-        exclude,
-        keep,
-        categorical,
-        rules,
-        missing_values=missing_values,
-        loss=loss,
-        ignore_unknown=unknown_category == "ignore",
-    )
+    reading = TableReading(TableFiles(path, dialect), target, loss=loss, **columns)
     path_of_test, fraction = (None, None) if test is None else (test.path, test.fraction)
     table = reading.loaded(None if validation is None else validation.path, path_of_test)
     return replace(table, stratify=stratify, shuffle=shuffle, test_fraction=fraction or 0.0)
 
 
 class TableReading:
-    """One reading of a table: its columns chosen, looked at, and kept as numbers."""
+    """One reading of a table: its columns chosen, looked at, and kept as numbers.
+
+    The arguments are the settings of :class:`ColumnsOfTable`. loss: as of :func:`read_table`.
+    """
 
     def __init__(
         self,
@@ -226,11 +210,11 @@ class TableReading:
         exclude: Sequence[str] = (),
         keep: Sequence[str] = (),
         categorical: Sequence[str] = (),
-        rules: MissingRules = MissingRules(),  # noqa: B008 - it can't be changed
-        *,
+        missing: Fill | Mapping[str, Fill] = "error",
+        indicator: bool | Sequence[str] = False,
         missing_values: Sequence[str] | None = None,
+        unknown_category: str = "error",
         loss: LossSettings | None = None,
-        ignore_unknown: bool = False,
     ) -> None:
         if features is not None and exclude:
             raise ConfigError.of("exclude", "has no effect beside features; remove one of the two")
@@ -239,6 +223,7 @@ class TableReading:
         wanted = [*self.targets, *(features or ())]
         if not set(wanted).issubset(files.names):
             files.look_for(wanted)
+        self.rules = MissingRules(missing, indicator)
         self.chosen = check_columns(
             files.path,
             files.names,
@@ -247,15 +232,14 @@ class TableReading:
             categorical,
             exclude,
             keep,
-            *rules.named(),
+            *self.rules.named(),
         )
         self.asked_for = {*(features or ()), *keep, *categorical}
         self.categorical = set(categorical)
         self.missing_values = MISSING if missing_values is None else missing_values
         self.marks = marks_of(missing_values)
-        self.rules = rules
         self.loss = loss
-        self.ignore_unknown = ignore_unknown
+        self.ignore_unknown = unknown_category == "ignore"
         self.advance: Callable[[int], object] | None = None
 
     def loaded(self, validation: str | None = None, test: str | None = None) -> LoadedTable:

@@ -76,12 +76,6 @@ def indices_of(coded: Any, null: int) -> Array:
     return as_numpy(coded.indices, null)
 
 
-def is_float(cells: Any) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_float64(cells.type))
-
-
 def is_read(cells: Any) -> bool:
     """Whether these are numbers, truth values, dates or text; not lists, objects or durations."""
     import pyarrow as pa
