@@ -1,5 +1,6 @@
 """What a run leaves behind: that each file says what happened, and can be used again."""
 
+import errno
 import json
 import math
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import gdtrain
 from gdtrain import load_run
+from gdtrain.checkpoint import durable_files
 from gdtrain.checkpoint.format import read_state, write_state
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.checkpoint.tensor_files import write_tensors
@@ -259,6 +261,27 @@ def test_metrics_of_a_resumed_run_are_those_of_one_left_alone(tmp_path):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "st', "utf-8")
     kept = [lines[0], lines[1], lines[5], lines[7]]
     assert read_metrics(path) == kept
+
+
+def test_settings_that_a_resumed_run_could_not_write_are_written_at_its_end(tmp_path, monkeypatch):
+    (tmp_path / "a.yaml").write_text(
+        DIGITS.replace("log: {every_n_steps: 10}", "log: {picture: false}"), "utf-8"
+    )
+    out = tmp_path / "out"
+    given = ["--config", str(tmp_path / "a.yaml"), "--output-dir", str(out)]
+    assert main([*given, "epochs=1"]) == 0
+    write, failed = durable_files.replace_file, []
+
+    def fails_once(path, content):
+        if path.name == "config.yaml" and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        write(path, content)
+
+    monkeypatch.setattr(durable_files, "replace_file", fails_once)
+    assert main([*given, "epochs=2", "--resume"]) == 0
+    assert failed
+    assert load_config(out / "config.yaml")[0].epochs == 2
 
 
 def test_a_line_that_a_crash_cut_short_does_not_swallow_the_resume_marker(tmp_path):
