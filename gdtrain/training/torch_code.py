@@ -44,10 +44,12 @@ def _own(function: Any) -> Any:
     return function if is_of_torch(function) else None
 
 
+@lru_cache(maxsize=16)
 def are_own(now: tuple[Any, ...], own: tuple[Any, ...]) -> bool:
     """Whether what stands there now is what stood there, or that in wrappers of PyTorch's.
 
-    ``torch.compile`` leaves such ones about the optimizers for the rest of the process.
+    ``torch.compile`` leaves such ones about the optimizers for the rest of the process; from then
+    on this is asked in every update.
     """
     return all(
         a is b or (isinstance(a, FunctionType) and is_of_torch(a) and unwrap(a) is unwrap(b))

@@ -13,14 +13,15 @@ def difficulty(y):
     return y.abs().flatten()
 
 
+def lesson(easy_first, epoch: int):
+    """The easiest sample, and as many more as the epochs so far are of all."""
+    return easy_first[: 1 + (len(easy_first) - 1) * (epoch + 1) // EPOCHS]
+
+
 def with_gdtrain(model, X, y):
     easy_first = difficulty(y).argsort(stable=True)
-
-    def order(epoch: int) -> torch.Tensor:
-        return easy_first[: len(X) * (epoch + 1) // EPOCHS]
-
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = MiniBatchLoader((X, y), BATCH, order=order)
+    loader = MiniBatchLoader((X, y), BATCH, order=lambda epoch: lesson(easy_first, epoch))
     Trainer(model, nn.MSELoss(), optimizer, loader).fit(EPOCHS)
 
 
@@ -28,7 +29,7 @@ def by_hand(model, X, y):
     easy_first, loss_of = difficulty(y).argsort(stable=True), nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for epoch in range(EPOCHS):
-        for rows in easy_first[: len(X) * (epoch + 1) // EPOCHS].split(BATCH):
+        for rows in lesson(easy_first, epoch).split(BATCH):
             optimizer.zero_grad()
             loss_of(model(X[rows]), y[rows]).backward()
             optimizer.step()

@@ -17,7 +17,8 @@ def with_gdtrain(model, X, y):
 
 def by_hand(model, X, y):
     optimizer, loss_of = torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss()
-    model.compile(backend=BACKEND)
+    for part in (model, loss_of):
+        part.compile(backend=BACKEND)
     for _ in range(EPOCHS):
         for inputs, targets in zip(X.split(BATCH), y.split(BATCH), strict=True):
             optimizer.zero_grad()
