@@ -45,13 +45,6 @@ class MissingRules:
     def indicated(self, name: str) -> bool:
         return self.indicator if isinstance(self.indicator, bool) else name in self.indicator
 
-    def named(self) -> tuple[Collection[str], Sequence[str]]:
-        """The columns that have a rule of their own, and those that are to have an indicator."""
-        return (
-            () if isinstance(self.rule, str) else list(self.rule),
-            () if isinstance(self.indicator, bool) else self.indicator,
-        )
-
 
 @dataclass(frozen=True)
 class LoadedTable:

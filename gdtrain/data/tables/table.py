@@ -232,7 +232,8 @@ class TableReading:
             categorical,
             exclude,
             keep,
-            *self.rules.named(),
+            () if isinstance(missing, str) else list(missing),
+            () if isinstance(indicator, bool) else indicator,
         )
         self.asked_for = {*(features or ()), *keep, *categorical}
         self.categorical = set(categorical)

@@ -200,10 +200,9 @@ class CsvFile:
                 whole = [name for name in whole if name not in error.names]
 
     def _below_header(self, *, codes: bool = False) -> CsvText:
-        text = CsvText(self.path, self.dialect)
+        text = CsvText(self.path, self.dialect, self.delimiter, codes=codes)
         if self.dialect.header is not False:
             text.first_record()
-        text.watch(self.delimiter, codes=codes)
         return text
 
     def _opened(

@@ -126,14 +126,17 @@ class Unpacked(io.RawIOBase):
 class CsvText(Unpacked):
     """The bytes of a CSV file in UTF-8; skipped lines are empty, so line numbers stay.
 
-    Has ``odd`` set once a quote stands where the rules of quoting do not have one, and ``padded``,
-    if codes are looked for, once a cell may be one, such as 01003.
+    delimiter: of a text that is looked at: has ``odd`` set once a quote stands where the rules of
+    quoting do not have one, in what :meth:`read` gives. codes: has ``padded`` set once a cell may
+    be a code, such as 01003.
 
     Raises DataError for what is not text of the encoding, for NUL characters, and for damage of a
     compressed file.
     """
 
-    def __init__(self, path: str, dialect: Dialect) -> None:
+    def __init__(
+        self, path: str, dialect: Dialect, delimiter: str | None = None, *, codes: bool = False
+    ) -> None:
         super().__init__(path)
         self.dialect = dialect
         self.odd = self.padded = False
@@ -142,10 +145,11 @@ class CsvText(Unpacked):
             self._decoder = codecs.getincrementaldecoder(dialect.encoding)()
         self._ahead = b""  # of the text, not yet given
         self._line = b""  # of a line whose end is not yet there
-        self._watched: tuple[int, int] | None = None  # the quote, and the delimiter
+        self._delimiter = delimiter
         self._quotes: _Quotes | None = None  # once the text has one
         self._last = 10  # the character before, until then
-        self._before, self._tail = b"", b"\n"  # of what codes are looked for
+        self._before = f"{delimiter}{dialect.quote}\n\r ".encode() if codes else b""
+        self._tail = b"\n"  # of what codes are looked for
         self._left_to_skip = dialect.skip_rows
         self._starts = True
 
@@ -154,9 +158,10 @@ class CsvText(Unpacked):
         if not self._ahead:
             self._ahead = self._next(_AT_ONCE if size < 0 else size)
         block, self._ahead = self._ahead[:size], self._ahead[size:]
-        if self._watched is not None:
-            if self._quotes is None and self._watched[0] in block:
-                self._quotes = _Quotes(*self._watched, self._last)
+        if self._delimiter is not None:
+            quote = ord(self.dialect.quote)
+            if self._quotes is None and quote in block:
+                self._quotes = _Quotes(quote, ord(self._delimiter), self._last)
             if self._quotes is not None:
                 self._quotes.look(block)
                 self.odd |= self._quotes.odd or (not block and self._quotes.inside)
@@ -168,7 +173,7 @@ class CsvText(Unpacked):
     def first_record(self) -> tuple[bytes, int]:
         """The first line that is not empty, with those that belong to its quoted cells.
 
-        Also gives the number of the line it begins in; after it, quotes are looked at.
+        Also gives the number of the line it begins in.
         """
         line, number, begins, record = b"", 0, 0, b""
         while line := self.line():
@@ -180,12 +185,6 @@ class CsvText(Unpacked):
             if not record.count(self.dialect.quote.encode()) % 2:
                 break
         return record.rstrip(b"\r\n"), begins
-
-    def watch(self, delimiter: str, *, codes: bool = False) -> None:
-        """From here on, see whether quotes stand where they may, and look for codes."""
-        self._watched = ord(self.dialect.quote), ord(delimiter)
-        if codes:
-            self._before = f"{delimiter}{self.dialect.quote}\n\r ".encode()
 
     def _has_padded(self, block: bytes) -> bool:
         seam, self._tail = self._tail + block[:3], block[-3:]
