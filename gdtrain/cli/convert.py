@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gdtrain.cli.options import Parser
+from gdtrain.cli.options import Parser, faults_of_options
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
 
@@ -30,23 +30,20 @@ def convert(given: list[str]) -> int:
 
     out: Path = options.out
     try:
-        dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
-        files = TableFiles(str(options.table), dialect)
-        columns = {key: getattr(options, key) for key in _OF_READING}
-        reading = TableReading(files, **columns)
-        passes = 2 if options.missing in ("error", "drop") else 3
-        total = passes * files.nbytes()
-        with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            done = conversion.convert(
-                reading,
-                out,
-                dtype=options.dtype,
-                rows_per_shard=options.rows_per_shard,
-                advance=bar.update,
-            )
-    except ConfigError as error:
-        message = [(f"--{f.key.replace('_', '-')}", f.message) for f in error.faults]
-        raise ConfigError([Fault(*fault, "command line") for fault in message]) from error
+        with faults_of_options():
+            dialect = Dialect(**{key: getattr(options, key) for key in _OF_DIALECT})
+            files = TableFiles(str(options.table), dialect)
+            reading = TableReading(files, **{key: getattr(options, key) for key in _OF_READING})
+            passes = 2 if options.missing in ("error", "drop") else 3
+            total = passes * files.nbytes()
+            with tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+                done = conversion.convert(
+                    reading,
+                    out,
+                    dtype=options.dtype,
+                    rows_per_shard=options.rows_per_shard,
+                    advance=bar.update,
+                )
     except DataError as error:
         faults = [Fault("TABLE", str(message), "command line") for message in error.args]
         raise ConfigError(faults) from error

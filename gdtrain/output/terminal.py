@@ -51,8 +51,10 @@ def prepare_streams() -> None:
 class DroppingStream(io.TextIOBase):
     """A text stream that drops what can't be written: to a full disk, or when its reader has gone.
 
-    stream: the one to write to; all else is as it is there.
+    stream: the one to write to; all else is as it is there. error: what is to be told in the end.
     """
+
+    error: Exception | None = None
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -104,10 +106,6 @@ class ResultStream(DroppingStream):
     Printing goes on, for what is printed may be no result; :func:`check_results` tells of it. From
     the first fault on, everything is dropped.
     """
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self.error: Exception | None = None
 
     def write(self, text: str) -> int:
         if self.error is None:
