@@ -1,4 +1,4 @@
-"""Samples of a map-style torch Dataset, read and collated by torch's DataLoader."""
+"""Samples of a map-style torch Dataset; workers read them by torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, get_worker_info
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
@@ -85,8 +85,21 @@ class DatasetSamples(Samples):
 
     def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         self._tell(plan.epoch)
+        items = _Items(self.dataset, self.transform, (self.seed, plan.epoch))
+        if self.num_workers:
+            yield from self._by_workers(items, plan, start)
+            return
+        for number in range(start, len(plan)):
+            self._tell(plan.epoch)  # a look may have told it another one meanwhile
+            places = plan.batch_indices(number)
+            some = places if len(places) else _stand_in(plan, number)
+            batch = self._collated.batch(self.collate_fn(items.at(some.tolist())), some)
+            yield batch if some is places else batch.take(slice(0, 0))
+
+    def _by_workers(self, items: _Items, plan: Plan, start: int) -> Iterator[Batch]:
+        """As :meth:`read`, by a DataLoader."""
         loader = DataLoader(
-            _Items(self.dataset, self.transform, (self.seed, plan.epoch)),
+            items,
             batch_sampler=_Batches(plan, start, self.seed),  # type: ignore[arg-type]
             num_workers=self.num_workers,
             collate_fn=_Collate(self.collate_fn),
@@ -101,14 +114,13 @@ class DatasetSamples(Samples):
             collated = iter(loader)
         try:
             for number in range(start, len(plan)):
-                self._tell(plan.epoch)  # a look may have told it another one meanwhile
+                self._tell(plan.epoch)
                 yield self._batch(_next(collated), plan, number)
         finally:
             # Now, for a traceback may hold the iterator for long; and while it lives, torch raises
             # the death of a worker again wherever the process is told that a child has ended.
-            if self.num_workers:
-                with suppress(RuntimeError):  # of a worker that had died
-                    collated._shutdown_workers()  # type: ignore[attr-defined]
+            with suppress(RuntimeError):  # of a worker that had died
+                collated._shutdown_workers()  # type: ignore[attr-defined]
 
     def _batch(self, item: Any, plan: Plan, number: int) -> Batch:
         places = plan.batch_indices(number)
@@ -224,17 +236,16 @@ class _Items(Dataset[Any]):
 
     def __getitems__(self, wanted: Wanted) -> list[Any] | _Raised:
         seed, rows = wanted
-        if get_worker_info() is None:
-            return self._items(rows)
         random.seed(seed)
         np.random.seed([seed % 2**32, seed >> 32])
         torch.default_generator.manual_seed(seed)
         try:
-            return self._items(rows)
+            return self.at(rows)
         except Exception as error:
             return _Raised.of(error)
 
-    def _items(self, rows: list[int]) -> list[Any]:
+    def at(self, rows: list[int]) -> list[Any]:
+        """Those of a batch."""
         items: list[Any]
         if getattr(self.dataset, "__getitems__", None):
             items = self.dataset.__getitems__(rows)
@@ -253,8 +264,8 @@ class _Collate:
         self.function = function
 
     def __call__(self, items: list[Any] | _Raised) -> Any:
-        if isinstance(items, _Raised) or get_worker_info() is None:
-            return items if isinstance(items, _Raised) else self.function(items)
+        if isinstance(items, _Raised):
+            return items
         try:
             return self.function(items)
         except Exception as error:

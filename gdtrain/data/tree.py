@@ -20,6 +20,7 @@ from gdtrain.errors import DataError
 # What selects samples along the first dimension: a slice, or their numbers, [k] int64.
 Rows = slice | Tensor
 Path = tuple[Any, ...]
+_INNER = (tuple, list, dict)
 
 # Values that are not of single samples, and go whole to every part of a batch.
 _SINGLE = (str, bytes, Number, np.generic, Enum, torch.dtype, torch.device, type(None))
@@ -32,6 +33,8 @@ def map_tensors(tree: Any, function: Any) -> Any:
     """
     if isinstance(tree, Tensor):
         return function(tree)
+    if type(tree) is tuple:
+        return tuple([map_tensors(child, function) for child in tree])
     if isinstance(tree, PackedSequence):  # torch demands its sizes on the CPU, whatever is moved
         parts = [p if p is tree.batch_sizes else map_tensors(p, function) for p in tree]
         return rebuilt(tree, parts)
@@ -156,6 +159,9 @@ _REMEDY = "give tensors [B, …], lists of B items, dicts or dataclasses of thes
 
 def is_inner(tree: Any) -> bool:
     """Whether it is a tuple, list, dict or dataclass, and so holds others."""
+    kind = type(tree)
+    if kind is Tensor or kind in _INNER:  # as mostly: to ask for a Mapping takes long
+        return kind is not Tensor
     if isinstance(tree, tuple | list | Mapping):
         return True
     return dataclasses.is_dataclass(tree) and not isinstance(tree, type)
@@ -174,7 +180,7 @@ def _is_flat(tree: Any) -> bool:
 
 def children(tree: Any) -> list[tuple[Any, Any]]:
     """What it holds, each by its key, place or name."""
-    if isinstance(tree, Mapping):
+    if type(tree) is dict or isinstance(tree, Mapping):
         return list(tree.items())
     if isinstance(tree, tuple | list):
         return list(enumerate(tree))
@@ -183,6 +189,8 @@ def children(tree: Any) -> list[tuple[Any, Any]]:
 
 def rebuilt(tree: Any, values: list[Any]) -> Any:
     """A tree of the same type with other children."""
+    if type(tree) in _INNER:
+        return dict(zip(tree, values, strict=True)) if type(tree) is dict else type(tree)(values)
     if hasattr(tree, "_fields"):
         return tree._make(values)
     if isinstance(tree, tuple | list):
