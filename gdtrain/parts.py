@@ -243,9 +243,10 @@ class _Reader:
         for key, setting in schema.get("properties", {}).items():
             if key in base.model_fields and "const" not in setting:
                 continue
+            described = Field(description=setting.get("description"))
             default = ... if key in schema.get("required", ()) else setting.get("default")
-            described = Field(default, description=setting.get("description"))
-            fields[key] = (self.annotation(setting), described)
+            # A default beside the field, and not in it: pydantic 2.10 forgets that one is required.
+            fields[key] = (Annotated[self.annotation(setting), described], default)
         doc = schema.get("description")
         return create_model(schema["title"], __base__=base, __doc__=doc, **fields)
 

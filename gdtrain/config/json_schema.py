@@ -38,6 +38,10 @@ class _Definitions:
         if not isinstance(schema, dict):
             return schema
         found = {key: self.filled(item) for key, item in schema.items()}
+        # pydantic before 2.9 writes a reference in a list of one, before 2.10 a constant twice.
+        found |= found.pop("allOf", [{}])[0]
+        if "const" in found:
+            found.pop("enum", None)
         for key in ("part", "parts"):
             if isinstance(found.get(key), str):
                 found |= {"anyOf": getattr(self, f"_{key}")(found.pop(key))}

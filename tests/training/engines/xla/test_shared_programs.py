@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 import torch
 from helpers import processes
@@ -16,6 +15,7 @@ from torch.nn import functional
 from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.training.engines.xla import user_cache
 
+jax = pytest.importorskip("jax")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
