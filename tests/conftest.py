@@ -29,10 +29,12 @@ logging.getLogger("torch.__trace").propagate = True
 # Processes that tests start find tests/helpers, and the gdtrain of these tests.
 _FOUND = [str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _FOUND))
-# What is compiled is kept for the processes of this session, and not with the user.
+# What is compiled, and what libraries write, is kept for the processes of this session, and not
+# with the user.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="gdtrain-cache-")
-    os.environ["XDG_CACHE_HOME"] = _CACHE.name
+    for _name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "IPYTHONDIR", "TORCHINDUCTOR_CACHE_DIR"):
+        os.environ[_name] = _CACHE.name
 # Tests make many objects and few cycles: a fifteenth of the time went into looking for these.
 gc.set_threshold(20_000)
 

@@ -18,7 +18,7 @@ from gdtrain.checkpoint.format import read_state, verify, write_state
 from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
-from gdtrain.errors import CheckpointError
+from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output.metrics_file import read_metrics
 from gdtrain.training.placement.sharding import Part, local, shard
 
@@ -36,6 +36,10 @@ log: {picture: false}
 epochs: 6
 """
 
+splits = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="this torch can't split models on CPUs"
+)
+
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch) -> None:
@@ -49,6 +53,7 @@ def train(_rank: int, *arguments: str) -> int:
     return main(["--config", "run.yaml", "--quiet", *arguments])
 
 
+@splits
 @pytest.mark.long
 def test_a_run_goes_on_with_two_three_and_one_processes() -> None:
     """Five units are 3 + 2 rows, then 2 + 2 + 1: the losses are those of one process."""
@@ -130,6 +135,7 @@ def memory(key: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+@splits
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the system is asked by /proc")
 def test_a_load_reads_the_rows_that_it_needs() -> None:
     """And the files whose digests it computes: of two files among three, one half of all at most.
@@ -154,6 +160,7 @@ def error_of(_rank: int) -> str:
     return str(raised.value)
 
 
+@splits
 def test_a_fault_that_one_process_finds_is_told_by_all() -> None:
     """The last byte is in rows that the third process needs, and the second one's to check."""
     on_ranks(save_wide)
@@ -162,6 +169,19 @@ def test_a_fault_that_one_process_finds_is_told_by_all() -> None:
     message = f"no checkpoint can be used: {path.absolute()} is damaged, or is not of one "
     message += "checkpoint with its state.json (its digest differs)"
     assert on_ranks(error_of, ranks=3) == [message] * 3
+
+
+def message_without_events(_rank: int) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(torch.cpu.Stream, "record_event", raising=False)  # as in torch 2.6
+        with pytest.raises(ConfigError) as raised:
+            wide_trainer()
+    return str(raised.value)
+
+
+def test_a_torch_that_can_not_split_on_cpus_is_named() -> None:
+    message = f"strategy: shard on CPUs needs torch >= 2.7, and this is {torch.__version__}; "
+    assert on_ranks(message_without_events) == [message + "install it, or use replicate"] * 2
 
 
 # ── the files ───────────────────────────────────────────────────────────────────────────────
@@ -238,6 +258,7 @@ def test_a_fault_of_one_file_is_found(fault) -> None:
         read_state(Path("c"))
 
 
+@splits
 def test_a_disk_that_fails_one_process_is_told_and_the_run_goes_on(capfd) -> None:
     """All processes agree that there is no checkpoint, and the model is left behind."""
     assert on_ranks(train_where_rank_1_can_not_write) == [1, 1]

@@ -71,6 +71,13 @@ class Named(nn.Module):
         return Outputs(logits, None if labels is None else F.cross_entropy(logits, labels))
 
 
+def shapes_of_torch(rows: int, columns: int, inputs: int) -> str:
+    """What PyTorch itself says of such features, which begins with "addmm: " since 2.15."""
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied") as error:
+        linear(inputs)(torch.ones(rows, columns))
+    return str(error.value)
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "1-D inputs, samples": (
         lambda: fit(loader=SampleLoader((X[:, 0], Y[:, 0]))),
@@ -79,9 +86,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "features": (
         lambda: fit(linear(3), loader=BatchLoader((X.expand(40, 4), Y))),
-        "model: a layer does not take what it gets from inputs of shape [40, 4]: mat1 and mat2 "
-        "shapes cannot be multiplied (40x4 and 3x1); give the layer as many inputs as there are "
-        "features",
+        "model: a layer does not take what it gets from inputs of shape [40, 4]: "
+        f"{shapes_of_torch(40, 4, 3)}; give the layer as many inputs as there are features",
     ),
     "whole numbers": (
         lambda: fit(loader=BatchLoader((torch.arange(40)[:, None], Y))),
@@ -193,9 +199,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "predictions of other features": (
         lambda: trainer().predict(torch.ones(4, 2)),
-        "model: a layer does not take what it gets from inputs of shape [4, 2]: mat1 and mat2 "
-        "shapes cannot be multiplied (4x2 and 1x1); give the layer as many inputs as there are "
-        "features",
+        "model: a layer does not take what it gets from inputs of shape [4, 2]: "
+        f"{shapes_of_torch(4, 2, 1)}; give the layer as many inputs as there are features",
     ),
     "a DataLoader to evaluate": (
         lambda: trainer().evaluate(DataLoader(TensorDataset(X, Y), 8)),  # type: ignore[arg-type]

@@ -32,11 +32,11 @@ def obstacles(trainer: Run, name: str) -> Iterator[str]:
         yield "there is no CUDA device"
     elif trainer.device.type != device:
         yield f"it runs on {device}, and the device is {trainer.device}"
-    if name == "scan" and not is_installed():
-        yield f"jax is not installed; {INSTALL}"
     if trainer.loader is not None and trainer.loader.outline(0).sizes is not None:
         yield UNEVEN
     yield from obstacles_in_step(trainer, name)
+    if name == "scan" and not is_installed():  # the last: nobody installs jax in vain
+        yield f"jax is not installed; {INSTALL}"
 
 
 def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:

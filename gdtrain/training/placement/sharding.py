@@ -24,18 +24,17 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     Each layer that holds parameters is gathered when it is used and dropped after it
     (``fully_shard`` of torch.distributed.fsdp). To be called before the optimizer is made, with
     the model on its device and in its dtype; every process then holds rank 0's weights.
-    With one process, nothing is split. Raises ConfigError with a torch before 2.6.
+    With one process, nothing is split. Raises ConfigError on CPUs with a torch before 2.7.
     """
     world = World.current()
     if world.size == 1:
         return model
+    if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        message = f"shard on CPUs needs torch >= 2.7, and this is {torch.__version__}; "
+        raise ConfigError.of("strategy", f"{message}install it, or use replicate")
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-    try:
-        from torch.distributed.fsdp import fully_shard
-    except ImportError as error:
-        message = f"shard needs torch >= 2.6, and this is {torch.__version__}; install it, or use "
-        raise ConfigError.of("strategy", f"{message}replicate") from error
     world.copy_from_first([*model.parameters(), *model.buffers()])
     mesh = init_device_mesh(device.type, (world.size,))
     for layer in model.modules():

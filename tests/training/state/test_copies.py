@@ -87,6 +87,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         assert torch.equal(value, other[name])
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")  # of SequentialLR in torch 2.6
 @pytest.mark.few(15)
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("how", COPIES)

@@ -494,7 +494,7 @@ def test_a_model_that_validation_changes():
     assert_close(model, by_hand(*make(Net), at_epoch_end=change))
 
 
-def test_looks_that_change_nothing_cost_no_capture(monkeypatch):
+def test_looks_that_change_nothing_cost_no_capture(nothing_compiled, monkeypatch):
     from gdtrain.training.engines.xla import compiled_step
 
     captures = []

@@ -12,6 +12,8 @@ from gdtrain.data.batch import Batch
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.callbacks.callback import Callback
 
+pytest.importorskip("jax")
+
 N = 10
 X = torch.linspace(-1.0, 1.0, 2 * N).reshape(N, 2)
 Y = X.sin().sum(1, keepdim=True)

@@ -20,7 +20,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @pytest.fixture
-def compiled() -> Iterator[list[str]]:
+def compiled(nothing_compiled: None) -> Iterator[list[str]]:
     """Gets an item for each program that XLA compiles, or reads from a cache."""
     seen: list[str] = []
 
