@@ -19,6 +19,7 @@ from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work, call_post_hooks, known_step
 from gdtrain.training.placement.exchange import Total
 from gdtrain.training.run import Run
+from gdtrain.training.state import lbfgs_state
 from gdtrain.training.state.keeper import Keeper, Part
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
@@ -175,10 +176,14 @@ class Guard:
         """
         before = self._keeper()
         optimizer = self.trainer.updater
+        known = lbfgs_state.history(optimizer)
         try:
             update()
             held = [p for group in optimizer.param_groups for p in group["params"]]
-            if not all_finite([*held, *tensors_in(dict(optimizer.state))]):
+            state: Any = dict(optimizer.state)
+            if known:
+                state = [lbfgs_state.since(one, known) for one in state.values()]
+            if not all_finite([*held, *tensors_in(state)]):
                 raise NotFinite
         except BaseException:
             before.restore()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
+from types import NoneType
 from typing import Any, Literal
 
 import numpy as np
@@ -436,7 +438,7 @@ class _Generators(_Part):
         self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
         holders: list[Any] = [self.trainer, *self.modules()]
-        held = [value for holder in holders for value in vars(holder).values()]
+        held = [v for one in holders for v in vars(one).values() if type(v) not in _OTHERS]
         self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
     def restore(self) -> None:
@@ -559,6 +561,8 @@ _PARTS: dict[Part, type[_Part]] = {
 }
 
 
+# To ask whether one of these, which most attributes are, is a torch.Generator takes long.
+_OTHERS = {bool, int, float, str, dict, list, tuple, set, OrderedDict, NoneType, Tensor}
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 
 from gdtrain.training.state.plain_values import demand, is_count, is_number, shown
 
@@ -55,6 +55,24 @@ def check(kept: Mapping[str, Any], optimizer: LBFGS) -> None:
     }
     for key, holds in right.items():
         demand(holds, f"optimizer: {key} is not what L-BFGS keeps")
+
+
+def history(optimizer: Optimizer) -> list[Tensor]:
+    """The tensors that it appends to its lists, and never writes to; none of other optimizers."""
+    if type(optimizer) is not LBFGS or "step" in vars(optimizer):
+        return []
+    held = (state.get(key, ()) for state in optimizer.state.values() for key in _HISTORY)
+    return [tensor for tensors in held for tensor in tensors]
+
+
+def since(state: Mapping[str, Any], known: Iterable[Tensor]) -> list[Any]:
+    """What is in its state besides a history that is known.
+
+    The factors of that are left out, too: those of an iteration are in its direction ``d``.
+    """
+    before = set(map(id, known))
+    new = [t for key in _HISTORY for t in state.get(key, ()) if id(t) not in before]
+    return [*new, *(v for key, v in state.items() if key not in (*_HISTORY, _FACTORS))]
 
 
 def _is_single(value: Any) -> bool:
