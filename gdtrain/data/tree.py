@@ -45,6 +45,8 @@ def map_tensors(tree: Any, function: Any) -> Any:
 
 def copied(tree: Any) -> Any:
     """The tree with a copy of every tensor and array."""
+    if type(tree) is Tensor:
+        return tree.clone()
     if isinstance(tree, np.ndarray):
         return tree.copy()
     if is_inner(tree) and not isinstance(tree, PackedSequence):

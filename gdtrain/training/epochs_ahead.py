@@ -46,7 +46,7 @@ class EpochsAhead:
     def batches(self, plan: Plan) -> Iterator[Batch] | None:
         """Those of the epoch of this plan; None if it is not to be read with others."""
         epoch = plan.epoch
-        if self.trainer.progress.step_in_epoch:
+        if plan.asked is not None or self.trainer.progress.step_in_epoch:
             return None
         if epoch in self._epochs:  # which has just been found current, if it is that plan
             if self._epochs[epoch][0] is not plan and not self._is_current():

@@ -105,7 +105,7 @@ class AskedOrder:
             given = self.source
             if hasattr(given, "set_epoch"):
                 given.set_epoch(epoch)
-        if isinstance(given, Iterator) or gives_indices(given):
+        if not isinstance(given, Tensor) and (isinstance(given, Iterator) or gives_indices(given)):
             given = self._listed(given)
         return check_indices(given, self.num_samples)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ def check_indices(values: Any, num_samples: int) -> Tensor | Draws:
         if values.num_samples != num_samples or not len(values):
             raise ConfigError.of("order", f"{values!r} are no order of {num_samples} samples")
         return values
+    if _is_row(values):  # as in each epoch of an order that is asked
+        least, most = torch.aminmax(values)
+        if least.item() >= 0 and most.item() < num_samples:
+            return values.clone()
     try:
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -42,3 +46,15 @@ def check_indices(values: Any, num_samples: int) -> Tensor | Draws:
         )
     # A copy in any case, so that the caller's later changes to the array change no plan.
     return torch.from_numpy(array.astype(np.int64, order="C"))
+
+
+def _is_row(values: Any) -> TypeGuard[Tensor]:
+    """Whether they are one row of whole numbers, and some, as PyTorch has them."""
+    return (
+        type(values) is Tensor
+        and values.dtype is torch.int64
+        and values.ndim == 1
+        and values.is_cpu
+        and values.layout is torch.strided
+        and values.numel() > 0
+    )
