@@ -124,12 +124,13 @@ def check_parameters(
     Parameters of the loss may be trained too, and any others by a trainer with a loss or an update
     of its own (own_code); parameters with ``requires_grad=False`` need not be held.
     """
-    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    named = list(model.named_parameters())
+    trained = {id(p): name for name, p in named if p.requires_grad}
     if not trained:
         raise ModelError(
             "model: has no parameters to train; give it at least one with requires_grad=True"
         )
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if not is_lazy(parameter) and parameter.is_inference():
             raise ModelError(
                 f"model: {name} was made under torch.inference_mode(), and so has no gradient; "
@@ -143,7 +144,7 @@ def check_parameters(
             f"optimizer: does not hold {len(missing)} of the model's parameters ({shown}); "
             "give it model.parameters(), or set requires_grad_(False) on those to keep"
         )
-    own = {id(p) for p in model.parameters()}
+    own = {id(p) for _, p in named}
     if isinstance(loss, nn.Module):
         own |= {id(p) for p in loss.parameters()}
     foreign = len(held - own)
