@@ -21,6 +21,7 @@ from gdtrain.training.run import Run
 MOST_AHEAD = 64
 # To compare so much with a copy takes less time than to plan and read an epoch.
 COMPARED_BYTES = 1 << 15
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
 @dataclass(eq=False)
@@ -78,7 +79,7 @@ class EpochsAhead:
         bytes_of_epoch = max(1, rows.nbytes + 8 * plan.num_samples)
         count = min(MOST_AHEAD, CUT_AT_ONCE // len(plan), GATHER_BYTES // bytes_of_epoch)
         is_little = source.nbytes <= COMPARED_BYTES and trainer.device.type == "cpu"
-        if compares := is_little and _is_plain(loader):
+        if compares := is_little and _is_plain(loader) and all(map(_has_bits, source.tensors)):
             count = min(count, trainer.num_epochs - plan.epoch)
         elif block is not None and block.is_undisturbed and plan.indices is not None:
             count = min(count, (len(block) - len(block.made)) // len(plan))
@@ -113,7 +114,8 @@ class _Source:
         self._block, self._dtype, self._placed = trainer.running, trainer.dtype, placed
         self._rows, self._tensors = rows, rows.tensors
         self._versions = [tensor._version for tensor in rows.tensors]
-        self.copies = [tensor.clone() for tensor in rows.tensors] if compares else None
+        self._as = [_INTEGERS[tensor.itemsize] for tensor in rows.tensors] if compares else []
+        self.copies = [t.clone() for t in self._bits()] if compares else None
 
     def is_current(self, trainer: Run) -> bool:
         """Whether loader and data are as they were."""
@@ -128,7 +130,11 @@ class _Source:
             return False
         if self.copies is None:
             return trainer.running is self._block
-        return all(map(torch.equal, tensors, self.copies))
+        return all(map(torch.equal, self._bits(), self.copies))
+
+    def _bits(self) -> Iterator[Tensor]:
+        """The data as whole numbers, of which 0 and -0, too, are two."""
+        return map(Tensor.view, self._rows.tensors, self._as)
 
     def unchanged(self, plan: Plan, batches: list[Batch]) -> Iterator[Batch]:
         """An epoch's batches, read again from where on they are of other values."""
@@ -148,9 +154,14 @@ def rows_of(samples: Samples) -> TensorSamples | None:
 
 def _is_plain(loader: Loader) -> bool:
     """Whether its settings, which are compared, say all about its plans."""
-    if not isinstance(loader, FormLoader) or not type(loader).__module__.startswith("gdtrain."):
+    if not (isinstance(loader, FormLoader) and loader.has_known_plans):
         return False
     return isinstance(loader.order, str) and isinstance(loader.batch_size, int | None)
+
+
+def _has_bits(tensor: Tensor) -> bool:
+    """Whether :data:`_INTEGERS` has a type for its values."""
+    return tensor.itemsize in _INTEGERS and not (tensor.is_conj() or tensor.is_neg())
 
 
 def _indices(plans: list[Plan]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from gdtrain import Batch, MiniBatchLoader, Trainer
+from gdtrain import Batch, MiniBatchLoader, PhasedLoader, Plan, Trainer
 from gdtrain.data.orders.order import generator
 from gdtrain.training import epochs_ahead
 
@@ -190,3 +190,44 @@ def test_many_rows_are_read_an_epoch_at_a_time_where_somebodys_code_runs(reads) 
     loader = MiniBatchLoader(X, 4000)
     Trainer(model, None, sgd, loader, compute_loss=compute_loss, device="cpu").fit(3)
     assert reads == []
+
+
+def test_zeros_that_change_their_sign_unseen() -> None:
+    """1/x and copysign tell 0 from -0, which are equal."""
+    seen, model, X = [], make_model(), torch.zeros(SAMPLES, 2)
+
+    def compute_loss(trainer: Trainer, batch: Batch) -> Tensor:
+        seen.append(torch.copysign(torch.ones(()), batch.inputs).mean().item())
+        if trainer.step % BATCHES == BATCHES - 1:
+            X.data.neg_()
+        return trainer.model(batch.inputs).square().mean()
+
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader(X, SIZE, order="sequential")
+    Trainer(model, None, sgd, loader, compute_loss=compute_loss, device="cpu").fit(4)
+    assert seen == ([1.0] * BATCHES + [-1.0] * BATCHES) * 2
+
+
+@pytest.mark.parametrize("in_phases", [False, True])
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_a_plan_of_ones_own_is_asked_for_in_its_epoch(in_phases: bool, own_loss: bool) -> None:
+    """It may look at the weights, which are those after all updates so far."""
+    data, model = made(), make_model()
+    loader: Any = MiniBatchLoader((data["X"], data["y"]), SIZE)
+    asked: dict[int, int] = {}
+
+    def plan(epoch: int) -> Plan:
+        asked.setdefault(epoch, trainer.progress.step)
+        return Plan(epoch, SAMPLES, SIZE, torch.arange(SAMPLES))
+
+    def compute_loss(trainer: Trainer, batch: Batch) -> Tensor:
+        return (trainer.model(batch.inputs) - batch.targets).square().mean()
+
+    own: Any = {"compute_loss": compute_loss} if own_loss else {}
+    loader.plan = plan
+    loader = PhasedLoader([(None, loader)]) if in_phases else loader
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = Trainer(model, nn.MSELoss(), sgd, loader, device="cpu", **own)
+    asked.clear()
+    trainer.fit(EPOCHS)
+    assert asked == {epoch: epoch * BATCHES for epoch in range(EPOCHS)}

@@ -109,6 +109,17 @@ class Loader(ABC):
         return False
 
     @property
+    def has_known_plans(self) -> bool:
+        """Whether the project's code alone makes the plans, as far as no order is a callable.
+
+        Else somebody's may look at the model, and is to be called in the moment.
+        """
+        kind = type(self)
+        if not all(of.__module__.startswith("gdtrain.") for of in (kind, kind.plan)):
+            return False
+        return not any(map(callable, vars(self).values()))  # put in the place of a method
+
+    @property
     def calls_order(self) -> bool:
         """Whether an order is a callable, which may look at the model."""
         return False

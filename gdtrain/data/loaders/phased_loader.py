@@ -97,6 +97,11 @@ class PhasedLoader(Loader):
         return len(self.phases.values) == 1 and self.phases.values[0].is_even
 
     @property
+    def has_known_plans(self) -> bool:
+        of_phases = all(loader.has_known_plans for loader in self.phases.values)
+        return of_phases and super().has_known_plans
+
+    @property
     def calls_order(self) -> bool:
         return any(loader.calls_order for loader in self.phases.values)
 

@@ -152,8 +152,15 @@ class EagerEngine:
         return True
 
     def _is_shown(self) -> bool:
-        """Whether somebody sees the batch itself, and not what ``batch_loss`` makes of it."""
-        return self.trainer.has_own("batch_gradient") or self.trainer.listeners.see_updates
+        """Whether somebody sees the batch itself, and not what ``batch_loss`` makes of it.
+
+        An own ``loss_weight`` sees what ``compute_loss`` has made of the batch; where batches are
+        cut, it is given copies of the parts.
+        """
+        trainer = self.trainer
+        if trainer.has_own("batch_gradient") or trainer.listeners.see_updates:
+            return True
+        return trainer.has_own_weight and not (trainer.microbatches or trainer.world.size > 1)
 
     def _goes_on_after(self, error: BaseException, block: Block, size: int, *, made: bool) -> bool:
         """Undo an update of which the error came, or raise that; whether the block goes on.

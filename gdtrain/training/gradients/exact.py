@@ -227,7 +227,7 @@ class ExactGradient:
                 if trainer.terms.passed:
                     trainer.terms.add(weight / total)
             else:  # takes part in the pass and adds nothing; its mean loss may be 0/0
-                value = trainer.forward(part.inputs).sum() * 0.0
+                value = trainer.forward(part.copy().inputs).sum() * 0.0
             backward(value if trainer.loss_scale is None else trainer.loss_scale.of(value))
             own += float(value.detach())
         if not total:  # no target counts, and the loss is 0/0, as in one pass

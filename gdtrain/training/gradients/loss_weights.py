@@ -115,6 +115,8 @@ def says_weight(trainer: Run) -> bool:
 
 def weight_of(trainer: Run, batch: Batch) -> float:
     """What the batch's loss is divided by, so that parts of a batch can be weighted."""
+    if batch.is_view and says_weight(trainer):  # whose code may write to it
+        batch = batch.copy()
     return float(trainer.loss_weight(batch))
 
 

@@ -68,7 +68,7 @@ def add_two_passes(
             end = Keeper(trainer, "buffers", "generators", "own")
             start.restore()
             for part, output in zip(parts[:-1], outputs[:-1], strict=True):
-                output.graph = forward(trainer, _own_inputs(trainer, part))
+                output.graph = forward(trainer, _own(trainer, part, part.inputs))
                 output.carry_back(accumulator)
             end.restore()
 
@@ -112,13 +112,15 @@ def _first_pass(trainer: Run, parts: Sequence[Batch]) -> list[_Output]:
         output = _Output(forward(trainer, copied(part.inputs)))
         output.graph = None
         outputs.append(output)
-    return outputs + [_Output(forward(trainer, _own_inputs(trainer, part))) for part in parts[-1:]]
+    return outputs + [_Output(forward(trainer, _own(trainer, p, p.inputs))) for p in parts[-1:]]
 
 
-def _own_inputs(trainer: Run, part: Batch) -> Any:
-    """Inputs that a model may work on in place, whether or not memory runs out meanwhile."""
-    is_needed = part.is_view or trainer.microbatches.is_auto
-    return copied(part.inputs) if is_needed else part.inputs
+def _own(trainer: Run, batch: Batch, tree: Any) -> Any:
+    """Inputs or targets of a batch that a model, or a loss, may work on in place.
+
+    Whether or not memory runs out meanwhile.
+    """
+    return copied(tree) if batch.is_view or trainer.microbatches.is_auto else tree
 
 
 def _cut_off(tensor: Tensor) -> Tensor:
@@ -141,7 +143,7 @@ class _Whole:
         self.leaves = [leaf for output in outputs for leaf in output.leaves()]
         trees, sizes = [output.tree for output in outputs], [len(part) for part in parts]
         self.outputs = join(trees, sizes, "outputs") if trees else None
-        self.targets = share.targets if trees else None
+        self.targets = _own(trainer, share, share.targets) if trees else None
         self.is_first = True
         if world.size > 1:
             self._gather(sum(sizes))
