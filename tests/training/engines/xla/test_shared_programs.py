@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from gdtrain import MiniBatchLoader, Trainer
-from gdtrain.training.engines.xla import user_cache
 
 jax = pytest.importorskip("jax")
+user_cache = pytest.importorskip("gdtrain.training.engines.xla.user_cache")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
