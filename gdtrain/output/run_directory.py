@@ -41,11 +41,13 @@ def new_directory(wanted: Path | None, name: str) -> Path:
     """Make the directory of a new run: ``wanted``, or the next free ``runs/<name>/<n>``.
 
     Raises OutputError if ``wanted`` is there already and holds something else than the remains
-    of a run that ended before it began, or can't be made.
+    of a run that ended before it began, or can't be made or written to.
     """
     try:
         if wanted is not None:
             disk.make_directory(wanted)
+            if not os.access(wanted, os.W_OK | os.X_OK):
+                raise OutputError(f"{wanted} can't be written to; choose another")
             if any(wanted.iterdir()):
                 _clear_remains(wanted)
             if any(wanted.iterdir()):
