@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+from gdtrain.errors import ConfigError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -17,3 +25,59 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     in_lower_case = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(word.casefold(), list(in_lower_case), n=1)
     return in_lower_case[near[0]] if near else None
+
+
+def first_guesses(
+    *, twice: str | None = None, **remedies: str
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Has a function refuse, in a line that says what to write, arguments that it does not take.
+
+    remedies: of names that other libraries have, what is written here instead. twice: the same
+    where an argument is given by its place and by its name.
+
+    >>> @first_guesses(epochs="is called num_epochs here")
+    ... def fit(num_epochs): ...
+    >>> fit(epochs=3)
+    Traceback (most recent call last):
+    gdtrain.errors.ConfigError: epochs: is called num_epochs here
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def called(*arguments: P.args, **options: P.kwargs) -> R:
+            try:
+                return function(*arguments, **options)
+            except TypeError:
+                fault = _fault_of(function, arguments, options, remedies, twice)
+                if fault is None:
+                    raise  # of what the function does
+            raise fault
+
+        return called
+
+    return decorated
+
+
+def _fault_of(
+    function: Callable[..., object],
+    arguments: tuple[object, ...],
+    options: dict[str, object],
+    remedies: dict[str, str],
+    twice: str | None,
+) -> ConfigError | None:
+    """Why a call can't be made, if it can't."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        known = [name for name in signature.parameters if name != "self"]
+        for name in options:
+            if name not in known:
+                near = nearest(name, known)
+                meant = f"did you mean {near}?" if near else f"they are {', '.join(known)}"
+                return ConfigError.of(name, remedies.get(name, f"is no argument; {meant}"))
+        if twice is not None and "multiple values" in str(error):
+            return ConfigError.of("data", twice)
+        owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
+        return ConfigError.of(owner, f"{error}; give options by their names")
+    return None

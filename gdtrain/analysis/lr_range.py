@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdtrain.analysis.curvature.full_loss import rereadable
+from gdtrain.analysis.curvature.full_loss import check_trainer, rereadable
 from gdtrain.analysis.lr_trials import Trial, best_rate
 from gdtrain.analysis.theory import agreement, theory, tried_rates
 from gdtrain.analysis.trial_updates import trial_updates
@@ -218,6 +218,7 @@ def lr_range(
     >>> round(lr_range(trainer, updates=50).stability_limit, 3)  # 2 / λ, and λ = 2
     1.0
     """
+    check_trainer(trainer)
     _check(start, stop, updates, every)
     if epochs is not None:
         whole_number("epochs", epochs, minimum=1)

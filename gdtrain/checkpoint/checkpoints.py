@@ -26,7 +26,7 @@ from gdtrain.checkpoint.durable_files import (
 from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.errors import ConfigError, StorageError
+from gdtrain.errors import ConfigError, OutputError, StorageError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.placement.sharding import Part, in_parts
@@ -61,11 +61,13 @@ class Checkpoints(Callback):
 
     marks: called at each safe point; returns what else to keep in a checkpoint.
 
-    A failed save is logged, and training continues with the older checkpoints in place. On a full
-    disk, the oldest ones are removed, except one good one; otherwise the save is tried again soon,
-    then at growing intervals. At the end of a fit a failed save raises StorageError or
-    CheckpointError; with ``faults``, which collects them, nothing is raised. A fit ends early if
-    log and checkpoints have failed for as long as the interval between checkpoints.
+    Raises OutputError when a fit starts if the directory has checkpoints of another run, after more
+    updates than this one has made. A failed save is logged, and training continues with the older
+    checkpoints in place. On a full disk, the oldest ones are removed, except one good one;
+    otherwise the save is tried again soon, then at growing intervals. At the end of a fit a failed
+    save raises StorageError or CheckpointError; with ``faults``, which collects them, nothing is
+    raised. A fit ends early if log and checkpoints have failed for as long as the interval between
+    checkpoints.
 
     >>> import torch
     >>> from torch import nn
@@ -118,6 +120,7 @@ class Checkpoints(Callback):
         self._wait = _FIRST_WAIT
         self._failing_from: tuple[int, int, float] | None = None
         self.saved_at: tuple[int, int] | None = None  # epochs and steps of the newest on disk
+        self._is_refused = False  # since another run's checkpoints are there
         self.wanted = False
         self.best = math.inf
         self._end_of_epoch: State | None = None
@@ -178,6 +181,9 @@ class Checkpoints(Callback):
         return True
 
     def on_fit_start(self, trainer: Trainer) -> None:
+        self._is_refused = True
+        self._check_directory(trainer)
+        self._is_refused = False
         self._last_call = time.monotonic()
         if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
             self._submit(trainer, self._take(trainer))
@@ -226,6 +232,8 @@ class Checkpoints(Callback):
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
+        if self._is_refused:
+            return
         try:
             self.save_now(trainer)
         except Exception:  # which faults keeps
@@ -233,6 +241,18 @@ class Checkpoints(Callback):
                 raise
         finally:
             self._background.end()
+
+    def _check_directory(self, trainer: Trainer) -> None:
+        """Raise OutputError on all ranks if the first save would remove another run's work."""
+        with trainer.world.agreeing(OutputError):
+            if trainer.world.rank or self.saved_at is not None:
+                return
+            if (there := self.store.foreign(trainer.progress.step)) is not None:
+                raise OutputError(
+                    f"{there} is of another run, and would be removed; to continue that run, "
+                    f"fit with resume={str(self.store.directory)!r}, else give Checkpoints an "
+                    "empty directory"
+                )
 
     def _take(self, trainer: Trainer) -> State:
         settings = {**self.settings, **self.marks(), "best": self.best}

@@ -130,7 +130,11 @@ def make_directory(path: Path) -> None:
     if os.access(path.parent, os.R_OK):
         sync_directory(path.parent)
     for directory in reversed(missing):
-        os.mkdir(directory)
+        try:
+            os.mkdir(directory)
+        except FileExistsError:  # another thread or process was faster
+            if not directory.is_dir():
+                raise
         sync_directory(directory.parent)
 
 

@@ -194,6 +194,22 @@ class CheckpointStore:
         """The newest checkpoint after ``step`` updates, if there is one."""
         return next((saved.path for saved in self._found() if saved.step == step), None)
 
+    def foreign(self, step: int) -> Path | None:
+        """The newest checkpoint after more than ``step`` updates that was not saved here.
+
+        :meth:`save` after ``step`` updates removes it. Raises OutputError if the directory's name
+        is a file's; what can't be read is told, and taken for empty.
+        """
+        try:
+            found = self._found()
+        except NotADirectoryError as error:
+            message = f"{self.directory} is no directory, as checkpoints need; give another name"
+            raise OutputError(message) from error
+        except OSError as error:
+            logger.warning("%s can't be read: %s", self.directory, error)
+            return None
+        return next((s.path for s in found if s.step > step and s.path not in self._known), None)
+
     def is_empty(self) -> bool:
         """Whether there is no whole checkpoint, though perhaps the remains of one."""
         return not self._found()

@@ -106,8 +106,14 @@ def number(name: Any, value: Any) -> Any:
         value = value.item()
     if isinstance(value, int | float) and not isinstance(value, Tensor):
         return float(value)
-    form = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise ModelError(f"{name}: must be one number, got {form}; take its mean, or leave it out")
+    raise no_number(name, value)
+
+
+def no_number(name: str, value: Any) -> ModelError:
+    """The error of what is not one number."""
+    shape = getattr(value, "shape", None)
+    form = type(value).__name__ if shape is None else list(shape)
+    return ModelError(f"{name}: must be one number, got {form}; take its mean, or leave it out")
 
 
 def summed(rows: list[tuple[Numbers, Numbers]]) -> tuple[Numbers, Numbers]:

@@ -53,6 +53,7 @@ from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
+from gdtrain.near_names import first_guesses
 from gdtrain.training import by_name, terms
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners, among
@@ -99,6 +100,12 @@ from gdtrain.training.state.keeper import as_in_fit
 logger = logging.getLogger("gdtrain")
 
 State = TypeVar("State")
+
+# What is written here in place of arguments that other libraries have.
+_OF_FIT = "is an argument of fit: trainer.fit(100)"
+_LOADER = "is given by a loader: loader=MiniBatchLoader((X, y), batch_size=32)"
+_VALIDATION = "is called validation: validation=BatchLoader((X, y))"
+_OF_OPTIMIZER = "is the optimizer's: optimizer=torch.optim.SGD(model.parameters(), lr=0.1)"
 
 leave_compiler_out()  # who trains has optimizers made, and few compile
 
@@ -185,6 +192,14 @@ class Trainer(OutsideTheLoop):
     plan: Plan | None = None  # of the current epoch
     running: Block | None = None  # that runs, or ran last
 
+    @first_guesses(
+        **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), _OF_FIT),
+        **dict.fromkeys(("train_loader", "dataloader", "train_dataloader", "data"), _LOADER),
+        **dict.fromkeys(("batch_size", "shuffle"), _LOADER),
+        **dict.fromkeys(("val_loader", "valid_loader", "val_dataloader"), _VALIDATION),
+        **dict.fromkeys(("criterion", "loss_fn"), "is called loss: loss=nn.MSELoss()"),
+        **dict.fromkeys(("lr", "learning_rate"), _OF_OPTIMIZER),
+    )
     def __init__(
         self,
         model: nn.Module,
@@ -340,6 +355,7 @@ class Trainer(OutsideTheLoop):
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
 
+    @first_guesses(epochs="is called num_epochs here: fit(num_epochs=100), or fit(100)")
     def fit(
         self,
         num_epochs: int,
@@ -366,6 +382,7 @@ class Trainer(OutsideTheLoop):
         if self.loader is None:
             raise ModelError("loader: missing; a Trainer needs one to fit")
         if resume is not None:
+            checks.check_resume(resume)
             public("Checkpoints").take_up(self, resume)
         num_epochs = checks.check_epochs(num_epochs)
         if 0 < num_epochs <= self.progress.epoch and self.told_of_end is None:
@@ -648,7 +665,7 @@ class Trainer(OutsideTheLoop):
             else:
                 with autocast(self.precision, self.device):
                     loss = self.compute_loss(batch)
-        except (ValueError, RuntimeError, TypeError) as error:
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             checks.explain(error, batch.inputs)
             raise
         return loss if type(loss) is Tensor else self.terms.loss_of(loss)

@@ -21,7 +21,8 @@ from gdtrain import (
     ProgressBar,
     Trainer,
 )
-from gdtrain.errors import CheckpointError, ModelError
+from gdtrain.checkpoint.durable_files import make_directory
+from gdtrain.errors import CheckpointError, ModelError, OutputError
 from gdtrain.output.metrics_file import read_metrics
 
 X = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,41 @@ def test_a_script_that_is_run_again_goes_on_to_the_same_bits(tmp_path):
 def test_a_directory_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
         make().fit(1, resume=tmp_path)
+
+
+def test_checkpoints_of_another_run_are_not_removed(tmp_path):
+    make(Checkpoints(tmp_path / "kept")).fit(3)
+    there = sorted(tmp_path.rglob("*"))
+    with pytest.raises(OutputError) as caught:
+        make(Checkpoints(tmp_path / "kept")).fit(1)
+    assert str(caught.value) == (
+        f"{tmp_path}/kept/step-0000000012 is of another run, and would be removed; to continue "
+        f"that run, fit with resume='{tmp_path}/kept', else give Checkpoints an empty directory"
+    )
+    assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_a_file_in_the_place_of_checkpoints_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    trainer = make(Checkpoints(tmp_path / "file"))
+    with pytest.raises(OutputError) as caught:
+        trainer.fit(1)
+    assert str(caught.value) == (
+        f"{tmp_path}/file is no directory, as checkpoints need; give another name"
+    )
+    assert trainer.step == 0
+
+
+def test_two_threads_may_make_one_directory_at_once(tmp_path, monkeypatch):
+    made = os.mkdir
+
+    def faster(path, *rest):
+        made(path)
+        made(path, *rest)
+
+    monkeypatch.setattr(os, "mkdir", faster)
+    make_directory(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_logs_are_files_beside_each_other(tmp_path):

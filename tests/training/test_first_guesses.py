@@ -13,7 +13,18 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from gdtrain import BatchLoader, EarlyStopping, KeepBest, MiniBatchLoader, SampleLoader, Trainer
+from gdtrain import (
+    BatchLoader,
+    EarlyStopping,
+    KeepBest,
+    MiniBatchLoader,
+    Prequential,
+    SampleLoader,
+    Trainer,
+    compare,
+    curvature,
+    lr_range,
+)
 from gdtrain.errors import GdtrainError
 
 X = torch.linspace(-1, 1, 40)[:, None]
@@ -143,6 +154,12 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "which forward gets as one argument. With the loss 'model' it gets them by their names "
         "(a, b), and gives the loss",
     ),
+    "inputs and targets in a dict": (
+        lambda: fit(loader=MiniBatchLoader({"x": X, "y": Y}, 8)),
+        "model: inputs are a dict (x, y), which forward gets as one argument; give inputs and "
+        "targets as (X, y), or use the loss 'model' for a model that takes them by their names "
+        "and gives its loss",
+    ),
     "one callback": (
         lambda: trainer(callbacks=KeepBest("train_loss")),
         "callbacks: must be a list; got KeepBest(every_n_epochs=1, monitor='train_loss', "
@@ -164,6 +181,108 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: trainer(scheduler=StepLR),
         "scheduler: must be a torch.optim.lr_scheduler, such as torch.optim.lr_scheduler.StepLR("
         "optimizer, 10); got <class 'torch.optim.lr_scheduler.StepLR'>",
+    ),
+    "a train_step without return": (
+        lambda: own_step(lambda loss: None).fit(1),
+        "Stepping.train_step: must return the loss, a tensor of shape []; got None; end with "
+        "return loss.detach()",
+    ),
+    "a float of a train_step": (
+        lambda: own_step(lambda loss: loss.item()).fit(1),
+        "Stepping.train_step: must return the loss, a tensor of shape []; got a float; end with "
+        "return loss.detach()",
+    ),
+    "several losses of a train_step": (
+        lambda: own_step(lambda loss: loss.expand(3)).fit(1),
+        "Stepping.train_step: must return the loss, a tensor of shape []; got shape [3]; end with "
+        "return loss.detach()",
+    ),
+    "a metric of each sample": (
+        lambda: trainer(metrics={"error": lambda output, y: (output - y).abs()}).evaluate(),
+        "metrics.error: must be one number, got [40, 1]; take its mean, or leave it out",
+    ),
+    "a metric in words": (
+        lambda: trainer(metrics={"error": lambda output, y: "low"}).evaluate(),
+        "metrics.error: must be one number, got str; take its mean, or leave it out",
+    ),
+    "a prequential metric of each sample": (
+        lambda: fit(
+            callbacks=[Prequential(10, metrics={"error": lambda output, y: (output - y).abs()})]
+        ),
+        "metrics.error: must be one number, got [40, 1]; take its mean, or leave it out",
+    ),
+    "a list of forms": (
+        lambda: compare([trainer, trainer], epochs=1),  # type: ignore[arg-type]
+        "forms: must be a mapping of names to functions that make a trainer, such as "
+        "{'batch': f}; got a list",
+    ),
+    "a trainer as a form": (
+        lambda: compare({"a": trainer()}, epochs=1),  # type: ignore[dict-item]
+        "forms.a: must be a function that makes a new Trainer; got Trainer; write a function that "
+        "returns it",
+    ),
+    "a form without a seed": (
+        lambda: compare({"a": lambda: trainer()}, epochs=1, seeds=2),
+        "forms.a: is called as a(seed=…): got an unexpected keyword argument 'seed'; have it take "
+        "just these",
+    ),
+    "a form that returns nothing": (
+        lambda: compare({"a": lambda: None}, epochs=1),  # type: ignore[dict-item, return-value]
+        "forms.a: must return a Trainer; got None",
+    ),
+    "the curvature of a model": (
+        lambda: curvature(linear()),  # type: ignore[arg-type]
+        "trainer: must be a Trainer, which has the model, its loss and the data; got a Linear",
+    ),
+    "the range of a model's rates": (
+        lambda: lr_range(linear()),  # type: ignore[arg-type]
+        "trainer: must be a Trainer, which has the model, its loss and the data; got a Linear",
+    ),
+    "resume as a switch": (
+        lambda: trainer().fit(1, resume=True),  # type: ignore[arg-type]
+        "resume: must be a directory of checkpoints, such as the one given to Checkpoints; got "
+        "True",
+    ),
+    "two arguments, and a size by name": (
+        lambda: MiniBatchLoader(X, Y, batch_size=8),  # type: ignore[misc]
+        "data: inputs and targets are one argument: MiniBatchLoader((X, y), 32), with options by "
+        "name",
+    ),
+    "shuffle": (
+        lambda: MiniBatchLoader((X, Y), 8, shuffle=True),  # type: ignore[call-arg]
+        "shuffle: is called order here: order='reshuffle' for True, order='sequential' for False",
+    ),
+    "a size of all samples": (
+        lambda: BatchLoader((X, Y), batch_size=8),  # type: ignore[call-arg]
+        "batch_size: is an argument of MiniBatchLoader: MiniBatchLoader((X, y), batch_size=32)",
+    ),
+    "no size": (
+        lambda: MiniBatchLoader((X, Y)),  # type: ignore[call-arg]
+        "MiniBatchLoader: missing a required argument: 'batch_size'; give options by their names",
+    ),
+    "epochs of a trainer": (
+        lambda: trainer(epochs=3),
+        "epochs: is an argument of fit: trainer.fit(100)",
+    ),
+    "train_loader": (
+        lambda: trainer(train_loader=None),
+        "train_loader: is given by a loader: loader=MiniBatchLoader((X, y), batch_size=32)",
+    ),
+    "val_loader": (
+        lambda: trainer(val_loader=None),
+        "val_loader: is called validation: validation=BatchLoader((X, y))",
+    ),
+    "a misspelt argument": (
+        lambda: trainer(clip_grad=1.0),
+        "clip_grad: is no argument; did you mean clip_grad_norm?",
+    ),
+    "epochs of a fit": (
+        lambda: trainer().fit(epochs=3),  # type: ignore[call-arg]
+        "epochs: is called num_epochs here: fit(num_epochs=100), or fit(100)",
+    ),
+    "epochs of a comparison": (
+        lambda: compare({"a": trainer}, num_epochs=3),  # type: ignore[call-arg]
+        "num_epochs: is called epochs here: compare(forms, epochs=100)",
     ),
     "a class of models": (
         lambda: Trainer(nn.Linear, "mse", "adam", BatchLoader((X, Y))),  # type: ignore[arg-type]
@@ -214,6 +333,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "'torch.optim.sgd.SGD'>, lr=0.1)",
     ),
 }
+
+
+def own_step(returned: Any) -> Trainer:
+    """A trainer whose ``train_step`` returns something made of the loss."""
+
+    class Stepping(Trainer):
+        def train_step(self, batch: Any) -> Any:
+            return returned(super().train_step(batch))
+
+    model = linear()
+    return Stepping(model, "mse", SGD(model.parameters(), lr=0.1), BatchLoader((X, Y)))
 
 
 class Two(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from gdtrain.analysis.comparison.same_problem import check_start, common_start
 from gdtrain.analysis.theory import Theory, theories
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.errors import ConfigError, ModelError, NonFiniteError
+from gdtrain.near_names import first_guesses
 from gdtrain.output.metrics_file import finite
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.trainer import Trainer
@@ -23,6 +25,7 @@ from gdtrain.training.trainer import Trainer
 MIN_LOOKS = 2
 
 
+@first_guesses(num_epochs="is called epochs here: compare(forms, epochs=100)")
 def compare(
     forms: Mapping[str, Callable[..., Trainer]],
     *,
@@ -102,6 +105,7 @@ def compare(
     """
     budget = _budget(epochs=epochs, samples=samples, updates=updates, seconds=seconds)
     _check(forms, target_loss, lr_grid, looks)
+    _check_arguments(forms, *["seed"] * (seeds is not None), *["lr", "budget"] * bool(lr_grid))
     measure = _Measure(budget, looks, sorted(lr_grid), should_stop, tell, on_look, theory)
     measured: dict[str, dict[int | None, dict[str, Any]]] = {}
     starts: list[dict[str, Any]] = []
@@ -145,7 +149,7 @@ class _Measure:
         """Measure each form once from a common start: what that is, and their runs by name."""
         trainers, generators = {}, {}
         for name, make in forms.items():
-            trainers[name] = make()
+            trainers[name] = _made(name, make)
             generators[name] = RngState.take(trainers[name].device)
         self.start, self.validation = common_start(trainers, validation), validation
         if self.theory and not self.predicted:  # of the first seed's start
@@ -259,9 +263,35 @@ def _seeds(given: int | Sequence[int] | None) -> Sequence[int | None]:
     return given
 
 
+def _made(name: str, make: Callable[..., Trainer]) -> Trainer:
+    """A new trainer. Raises ModelError if the form makes something else."""
+    made: Any = make()
+    if not isinstance(made, Trainer):
+        raise ModelError(f"forms.{name}: must return a Trainer; got {made!r}")
+    return made
+
+
+def _check_arguments(forms: Mapping[str, Any], *wanted: str) -> None:
+    """Raise ConfigError for a form that can't be called with these arguments, by their names."""
+    for name, make in forms.items():
+        if not callable(make):
+            text = f"must be a function that makes a new Trainer; got {type(make).__name__}"
+            raise ConfigError.of(f"forms.{name}", f"{text}; write a function that returns it")
+        try:
+            inspect.signature(make).bind(**dict.fromkeys(wanted))
+        except TypeError as error:
+            call = ", ".join(f"{one}=…" for one in wanted)
+            raise ConfigError.of(
+                f"forms.{name}", f"is called as {name}({call}): {error}; have it take just these"
+            ) from None
+
+
 def _check(
     forms: Mapping[str, Any], target_loss: float | None, lr_grid: Sequence[float], looks: int
 ) -> None:
+    if not isinstance(forms, Mapping):
+        text = "must be a mapping of names to functions that make a trainer, such as {'batch': f}"
+        raise ConfigError.of("forms", f"{text}; got a {type(forms).__name__}")
     if not forms:
         raise ConfigError.of("forms", "is empty; give at least one form")
     if target_loss is not None and not math.isfinite(target_loss):

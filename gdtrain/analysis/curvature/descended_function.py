@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from gdtrain.analysis.curvature.full_loss import Objective, is_one_batch
+from gdtrain.analysis.curvature.full_loss import Objective, check_trainer, is_one_batch
 from gdtrain.data.batch import Batch
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.training.evaluating.evaluation import WithoutGraph, whole
@@ -46,6 +46,7 @@ def descended(trainer: Trainer, loader: Loader | None = None) -> Descended:
     It is tried on the samples of a batch. loader: of other samples than the trainer's; these
     nobody descends.
     """
+    check_trainer(trainer)
     if loader is not None and loader is not trainer.loader:
         return Descended(Objective(trainer, loader), "the samples are not those of training")
     return trainer.microbatches.look(lambda: _descended(trainer))

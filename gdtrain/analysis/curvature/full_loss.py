@@ -340,12 +340,22 @@ def rereadable(trainer: Trainer, loader: Loader | None = None) -> Loader:
 
     Raises ModelError if there is none, DataError if it is a stream.
     """
+    check_trainer(trainer)
     loader = loader or trainer.loader
     if loader is None:
         raise ModelError("loader: missing; give one")
     if loader.is_stream:
         raise DataError("a stream's samples are read once, and this looks at all of them again")
     return loader
+
+
+def check_trainer(trainer: Any) -> None:
+    """Raise ModelError for a model, or anything else, in the place of a trainer."""
+    if not isinstance(trainer, Trainer):
+        raise ModelError(
+            f"trainer: must be a Trainer, which has the model, its loss and the data; got a "
+            f"{type(trainer).__name__}"
+        )
 
 
 def norm(tensors: list[Tensor]) -> float:

@@ -22,6 +22,7 @@ from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, NonFiniteError, reason_of
+from gdtrain.near_names import first_guesses
 from gdtrain.output.run_directory import locked
 from gdtrain.training.trainer import Trainer
 
@@ -29,6 +30,7 @@ _OWN = ("run", "status", "reason", "killed")  # what a row has besides settings 
 _one_at_a_time = threading.Lock()  # PyTorch's generators are the process's
 
 
+@first_guesses(num_epochs="is called epochs here: sweep(make, grid, epochs=100)")
 def sweep(
     make: Callable[..., Trainer | Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],

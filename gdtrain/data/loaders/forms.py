@@ -32,11 +32,17 @@ from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
+from gdtrain.near_names import first_guesses
 from gdtrain.parts import OneOfKinds, OrderSetting
 from gdtrain.registry import register_loader
 from gdtrain.settings import LoaderSettings, Positive, Settings
 
 logger = logging.getLogger("gdtrain")
+
+# What is written here in place of what other libraries' loaders take.
+_PAIR = "inputs and targets are one argument: {}, with options by name"
+_SHUFFLE = "is called order here: order='reshuffle' for True, order='sequential' for False"
+_NO_SIZE = "is an argument of MiniBatchLoader: MiniBatchLoader((X, y), batch_size=32)"
 
 
 class FormLoader(Loader):
@@ -318,6 +324,7 @@ class BatchLoader(FormLoader):
     [500]
     """
 
+    @first_guesses(batch_size=_NO_SIZE, shuffle=_SHUFFLE)
     def __init__(
         self,
         data: Any,
@@ -358,6 +365,7 @@ class SampleLoader(FormLoader):
     (500, torch.Size([1, 2]))
     """
 
+    @first_guesses(batch_size=_NO_SIZE, shuffle=_SHUFFLE)
     def __init__(
         self,
         data: Any,
@@ -398,6 +406,7 @@ class MiniBatchLoader(FormLoader):
     [3, 3, 1]
     """
 
+    @first_guesses(shuffle=_SHUFFLE, twice=_PAIR.format("MiniBatchLoader((X, y), 32)"))
     def __init__(
         self,
         data: Any,
@@ -454,5 +463,4 @@ def minibatch(data: Any, batch_size: Any, order: Any, drop_last: bool, seed: int
 
 def _no_pair(name: str, *options: str) -> ConfigError:
     """The error of inputs and targets that are given as two arguments."""
-    message = f"inputs and targets are one argument: {name}({', '.join(['(X, y)', *options])})"
-    return ConfigError.of("data", f"{message}, with options by name")
+    return ConfigError.of("data", _PAIR.format(f"{name}({', '.join(['(X, y)', *options])})"))

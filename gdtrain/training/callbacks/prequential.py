@@ -16,6 +16,7 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluating.metrics import Metric, check_metrics, values_of
 from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count, is_number
+from gdtrain.training.terms import no_number
 
 Array = np.ndarray[Any, Any]
 
@@ -78,7 +79,8 @@ class Prequential(Callback):
         if pieces:
             with torch.no_grad():
                 values = values_of(self.metrics, pieces, trainer.loss)
-            self._measured.append(torch.stack([_number(v, trainer.device) for v in values]))
+            found = zip(self.metrics, values, strict=True)
+            self._measured.append(torch.stack([_number(n, v, trainer.device) for n, v in found]))
 
     def on_safe_point(self, trainer: Run) -> None:
         sizes, values = trainer.progress.sizes, trainer.progress.losses[:, None]
@@ -133,5 +135,8 @@ class Prequential(Callback):
         ]
 
 
-def _number(value: Any, device: torch.device) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())
+def _number(name: str, value: Any, device: torch.device) -> Tensor:
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device=device).reshape(())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise no_number(f"metrics.{name}", value) from error

@@ -67,7 +67,7 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
         try:
             output = model(*inputs) if type(inputs) is tuple else model(inputs)
             loss = loss_of(output, batch.targets)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, TypeError) as error:
             explain(error, inputs)
             raise
         if loss.ndim:

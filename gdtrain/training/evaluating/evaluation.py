@@ -32,6 +32,7 @@ from gdtrain.training.placement.distributed import World
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.keeper import unchanged
+from gdtrain.training.terms import no_number
 
 T = TypeVar("T")
 
@@ -218,7 +219,7 @@ class _Look:
     def _add(self, name: str, value: Any, weight: Any) -> None:
         weight = float(weight)
         if weight:  # else the value may be 0/0: no target counts
-            self.sums[name][0] += float(value) * weight
+            self.sums[name][0] += _number(name, value) * weight
             self.sums[name][1] += weight
 
     def _add_terms(self, weight: float) -> None:
@@ -372,8 +373,17 @@ def _in_order(tensor: Tensor, order: Tensor) -> Tensor:
 def _named(name: str, value: Any) -> dict[str, float]:
     """A metric's value, or the values of a collection of metrics; "" is its own."""
     if isinstance(value, Mapping):
-        return {f"{name}_{key}" if key else name: float(item) for key, item in value.items()}
-    return {name: float(value)}
+        names = {f"{name}_{key}" if key else name: item for key, item in value.items()}
+        return {one: _number(one, item) for one, item in names.items()}
+    return {name: _number(name, value)}
+
+
+def _number(name: str, value: Any) -> float:
+    """What a metric has given. Raises ModelError unless it is one number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise no_number(f"metrics.{name}", value) from error
 
 
 def _as_tensors(inputs: Any, name: str) -> Any:

@@ -18,6 +18,6 @@ def forward(trainer: Run, inputs: Any) -> Any:
     try:
         with autocast(trainer.precision, trainer.device):
             return trainer.forward(inputs)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError) as error:
         explain(error, inputs)
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -325,6 +326,27 @@ def check_same_data(world: World, loader: Loader) -> None:
         raise DataError(f"the processes see different data: {message}; give all of them the same")
 
 
+def check_resume(resume: Any) -> None:
+    """Raise ConfigError for what is no directory's name."""
+    if not isinstance(resume, str | PathLike):
+        text = "must be a directory of checkpoints, such as the one given to Checkpoints"
+        raise ConfigError.of("resume", f"{text}; got {resume!r}")
+
+
+def check_returned(owner: str, loss: Any) -> None:
+    """Raise ModelError for what a ``train_step`` has returned that is no loss."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else _kind_of(loss)
+        raise ModelError(
+            f"{owner}.train_step: must return the loss, a tensor of shape []; got {got}; "
+            "end with return loss.detach()"
+        )
+
+
+def _kind_of(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def check_epochs(num_epochs: Any) -> int:
     """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
     number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
@@ -353,6 +375,12 @@ def explain(error: Exception, inputs: Any) -> None:
         raise ModelError(
             "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
             "use GroupNorm or LayerNorm, another batch_size, or drop_last"
+        ) from error
+    if isinstance(inputs, Mapping) and ("not dict" in message or "'dict' object" in message):
+        raise ModelError(
+            f"model: inputs are a dict ({', '.join(map(str, inputs))}), which forward gets as one "
+            "argument; give inputs and targets as (X, y), or use the loss 'model' for a model "
+            "that takes them by their names and gives its loss"
         ) from error
     if isinstance(inputs, Mapping) and "positional argument" in message:
         names = ", ".join(map(str, inputs))

@@ -19,6 +19,7 @@ from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work, call_post_hooks, known_step
 from gdtrain.training.placement.exchange import Total
 from gdtrain.training.run import Run
+from gdtrain.training.safety.checks import check_returned
 from gdtrain.training.state import lbfgs_state
 from gdtrain.training.state.keeper import Keeper, Part
 
@@ -284,7 +285,12 @@ class Guard:
         )
 
     def check_made(self, loss: Tensor) -> None:
-        """Raise NotFinite for the loss of a subclass's ``train_step``, known when it is over."""
+        """Look at what a subclass's ``train_step`` has returned, when it is over.
+
+        Raises ModelError unless it is a loss, NotFinite for one that is not finite.
+        """
+        if type(loss) is not Tensor or loss.ndim:
+            check_returned(type(self.trainer).__name__, loss)
         if not self.deferred and not math.isfinite(value := loss.item()):
             self.found = (value, None)
             raise NotFinite
