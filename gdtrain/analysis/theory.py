@@ -125,7 +125,7 @@ def agreement(rate: float, descended: float | None, failed: float | None) -> str
     descended, failed: :func:`tried_rates`. Empty where nothing was tried.
 
     >>> agreement(0.6, 0.3, 1.0)
-    '0.3 descends, 1 does not: agrees'
+    '0.3 descends, 1 does not: as predicted'
     >>> agreement(0.2, 0.5, None)
     '0.5 descends: 2.5 times too low'
     """
@@ -133,7 +133,7 @@ def agreement(rate: float, descended: float | None, failed: float | None) -> str
     tried += [f"{failed:.3g} does not"] if failed is not None else []
     if not tried:
         return ""
-    verdict = "agrees"
+    verdict = "as predicted"
     if descended is not None and rate < descended:
         verdict = f"{descended / rate:.2g} times too low"
     elif failed is not None and rate > failed:

@@ -26,9 +26,9 @@ from gdtrain.checkpoint.durable_files import (
 from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError, OutputError, StorageError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.placement.sharding import Part, in_parts
 from gdtrain.training.trainer import Trainer
 
@@ -55,7 +55,7 @@ class Checkpoints(Callback):
     newest one.
     keep_best: a metric of the epochs, such as ``val_loss``; the checkpoint of the epoch in which
     it was best is kept in addition to the last ones. mode: ``min`` or ``max``; if left out, the
-    metric's name decides: max for an accuracy.
+    metric's name decides: max for an accuracy, r2, f1 and their like.
     settings: of the run, kept in every checkpoint together with ``best``: the best metric so far,
     with its sign reversed if higher is better, and infinite at first.
 

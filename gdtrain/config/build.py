@@ -30,6 +30,7 @@ from gdtrain.data.orders.order import mix
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import Preprocessing
+from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError, GdtrainError
 from gdtrain.settings import LoaderSettings, Settings
 from gdtrain.training.callbacks.averaging import Averaging
@@ -37,7 +38,6 @@ from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.prequential import Prequential
 from gdtrain.training.callbacks.validation import EarlyStopping, Validation
 from gdtrain.training.callbacks.variance_reduction import VarianceReduction
-from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.placement.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything

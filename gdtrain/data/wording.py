@@ -1,8 +1,23 @@
 """Words that several rooms share; imports nothing heavy."""
 
+import re
 from typing import Literal
 
 OrderName = Literal["reshuffle", "shuffle_once", "sequential", "replacement"]
+
+# Words in the names of metrics that are the better the higher they are, unless they are errors.
+_HIGHER_IS_BETTER = {"accuracy", "acc", "r2", "f1", "precision", "recall", "auroc", "auc", "iou"}
+_ERRORS = {"loss", "error"}
+
+
+def best_of(metric: str) -> Literal["min", "max"]:
+    """Whether lower or higher values of a metric are better, by the words of its name.
+
+    >>> best_of("val_f1_class_2"), best_of("val_loss"), best_of("balanced accuracy")
+    ('max', 'min', 'max')
+    """
+    words = set(re.split("[^a-z0-9]+", metric.lower()))
+    return "max" if words & _HIGHER_IS_BETTER and not words & _ERRORS else "min"
 
 
 def counted(number: int, noun: str) -> str:

@@ -103,7 +103,7 @@ def test_rates_that_were_tried(runs, expected):
     ("rates", "text"),
     [
         ((0.5, None, None), ""),
-        ((0.5, 0.3, 1.0), "0.3 descends, 1 does not: agrees"),
+        ((0.5, 0.3, 1.0), "0.3 descends, 1 does not: as predicted"),
         ((0.5, 0.3, None), "0.3 descends: no larger one was tried"),
         ((0.5, None, 0.1), "0.1 does not: 5 times too high"),
         ((0.5, 1.0, 3.0), "1 descends, 3 does not: 2 times too low"),
@@ -124,7 +124,7 @@ def test_a_comparison_shows_theory_beside_the_rates_that_it_tried():
     batch, adam = (form["theory"] for form in comparison.result["forms"])
     assert batch["largest_rate"] == pytest.approx(limit)
     assert (batch["descended"], batch["failed"]) == (grid[1], grid[2])
-    assert batch["agreement"].endswith(": agrees")
+    assert batch["agreement"].endswith(": as predicted")
     assert (adam["largest_rate"], "agreement" in adam) == (None, False)
     text = str(comparison)
     assert "largest rate in theory" in text
@@ -146,7 +146,7 @@ def test_a_range_test_shows_theory_beside_its_trials():
     fell = [t.learning_rate for t in found.trials if (t.full_loss or math.inf) < found.first_loss]
     assert max(fell) < limit
     assert f"largest rate in theory  {limit:.3g}; {max(fell):.3g} descends, " in str(found)
-    assert "agrees" in str(found)
+    assert "as predicted" in str(found)
 
 
 def test_a_model_without_second_derivatives_can_still_be_compared():

@@ -14,7 +14,7 @@ from gdtrain.config.build import build
 from gdtrain.config.json_schema import json_schema
 from gdtrain.config.load import check, dump, parse_config
 from gdtrain.config.yaml_source import read_text
-from gdtrain.errors import ConfigError
+from gdtrain.errors import ConfigError, ModelError
 from gdtrain.settings import NamedSettings, Targets
 
 MODULE = '''
@@ -367,6 +367,30 @@ def test_facts_of_a_loss_by_its_signature_make_its_targets_labels():
     history = run.trainer.fit(1)
     assert run.trainer.model[-1].out_features == 10
     assert 0 <= history.val_accuracy[-1] <= 1
+
+
+@pytest.mark.parametrize("source", ["digits", "two_moons"])
+def test_a_loss_over_classes_that_does_not_say_so_is_refused(source):
+    """It gets labels as numbers, and so one output, over which it is 0 for any weights."""
+    registry.register_loss("undeclared")(
+        lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)
+    )
+    run = build(parse_config(VALID | {"data": source, "loss": "undeclared"}))
+    with pytest.raises(ModelError) as caught:
+        run.trainer.fit(1)
+    assert str(caught.value) == (
+        "loss: cross_entropy is over one class here, and so 0 whatever the model gives; give the "
+        "model an output for each class, and int64 labels as targets (a loss that is registered "
+        "says so by targets=Targets(classes=True))"
+    )
+
+
+def test_named_classes_under_an_own_loss_over_numbers_are_refused_with_the_way_out(tmp_path):
+    (tmp_path / "t.csv").write_text("a,y\n" + "0,cat\n1,dog\n2,hen\n" * 4)
+    data = {"source": "csv", "path": str(tmp_path / "t.csv"), "target": "y"}
+    registry.register_loss("unsaid")(nn.functional.cross_entropy)
+    with pytest.raises(ConfigError, match=r"or register it with targets=Targets\(classes=True\)$"):
+        build(parse_config(VALID | {"data": data, "loss": "unsaid"}))
 
 
 def test_a_test_of_targets_is_one_of_each_number():

@@ -188,8 +188,8 @@ class _Measure:
         best = self.rates[name] = min(tried, key=_rank)["learning_rate"]
         if not self.should_stop():
             at_end = best in (self.grid[0], self.grid[-1]) and len(self.grid) > 1
-            edge = " (an end of the grid)" if at_end else ""
-            self.tell(f"{name}: takes learning rate {best:g}{edge}")
+            edge = ", the end of the grid: try rates beyond it" if at_end else ""
+            self.tell(f"{name}: chooses learning rate {best:g}{edge}")
         return {"tried": tried, "tuning": spent}
 
     def run(self, name: str, trainer: Trainer, budget: Budget, looks: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
 from gdtrain.analysis.statistics.profiles import profile
 from gdtrain.analysis.statistics.survival import median_time, reached_by
+from gdtrain.data.wording import best_of
 from gdtrain.output.report.table import metrics
 
 FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # times the best, of the profiles
@@ -87,7 +88,7 @@ def _measures(forms: list[Form]) -> list[Measure]:
     ]
     names = metrics(forms)
     found += [Measure(name, partial(_final, name), tested=False) for name in names[:-1]]
-    found += [Measure(n, partial(_final, n), n.endswith("accuracy")) for n in names[-1:]]
+    found += [Measure(n, partial(_final, n), best_of(n) == "max") for n in names[-1:]]
     return found
 
 

@@ -7,13 +7,13 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
 from gdtrain.analysis.statistics.profiles import near_the_best, profile
 from gdtrain.analysis.sweep.grid import SEED, Point, key_of
-from gdtrain.data.wording import counted
+from gdtrain.data.wording import best_of, counted
 
 FEWEST_SEEDS = 5  # from which on a setting may be recommended
 SHOWN = 20  # rows of the table
@@ -24,6 +24,7 @@ SIZES = ("batch_size", "loader")  # and those of the batch size
 OVER = ("done", "stopped")  # the statuses of runs whose numbers count
 
 Row = dict[str, Any]
+Mode = Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,24 @@ class Sweep(list[Row]):
     ``run`` (its number), ``status`` (``done``, ``stopped``, ``diverged``, ``failed``), ``reason``,
     and its numbers. A run that is not over has no row.
 
-    settings: the names of the grid. by: the number by which runs are compared. interrupted:
-    whether runs are missing. ended_by: the signal that ended the sweep, or 0.
+    settings: the names of the grid. by: the number by which runs are compared. higher: whether
+    the higher is the better. interrupted: whether runs are missing. ended_by: the signal that
+    ended the sweep, or 0.
     """
 
     def __init__(
-        self, rows: Iterable[Row], settings: Sequence[str], by: str | None, *, interrupted: bool
+        self,
+        rows: Iterable[Row],
+        settings: Sequence[str],
+        by: str | None,
+        *,
+        interrupted: bool,
+        mode: Mode | None = None,
     ) -> None:
         super().__init__(rows)
         self.settings = list(settings)
         self.by = by or ("val_loss" if any("val_loss" in row for row in self) else "train_loss")
-        self.higher = self.by.endswith("accuracy")
+        self.higher = (mode or best_of(self.by)) == "max"
         self.interrupted = interrupted
         self.ended_by = 0
 
@@ -149,15 +157,19 @@ class Sweep(list[Row]):
     def sentence(self) -> str:
         """What to use, if the seeds support it; else what they do not tell apart."""
         first, *others = self.groups() or [_NONE]
-        if first.cost(log=self.log, higher=self.higher) == math.inf:
-            return "No setting has a number for each of its runs."
+        best = first.cost(log=self.log, higher=self.higher)
+        if best == math.inf:
+            failed = (row["reason"] for row in self if row["status"] == "failed")
+            why = next((f"; the first that failed: {reason}" for reason in failed), "")
+            return f"No setting has a number for each of its runs{why}."
         if not others:
-            return "There is only one setting here, and so nothing to choose from."
+            return "Only one setting was run, so there is nothing to compare."
         if min(len(group.seeds) for group in (first, *others)) < FEWEST_SEEDS:
-            return (
-                f"{first.title} was best; {counted(len(first.seeds), 'run')} of it can't say "
-                f"whether to use it, {FEWEST_SEEDS} seeds or more can."
-            )
+            equal = [g.title for g in others if g.cost(log=self.log, higher=self.higher) == best]
+            found = f"{first.title} was best" if not equal else _listed([first.title, *equal])
+            found += "" if not equal else " are equally good"
+            runs = counted(len(first.seeds), "seed")
+            return f"{found}; with {runs} this is not conclusive, use at least {FEWEST_SEEDS}."
         pairs = self.pairs()
         untold = [pair for pair in pairs if not pair.told]
         if not untold:
@@ -165,12 +177,11 @@ class Sweep(list[Row]):
             return f"Use {first.title}: it is better than every other setting{one_rate}."
         titles = {group.name: group.title for group in others}
         names = [titles[pair.second] for pair in untold]
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         needed = [more_seeds(pair, ALPHA / len(pairs)) for pair in untold]
         known = [number for number in needed if number is not None]
-        more = f"about {max(known):,} more seeds would" if len(known) == len(needed) else ""
+        more = f"about {max(known):,} more seeds might" if len(known) == len(needed) else ""
         more = more or "more than a thousand seeds would be needed"
-        return f"These seeds do not tell {first.title} from {listed} ({more})."
+        return f"These seeds do not distinguish {first.title} from {_listed(names)} ({more})."
 
     def _has_sizes_alone(self) -> bool:
         """Whether batch sizes were varied, whose best learning rates differ, and no rates."""
@@ -220,7 +231,8 @@ class Sweep(list[Row]):
         groups, log = self.groups(), self.log
         names = [name for name in self.settings if name != SEED]
         kind = "geometric mean" if log else "mean"
-        lines = [[*names, "runs", f"{self.by} ({kind}, 95 %)", "not done"]]
+        better = "higher" if self.higher else "lower"
+        lines = [[*names, "runs", f"{self.by} ({kind}, 95 %; {better} is better)", "not done"]]
         for group in groups[:SHOWN]:
             lost = [status for status in group.statuses if status not in OVER]
             lines.append(
@@ -279,6 +291,13 @@ def _interval(group: Group, *, log: bool) -> str:
     if mean.low is None or mean.high is None:
         return text
     return f"{text} ({mean.low:.4g} to {mean.high:.4g})"
+
+
+def _listed(names: list[str]) -> str:
+    """Names in a sentence, at most three of them."""
+    if len(names) > 3:
+        return ", ".join(names[:3]) + f" and {len(names) - 3} more"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _shown(value: Any) -> str:

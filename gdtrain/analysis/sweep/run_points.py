@@ -10,10 +10,11 @@ from typing import Any
 from gdtrain.analysis.sweep.executor import Function, Workers
 from gdtrain.analysis.sweep.grid import Point
 from gdtrain.analysis.sweep.progress import SweepProgress
-from gdtrain.analysis.sweep.result import Row, Sweep
+from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.errors import StorageError
+from gdtrain.errors import ConfigError, StorageError
+from gdtrain.near_names import nearest
 from gdtrain.output.run_directory import locked
 from gdtrain.training.safety.signals import EndedBySignal
 
@@ -30,6 +31,7 @@ def run_points(
     resume: bool,
     workers: Workers,
     by: str | None,
+    mode: Mode | None = None,
     progress: bool | None = None,
     shown: Callable[[Any], Any] = lambda value: value,
 ) -> Sweep:
@@ -53,7 +55,8 @@ def run_points(
 
         def swept() -> Sweep:
             done = (rows[number] for number in numbers if number in rows)
-            return Sweep(done, settings, by, interrupted=len(rows) < len(points))
+            missing = len(rows) < len(points)
+            return Sweep(done, settings, by, interrupted=missing, mode=mode)
 
         def keep_table() -> None:
             if store is not None and rows:
@@ -69,6 +72,7 @@ def run_points(
                     rows[number] = row  # first: a signal may come at any moment
                     if store is not None:
                         store.keep(number, row)
+                    _check_measure(by, row, settings)
                     bar.show(swept())
         except KeyboardInterrupt:
             ended_by = signal.SIGINT
@@ -84,6 +88,18 @@ def run_points(
         found_all = swept()
         found_all.ended_by = ended_by
         return found_all
+
+
+def _check_measure(by: str | None, row: Row, settings: Sequence[str]) -> None:
+    """Raise ConfigError if a run that is over has no such number: no run will have it."""
+    if by is None or by in row or row["status"] != "done":
+        return
+    is_number = (isinstance(value, int | float) for value in row.values())
+    own = {"run", *settings}
+    there = [n for n, known in zip(row, is_number, strict=True) if known and n not in own]
+    near = nearest(by, there)
+    close = f"did you mean {near}? " if near else ""
+    raise ConfigError.of("by", f"a run has no {by!r}; {close}it has {', '.join(there)}")
 
 
 @contextmanager

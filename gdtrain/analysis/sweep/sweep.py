@@ -14,7 +14,7 @@ import torch
 
 from gdtrain.analysis.sweep.executor import Workers
 from gdtrain.analysis.sweep.grid import Point, points_of
-from gdtrain.analysis.sweep.result import Row, Sweep
+from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.run_points import run_points
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
@@ -41,6 +41,7 @@ def sweep(
     random: int | None = None,
     random_seed: int = 0,
     by: str | None = None,
+    mode: Mode | None = None,
     directory: str | Path | None = None,
     progress: bool | None = None,
 ) -> Sweep:
@@ -54,7 +55,9 @@ def sweep(
     they start and import once, and each run has one thread. cluster: the address of a Dask
     scheduler instead (``gdtrain[cluster]``).
     by: the number by which settings are compared; ``val_loss`` if there is one, else
-    ``train_loss``. progress: a bar with the best run so far; on terminals, if left out.
+    ``train_loss``. mode: ``min`` or ``max``, whether lower or higher is better; if left out, the
+    number's name decides: max for accuracy, r2, f1, precision, recall, auroc, auc and iou, min for
+    all others. progress: a bar with the best run so far; on terminals, if left out.
     directory: for rows and checkpoints. Called again with it, the sweep continues where it was:
     finished runs are not repeated, and the grid may have grown.
 
@@ -98,6 +101,7 @@ def sweep(
             resume=True,
             workers=workers,
             by=by,
+            mode=mode,
             progress=progress,
         )
 

@@ -45,6 +45,7 @@ def sweep(given: list[str]) -> int:
             cluster=options.cluster,
             random=options.random,
             by=options.by,
+            mode=options.mode,
             output_dir=options.output_dir,
             resume=options.resume,
             quiet=options.quiet,
@@ -101,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NUMBER",
         help="the number to compare settings by, such as val_accuracy (default: val_loss, or "
         "train_loss without a validation part)",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=["min", "max"],
+        help="whether a lower or a higher number is better (default: max for accuracy, r2, f1 and "
+        "their like, by its name)",
     )
     parser.add_argument(
         "--output-dir",

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from gdtrain.analysis.sweep.executor import Workers
 from gdtrain.analysis.sweep.grid import Point, points_of
-from gdtrain.analysis.sweep.result import Row, Sweep
+from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.run_points import TABLE, run_points
 from gdtrain.analysis.sweep.store import RUNS, SweepStore
 from gdtrain.checkpoint import durable_files as disk
@@ -44,6 +44,7 @@ class SweepJob:
     cluster: str | None = None
     random: int | None = None
     by: str | None = None
+    mode: Mode | None = None
     output_dir: Path | None = None
     resume: bool = False
     quiet: bool = False
@@ -99,6 +100,7 @@ class SweepJob:
             resume=self.resume,
             workers=workers,
             by=self.by,
+            mode=self.mode,
             shown=plain,
             progress=False if self.quiet else None,
         )

@@ -13,8 +13,8 @@ def predict(given: list[str]) -> int:
         "predict",
         "Predict with the model of a finished run: one row for each row of a table "
         "(CSV, Parquet, Feather, JSON lines), in its order. Columns are found by name, and others "
-        "are ignored. Predicts class names and the probability of each class, or numbers in the "
-        "units of the target.",
+        "are ignored. Predicts class names and the probability of each class (its score under a "
+        "loss without probabilities), or numbers in the units of the target.",
         examples=("predict runs/houses/1 new.csv --out prices.csv",),
     )
     add_run(parser)

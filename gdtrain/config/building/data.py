@@ -26,6 +26,7 @@ from gdtrain.data.tables.preparation import (
     split,
 )
 from gdtrain.data.tables.sparse import prepare_sparse
+from gdtrain.data.tables.table import but_numbers
 from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown
@@ -193,8 +194,7 @@ def _check_names(config: Config, names: list[str]) -> None:
         return
     raise ConfigError.of(
         "target",
-        f"is text, such as {shown(names[0])}, and {config.loss.name} learns numbers; use a loss "
-        "over classes, such as cross_entropy, or write numbers",
+        f"is text, such as {shown(names[0])}, {but_numbers(config.loss)}",
     )
 
 

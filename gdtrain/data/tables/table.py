@@ -36,7 +36,7 @@ from gdtrain.data.tables.understanding import (
 )
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.registry import register_source
+from gdtrain.registry import find, register_source
 from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings, instead_of
 
 Names = Annotated[list[str], Field(min_length=1)]
@@ -436,10 +436,7 @@ class TableReading:
         return f"{told}, which are no targets; write numbers, {WITH_PANDAS}{line}"
 
     def _not_numbers(self, scan: ColumnScan, column: Column, loss: LossSettings) -> str:
-        return (
-            f"{self._held_by(scan, column, 'text')}, and {loss.name} learns numbers; use a loss "
-            "over classes, such as cross_entropy, or write numbers"
-        )
+        return f"{self._held_by(scan, column, 'text')}, {but_numbers(loss)}"
 
     def _held_by(self, scan: ColumnScan, column: Column, kind: str) -> str:
         """How many cells of a target hold text or dates, and where the first is."""
@@ -501,3 +498,11 @@ class Seen:
                 if column.name in self.dropped:
                     bad |= np.isnan(part[:, place])
         return ~bad
+
+
+def but_numbers(loss: LossSettings) -> str:
+    """Why text can't be the targets of a loss over numbers, and what to do."""
+    text = f"and {loss.name} learns numbers; use a loss over classes, such as cross_entropy, or "
+    if find("loss", loss.name).is_built_in:
+        return text + "write numbers"
+    return text + "register it with targets=Targets(classes=True)"

@@ -7,6 +7,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
+from gdtrain.data.wording import best_of
 from gdtrain.output.report import charts as charts
 from gdtrain.output.report import table as table
 
@@ -54,7 +55,7 @@ def _reached(forms: list[Form]) -> Iterator[str]:
         forms,
     )
     for name in table.metrics(forms)[-1:]:
-        higher = name.endswith("accuracy")
+        higher = best_of(name) == "max"
         yield _card(
             f"Validation {name.removeprefix('val_')}",
             f"at the end; {'higher' if higher else 'lower'} is better",

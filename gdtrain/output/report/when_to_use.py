@@ -34,7 +34,7 @@ def when_to_use(result: dict[str, Any]) -> str:
     sound = [form for form in forms if form["status"] != "diverged" and descended(form)]
     parts = [*_praise(result, sound), *_failures(forms, sound)]
     if not parts and len(forms) == 1:
-        return "There is only one form here, and so nothing to choose from."
+        return "Only one form was run, so there is nothing to compare."
     note = result["target"].get("note")
     if note is not None and len(sound) > 1:
         parts.append(f"{'the target' if result['target']['given'] else 'for speed'}, {note}")
@@ -44,7 +44,7 @@ def when_to_use(result: dict[str, Any]) -> str:
 
 def _praise(result: dict[str, Any], sound: list[Form]) -> list[str]:
     if len(sound) == 1 and len(result["forms"]) > 1:
-        return [f"on this problem, with these settings, only {sound[0]['name']} got anywhere"]
+        return [f"on this problem, with these settings, only {sound[0]['name']} reduced the loss"]
     if len(sound) < 2:
         return []
     statistics = result.get("statistics")
@@ -63,7 +63,9 @@ def _failures(forms: list[Form], sound: list[Form]) -> list[str]:
             "learning rate"
         )
     if stuck:
-        parts.append(f"{_listed(stuck)} ended above {'their' if len(stuck) > 1 else 'its'} start")
+        parts.append(
+            f"{_listed(stuck)} ended above {'their' if len(stuck) > 1 else 'its'} initial loss"
+        )
     for form in sound:
         rows = form.get("runs", [])
         lost = sum(run["status"] == "diverged" for run in rows)
@@ -83,7 +85,7 @@ def _seen(result: dict[str, Any], sound: list[Form]) -> list[str]:
         return []
     seeds = len(result["statistics"]["seeds"]) if "statistics" in result else 1
     which = "one run of each, the best was" if seeds == 1 else "the first of the runs, the best was"
-    enough = f"{counted(seeds, 'seed')} can't say which to use, {FEWEST_SEEDS} or more can"
+    enough = f"with {counted(seeds, 'seed')} this is not conclusive, use at least {FEWEST_SEEDS}"
     return [f"in {which} {'; '.join(clauses)}; {enough}"]
 
 
@@ -260,9 +262,9 @@ def _untold(purpose: str, lead: str, pairs: list[dict[str, Any]]) -> str:
     needed = [pair["more_seeds"] for pair in pairs]
     more = "more than a thousand more would be needed"
     if all(number is not None for number in needed):
-        more = f"about {max(needed):,} more would"
+        more = f"about {max(needed):,} more might"
     others = _listed([pair["other"] for pair in pairs])
-    return f"these seeds do not tell {lead} from {others} in {purpose} ({more})"
+    return f"these seeds do not distinguish {lead} from {others} in {purpose} ({more})"
 
 
 def _listed(words: list[str]) -> str:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.run import Run
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.plain_values import is_count, is_number
@@ -19,7 +19,8 @@ class KeepBest(Callback):
     """Keeps a copy of the model's weights of the epoch in which a metric was best.
 
     monitor: a key of the epochs' records, such as ``val_loss``; epochs without it are skipped.
-    mode: ``min`` or ``max``; if left out, the metric's name decides: max for an accuracy.
+    mode: ``min`` or ``max``; if left out, the metric's name decides: max for accuracy, r2, f1,
+    precision, recall, auroc, auc and iou, min for all others.
     value, epoch, weights: of the best epoch so far, counted from 1; None before there is one. They
     are saved with the state of training. Training continues from the current weights;
     :meth:`put_back` gives the model the best ones. Raises ConfigError for a wrong setting.

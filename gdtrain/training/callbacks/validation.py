@@ -7,9 +7,9 @@ import math
 from typing import Any, Literal
 
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.plain_values import is_count, is_number
@@ -86,7 +86,8 @@ class EarlyStopping(Callback):
     """Stop when a metric of the epoch's record has not improved for ``patience`` epochs.
 
     monitor: a key of the record, such as ``val_loss`` or ``train_loss``.
-    mode: ``min`` or ``max``; if left out, the metric's name decides: max for an accuracy.
+    mode: ``min`` or ``max``; if left out, the metric's name decides: max for accuracy, r2, f1,
+    precision, recall, auroc, auc and iou, min for all others.
     min_delta: by how much a value must beat the best to count.
     Epochs without the metric are skipped; if no epoch of a fit has it, the logger ``gdtrain``
     warns. A NaN never counts as an improvement. Raises ConfigError for a wrong setting.

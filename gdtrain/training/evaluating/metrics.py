@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -223,11 +223,3 @@ def _only(value: Any) -> Any:
         message = f"one gives several numbers ({names_}, …), and there is room for one of a batch"
         raise ConfigError.of("metrics", f"{message}; choose another")
     return value[""]
-
-
-_HIGHER_IS_BETTER = ("accuracy", "r2", "f1", "precision", "recall", "auroc")
-
-
-def best_of(metric: str) -> Literal["min", "max"]:
-    """Whether lower or higher values of a metric are better, by its name: max of an accuracy."""
-    return "max" if any(name in metric for name in _HIGHER_IS_BETTER) else "min"

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_schedule
 from gdtrain.settings import (
@@ -23,7 +24,6 @@ from gdtrain.settings import (
     ScheduleSettings,
 )
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.evaluating.metrics import best_of
 from gdtrain.training.state.plain_values import is_finite
 
 logger = logging.getLogger("gdtrain")
@@ -154,7 +154,8 @@ class Plateau(NamedSettings):
     """A metric of the epochs, checked after those that have it; by default val_loss, or train_loss
     without validation."""
     mode: Literal["min", "max"] | None = None
-    """Whether lower or higher is better; by default max for an accuracy, min otherwise."""
+    """Whether lower or higher is better; by default max for accuracy, r2, f1, precision, recall,
+    auroc, auc and iou, min otherwise."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Factor of each reduction."""
     patience: Annotated[int, Field(ge=0, lt=2**31)] = 10

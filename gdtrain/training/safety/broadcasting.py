@@ -1,4 +1,4 @@
-"""Finds a loss that would compare outputs and targets whose shapes do not fit, by broadcasting."""
+"""Finds a loss that compares outputs and targets whose shapes do not fit, or tells nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 
 from gdtrain.data.tree import tensors_of
@@ -30,12 +31,14 @@ class Watch(TorchFunctionMode):
 
     Then nobody has brought these together, and if one has more dimensions than the other, the
     samples of one meet all samples of the other. ``met``: those two shapes, once that was seen. A
-    loss that reshapes one of them knows what it does.
+    loss that reshapes one of them knows what it does. ``over_one_class``: whether a cross-entropy
+    had one class, of which targets that are no indices are the probability.
     """
 
     def __init__(self, outputs: Any, targets: Any) -> None:
         super().__init__()
         self.met: tuple[torch.Size, torch.Size] | None = None
+        self.over_one_class = False
         # Tensors made of an output, or of a target, in the shape of that.
         self._of = ([*tensors_of(outputs)], [*tensors_of(targets)])
 
@@ -50,6 +53,8 @@ class Watch(TorchFunctionMode):
         sides = [[tensor for tensor in given if _is_in(tensor, side)] for side in self._of]
         if self.met is None and all(sides) and _is_by_number(func):
             self._look(*sides)
+        if func is cross_entropy and all(sides):
+            self.over_one_class |= is_over_one_class(sides[0][0], sides[1][0])
         found = func(*args, **(kwargs or {}))
         for side, of_side, other in zip(self._of, sides, reversed(sides), strict=True):
             if of_side and not other:
@@ -62,6 +67,11 @@ class Watch(TorchFunctionMode):
             for target in targets:
                 if 0 < min(output.ndim, target.ndim) < max(output.ndim, target.ndim):
                     self.met = self.met or (output.shape, target.shape)
+
+
+def is_over_one_class(output: Tensor, targets: Tensor) -> bool:
+    """Whether cross-entropy with these probabilities as targets is 0 for any output, [B, 1, …]."""
+    return output.ndim > 1 and output.shape[1] == 1 and targets.is_floating_point()
 
 
 def _is_in(tensor: Tensor, tensors: list[Tensor]) -> bool:

@@ -20,9 +20,14 @@ from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
-from gdtrain.training.safety.broadcasting import Watch, is_compiled
+from gdtrain.training.safety.broadcasting import Watch, is_compiled, is_over_one_class
 from gdtrain.training.torch_code import has_own_pass
 
+OVER_ONE_CLASS = (
+    "loss: cross_entropy is over one class here, and so 0 whatever the model gives; give the model "
+    "an output for each class, and int64 labels as targets (a loss that is registered says so by "
+    "targets=Targets(classes=True))"
+)
 NO_LOSS = "loss: missing; give a loss, or override compute_loss"
 
 
@@ -185,6 +190,8 @@ class OutputCheck:
                 value = loss(output, targets)
             if seen.met is not None:
                 raise _do_not_fit(*seen.met)
+            if seen.over_one_class:
+                raise ModelError(OVER_ONE_CLASS)
         else:
             assert known is not None
             with _disable_current_modes():  # these looks are no part of the step that is recorded
@@ -264,6 +271,8 @@ def check_classes(
     if not isinstance(targets, Tensor) or targets.is_floating_point():
         fits = isinstance(targets, Tensor) and targets.shape == output.shape
         if fits and loss.takes_probabilities:
+            if is_over_one_class(output, targets):
+                raise ModelError(OVER_ONE_CLASS)
             return
         or_else = f" or probabilities of shape {list(output.shape)}"
         raise ModelError(

@@ -161,7 +161,7 @@ def test_the_target_is_the_largest_final_loss_and_all_reach_it():
     assert fast["to_target"]["seconds"] == fast["curve"]["seconds"][first]
     said = result["when_to_use"]
     assert said.startswith("In one run of each, the best was fast for speed (a full loss of ")
-    assert said.endswith("; 1 seed can't say which to use, 5 or more can.")
+    assert said.endswith("; with 1 seed this is not conclusive, use at least 5.")
     given = compare(forms, epochs=20, target_loss=1e-9).result
     assert given["target"] == {"full_loss": 1e-9, "given": True}
     assert [form["to_target"] for form in given["forms"]] == [None, None]
@@ -348,8 +348,8 @@ def test_what_diverges_is_a_result():
     assert calm["to_target"]["updates"] == 30
     said = compared.result["when_to_use"]
     assert said == (
-        "On this problem, with these settings, only calm got anywhere; wild and burst diverged: "
-        "give them a smaller learning rate."
+        "On this problem, with these settings, only calm reduced the loss; wild and burst "
+        "diverged: give them a smaller learning rate."
     )
     assert "diverged" in str(compared).splitlines()[1]
     text = json.dumps(compared.result, allow_nan=False)  # null where a number is not finite
@@ -368,7 +368,7 @@ def test_a_rate_is_chosen_per_form_by_the_final_loss():
     mean = float(POINTS.mean())
     expected = [full(mean + (1 - lr) ** 4 * (START - mean)) for lr in (0.001, 1.0, 1.9)]
     np.testing.assert_allclose([run["full_loss"] for run in form["tried"][:3]], expected)
-    assert "batch: takes learning rate 1" in told
+    assert "batch: chooses learning rate 1" in told
 
 
 def test_a_form_does_not_depend_on_those_before_it():

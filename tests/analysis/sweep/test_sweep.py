@@ -275,7 +275,62 @@ def test_settings_are_compared_over_their_seeds():
         interrupted=False,
     )
     assert few.sentence() == (
-        "lr=0.3 was best; 4 runs of it can't say whether to use it, 5 seeds or more can."
+        "lr=0.3 was best; with 4 seeds this is not conclusive, use at least 5."
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "mode", "best"),
+    [
+        ("val_r2", None, 0.1),
+        ("f1", None, 0.1),
+        ("val_acc", None, 0.1),
+        ("auroc_class_2", None, 0.1),
+        ("val_rmse", None, 0.3),
+        ("f1_loss", None, 0.3),
+        ("score", None, 0.3),
+        ("score", "max", 0.1),
+        ("val_accuracy", "min", 0.3),
+    ],
+)
+def test_the_number_says_whether_higher_is_better(by, mode, best):
+    rows = gdtrain.sweep(
+        lambda lr, seed: {by: lr and 0.5 - lr + seed / 100},
+        {"lr": [0.1, 0.3], "seed": range(5)},
+        by=by,
+        mode=mode,
+        progress=False,
+    )
+    assert rows.sentence() == f"Use lr={best}: it is better than every other setting."
+    better = "higher" if best == 0.1 else "lower"
+    assert f"{by} (mean, 95 %; {better} is better)" in str(rows).splitlines()[0] or by == "f1_loss"
+
+
+def test_settings_that_are_equal_are_not_called_best():
+    rows = rows_of({0.1: [1.0, 2.0], 0.3: [1.0, 2.0], 1.0: [3.0, 4.0]})
+    assert Sweep(rows, ["lr", "seed"], None, interrupted=False).sentence() == (
+        "lr=0.1 and lr=0.3 are equally good; with 2 seeds this is not conclusive, use at least 5."
+    )
+
+
+def test_a_number_that_runs_do_not_have_ends_the_sweep_at_the_first(tmp_path):
+    made = []
+
+    def measured(lr):
+        made.append(lr)
+        return {"val_r2": lr, "name": "text"}
+
+    message = "^by: a run has no 'val_r3'; did you mean val_r2? it has val_r2$"
+    with pytest.raises(ConfigError, match=message.replace("?", "[?]")):
+        gdtrain.sweep(measured, {"lr": [0.1, 0.3, 0.5]}, by="val_r3", progress=False)
+    assert made == [0.1]
+
+
+def test_where_all_runs_fail_the_first_reason_is_told():
+    rows = gdtrain.sweep(lambda lr: {"loss": 1 / 0}, {"lr": [0.1, 0.3]}, progress=False)
+    assert rows.sentence() == (
+        "No setting has a number for each of its runs; the first that failed: "
+        "ZeroDivisionError: division by zero."
     )
 
 
@@ -293,7 +348,7 @@ def test_in_the_sentence_settings_of_two_things_are_told_apart():
 
     assert both(9) == "Use (lr=0.1, batch_size=8): it is better than every other setting."
     assert both(1).startswith(
-        "These seeds do not tell (lr=0.1, batch_size=8) from (lr=0.3, batch_size=16) ("
+        "These seeds do not distinguish (lr=0.1, batch_size=8) from (lr=0.3, batch_size=16) ("
     )
 
 

@@ -102,7 +102,7 @@ def test_rates_are_tried_for_each_form(capsys):
         best = min(form["tried"], key=lambda run: run["full_loss"])
         assert form["learning_rate"] == best["learning_rate"]
     out, err = capsys.readouterr()
-    assert f"takes learning rate {found['forms'][0]['learning_rate']:g}" in err
+    assert f"chooses learning rate {found['forms'][0]['learning_rate']:g}" in err
     assert "learning rate" in out
 
 
@@ -116,7 +116,7 @@ def test_seeds_are_those_from_the_configuration_on(capsys):
     alone = result("runs/compare/2")
     for form, other in zip(found["forms"], alone["forms"], strict=True):
         assert form["runs"][1]["final"] == other["final"]
-    assert "2 seeds can't say which to use, 5 or more can." in out
+    assert "with 2 seeds this is not conclusive, use at least 5." in out
 
 
 def test_several_configurations_of_one_problem(capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gdtrain import BatchLoader, SampleLoader, Trainer
+from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.errors import ModelError
 
 N = 8
@@ -169,3 +169,31 @@ def test_a_loss_that_is_given_in_mid_run_is_looked_at() -> None:
     trainer.loss = nn.NLLLoss()
     with pytest.raises(ModelError, match="targets must be int64 class indices, got"):
         trainer.fit(2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        F.cross_entropy,
+        lambda o, t: F.cross_entropy(o, t, label_smoothing=0.1),
+    ],
+)
+def test_cross_entropy_of_numbers_over_one_output_is_refused(loss):
+    """log softmax of one number is 0, so the loss is: the model would not be trained at all."""
+    model = nn.Linear(2, 1)
+    loader = MiniBatchLoader((torch.randn(6, 2), torch.rand(6, 1)), 3)
+    trainer = Trainer(model, loss, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+    with pytest.raises(ModelError, match=r"^loss: cross_entropy is over one class here"):
+        trainer.fit(1)
+    assert trainer.step == 0
+
+
+def test_a_contrastive_loss_of_a_single_pair_is_let_through():
+    def info_nce(outputs, targets):
+        return F.cross_entropy(outputs @ targets.T, torch.arange(len(outputs)))
+
+    model = nn.Linear(2, 3)
+    loader = MiniBatchLoader((torch.randn(3, 2), torch.randn(3, 3)), 1)
+    trainer = Trainer(model, info_nce, torch.optim.SGD(model.parameters(), lr=0.1), loader)
+    assert trainer.fit(1).train_loss == [0.0]
