@@ -26,9 +26,9 @@ from gdtrain.checkpoint.durable_files import (
 from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.shard_files import write_shard
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.data.wording import best_of
-from gdtrain.errors import ConfigError, OutputError, StorageError
+from gdtrain.errors import OutputError, StorageError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.monitored import Monitored
 from gdtrain.training.placement.sharding import Part, in_parts
 from gdtrain.training.trainer import Trainer
 
@@ -106,10 +106,7 @@ class Checkpoints(Callback):
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
-        mode = mode or ("min" if keep_best is None else best_of(keep_best))
-        if mode not in ("min", "max"):
-            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
-        self.sign = 1.0 if mode == "min" else -1.0
+        self._metric = Monitored(keep_best or "", mode)
         self.settings = settings or {}
         self.marks = marks
         self.faults = DiskFaults() if faults is None else faults
@@ -185,6 +182,7 @@ class Checkpoints(Callback):
         self._check_directory(trainer)
         self._is_refused = False
         self._last_call = time.monotonic()
+        self._metric.begin()
         if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
             self._submit(trainer, self._take(trainer))
 
@@ -218,7 +216,7 @@ class Checkpoints(Callback):
             self._failing_from = None
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
-        value = self.sign * float(record.get(self.keep_best or "", math.nan))
+        value = self._metric.cost(record)
         if value < self.best:
             self.best = value
             step, state = trainer.progress.step, self._end_of_epoch
@@ -228,12 +226,16 @@ class Checkpoints(Callback):
                     self._submit(trainer, state)
                 state = None
             if trainer.world.rank == 0:
-                self._background.submit(partial(self._save_best, step, state, self.sign * value))
+                self._background.submit(
+                    partial(self._save_best, step, state, self._metric.sign * value)
+                )
         self._end_of_epoch = None
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._is_refused:
             return
+        if self.keep_best is not None:
+            self._metric.tell_if_missed("keep_best", "no checkpoint was kept as the best")
         try:
             self.save_now(trainer)
         except Exception:  # which faults keeps

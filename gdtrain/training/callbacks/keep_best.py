@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from gdtrain.data.wording import best_of
-from gdtrain.errors import ConfigError, ModelError
+from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.monitored import Monitored
 from gdtrain.training.run import Run
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.plain_values import is_count, is_number
@@ -18,7 +18,8 @@ from gdtrain.training.state.plain_values import is_count, is_number
 class KeepBest(Callback):
     """Keeps a copy of the model's weights of the epoch in which a metric was best.
 
-    monitor: a key of the epochs' records, such as ``val_loss``; epochs without it are skipped.
+    monitor: a key of the epochs' records, such as ``val_loss``; epochs without it are skipped. If
+    no epoch of a fit has it, the logger ``gdtrain`` warns.
     mode: ``min`` or ``max``; if left out, the metric's name decides: max for accuracy, r2, f1,
     precision, recall, auroc, auc and iou, min for all others.
     value, epoch, weights: of the best epoch so far, counted from 1; None before there is one. They
@@ -41,22 +42,23 @@ class KeepBest(Callback):
         self, monitor: str = "val_loss", *, mode: Literal["min", "max"] | None = None
     ) -> None:
         super().__init__(every_n_epochs=1)
-        mode = mode or best_of(monitor)
-        if mode not in ("min", "max"):
-            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.monitor = monitor
-        self.sign = 1.0 if mode == "min" else -1.0
+        self._metric = Monitored(monitor, mode)
         self.value: float | None = None
         self.epoch: int | None = None
         self.weights: dict[str, Any] | None = None
 
+    def on_fit_start(self, trainer: Run) -> None:
+        self._metric.begin()
+
     def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
-        value = float(record.get(self.monitor, math.nan))
-        if self.value is None or self.sign * value < self.sign * self.value:
-            if math.isnan(value):
-                return
-            self.value, self.epoch = value, record["epoch"]
+        cost, sign = self._metric.cost(record), self._metric.sign
+        if not math.isnan(cost) if self.value is None else cost < sign * self.value:
+            self.value, self.epoch = sign * cost, record["epoch"]
             self.weights = snapshot.weights(trainer)
+
+    def on_fit_end(self, trainer: Run) -> None:
+        self._metric.tell_if_missed("KeepBest", "no weights were kept")
 
     def put_back(self, model: Any) -> None:
         """Give the model the best weights. Raises ModelError if there are none yet."""

@@ -7,9 +7,9 @@ import math
 from typing import Any, Literal
 
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.monitored import Monitored
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.plain_values import is_count, is_number
@@ -120,15 +120,11 @@ class EarlyStopping(Callback):
             raise ConfigError.of("patience", f"must be >= 1, got {patience}")
         if not min_delta >= 0:
             raise ConfigError.of("min_delta", f"must be >= 0, got {min_delta}")
-        mode = mode or best_of(monitor)
-        if mode not in ("min", "max"):
-            raise ConfigError.of("mode", f"must be min or max, got {mode!r}")
         self.monitor = monitor
+        self._metric = Monitored(monitor, mode)
         self.patience = patience
         self.min_delta = min_delta
-        self.sign = 1.0 if mode == "min" else -1.0
         self.best = math.inf
-        self._had_metric: bool | None = None  # in this fit; None before its first epoch has ended
         self.epochs_without_improvement = 0
 
     def next_epoch_end(self, epoch: int) -> int | None:
@@ -138,10 +134,9 @@ class EarlyStopping(Callback):
         return super().next_epoch_end(epoch)
 
     def on_epoch_end(self, trainer: Run, record: dict[str, Any]) -> None:
-        self._had_metric = self._had_metric or self.monitor in record
+        value = self._metric.cost(record)
         if self.monitor not in record:
             return
-        value = self.sign * record[self.monitor]
         if value < self.best - self.min_delta:
             self.best, self.epochs_without_improvement = value, 0
             return
@@ -150,13 +145,10 @@ class EarlyStopping(Callback):
             trainer.stop(self.reason)
 
     def on_fit_end(self, trainer: Run) -> None:
-        if self._had_metric is False:
-            logger.warning(
-                "early stopping: no epoch had %s, so nothing could stop the run by it", self.monitor
-            )
+        self._metric.tell_if_missed("early stopping", "nothing could stop the run by it")
 
     def on_fit_start(self, trainer: Run) -> None:
-        self._had_metric = None
+        self._metric.begin()
         if self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
             self.epochs_without_improvement = 0
 

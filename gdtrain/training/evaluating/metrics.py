@@ -175,6 +175,8 @@ def check_metrics(metrics: Any) -> dict[str, Metric]:
     if not isinstance(metrics, Mapping):
         raise ConfigError.of("metrics", f"{wanted}; got {metrics!r}")
     for name, metric in metrics.items():
+        if name == "loss":
+            raise ConfigError.of("metrics", "'loss' is the loss itself; name the metric otherwise")
         is_object = not isinstance(metric, type)
         if not is_object or not (callable(metric) or isinstance(metric, Streaming)):
             raise ConfigError.of("metrics", f"{wanted}; {name} is {metric!r}")
