@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gdtrain.cli.trained.predict_job import load_finished, write_out
+from gdtrain.cli.trained.predict_job import load_finished, refused_out, write_out
 from gdtrain.config.export import SUFFIXES, Format, exported
 from gdtrain.output.export.onnx_file import require_onnx
 from gdtrain.output.terminal import say
@@ -16,6 +16,9 @@ def export_run(run: Path, kind: Format, out: Path | None, *, averaged: bool = Fa
         require_onnx()
     trained = load_finished(run, averaged=averaged)
     out = out or run / f"model{SUFFIXES[kind]}"
+    if out.is_file() and out.suffix != SUFFIXES[kind]:
+        there = f"{out} is there already, and is no {SUFFIXES[kind]} file"
+        raise refused_out(f"{there}; move it first, or choose another name")
     write_out(out, exported(trained, kind))
     say(f"written: {out}; it predicts for 100 rows what the run does")
     return 0

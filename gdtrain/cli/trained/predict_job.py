@@ -45,6 +45,8 @@ def predict_rows(
     The result waits in a temporary file, so any number of rows takes little memory.
     """
     trained = load_finished(run, averaged=averaged)
+    if out is not None and out.exists() and file.exists() and out.samefile(file):
+        raise refused_out(f"{out} is the table to predict for; choose another file")
     with ExitStack() as stack:
         if str(file) == "-":
             file = stack.enter_context(_kept_input())
@@ -120,5 +122,11 @@ def write_out(out: Path, data: bytes | Iterable[bytes]) -> None:
     try:
         disk.replace_file(out, data)
     except OSError as error:
-        message = f"{out} can't be written: {error.strerror}; choose another file"
-        raise ConfigError([Fault("--out", message, "command line")]) from error
+        raise refused_out(
+            f"{out} can't be written: {error.strerror}; choose another file"
+        ) from error
+
+
+def refused_out(message: str) -> ConfigError:
+    """The error of a place where nothing is to be written."""
+    return ConfigError([Fault("--out", message, "command line")])

@@ -195,6 +195,19 @@ def test_a_program_of_torch_needs_no_code_of_the_model(folder: Path, monkeypatch
     assert json.loads(extra["gdtrain.json"]) == {"columns": NUMBERS}
 
 
+def test_a_file_of_another_kind_is_not_written_over(folder: Path, capsys, tmp_path: Path) -> None:
+    run = trained(folder, "kept", "price", "mse", NUMBERS)
+    there = tmp_path / "people.yaml"
+    there.write_text("data: people.csv")
+    command = ["export", str(run), "--format", "torch_export", "--out"]
+    assert main([*command, str(there)]) == 2
+    said = f"{there} is there already, and is no .pt2 file; move it first, or choose another name"
+    assert said in capsys.readouterr().err
+    assert there.read_text() == "data: people.csv"
+    for _ in range(2):  # its own kind is put in the place of the older one
+        assert main([*command, str(tmp_path / "model.pt2")]) == 0
+
+
 OWN = """\
 import torch
 from torch import nn

@@ -152,6 +152,16 @@ def test_into_a_file(folder: Path, capsys, tmp_path: Path) -> None:
     assert list(csv.DictReader(out.read_text("utf-8").splitlines())) == expected
 
 
+@pytest.mark.parametrize("name", ["new.csv", "link.csv"])
+def test_the_table_itself_is_not_written_over(folder: Path, capsys, name: str) -> None:
+    if name == "link.csv" and not (folder / name).exists():
+        (folder / name).symlink_to(folder / "new.csv")
+    table, out = folder / "new.csv", folder / name
+    assert main(["predict", str(folder / "flower"), str(table), "--out", str(out)]) == 2
+    assert f"{out} is the table to predict for; choose another file" in capsys.readouterr().err
+    assert table.read_text() == TABLE
+
+
 BAD = {
     "unseen category": ("area,kind\n50,a\n70,z\n", ("line 3", "kind", "'z'")),
     "missing cell": ("area,kind\n50,a\n,b\n", ("line 3", "area")),
