@@ -61,10 +61,28 @@ _OTHER_NAMES = {
 def not_among(value: Any, known: Iterable[str]) -> str:
     """What is wrong with a name that is none of the known ones, and which may be meant."""
     names = list(known)
-    here = _OTHER_NAMES.get(str(value).lower().replace("-", "_"))
-    near = here if here in names else nearest(str(value), names)
-    hint = f"; did you mean {near}?" if near else ""
-    return f"must be one of {', '.join(names)}; got {shown(value)}{hint}"
+    return f"must be one of {', '.join(names)}; got {shown(value)}{_meant(value, names)}"
+
+
+def _meant(value: Any, names: list[str]) -> str:
+    """Which of the names may be meant, as the end of a message; "" if none is like it."""
+    word = str(value).lower().replace("-", "_")
+    short = word.removesuffix("loss").removesuffix("_")  # as in PyTorch's names
+    here = [n for n in (_OTHER_NAMES.get(word), _OTHER_NAMES.get(short), short) if n in names]
+    near = here[0] if here else nearest(str(value), names)
+    return f"; did you mean {near}?" if near else ""
+
+
+def no_part(value: Any, known: Iterable[str]) -> str:
+    """The same of the name of a part, which may be one that its user has not imported."""
+    text = not_among(value, known)
+    is_near = not isinstance(value, str) or "did you mean" in text
+    return text if is_near else f"{text}; {OWN_PART}"
+
+
+# What a configuration has a section for, though it is a callback in Python.
+SECTIONS = ("early_stopping", "averaging", "checkpoint", "variance_reduction")
+OWN_PART = "for a part of your own, give --import MODULE (in Python, import it first)"
 
 
 def fault(message: str, *place: int | str) -> ValidationError:
@@ -99,14 +117,14 @@ class OneOf:
             value = {kind.tag: value}
         if not isinstance(value, dict):
             if kind.name_is_enough:
-                raise fault(not_among(value, known))
+                raise fault(no_part(value, known))
             raise fault(f"must be a name or a mapping of settings, got {shown(value)}")
         if kind.default is not None:
             value = {kind.tag: kind.default, **value}
         if kind.tag not in value:
             raise fault(f"missing; it must be one of {', '.join(known)}", kind.tag)
         if value[kind.tag] not in known:
-            raise fault(not_among(value[kind.tag], known), kind.tag)
+            raise fault(no_part(value[kind.tag], known), kind.tag)
         model = settings_of(self.kind, value[kind.tag], info.context == BY_INDEX)
         checked = model.model_validate(value, context=info.context)
         return value[kind.tag] if alone and kind.name_is_enough else checked
@@ -152,13 +170,20 @@ class SomeOf:
             raise self._none(known)
         for number, name in enumerate(given):
             if name not in known and self.may_be_none:
-                raise fault(not_among(name, known), *([number] if given is value else []))
+                raise fault(no_part(name, known), *([number] if given is value else []))
             if name not in known:
-                among = ", ".join(known)
-                raise ValueError(f"must be among {among}, each with options or alone; got {name!r}")
+                raise ValueError(self._unknown(name, known))
         if len(set(given)) < len(given):
             raise ValueError("must be different names; one of them stands there twice")
         return {name: {} for name in given}
+
+    def _unknown(self, name: Any, known: list[str]) -> str:
+        if self.kind == "callback" and name in SECTIONS:
+            return f"{name} is no callback, but a section beside callbacks: {name}: {{…}}"
+        if not known:
+            return f"has no part {name!r}; {OWN_PART}"
+        meant = _meant(name, known) or f"; {OWN_PART}" * isinstance(name, str)
+        return f"must be among {', '.join(known)}, each with options or alone; got {name!r}{meant}"
 
     def _none(self, known: list[str]) -> ValueError:
         among = ", ".join(known) or f"those registered with register_{self.kind}"

@@ -51,10 +51,15 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [s for action in self._actions for s in action.option_strings]
             near = nearest(unknown[1], known)
-            if near:
+            alone = [a.metavar for a in self._actions if unknown[1] == f"--{a.dest.rstrip('s')}"]
+            if alone:
+                message += f"; {alone[0]} is given without an option before it"
+            elif near:
                 message += f"; did you mean {near}?"
             elif any(action.dest == "overrides" for action in self._actions):
                 message += "; settings are written without dashes, such as epochs=20"
+        elif message.endswith("required: --config"):
+            message += "; write --config FILE"
         super().error(printable(message))
 
 

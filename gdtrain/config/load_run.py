@@ -88,7 +88,12 @@ class TrainedRun:
         Inputs are standardised and shaped as in training; outputs for standardised targets are
         converted back to the targets' original units. Raises DataError for rows that do not fit.
         """
-        rows = as_tensor(inputs, "inputs")
+        try:
+            rows = as_tensor(inputs, "inputs")
+        except DataError as error:
+            if self.preprocessing.columns is None:
+                raise
+            raise DataError(f"{error}, or give predict_table the rows with their columns") from None
         if not len(rows):
             raise DataError("inputs: there are no rows; at least one is needed")
         ready = self._ready(rows)

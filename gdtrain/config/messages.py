@@ -14,7 +14,7 @@ from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
 from gdtrain.near_names import nearest
-from gdtrain.parts import are_named, not_among, settings_of, shown
+from gdtrain.parts import SECTIONS, are_named, not_among, settings_of, shown
 from gdtrain.settings import descriptions
 
 MOST_TOLD = 50
@@ -188,6 +188,8 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
         known.remove("parameters")
     if str(path[0]) in MAPPINGS and len(path) == 2:
         known = registry.names(MAPPINGS[str(path[0])])
+        if path[0] == "callbacks" and key in SECTIONS:
+            return f"unknown key; {key} is a section beside callbacks"
     near = _sections_of(key, data) if len(path) == 1 else []
     meant = near[0] if near else nearest(key, known)
     if meant:

@@ -15,6 +15,7 @@ import yaml
 
 from gdtrain.config.places import Document, KeyPath, Place, dotted
 from gdtrain.errors import ConfigError, Fault
+from gdtrain.near_names import nearest
 
 # With the bounds below: reading takes a tenth of a second at most, whatever the text.
 MAX_BYTES = 1 << 16
@@ -84,7 +85,7 @@ def read_file(path: str | Path) -> Document:
                     raise broken("is a pipe or a device; save the configuration in a file")
                 raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise broken("file not found; check the path") from None
+        raise broken(f"file not found; {_like(Path(path))}") from None
     except ConfigError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -100,6 +101,16 @@ def read_file(path: str | Path) -> Document:
         column = error.start - (before.rfind(b"\n") + 1) + 1
         raise broken("is not UTF-8 text; save it as UTF-8", line, column) from None
     return read_text(text, name)
+
+
+def _like(path: Path) -> str:
+    """What to do about a file that is not there: a configuration beside it may be meant."""
+    try:
+        there = {p.stem: p for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")}
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        there = {}
+    near = nearest(path.stem, there)
+    return f"did you mean {there[near]}?" if near else "check the path"
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -234,8 +245,7 @@ class Reader:
             self._events = iter(loader.get_event, None)
             return self._read_stream()
         except yaml.MarkedYAMLError as error:
-            message = " ".join(filter(None, (error.context, error.problem)))
-            self.add((), f"is not valid YAML: {message}", error.problem_mark or error.context_mark)
+            self.add(*_in_words(error, text))
         except yaml.reader.ReaderError as error:
             before = text[: error.position]
             line, column = before.count("\n") + 1, error.position - before.rfind("\n")
@@ -342,6 +352,10 @@ class Reader:
             else:
                 self.document.keys[where] = self._place(mark)
             mapping[key] = self._node(next(self._events), where, depth + 1)
+            if mapping[key] is None and ":" in key and not event.style:
+                name, _, value = key.partition(":")
+                message = f"lacks a blank after the colon; write {name}: {value}"
+                self.add(where[len(self.prefix) :], message, mark)
         return mapping
 
     def _count_one(self, mark: Any) -> None:
@@ -359,6 +373,21 @@ class Reader:
         if mark.line == 0:
             return Place(self.document.path, line, column + mark.column)
         return Place(self.document.path, line + mark.line, mark.column + 1)
+
+
+def _in_words(error: yaml.MarkedYAMLError, text: str) -> tuple[KeyPath, str, Any]:
+    """What is wrong with a text that is no YAML, and where: ``Reader.add``'s arguments."""
+    problem, mark = str(error.problem), error.problem_mark or error.context_mark
+    if "found character '\\t'" in problem:
+        return (), "has a tab before a setting; indent with blanks", mark
+    if problem == "could not find expected ':'" and error.context_mark is not None:
+        line = text.splitlines()[error.context_mark.line].strip()
+        key, colon, value = line.partition(":")
+        if colon and value:
+            message = f"{line!r} lacks a blank after the colon; write {key}: {value}"
+            return (), message, error.context_mark
+    message = " ".join(filter(None, (error.context, problem)))
+    return (), f"is not valid YAML: {message}", mark
 
 
 class _ShallowLoader(yaml.SafeLoader):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.batch import Batch
@@ -20,6 +20,14 @@ from gdtrain.data.streams.feed import IterableFeed
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.data.tree import children, is_inner, rebuilt
 from gdtrain.errors import ConfigError, DataError
+
+
+def no_loader(name: str, loader: DataLoader[Any]) -> str:
+    """What is wrong with a torch DataLoader."""
+    return (
+        f"{name}: a torch DataLoader has no order by seed and epoch; give its data set to a "
+        f"loader, as in MiniBatchLoader(dataset, {loader.batch_size or 32})"
+    )
 
 
 def as_samples(
@@ -46,6 +54,8 @@ def as_samples(
     if transform is not None and not callable(transform):
         text = f"must be a function (sample, generator) -> sample, got {transform!r}"
         raise ConfigError.of("transform", text)
+    if isinstance(data, DataLoader):
+        raise DataError(no_loader("data", data))
     if isinstance(data, Iterator):
         text = "an iterator gives its samples once; give them as a list, such as list(data)"
         raise DataError(f"data: {text}, or as tensors")

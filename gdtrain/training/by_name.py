@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gdtrain import registry
 from gdtrain.errors import ConfigError
-from gdtrain.parts import not_among
+from gdtrain.parts import no_part
 from gdtrain.settings import Settings
 
 
@@ -60,7 +60,7 @@ def _settings_of(given: Any) -> Settings | None:
 def _part(kind: str, key: str, name: str) -> tuple[registry.Part, Settings]:
     """The part of this name and its settings. Raises ConfigError if it needs some, or is none."""
     if name not in registry.names(kind):
-        raise ConfigError.of(key, not_among(name, registry.names(kind)))
+        raise ConfigError.of(key, no_part(name, registry.names(kind)))
     part = registry.find(kind, name)
     tag = part.kind.tag
     try:

@@ -220,6 +220,21 @@ def test_a_first_word_that_is_no_command(capsys, word, hint):
             "epochs=20",
         ),
         (["schema", "extra"], 2, "error: unrecognized arguments: extra"),
+        (
+            ["predict", "--run", "out", "a.csv"],
+            2,
+            "error: unrecognized arguments: --run; RUN is given without an option before it",
+        ),
+        (
+            ["sweep", "--config", "a.yaml"],
+            2,
+            "error: unrecognized arguments: --config; CONFIG is given without an option before it",
+        ),
+        (
+            ["lr-range", "a.yaml"],
+            2,
+            "error: the following arguments are required: --config; write --config FILE",
+        ),
     ],
 )
 def test_answers_of_the_argument_parser(capsys, arguments, code, said):

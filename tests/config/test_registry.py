@@ -175,6 +175,7 @@ def test_features_and_shapes_are_supplied_from_the_data_unless_set(own_parts, ca
 
 def test_the_loss_is_the_registered_one(own_parts, capsys):
     assert run("--dry-run", "loss=half_mse", "model.bias=false", "loader=batch", "seed=1") == 0
+    assert run("--dry-run", "loss=half_mse", "metrics=[mae]", "data.validation_fraction=0.5") == 0
     half = capsys.readouterr().out
     assert run("--dry-run", "loss=mse", "model.bias=false", "loader=batch", "seed=1") == 0
     whole = capsys.readouterr().out
@@ -628,14 +629,20 @@ def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, caps
         "command line:7:26: variance_reduction.often: must be a whole number, got 1.5",
     ]
     assert run_all("callbacks=[other]") == 2
+    assert run_all("callbacks=early_stopping") == 2
+    assert run_all("callbacks={averaging: {}}") == 2
     assert run_all("callbacks={noted: {}}", "loader.order=gaps") == 2
     assert run_all("callbacks=[]") == 2
     assert capsys.readouterr().err.splitlines() == [
         "command line:1:11: callbacks: must be among noted, each with options or alone; "
-        "got 'other'",
+        "got 'other'; did you mean noted?",
+        "command line:1:11: callbacks: early_stopping is no callback, but a section beside "
+        "callbacks: early_stopping: {…}",
+        "command line:1:12: callbacks.averaging: unknown key; averaging is a section beside "
+        "callbacks",
         "command line:1:19: callbacks.noted.text: missing; it is required",
         f"command line:2:14: loader.order: must be one of {', '.join(registry.names('order'))}; "
-        "got 'gaps'",
+        "got 'gaps'; for a part of your own, give --import MODULE (in Python, import it first)",
         "command line:1:11: callbacks: names no callback; name some of noted, or remove it",
     ]
 

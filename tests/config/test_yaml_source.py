@@ -163,10 +163,15 @@ def test_forty_digits_are_whole_and_more_are_a_float():
         ("word\n", ["a.yaml:1:1: must be a mapping of settings, such as 'epochs: 20'"]),
         (
             "a: 1\n\tb: 2\n",
-            [
-                "a.yaml:2:1: is not valid YAML: while scanning for the next token "
-                "found character '\\t' that cannot start any token"
-            ],
+            ["a.yaml:2:1: has a tab before a setting; indent with blanks"],
+        ),
+        (
+            "a:\n  b: 1\n  c:2\n  d: 3\n",
+            ["a.yaml:3:3: 'c:2' lacks a blank after the colon; write c: 2"],
+        ),
+        (
+            "a: {b:mlp, c: 1}\n",
+            ["a.yaml:1:5: a.b:mlp: lacks a blank after the colon; write b: mlp"],
         ),
         (
             "a: [1\n",
@@ -408,3 +413,12 @@ def test_zeros_in_other_places_are_what_they_were(tmp_path, line):
     with pytest.raises(ConfigError) as told:
         load_config(path)
     assert "leading zero" not in str(told.value)
+
+
+def test_a_file_of_a_similar_name_is_suggested(tmp_path):
+    (tmp_path / "base.yaml").write_text("epochs: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        read_file(tmp_path / "base.yml")
+    assert str(caught.value) == (
+        f"{tmp_path}/base.yml:1:1: file not found; did you mean {tmp_path}/base.yaml?"
+    )

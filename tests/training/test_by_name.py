@@ -63,7 +63,10 @@ def test_an_optimizer_by_name_trains_what_is_trained():
     [
         ({"loss": "mae"}, r"loss: must be one of mse, .*; got 'mae'; did you mean l1\?"),
         ({"metrics": ["acc"]}, r"metrics: must be one of accuracy, mae\b.*; got 'acc'"),
-        ({"metrics": ["accuracy"]}, "metrics: accuracy has no meaning under mse"),
+        (
+            {"metrics": ["accuracy"]},
+            "metrics: accuracy is not defined for mse; use mae, rmse or r2",
+        ),
         ({"optimizer": "sgd"}, "optimizer: sgd needs lr; give the object"),
         ({"optimizer": "lion"}, "optimizer: must be one of sgd, adam, .*; got 'lion'"),
         ({"scheduler": "cosine"}, "scheduler: must be a torch.optim.lr_scheduler"),

@@ -326,6 +326,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "loader: a torch DataLoader has no order by seed and epoch; give its data set to a loader, "
         "as in MiniBatchLoader(dataset, 8)",
     ),
+    "a DataLoader as data": (
+        lambda: MiniBatchLoader(DataLoader(TensorDataset(X, Y), 8), 8),
+        "data: a torch DataLoader has no order by seed and epoch; give its data set to a loader, "
+        "as in MiniBatchLoader(dataset, 8)",
+    ),
     "an optimizer to be made": (
         lambda: trainer(optimizer=partial(SGD, lr=0.1)),
         "optimizer: must be a torch.optim optimizer, such as torch.optim.SGD(model.parameters(), "

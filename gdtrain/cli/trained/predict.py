@@ -22,7 +22,7 @@ def predict(given: list[str]) -> int:
         "file", metavar="FILE", type=Path, help="a table with a header; - for standard input"
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="where to write (default: standard output)"
+        "--out", metavar="FILE", type=Path, help="where to write (default: -, standard output)"
     )
     parser.add_argument(
         "--columns",
@@ -44,7 +44,7 @@ def predict(given: list[str]) -> int:
     return predict_rows(
         options.run,
         options.file,
-        options.out,
+        None if options.out == Path("-") else options.out,
         averaged=options.averaged,
         columns=None if options.columns is None else options.columns.split(","),
         on_bad_row=options.on_bad_row,

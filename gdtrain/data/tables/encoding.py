@@ -30,6 +30,12 @@ def names_of_text(columns: Iterable[Column]) -> set[str]:
     return {column.name for column in columns if column.kind != "number"}
 
 
+_NEW_CATEGORY = (
+    "a category that does not occur in the training data; train with data.unknown_category: "
+    "ignore, or predict with --on-bad-row skip"
+)
+
+
 class TableEncoder:
     """Makes inputs of rows whose columns are known.
 
@@ -142,8 +148,8 @@ class TableEncoder:
         found: Array = table[local]
         if not self.ignore_unknown:
             for row in np.flatnonzero(found == -1).tolist():
-                text = f"is {texts[local[row]]!r}, a category that was not there in training"
-                faults.setdefault(row, f"column {column.name!r} {text}")
+                text = f"column {column.name!r} is {texts[local[row]]!r}, {_NEW_CATEGORY}"
+                faults.setdefault(row, text)
         return found
 
     def _dates(self, column: Column, cells: Any, faults: Faults) -> Array:

@@ -15,6 +15,7 @@ from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.loaded import marks_of
 from gdtrain.errors import DataError
+from gdtrain.near_names import nearest
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class KnownTable:
         there = set(self.files.names)
         for name in self.names:
             if name not in there:
-                text = f"has no column {name!r}, which the model was trained on"
+                near = nearest(name, there)
+                hint = f"; did you mean {near!r}?" if near else ""
+                text = f"has no column {name!r}, which the model was trained on{hint}"
                 raise DataError(f"{path}: {text}")
         self._dropped = [place for place, column in enumerate(columns) if column.name in dropped]
         self._rows = np.arange(0)

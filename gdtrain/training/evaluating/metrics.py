@@ -12,7 +12,7 @@ from torch import Tensor
 from gdtrain.data.rows import join
 from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ConfigError
-from gdtrain.registry import find, names, register_metric
+from gdtrain.registry import find, index, names, register_metric
 from gdtrain.settings import LossSettings, OptionsOnly
 from gdtrain.training.losses.known_means import of_torch
 
@@ -135,7 +135,8 @@ class AccuracyUnder:
         if loss is None or is_open(loss):
             return accuracy
         if "accuracy" not in loss.metrics:
-            raise ConfigError.of("metrics", f"accuracy has no meaning under {loss.name}")
+            others = "; use mae, rmse or r2" if loss.targets.unit else ""
+            raise ConfigError.of("metrics", f"accuracy is not defined for {loss.name}{others}")
         return probability_accuracy if "sigmoid" in loss.output_activations else accuracy
 
 
@@ -155,9 +156,14 @@ class MeanAbsoluteErrorUnder:
     """Makes the mean absolute error, for a loss of errors. Raises ConfigError for others."""
 
     def __new__(cls, loss: LossSettings | None) -> Any:
-        if loss is not None and not (is_open(loss) or loss.targets.unit):
+        if loss is not None and not (is_open(loss) or loss.targets.unit or _may_be_of_errors(loss)):
             raise ConfigError.of("metrics", f"mae needs a loss of {', '.join(losses_of_errors())}")
         return mean_absolute_error
+
+
+def _may_be_of_errors(loss: LossSettings) -> bool:
+    """Whether a loss is its user's own, of numbers."""
+    return loss.name not in index()["loss"] and not loss.targets.classes
 
 
 def losses_of_errors() -> list[str]:

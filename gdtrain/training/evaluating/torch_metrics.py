@@ -141,7 +141,7 @@ class _OfClasses(Adapted):
     def __init__(self, name: str, loss: LossSettings | None, **options: Any) -> None:
         super().__init__()
         if loss is not None and not (is_open(loss) or "accuracy" in loss.metrics):
-            raise ConfigError.of("metrics", f"{name} has no meaning under {loss.name}")
+            raise ConfigError.of("metrics", f"{name} is not defined for {loss.name}")
         require_torchmetrics(name)
         self._options = options
         self._is_probability = loss is not None and "sigmoid" in loss.output_activations

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.sources import no_loader
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
@@ -41,10 +42,7 @@ def check_model(model: Any) -> None:
 def check_loader(name: str, loader: Any) -> None:
     """Raise ModelError for data, or somebody else's loader, in the place of one of ours."""
     if isinstance(loader, DataLoader):
-        raise ModelError(
-            f"{name}: a torch DataLoader has no order by seed and epoch; give its data set to a "
-            f"loader, as in MiniBatchLoader(dataset, {loader.batch_size or 32})"
-        )
+        raise ModelError(no_loader(name, loader))
     if not isinstance(loader, Loader):
         raise ModelError(
             f"{name}: must be a Loader (BatchLoader, SampleLoader, MiniBatchLoader, PhasedLoader "

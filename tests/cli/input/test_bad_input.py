@@ -179,7 +179,7 @@ def test_the_table_starts_from_what_trains(capsys):
         (
             "target: y",
             "target: y, validation_fraction: 0.4}\nmetrics: [accuracy]\nlog: {every_n_steps: 1",
-            ["a.yaml:2:10: metrics: accuracy has no meaning under mse"],
+            ["a.yaml:2:10: metrics: accuracy is not defined for mse; use mae, rmse or r2"],
         ),
         (
             "target: y",

@@ -228,7 +228,8 @@ def test_predictions_from_a_csv_file_are_in_the_units_of_the_target(tmp_path, mo
     with pytest.raises(DataError) as caught:
         load_run("out").predict_csv(tmp_path / "bad.csv")
     assert str(caught.value).endswith(
-        "line 2, column 'colour' is 'pink', a category that was not there in training"
+        "line 2, column 'colour' is 'pink', a category that does not occur in the training data; "
+        "train with data.unknown_category: ignore, or predict with --on-bad-row skip"
     )
 
 

@@ -212,6 +212,11 @@ def test_tables_in_memory_say_what_a_file_does(folder: Path) -> None:
         np.testing.assert_allclose(found["price"], expected, rtol=1e-12)
     with pytest.raises(DataError, match="has no column 'area', which the model was trained on"):
         run.predict_table(frame[["kind"]])
+    with pytest.raises(DataError, match="was trained on; did you mean 'Area'"):
+        run.predict_table(frame.rename(columns={"area": "Area"}))
+    message = "is not numeric; encode it first, or give predict_table the rows with their columns$"
+    with pytest.raises(DataError, match=message):
+        run.predict([[50.0, "a"]])
     with pytest.raises(DataError, match=r"^the table: can't be taken as one: "):
         run.predict_table(3)
 

@@ -4,6 +4,7 @@ from gdtrain.config.schema import Config
 from gdtrain.registry import names
 
 KEYS = ", ".join(Config.model_fields)
+OWN_PART = "; for a part of your own, give --import MODULE (in Python, import it first)"
 LOSSES = ", ".join(names("loss"))
 LOADERS = ", ".join(names("loader"))
 ORDERS = ", ".join(names("order"))
@@ -82,7 +83,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             (
                 "a.yaml:1:7: data.source: must be one of digits, teaching, "
                 "linear_regression, two_moons, quadratic, csv, npz, npy, pt, safetensors, "
-                "mapped, stream, table, parquet; got 'nothing_like_it'"
+                "mapped, stream, table, parquet; got 'nothing_like_it'" + OWN_PART
             )
         ],
     ),
@@ -100,7 +101,10 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "model of an unknown name": (
         {"model": "nothing_like_it"},
-        ["a.yaml:2:8: model.name: must be one of linear, mlp, cnn; got 'nothing_like_it'"],
+        [
+            "a.yaml:2:8: model.name: must be one of linear, mlp, cnn; got 'nothing_like_it'"
+            + OWN_PART
+        ],
     ),
     "loss is a number": (
         {"loss": "3"},
@@ -116,7 +120,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "loss of an unknown name": (
         {"loss": "nothing_like_it"},
-        [(f"a.yaml:3:7: loss.name: must be one of {LOSSES}; got 'nothing_like_it'")],
+        [(f"a.yaml:3:7: loss.name: must be one of {LOSSES}; got 'nothing_like_it'" + OWN_PART)],
     ),
     "loader is a number": (
         {"loader": "3"},
@@ -124,7 +128,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "loader is a list": (
         {"loader": "[a]"},
-        [f"a.yaml:4:10: loader[0].name: must be one of {LOADERS}; got 'a'"],
+        [f"a.yaml:4:10: loader[0].name: must be one of {LOADERS}; got 'a'" + OWN_PART],
     ),
     "loader is an empty list": (
         {"loader": "[]"},
@@ -207,7 +211,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "loader of an unknown name": (
         {"loader": "nothing_like_it"},
-        [(f"a.yaml:4:9: loader.name: must be one of {LOADERS}; got 'nothing_like_it'")],
+        [(f"a.yaml:4:9: loader.name: must be one of {LOADERS}; got 'nothing_like_it'" + OWN_PART)],
     ),
     "optimizer is a number": (
         {"optimizer": "3"},
@@ -226,7 +230,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:5:12: optimizer.name: must be one of sgd, adam, adamw, lbfgs; got "
-                "'nothing_like_it'"
+                "'nothing_like_it'" + OWN_PART
             )
         ],
     ),
@@ -591,7 +595,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             "metrics": "[accuracy]",
             "data": "{source: csv, path: data.csv, target: y, validation_fraction: 0.4}",
         },
-        ["a.yaml:7:10: metrics: accuracy has no meaning under mse"],
+        ["a.yaml:7:10: metrics: accuracy is not defined for mse; use mae, rmse or r2"],
     ),
     "mae of classes": (
         {
@@ -603,7 +607,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "metrics unknown": (
         {"metrics": "[fbeta]"},
-        [f"a.yaml:7:11: metrics[0]: must be one of {METRICS}; got 'fbeta'"],
+        [f"a.yaml:7:11: metrics[0]: must be one of {METRICS}; got 'fbeta'" + OWN_PART],
     ),
     "metrics of nothing": (
         {"metrics": "[mae]"},
@@ -646,7 +650,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "order unknown": (
         {"loader": "{name: sample, order: random}"},
-        [(f"a.yaml:4:31: loader.order: must be one of {ORDERS}; got 'random'")],
+        [(f"a.yaml:4:31: loader.order: must be one of {ORDERS}; got 'random'" + OWN_PART)],
     ),
     "order empty": (
         {"loader": "{name: sample, order: []}"},
@@ -753,7 +757,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:7:12: scheduler.name: must be one of constant, cosine, step, "
-                "exponential, inverse_time, plateau; got 'polynomial'"
+                "exponential, inverse_time, plateau; got 'polynomial'" + OWN_PART
             )
         ],
     ),
@@ -834,7 +838,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 f"a.yaml:7:11: monitors: must be among {MONITORS}, each with options or alone; "
-                "got 'hessian'"
+                "got 'hessian'" + OWN_PART
             )
         ],
     ),
@@ -1035,7 +1039,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"data": "{source: digits, standardize_targets: true}", "loss": "cross_entropy"},
         [
             (
-                "a.yaml:1:45: data.standardize_targets: has no meaning under cross_entropy; "
+                "a.yaml:1:45: data.standardize_targets: is not defined for cross_entropy; "
                 "it is for mse, l1, smooth_l1, huber"
             )
         ],

@@ -274,7 +274,7 @@ def test_a_missing_package_is_named_with_its_install_line(name, monkeypatch) -> 
 
 
 def test_a_metric_that_does_not_go_with_the_loss_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^metrics: f1 has no meaning under mse$"):
+    with pytest.raises(ConfigError, match=r"^metrics: f1 is not defined for mse$"):
         trainer_of("mse", 1, draw(N, 1), ["f1"])
     with pytest.raises(ConfigError, match=r"^metrics: r2 needs a loss of mse, "):
         trainer_of("cross_entropy", 3, labels(), ["r2"])
