@@ -42,6 +42,7 @@ class Batch:
 
     __slots__ = ("indices", "inputs", "targets")
     is_view = False
+    is_lazy = False  # read when it is touched
     _cutter = Cutter()
 
     def __init__(self, inputs: Any, targets: Any, indices: Tensor) -> None:

@@ -19,6 +19,7 @@ Transform = Callable[[Iterator[Batch]], Iterator[Batch]]
 class _Part(Batch):
     """Part ``number`` of a batch, read when it is touched, if it is not the newest of its pass."""
 
+    is_lazy = True
     __slots__ = ("_all", "_labels", "_length", "_number", "_places", "_start")
 
     def __init__(

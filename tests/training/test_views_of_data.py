@@ -56,6 +56,19 @@ def sequential(data: Data) -> Loader:
 
 
 @pytest.mark.parametrize("order", ["sequential", "reshuffle"])
+def test_a_loss_does_not_see_what_a_weight_writes_however_batches_are_cut(order: str) -> None:
+    def trained(microbatch_size: int | None) -> list[float]:
+        torch.manual_seed(2)
+        model = nn.Linear(WIDTH, WIDTH).double()
+        loader = MiniBatchLoader(made(), ROWS // 2, order=order)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        size = {"microbatch_size": microbatch_size}
+        return OwnWeight(model, nn.MSELoss(), sgd, loader, device="cpu", **size).fit(2).train_loss
+
+    assert trained(100) == pytest.approx(trained(None), rel=1e-12)
+
+
+@pytest.mark.parametrize("order", ["sequential", "reshuffle"])
 def test_a_weight_counts_what_the_loss_has_left_of_a_batch(order: str) -> None:
     """Views or copies: J = Σ w_b J_b / Σ w_b, w_b the targets that compute_loss has not masked."""
     inputs, targets = made()

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import NO_GRADIENT, backward
-from gdtrain.training.gradients.loss_weights import adds_up, weight_of
+from gdtrain.training.gradients.loss_weights import adds_up, weights_of
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.placement.exchange import Exchange
 from gdtrain.training.run import Run
@@ -59,7 +59,7 @@ def add_parts(
     """Add Σ_p (N_p / N) ∂J_p over this process's parts to ``.grad``, one after the other.
 
     N_p is what the loss J_p of a part is divided by (see
-    :func:`gdtrain.training.gradients.loss_weights.weight_of`) and N the sum over all parts of all
+    :func:`gdtrain.training.gradients.loss_weights.weights_of`) and N the sum over all parts of all
     processes; the shares of sums are 1. A part of weight 0, whose targets are all ignored, is
     computed for what it does to the model, and adds zeros; if all are such, they count alike: the
     loss is then 0/0, as it is in one pass. Models that leave layers out for some samples may have
@@ -126,7 +126,7 @@ def _shares(
     """
     if adds_up(trainer):
         return [lambda: 1.0] * len(parts), lambda: None
-    weights = [weight_of(trainer, part) for part in parts]
+    weights = weights_of(trainer, parts)
     if world.size == 1:
         total = sum(weights)
         if not total:

@@ -28,7 +28,7 @@ from gdtrain.training.gradients.loss_weights import (
     has_own_loss,
     in_two_passes,
     says_weight,
-    weight_of,
+    weights_of,
 )
 from gdtrain.training.gradients.separable import check_buffers, check_separable, with_own_buffers
 from gdtrain.training.gradients.two_passes import add_two_passes
@@ -206,7 +206,7 @@ class ExactGradient:
                 "divided by; for a mean over samples, give the trainer's class "
                 "`def loss_weight(self, batch): return len(batch)`",
             )
-        weights = [weight_of(trainer, part) for part in parts]
+        weights = weights_of(trainer, parts)
         # Every backward pass is a common one, so all ranks make as many, some with weight 0.
         counts = [count for (count,) in world.gather([len(parts)])]
         missing = max(counts) - len(parts)

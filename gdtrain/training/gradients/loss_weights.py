@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -115,9 +115,16 @@ def says_weight(trainer: Run) -> bool:
 
 def weight_of(trainer: Run, batch: Batch) -> float:
     """What the batch's loss is divided by, so that parts of a batch can be weighted."""
-    if batch.is_view and says_weight(trainer):  # whose code may write to it
-        batch = batch.copy()
     return float(trainer.loss_weight(batch))
+
+
+def weights_of(trainer: Run, parts: Sequence[Batch]) -> list[float]:
+    """Those of parts whose losses come later, which don't see what an own ``loss_weight`` writes.
+
+    Nor do the data; a part that is read when it is touched is read again for its loss.
+    """
+    own = says_weight(trainer)
+    return [weight_of(trainer, p.copy() if own and not p.is_lazy else p) for p in parts]
 
 
 def adds_up(trainer: Run) -> bool:
