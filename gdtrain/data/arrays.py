@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,9 @@ def check_finite(tensor: Tensor, name: str, first_row: int = 0) -> None:
         return
     # A sum is finite if every value is, barring overflow, and needs no second array; but one in
     # float64 makes float64 of what it sums up, so that is done in parts.
-    parts = torch.split(tensor, CHECKED_ROWS) if tensor.numel() else ()
+    parts = (tensor,) if len(tensor) <= CHECKED_ROWS else torch.split(tensor, CHECKED_ROWS)
     dtype = None if tensor.is_complex() else torch.float64
-    if all(torch.isfinite(part.sum(dtype=dtype)) for part in parts):
+    if all(cmath.isfinite(part.sum(dtype=dtype).item()) for part in parts):
         return
     bad = (~torch.isfinite(tensor)).nonzero()
     if bad.shape[0] == 0:

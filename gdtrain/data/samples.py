@@ -127,7 +127,14 @@ class TensorSamples(Samples):
 
     def _hold(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tuple(tensors)
-        self._elements = [_as_elements(tensor) for tensor in self._tensors]
+        self._viewed: list[Tensor | None] | None = None
+
+    @property
+    def _elements(self) -> list[Tensor | None]:
+        """What rows are gathered from, see :func:`_as_elements`; made when it is needed first."""
+        if self._viewed is None:
+            self._viewed = [_as_elements(tensor) for tensor in self._tensors]
+        return self._viewed
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -104,7 +104,7 @@ def _has_more(trainer: Run) -> bool:
 def _is_known(trainer: Run) -> bool:
     """Whether all that runs in a block, the optimizer apart, is PyTorch's and the project's own."""
     loader, groups = trainer.loader, trainer.updater.param_groups
-    if loader is None or loader.calls_order or not loader.has_known_plans:
+    if loader is None or not loader.has_known_plans:
         return False
     return (
         isinstance(trainer.placed(loader.samples), TensorSamples)

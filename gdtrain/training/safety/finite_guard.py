@@ -60,6 +60,7 @@ class Guard:
         self._before: Keeper | None = None
         self._of_any_pass: Keeper | None = None
         self._weights: Keeper | None = None
+        self._before_search: Keeper | None = None  # for a step, see :meth:`protect`
         self._started_at: int | None = None  # updates, before the first of this guard
         self._watched: Optimizer | None = None
         self._hooks: list[RemovableHandle] = []
@@ -175,9 +176,12 @@ class Guard:
         Raises NotFinite, with weights and optimizer as before, if it leaves weights or state
         that are not finite; and likewise whatever else breaks it off.
         """
-        before = self._keeper()
-        optimizer = self.trainer.updater
-        known = lbfgs_state.history(optimizer)
+        if self._before_search is None:
+            self._before_search = self._keeper()
+        else:
+            self._before_search.keep()
+        before, optimizer = self._before_search, self.trainer.updater
+        known = lbfgs_state.newest(optimizer)
         try:
             update()
             held = [p for group in optimizer.param_groups for p in group["params"]]

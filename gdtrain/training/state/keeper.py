@@ -276,12 +276,17 @@ class _Memories:
 
 
 class _Parameters(_Part):
+    _tensors: Sequence[Tensor] = ()
+    _memories: _Memories
+
     def keep(self) -> None:
-        self._kept = [_Memory(parameter) for parameter in self.parameters()]
+        tensors = self.parameters()
+        same = len(tensors) == len(self._tensors) and all(map(is_, tensors, self._tensors))
+        if not (tensors and same and self._memories.keep()):
+            self._tensors, self._memories = tensors, _Memories(tensors)
 
     def restore(self) -> None:
-        for kept in self._kept:
-            kept.restore()
+        self._memories.restore()
 
 
 class _Gradients(_Part):

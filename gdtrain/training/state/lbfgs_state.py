@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -57,22 +57,29 @@ def check(kept: Mapping[str, Any], optimizer: LBFGS) -> None:
         demand(holds, f"optimizer: {key} is not what L-BFGS keeps")
 
 
-def history(optimizer: Optimizer) -> list[Tensor]:
-    """The tensors that it appends to its lists, and never writes to; none of other optimizers."""
+def newest(optimizer: Optimizer) -> list[Tensor]:
+    """The last tensor of each list to whose end it adds, and to which it never writes.
+
+    None of other optimizers, and before there is one.
+    """
     if type(optimizer) is not LBFGS or "step" in vars(optimizer):
         return []
-    held = (state.get(key, ()) for state in optimizer.state.values() for key in _HISTORY)
-    return [tensor for tensors in held for tensor in tensors]
+    states = optimizer.state.values()
+    return [state[key][-1] for state in states for key in _HISTORY if state.get(key)]
 
 
-def since(state: Mapping[str, Any], known: Iterable[Tensor]) -> list[Any]:
-    """What is in its state besides a history that is known.
+def since(state: Mapping[str, Any], known: Sequence[Tensor]) -> list[Any]:
+    """What is in its state besides the history up to what was the newest.
 
     The factors of that are left out, too: those of an iteration are in its direction ``d``.
     """
-    before = set(map(id, known))
-    new = [t for key in _HISTORY for t in state.get(key, ()) if id(t) not in before]
-    return [*new, *(v for key, v in state.items() if key not in (*_HISTORY, _FACTORS))]
+    made = [value for key, value in state.items() if key not in (*_HISTORY, _FACTORS)]
+    for key in _HISTORY:
+        for tensor in reversed(state.get(key, ())):
+            if any(tensor is one for one in known):
+                break
+            made.append(tensor)
+    return made
 
 
 def _is_single(value: Any) -> bool:
