@@ -114,8 +114,10 @@ class _Source:
         self._block, self._dtype, self._placed = trainer.running, trainer.dtype, placed
         self._rows, self._tensors = rows, rows.tensors
         self._versions = [tensor._version for tensor in rows.tensors]
+        # As whole numbers, of which 0 and -0, too, are two.
         self._as = [_INTEGERS[tensor.itemsize] for tensor in rows.tensors] if compares else []
-        self.copies = [t.clone() for t in self._bits()] if compares else None
+        viewed = map(Tensor.view, rows.tensors, self._as)
+        self.copies = [tensor.clone() for tensor in viewed] if compares else None
 
     def is_current(self, trainer: Run) -> bool:
         """Whether loader and data are as they were."""
@@ -130,11 +132,7 @@ class _Source:
             return False
         if self.copies is None:
             return trainer.running is self._block
-        return all(map(torch.equal, self._bits(), self.copies))
-
-    def _bits(self) -> Iterator[Tensor]:
-        """The data as whole numbers, of which 0 and -0, too, are two."""
-        return map(Tensor.view, self._rows.tensors, self._as)
+        return all(map(torch.equal, map(Tensor.view, tensors, self._as), self.copies))
 
     def unchanged(self, plan: Plan, batches: list[Batch]) -> Iterator[Batch]:
         """An epoch's batches, read again from where on they are of other values."""

@@ -38,7 +38,7 @@ class StepWeights:
         trainer = self.trainer
         if trainer.has_own_weight:
             return trainer.loss_weight(batch)
-        if type(trainer.loss) in OVER_SAMPLES:
+        if trainer.loss is None or type(trainer.loss) in OVER_SAMPLES:
             return size
         mean = mean_of(trainer.loss, batch)
         if not isinstance(mean, MeanOfTargets):
@@ -129,7 +129,7 @@ def weights_of(trainer: Run, parts: Sequence[Batch]) -> list[float]:
 
 def adds_up(trainer: Run) -> bool:
     """Whether the loss is a sum over samples, known to be one, whose parts simply add."""
-    if getattr(trainer.loss, "reduction", None) == "mean":  # as mostly
+    if trainer.loss is None or getattr(trainer.loss, "reduction", None) == "mean":  # as mostly
         return False
     if trainer.has_own_weight or has_own_loss(trainer):  # which is a mean, as far as is known
         return False
