@@ -31,6 +31,10 @@ SPAN = 5  # of the smoothing: β = 0.8
 DIVERGED = 4.0  # times the loss before the first update
 
 
+# What to do for a rate that is good until the end.
+_FOR_A_BUDGET = "for a whole training, pass --epochs N (in Python, epochs=N)"
+
+
 @dataclass(frozen=True)
 class LrRange:
     """What a range test has found.
@@ -127,10 +131,10 @@ class LrRange:
         """The suggestion, and what it promises."""
         if self.epochs is None:
             if self.suggestion is not None:
-                return f"{self.suggestion:.3g} for the first updates; for a budget, give its epochs"
+                return f"{self.suggestion:.3g} for the first updates; {_FOR_A_BUDGET}"
             if self.lowest is None:
                 return "none: the full loss never fell"
-            return "none: the ramp alone does not tell; give the epochs, and rates are tried out"
+            return f"none: this test alone is inconclusive; {_FOR_A_BUDGET}"
         length = counted(self.epochs, "epoch")
         if self.suggestion is None:
             return f"none: no rate that was tried descends over {length}, on two orders"

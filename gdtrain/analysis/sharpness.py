@@ -36,6 +36,12 @@ class Sharpness:
     training: bool = False
     no_limit: str | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Sharpness({self.value:.4g}, residual {self.residual:.2g}; vector of "
+            f"{len(self.vector):,}, {self.products} products)"
+        )
+
 
 def largest_eigenvalue(
     trainer: Trainer,

@@ -88,7 +88,12 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--decimal", default=".", metavar="CHARACTER", help="default: a point")
     parser.add_argument("--encoding", default="utf-8", metavar="NAME", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        default="float32",
+        help="of inputs and numeric targets (default: %(default)s)",
+    )
     parser.add_argument(
         "--rows-per-shard", type=int, default=1_000_000, metavar="N", help="default: %(default)s"
     )

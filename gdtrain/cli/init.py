@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 
 from gdtrain.cli.options import Parser
 from gdtrain.errors import ConfigError, DataError, Fault
@@ -68,12 +69,12 @@ def init(given: list[str]) -> int:
             file.write(text)
     except FileExistsError:
         way_out = "move it first" if options.out else "move it first, or name another with --out"
-        message = f"{out} is there already and stays as it is; {way_out}"
+        message = f"{out} already exists and was not changed; {way_out}"
         raise ConfigError([Fault("", message, "command line")]) from None
     except OSError as error:
         message = f"{out} can't be written: {error.strerror}; go to a directory where it can be"
         raise ConfigError([Fault("", message, "command line")]) from error
-    say(f"written: {out}; {when}train with: python -m gdtrain --config {out}")
+    say(f"written: {out}; {when}train with: python -m gdtrain --config {quote(str(out))}")
     return 0
 
 
@@ -95,9 +96,9 @@ def for_file(path: Path, targets: list[str], name: str) -> tuple[str, bool]:
     except DataError as error:
         raise _fault("target" if "has no column" in str(error) else "data", str(error)) from error
     for column, reason in list(made.left_out.items())[:_MOST_TOLD]:
-        say(f"left out: column {column!r}: {reason}")
+        say(f"excluded: {column!r} ({reason})")
     if len(made.left_out) > _MOST_TOLD:
-        say(f"left out: {len(made.left_out) - _MOST_TOLD:,} more columns; see exclude in {name}")
+        say(f"excluded: {len(made.left_out) - _MOST_TOLD:,} more columns; see exclude in {name}")
     for fault in made.faults:
         say(f"correct this before training: {fault}")
     return made.text, not made.faults

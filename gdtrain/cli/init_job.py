@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 
 from gdtrain.data.tables.formats.csv_text import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
@@ -57,7 +58,7 @@ def for_table(path: Path, targets: list[str], name: str) -> ForTable:
     loss, classes = _loss(seen)
     left_out = {} if seen is None else _left_out(reading, seen)
     text = _OF_A_TABLE.format(
-        name=name,
+        name=quote(name),
         path=yaml_text(str(path)),
         target=_listed(targets) if len(targets) > 1 else yaml_text(targets[0]),
         choices="".join(f"\n  {line}" for line in _choices(reading, seen, left_out)),

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from shlex import quote
 
 from gdtrain.cli.convert import convert
 from gdtrain.cli.init import init
@@ -112,7 +113,7 @@ def _no_command(word: str) -> ConfigError:
     """The error of a first word that is none."""
     near = nearest(word, COMMANDS)
     if word.lower().endswith((".yaml", ".yml")):
-        hint = f"to train with it: --config {word}"
+        hint = f"to train with it: --config {quote(word)}"
     elif near:
         hint = f"did you mean {near}?"
     else:

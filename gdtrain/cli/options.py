@@ -163,7 +163,7 @@ def import_modules(names: list[str]) -> None:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, and what it imports is not
-            hint = "it must be importable from here"
+            hint = "run from its directory, or add that to PYTHONPATH"
             if name.endswith(".py"):
                 hint = f"name the module, not its file: {name[:-3].replace('/', '.')}"
             message = f"module {name!r} not found; {hint}"

@@ -30,7 +30,7 @@ from gdtrain.output.run_directory import (
     CONFIG,
     PREPROCESSING,
     WEIGHTS,
-    newest_inside,
+    no_run,
 )
 from gdtrain.training.html_table import html_table
 from gdtrain.training.placement.device import autocast, parameter_dtype
@@ -267,8 +267,7 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     chosen = AVERAGED if averaged else WEIGHTS
     for name in (CONFIG, PREPROCESSING, chosen):
         if not (directory / name).is_file():
-            near = newest_inside(directory)
-            raise OutputError(f"{directory} is not a finished run: it has no {name}{near}")
+            raise OutputError(no_run(directory, f"is not a finished run: it has no {name}"))
     config, _ = load_config(directory / CONFIG)
     preprocessing = Preprocessing.load(directory / PREPROCESSING)
     state = RngState.take(torch.device("cpu"))

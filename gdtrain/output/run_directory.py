@@ -94,9 +94,23 @@ def latest_directory(
         directory = parent / str(max(numbers))
     disk.check_inside(directory, _WRITTEN)
     if not (directory / CONFIG).is_file():
+        if directory.is_file():
+            raise OutputError(no_run(directory, "holds no run"))
         near = newest_inside(directory)
         raise OutputError(f"{directory} holds no run{near or f'; {way_out}'}")
     return directory
+
+
+def no_run(path: Path, why: str) -> str:
+    """What is wrong with a path that should be a run's directory, and which may be meant.
+
+    why: what is wrong with a directory.
+    """
+    if path.is_file():
+        return f"{path} is a file; give a run's directory"
+    if not path.is_dir():
+        return f"{path} does not exist"
+    return f"{path} {why}{newest_inside(path)}"
 
 
 def newest_inside(directory: Path) -> str:

@@ -66,7 +66,11 @@ def _part(kind: str, key: str, name: str) -> tuple[registry.Part, Settings]:
     try:
         return part, part.settings.model_validate({tag: name} if tag else {})
     except ValidationError as error:
-        raise ConfigError.of(key, f"{name} needs {_missing(error)}; give the object") from error
+        way_out = "give the object, with its options"
+        if (kind, _missing(error)) == ("optimizer", "lr"):
+            made = f"torch.optim.{part.part.__name__}"
+            way_out = f"pass optimizer={made}(model.parameters(), lr=…)"
+        raise ConfigError.of(key, f"{name} needs {_missing(error)}; {way_out}") from error
 
 
 def _missing(error: ValidationError) -> str:

@@ -98,7 +98,9 @@ def test_where_there_is_no_limit_it_says_so():
     found = lr_range(parabola(optimizer=torch.optim.Adam), updates=3)
     assert (found.stability_limit, found.sharpness) == (None, None)
     assert "there is none for Adam as it is set" in str(found)
-    assert "none: the ramp alone does not tell; give the epochs" in str(found)
+    assert "none: this test alone is inconclusive; for a whole training, pass --epochs N" in str(
+        found
+    )
     unasked = lr_range(parabola(), updates=3, limit=False)
     assert "not asked for" in str(unasked)
     assert unasked.suggestion is None

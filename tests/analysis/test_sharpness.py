@@ -68,6 +68,7 @@ def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(scale, microbatch_siz
     assert found.gradient_evaluations == 2 * found.products <= 60
     assert found.residual <= 1e-4 * found.value
     assert math.isclose(float(found.vector.norm()), 1, rel_tol=1e-12)
+    assert repr(found).startswith(f"Sharpness({found.value:.4g}, residual ")
 
 
 class Ascent(Trainer):

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_with_the_same_bits
     two = kept / "step-0000000010" / "state.json"
     assert f"skipped a checkpoint: {one} is damaged" in said
     assert f"skipped a checkpoint: {two} is damaged (its digest differs)\n" in said
-    assert f"going on from {kept / 'step-0000000008'}\n" in said
+    assert f"resuming from {kept / 'step-0000000008'}\n" in said
     ended, whole = load_file(run / "model.safetensors"), load_file(finished / "model.safetensors")
     assert all(torch.equal(ended[name], whole[name]) for name in whole)
     assert json.loads((run / "summary.json").read_text())["steps"] == 12

@@ -28,7 +28,7 @@ optimizer: {lr: 0.1, momentum: 0.9}
 epochs: 2
 log: {picture: false}
 """
-START_ANEW = "give it its own settings, or start a new run"
+START_ANEW = "resume with the run's own settings, or start a new run"
 
 
 @pytest.fixture(autouse=True)
@@ -317,7 +317,7 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
         "skipped a checkpoint: runs/moons/2/checkpoints/step-0000000008/state.json is damaged "
         "(its digest differs)"
     )
-    assert lines[1] == "going on from runs/moons/2/checkpoints/step-0000000006"
+    assert lines[1] == "resuming from runs/moons/2/checkpoints/step-0000000006"
     assert weights("runs/moons/2") == finished
 
 
@@ -326,25 +326,25 @@ def test_resume_takes_the_newest_run_and_its_newest_checkpoint(capsys):
     [
         (
             ["seed=5"],
-            "--resume: out is a run with other settings, so it can't be resumed; "
-            "seed: the run has 0, this configuration 5; " + START_ANEW,
+            "--resume: out was started with other settings: "
+            "seed is 0 there and 5 here; " + START_ANEW,
         ),
         (
             ["early_stopping.patience=3"],
-            "--resume: out is a run with other settings, so it can't be resumed; "
-            "early_stopping: the run has nothing, this configuration "
-            "{'monitor': 'val_loss', 'patience': 3, 'min_delta': 0.0, …; " + START_ANEW,
+            "--resume: out was started with other settings: "
+            "early_stopping is nothing there and "
+            "{'monitor': 'val_loss', 'patience': 3, 'min_delta': 0.0, … here; " + START_ANEW,
         ),
         (
             ["loader=sample", "optimizer.lr=1"],
-            "--resume: out is a run with other settings, so it can't be resumed; "
-            "loader.name: the run has 'minibatch', this configuration 'sample'; "
-            "optimizer.lr: the run has 0.1, this configuration 1.0; " + START_ANEW,
+            "--resume: out was started with other settings: "
+            "loader.name is 'minibatch' there and 'sample' here; "
+            "optimizer.lr is 0.1 there and 1.0 here; " + START_ANEW,
         ),
         (
             ["validation.every_n_epochs=2"],
-            "--resume: out is a run with other settings, so it can't be resumed; "
-            "validation.every_n_epochs: the run has nothing, this configuration 2; " + START_ANEW,
+            "--resume: out was started with other settings: "
+            "validation.every_n_epochs is nothing there and 2 here; " + START_ANEW,
         ),
         (
             ["--output-dir", "nowhere"],
@@ -385,6 +385,24 @@ def test_a_run_is_not_resumed_to_fewer_epochs_than_it_has_begun(capsys, step):
     assert Path("out/config.yaml").read_bytes() == before
 
 
+def test_the_configuration_in_a_runs_directory_is_no_name_of_it(capsys):
+    assert run("--output-dir", "my run", "epochs=1") == 0
+    capsys.readouterr()
+    assert main(["--config", "my run/config.yaml", "--resume"]) == 2
+    assert capsys.readouterr().err == (
+        "command line:1:1: --output-dir: missing, and my run/config.yaml is the configuration of a "
+        "run; resume it with --output-dir 'my run' --resume\n"
+    )
+
+
+def test_the_last_epoch_is_validated_though_none_is_due_then(capsys):
+    assert run("--output-dir", "each", "epochs=3") == 0
+    assert run("--output-dir", "seldom", "epochs=3", "validation.every_n_epochs=2") == 0
+    assert summary("seldom")["validation"] == summary("each")["validation"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"val_loss {summary('each')['validation']['loss']:.4g}" in last
+
+
 def test_resume_without_any_run(capsys):
     assert run("--resume") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
@@ -408,8 +426,9 @@ def test_a_cosine_schedule_is_of_a_number_of_epochs(capsys):
     assert run("--output-dir", "out", "scheduler=cosine") == 0
     assert run("--output-dir", "out", "scheduler=cosine", "--resume", "epochs=3") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "command line:1:1: --resume: out is a run with other settings, so it can't be resumed; "
-        "epochs: the run has 2, this configuration 3; " + START_ANEW
+        "command line:1:1: --resume: out was started with other settings: "
+        "epochs is 2 there and 3 here, by which the schedule cosine computes its rates; "
+        + START_ANEW
     )
 
 
@@ -479,7 +498,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(signum):
         running.wait_for(lambda: metrics.exists() and metrics.stat().st_size > 200)
         running.send_signal(signum)
         assert running.wait() == 128 + signum
-        assert running.err.splitlines()[-1] == "interrupted; go on with --output-dir parts --resume"
+        assert (
+            running.err.splitlines()[-1] == "interrupted; resume with --output-dir parts --resume"
+        )
         assert "Traceback" not in running.err
     stopped = summary("parts")
     assert (stopped["status"], stopped["reason"]) == ("interrupted", signum.name)

@@ -61,11 +61,18 @@ def test_a_file_with_classes_and_semicolons() -> None:
     )
 
 
+def test_commands_to_copy_have_paths_in_quotes(capsys) -> None:
+    assert main(["init", "--out", "my data.yaml"]) == 0
+    assert capsys.readouterr().err == (
+        "written: my data.yaml; train with: python -m gdtrain --config 'my data.yaml'\n"
+    )
+
+
 def test_what_is_there_stays(capsys) -> None:
     Path("minibatch.yaml").write_text("mine: true\n")
     assert main(["init"]) == 2
     assert capsys.readouterr().err == (
-        "command line:1:1: minibatch.yaml is there already and stays as it is; move it first, or "
+        "command line:1:1: minibatch.yaml already exists and was not changed; move it first, or "
         "name another with --out\n"
     )
     assert main(["init", "--out", "conf/mine.yaml"]) == 2  # no such directory
@@ -76,7 +83,7 @@ def test_what_is_there_stays(capsys) -> None:
     )
     assert main(["init", "--out", "conf/mine.yaml"]) == 2
     assert capsys.readouterr().err == (
-        "command line:1:1: conf/mine.yaml is there already and stays as it is; move it first\n"
+        "command line:1:1: conf/mine.yaml already exists and was not changed; move it first\n"
     )
     assert Path("minibatch.yaml").read_text() == "mine: true\n"
 
@@ -176,14 +183,14 @@ def test_each_fault_has_a_line_and_so_has_each_column_left_out(capsys) -> None:
     assert main(["init", "--data", "a.csv", "--target", "y", "--out", "b.yaml"]) == 0
     told = capsys.readouterr().err.splitlines()
     assert [line.partition(" ")[0] for line in told] == [
-        "left",
-        "left",
+        "excluded:",
+        "excluded:",
         "correct",
         "correct",
         "written:",
     ]
-    assert told[0] == "left out: column 'order_no': counts the rows, from 1001 on"
-    assert told[1].startswith("left out: column 'day': '02.13.2024' in line 2 is a date that")
+    assert told[0] == "excluded: 'order_no' (counts the rows, from 1001 on)"
+    assert told[1].startswith("excluded: 'day' ('02.13.2024' in line 2 is a date that")
     assert told[2].startswith("correct this before training: a.csv: column 'paid': 39 of 39")
     assert told[3].startswith("correct this before training: a.csv: column 'weight': ")
     assert all("(pip install pandas)" in line for line in told[2:4])

@@ -140,7 +140,7 @@ def run(*arguments: str) -> int:
 def test_a_configuration_of_own_parts_trains_resumes_and_is_loaded_again(own_parts, capsys):
     assert run("--output-dir", "out") == 0
     assert run("--output-dir", "out", "--resume", "epochs=2") == 0
-    assert "going on from out/checkpoints/step-0000000003" in capsys.readouterr().err
+    assert "resuming from out/checkpoints/step-0000000003" in capsys.readouterr().err
     trained = load_run("out")
     assert trained.model.factors == (0.5, 3.0)
     weights = trained.model.layer.weight, trained.model.layer.bias
@@ -235,7 +235,7 @@ def test_a_dataset_source_and_an_own_trainer(own_parts, capsys):
         (
             ["--import", "no_such_module"],
             "command line:1:1: --import: module 'no_such_module' not found; "
-            "it must be importable from here",
+            "run from its directory, or add that to PYTHONPATH",
         ),
         (
             ["--import", "own_parts.py"],
@@ -245,7 +245,7 @@ def test_a_dataset_source_and_an_own_trainer(own_parts, capsys):
         (
             ["--import", "../own_parts"],
             "command line:1:1: --import: module '../own_parts' not found; "
-            "it must be importable from here",
+            "run from its directory, or add that to PYTHONPATH",
         ),
     ],
 )
@@ -431,7 +431,7 @@ def test_an_option_that_is_null_is_told_from_one_that_is_left_out(tmp_path, monk
     )
     assert main(["--config", "a.yaml", "--output-dir", "run"]) == 0
     assert main(["--config", "a.yaml", "--output-dir", "run", "--resume", "model.notes={}"]) == 2
-    said = "model.notes: the run has {'x': None}, this configuration {}; "
+    said = "model.notes is {'x': None} there and {} here; "
     assert said in capsys.readouterr().err
 
 
@@ -557,7 +557,7 @@ def test_parts_of_all_kinds_train_are_evaluated_and_resume_to_the_same_bits(all_
     assert any("twice" in record for record in records)
     changed = ["epochs=5", "scheduler=null", "loader.order.gap=3"]
     assert run_all("--output-dir", "parts", "--resume", *changed) == 2
-    assert "loader.order.gap: the run has 2, this configuration 3" in capsys.readouterr().err
+    assert "loader.order.gap is 2 there and 3 here" in capsys.readouterr().err
 
 
 SUPPLIED = """

@@ -95,7 +95,7 @@ def test_after_a_crash_and_a_resume_the_numbers_are_those_of_a_run_left_alone(ca
         train(*given)
     assert events("out/tensorboard")["loss"][-1][0] == 12
     assert train(*given, "--resume") == 0
-    assert "going on from out/checkpoints/step-0000000012" in capsys.readouterr().err
+    assert "resuming from out/checkpoints/step-0000000012" in capsys.readouterr().err
     ours, whole = events("out/tensorboard"), events("whole/tensorboard")
     # the epoch that ended at the checkpoint has ended twice, with the same numbers
     assert {tag: sorted(set(points)) for tag, points in ours.items()} == whole

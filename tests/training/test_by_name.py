@@ -67,7 +67,10 @@ def test_an_optimizer_by_name_trains_what_is_trained():
             {"metrics": ["accuracy"]},
             "metrics: accuracy is not defined for mse; use mae, rmse or r2",
         ),
-        ({"optimizer": "sgd"}, "optimizer: sgd needs lr; give the object"),
+        (
+            {"optimizer": "sgd"},
+            r"optimizer: sgd needs lr; pass optimizer=torch.optim.SGD\(model.param.*\(\), lr=…\)",
+        ),
         ({"optimizer": "lion"}, "optimizer: must be one of sgd, adam, .*; got 'lion'"),
         ({"scheduler": "cosine"}, "scheduler: must be a torch.optim.lr_scheduler"),
     ],

@@ -97,7 +97,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "features": (
         lambda: fit(linear(3), loader=BatchLoader((X.expand(40, 4), Y))),
-        "model: a layer does not take what it gets from inputs of shape [40, 4]: "
+        "model: a layer does not accept inputs of shape [40, 4]: "
         f"{shapes_of_torch(40, 4, 3)}; give the layer as many inputs as there are features",
     ),
     "whole numbers": (
@@ -130,8 +130,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "loss and no targets": (
         lambda: fit(loader=BatchLoader(X)),
-        "loss: the data have no targets, and it compares with some; give the loader (inputs, "
-        "targets), or a loss that leaves them out",
+        "loss: needs targets, and the data have none; give the loader (inputs, targets)",
     ),
     "outputs in a tuple": (
         lambda: fit(Head(lambda out: (out, out))),
@@ -318,7 +317,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "predictions of other features": (
         lambda: trainer().predict(torch.ones(4, 2)),
-        "model: a layer does not take what it gets from inputs of shape [4, 2]: "
+        "model: a layer does not accept inputs of shape [4, 2]: "
         f"{shapes_of_torch(4, 2, 1)}; give the layer as many inputs as there are features",
     ),
     "a DataLoader to evaluate": (

@@ -124,15 +124,17 @@ def summary_of(
     baseline: dict[str, Any] | None = None,
     columns: Sequence[Column] | None = None,
     test: dict[str, float] | None = None,
+    validation: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """How a run has ended, in numbers: the content of summary.json.
 
     status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
     loss and metrics of a constant prediction on the validation part. columns: of the table that was
-    trained on, if it was one. test: loss and metrics on the test part, if there is one.
+    trained on, if it was one. test: loss and metrics on the test part, if there is one. validation:
+    those on the validation part, where the last epoch's record has none.
     """
     record = trainer.history.epochs[-1] if trainer.history.epochs else {}
-    validation = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
+    recorded = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
     return {
         "status": status,
         "reason": trainer.stop_reason,
@@ -141,7 +143,7 @@ def summary_of(
         "samples": trainer.progress.samples,
         "seconds": round(trainer.progress.seconds, 3),
         "train": {"loss": record["train_loss"]} if record else {},
-        "validation": validation,
+        "validation": recorded if validation is None else validation,
         **({} if test is None else {"test": test}),
         **({} if baseline is None else {"baseline": baseline}),
         **({} if columns is None else {"columns": _counts(columns)}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def take_up(
         store.remove_remains()
         for reason in skipped:
             tell(f"skipped a checkpoint: {reason}")
-        tell(f"going on from {path}")
+        tell(f"resuming from {path}")
     least = settings.get("log_bytes", 1 if trainer.progress.step else 0)
     return least if type(least) is int else 1
 
@@ -107,15 +107,23 @@ def _compare(name: str, there: Config, here: Config) -> None:
     schedules = [one for _, one in all_schedules(here)]
     by_length = any(registry.find("schedule", one.name).takes("total") for one in schedules)
     differing = [
-        f"{path}: the run has {shown(a)}, this configuration {shown(b)}"
+        f"{path} is {shown(a)} there and {shown(b)} here{_by_schedule(path, schedules)}"
         for key in ((*_MUST_MATCH, "epochs") if by_length else _MUST_MATCH)
         for path, a, b in _differences(key, theirs[key], ours[key])
     ]
     if differing:
         raise CheckpointError(
-            f"{name} is a run with other settings, so it can't be resumed; "
-            f"{'; '.join(differing)}; give it its own settings, or start a new run"
+            f"{name} was started with other settings: {'; '.join(differing)}; resume with the "
+            "run's own settings, or start a new run"
         )
+
+
+def _by_schedule(path: str, schedules: Sequence[Any]) -> str:
+    """Why the number of epochs, of all settings, can't be another one."""
+    if path != "epochs":
+        return ""
+    named = [one.name for one in schedules if registry.find("schedule", one.name).takes("total")]
+    return f", by which the schedule {named[0]} computes its rates"
 
 
 def _differences(path: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from gdtrain.cli.options import (
     Parser,
@@ -12,7 +13,8 @@ from gdtrain.cli.options import (
     name_of,
     results_alone,
 )
-from gdtrain.errors import ConfigError, Fault
+from gdtrain.errors import ConfigError, Fault, OutputError
+from gdtrain.output import run_directory
 from gdtrain.output.terminal import results_are_files
 from gdtrain.training.safety.signals import current_desk
 from gdtrain.version import __version__
@@ -57,6 +59,8 @@ def train(given: list[str]) -> int:
         if options.print_config:
             print(dump(config), end="")
             return 0
+        if options.resume and options.output_dir is None:
+            _check_no_run(Path(options.config[0]))
         from gdtrain.cli.runs.train_job import TrainJob
 
         job = TrainJob(
@@ -77,13 +81,20 @@ def train(given: list[str]) -> int:
         return job.run()
 
 
+def _check_no_run(config: Path) -> None:
+    """Raise OutputError for the configuration in a run's directory, whose name says no run."""
+    if config.name == run_directory.CONFIG and (config.parent / run_directory.METRICS).is_file():
+        way_out = f"resume it with --output-dir {quote(str(config.parent))} --resume"
+        raise OutputError(f"missing, and {config} is the configuration of a run; {way_out}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         "",
         "Train a PyTorch model by batch, stochastic or mini-batch gradient descent.",
         examples=(
             "--config minibatch.yaml optimizer.lr=0.1 loader.batch_size=8",
-            "--config batch.yaml epochs=5 --output-dir runs/mine",
+            "--config batch.yaml epochs=20 --output-dir runs/mine",
         ),
         notes=_COMMANDS,
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 import torch
@@ -109,16 +110,18 @@ class TrainJob:
             if self.resume:
                 stops.reason = _reason(trainer)
                 stops.begin = partial(self._renew_texts, directory, faults) if leads else None
-            status, interrupted, tested = "failed", 0, None
+            status, interrupted, tested, validated = "failed", 0, None, None
             to_beat = None if run.validation is None else baseline(run)
             try:
                 status, interrupted = self._fit(trainer, checkpoints, directory)
                 if run.test is not None and status in _ENDED:
                     tested = trainer.evaluate(run.test)
+                if run.validation is not None and status in _ENDED and not _is_validated(trainer):
+                    validated = trainer.evaluate(run.validation)
             finally:
                 console.close()
                 columns = run.preprocessing.columns
-                summary = logs.summary_of(trainer, status, to_beat, columns, tested)
+                summary = logs.summary_of(trainer, status, to_beat, columns, tested, validated)
                 if leads and stops.has_begun:
                     self._leave_files(directory, faults)
                     write = partial(logs.write_summary, directory, summary)
@@ -135,7 +138,7 @@ class TrainJob:
                     say(f"gdtrain: {' '.join(str(faults.error).splitlines())}")
                 return 1
             if leads and interrupted:
-                say(f"interrupted; go on with --output-dir {directory} --resume")
+                say(f"interrupted; resume with --output-dir {quote(str(directory))} --resume")
             elif leads:
                 self._tell(_closing_line(summary, directory))
                 self._tell(picture)
@@ -355,13 +358,21 @@ def _reason(trainer: Trainer) -> str | None:
     return next((one.reason for one in stopping if one.reason is not None), None)
 
 
+def _is_validated(trainer: Trainer) -> bool:
+    """Whether the last epoch was one of those after which validation is due."""
+    record = trainer.history.epochs[-1] if trainer.history.epochs else {}
+    return "val_loss" in record
+
+
 def _first_part(batch: Batch) -> Batch:
     """Of a batch that is read as it is used, as much as may be in memory; else all of it."""
     return next(batch.split(UNMEASURED_SIZE)) if isinstance(batch, LazyBatch) else batch
 
 
 def _replay_hint(directory: Path, step: int) -> str:
-    return f"look at that update with: python -m gdtrain replay --step {step} {directory}"
+    return (
+        f"look at that update with: python -m gdtrain replay --step {step} {quote(str(directory))}"
+    )
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "measure speed, loss, memory, stability; write compare.json and report.html.",
         examples=(
             "compare minibatch.yaml --loaders batch,sample --updates 30",
-            "compare batch.yaml --loaders batch --tune --updates 9",
+            "compare batch.yaml --loaders batch,sample --tune --updates 9",
         ),
         notes=_NOTES,
     )

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from gdtrain.analysis.sweep.executor import Workers
@@ -79,7 +80,7 @@ class SweepJob:
         if rows.ended_by:
             with suppress(EndedBySignal):  # which is done with
                 current_desk().watch(lambda _: None, lambda: None)
-            say(f"interrupted; go on with --output-dir {store.directory} --resume")
+            say(f"interrupted; resume with --output-dir {quote(str(store.directory))} --resume")
             return 128 + rows.ended_by
         return 1 if all(row["status"] == "failed" for row in rows) else 0
 

@@ -20,5 +20,5 @@ def export_run(run: Path, kind: Format, out: Path | None, *, averaged: bool = Fa
         there = f"{out} is there already, and is no {SUFFIXES[kind]} file"
         raise refused_out(f"{there}; move it first, or choose another name")
     write_out(out, exported(trained, kind))
-    say(f"written: {out}; it predicts for 100 rows what the run does")
+    say(f"written: {out}; checked: its predictions for 100 rows match the run's")
     return 0

@@ -67,6 +67,8 @@ class LandscapeJob:
                 if not path.exists():
                     train = "; train with monitors=trajectory, and to the end"
                     near = run_directory.newest_inside(directory) or train
+                    if not directory.is_dir():
+                        raise DataError(run_directory.no_run(directory, ""))
                     raise DataError(f"{directory} has no {path.name}{near}")
                 paths.append(WeightPath.load(path))
                 held.append(load_config(directory / run_directory.CONFIG))

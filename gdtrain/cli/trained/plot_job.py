@@ -13,7 +13,7 @@ from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
-from gdtrain.output.run_directory import CONFIG, METRICS, newest_inside
+from gdtrain.output.run_directory import CONFIG, METRICS, newest_inside, no_run
 from gdtrain.output.terminal import say
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def read_runs(directories: Sequence[Path]) -> list[RunLog]:
             reason = getattr(error, "strerror", None) or error
             near = newest_inside(directory) or "; give the directory of a run"
             message = f"{directory} holds no run: {METRICS}: {reason}{near}"
+            if not directory.is_dir():
+                message = no_run(directory, "")
             faults += bad_run(message).faults
     if faults:
         raise ConfigError(faults)

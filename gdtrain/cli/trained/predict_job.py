@@ -111,8 +111,8 @@ def _chosen(there: list[str], wanted: Sequence[str]) -> list[str]:
     for name in wanted:
         if name not in there:
             near = nearest(name, there)
-            hint = f"did you mean {near}?" if near else f"they have {', '.join(there)}"
-            message = f"{name!r} is no column of the predictions; {hint}"
+            hint = f"did you mean {near}?" if near else f"their columns are {', '.join(there)}"
+            message = f"the predictions have no column {name!r}; {hint}"
             raise ConfigError([Fault("--columns", message, "command line")])
     return list(wanted)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gdtrain.data.streams.decimals import DecimalGrid
 from gdtrain.data.streams.records import Array, Records
+from gdtrain.data.wording import counted
 from gdtrain.errors import DataError
 
 # The share of lines up to which it is worth to read the others by themselves.
@@ -88,18 +89,19 @@ class CsvRecords(Records):
         except csv.Error as error:
             raise ValueError(str(error)) from error
         if len(cells) != len(self.fields):
-            raise ValueError(f"has {len(cells)} cells, but the header has {len(self.fields)}")
+            found = counted(len(cells), "cell")
+            raise ValueError(f"has {found}, but the header has {len(self.fields):,}")
         return {n: cell.strip() for n, cell in zip(self.fields, cells, strict=True)}
 
 
 def check_header(path: str, header: list[str]) -> None:
     """Raise DataError unless each column has a name of its own."""
     if not header:
-        raise DataError(f"{path}: has no header in its first line; it must name the columns")
+        raise DataError(f"{path}: is empty; its first line must name the columns")
     seen: set[str] = set()
     for place, name in enumerate(header, start=1):
         if not name:
             raise DataError(f"{path}: column {place} has no name in the header")
         if name in seen:
-            raise DataError(f"{path}: column {name!r} stands twice in the header; rename one")
+            raise DataError(f"{path}: column {name!r} occurs twice in the header; rename one")
         seen.add(name)

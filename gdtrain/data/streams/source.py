@@ -157,8 +157,8 @@ def stream(
     of_csv = format == "csv"
     first = lines.first(keep=not of_csv).decode("utf-8", errors="backslashreplace")
     if not first:
-        text = "no header in its first line; it must name the columns" if of_csv else "no records"
-        raise DataError(f"{lines.name}: has {text}")
+        text = "is empty; its first line must name the columns" if of_csv else "has no records"
+        raise DataError(f"{lines.name}: {text}")
     names = None if classes is None else [str(label) for label in classes]
     kind = CsvRecords if of_csv else JsonRecords
     records: Records = kind(

@@ -238,7 +238,7 @@ def _ways_out(
         each[scan.name] = "drop" if scan.name in targets else rule
     by_name = ", ".join(f"{yaml_text(name)}: {rule}" for name, rule in each.items())
     by_column = f"; missing: {{{by_name}}} says it column by column" if len(each) > 1 else ""
-    return drop + by_column + ("; what a target is can't be filled in" if of_targets else "")
+    return drop + by_column + ("; missing targets can't be filled in" if of_targets else "")
 
 
 # ── the table of columns ────────────────────────────────────────────────────────────────────

@@ -31,8 +31,11 @@ def require_onnx() -> None:
     """Raise MissingPackageError unless ONNX files can be written and run."""
     missing = [p for p in ("onnx", "onnxscript", "onnxruntime") if find_spec(p) is None]
     if missing:
+        *others, last = missing
+        names = f"{', '.join(others)} and {last}" if others else last
+        verb = "are" if others else "is"
         raise MissingPackageError(
-            f"ONNX files need {' and '.join(missing)}, not installed; pip install 'gdtrain[onnx]'"
+            f"export to ONNX needs {names}, which {verb} not installed; pip install 'gdtrain[onnx]'"
         )
 
 
@@ -60,7 +63,8 @@ def encoded(
 ) -> bytes:
     """The model as a file; facts: kept in its metadata, a JSON text each.
 
-    ignore_unknown: categories that were not there in training are all zeros, and else an error.
+    ignore_unknown: categories that do not occur in the training data are all zeros, else an
+    error.
     """
     columns = model.preprocessing.columns or []
     module: nn.Module = model
@@ -132,7 +136,7 @@ class _Front:
     """Nodes that make inputs of a model of the columns of a table, as training did.
 
     number: ONNX's name of the dtype of numbers. dimension: of the rows. ignore_unknown: a category
-    that was not there in training is all zeros, and else an error.
+    that does not occur in the training data is all zeros, and else an error.
     """
 
     def __init__(self, number: int, dimension: str, ignore_unknown: bool) -> None:

@@ -218,8 +218,7 @@ def check_same_shape(output: Any, targets: Any) -> None:
 def _do_not_fit(output: Any, targets: Any) -> ModelError:
     if targets is None:
         raise ModelError(
-            "loss: the data have no targets, and it compares with some; give the loader "
-            "(inputs, targets), or a loss that leaves them out"
+            "loss: needs targets, and the data have none; give the loader (inputs, targets)"
         )
     if not isinstance(output, torch.Size):
         raise ModelError(
@@ -401,7 +400,7 @@ def explain(error: Exception, inputs: Any) -> None:
         raise _no_rows(inputs.shape[0]) from error
     if "shapes cannot be multiplied" in message:
         raise ModelError(
-            f"model: a layer does not take what it gets from inputs of shape "
+            f"model: a layer does not accept inputs of shape "
             f"{list(inputs.shape)}: {message}; give the layer as many inputs as there are features"
         ) from error
     if not inputs.is_floating_point() and "same dtype" in message:

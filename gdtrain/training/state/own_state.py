@@ -26,7 +26,11 @@ def register(trainer: Run, name: str, value: Any) -> None:
         raise ConfigError.of(key, "the name must be one that an attribute can have")
     own = vars(trainer).setdefault("own_state", [])
     if name not in own and (name in vars(trainer) or hasattr(type(trainer), name)):
-        raise ConfigError.of(key, "the trainer has an attribute of that name; choose another")
+        raise ConfigError.of(
+            key,
+            "the trainer has an attribute of that name; register_state makes it, so leave the "
+            "assignment out, or choose another name",
+        )
     if isinstance(value, nn.Module) and _has_models(trainer, value):
         raise ConfigError.of(key, "the model and the loss are saved anyway; leave it out")
     try:

@@ -538,7 +538,7 @@ def test_the_command_exits_with_1_where_an_identity_is_broken(moons, capsys) -> 
         (
             ["--import", "nowhere_to_be_found"],
             "command line:1:1: --import: module 'nowhere_to_be_found' not found; it must be "
-            "importable from here",
+            "run from its directory, or add that to PYTHONPATH",
         ),
         (
             ["model.output_activation=softmax"],

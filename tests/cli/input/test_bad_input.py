@@ -299,7 +299,7 @@ def test_paths_with_spaces_are_shown_as_they_are(capsys):
 
 # What is wrong with the data: the file's bytes, and what both the command line and Python say.
 CSV_FAULTS = {
-    "empty": (b"", "data.csv: has no header in its first line; it must name the columns"),
+    "empty": (b"", "data.csv: is empty; its first line must name the columns"),
     "no rows": (b"a,b,y\n", "data.csv: has no rows below its header; at least one is needed"),
     "ragged": (b"a,b,y\n1,2,0\n3,4\n", "data.csv: line 3 has 2 cells, but the header has 3"),
     "NaN": (
@@ -324,7 +324,7 @@ CSV_FAULTS = {
     ),
     "two alike": (
         b"a,a,y\n1,2,3\n",
-        "data.csv: column 'a' stands twice in the header; rename one",
+        "data.csv: column 'a' occurs twice in the header; rename one",
     ),
     "not UTF-8": (
         b"a,b,y\n1,\xff,0\n",

@@ -142,7 +142,7 @@ def test_torchrun_restarts_a_run_whose_rank_has_died(clean, tmp_path):
     command += [*arguments, "--import", "parts", "trainer=mortal", "process_timeout=120"]
     done = run(*command, cwd=tmp_path, env={"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.err
-    assert "going on from out/checkpoints/step-" in done.err
+    assert "resuming from out/checkpoints/step-" in done.err
     check_same(tmp_path, clean("minibatch", 2))
 
 

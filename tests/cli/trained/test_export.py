@@ -270,6 +270,6 @@ def test_without_the_packages_for_onnx(folder: Path, monkeypatch, capsys) -> Non
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     assert main(["export", "nowhere", "--format", "onnx"]) == 2
     assert capsys.readouterr().err == (
-        "gdtrain: ONNX files need onnx and onnxscript and onnxruntime, not installed; "
+        "gdtrain: export to ONNX needs onnx, onnxscript and onnxruntime, which are not installed; "
         "pip install 'gdtrain[onnx]'\n"
     )

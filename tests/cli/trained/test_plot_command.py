@@ -275,8 +275,8 @@ def test_a_killed_run_with_a_torn_line_is_drawn_and_its_resumption_only_once(cap
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["no"], "RUN: no holds no run: metrics.jsonl: No such file or directory; " + GIVE),
-        (["moons.yaml"], "RUN: moons.yaml holds no run: metrics.jsonl: Not a directory; " + GIVE),
+        (["no"], "RUN: no does not exist"),
+        (["moons.yaml"], "RUN: moons.yaml is a file; give a run's directory"),
         (
             ["empty"],
             "RUN: empty: no loss has been recorded yet; a run records one every "

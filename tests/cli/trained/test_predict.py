@@ -257,7 +257,7 @@ def test_columns_of_the_result(folder: Path, capsys) -> None:
     arguments = ["predict", str(folder / "flower"), str(folder / "new.csv")]
     assert main([*arguments, "--columns", "violet"]) == 2
     assert capsys.readouterr().err == (
-        "command line:1:1: --columns: 'violet' is no column of the predictions; they have "
+        "command line:1:1: --columns: the predictions have no column 'violet'; their columns are "
         "prediction, lily, rose, tulip\n"
     )
 
@@ -303,7 +303,7 @@ def closed_standard_input() -> None:
 def test_a_closed_standard_input_is_an_empty_one(folder: Path) -> None:
     done = run("-m", "gdtrain", "predict", str(folder / "price"), "-", before=closed_standard_input)
     assert done.returncode == 2
-    assert done.err.endswith("has no header in its first line; it must name the columns\n")
+    assert done.err.endswith("is empty; its first line must name the columns\n")
     done = run("-m", "gdtrain", "--config", "-", before=closed_standard_input)
     assert done.returncode == 2
     assert done.err.startswith("standard input:1:1: is empty; it needs data, ")

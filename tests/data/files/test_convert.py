@@ -200,7 +200,7 @@ def test_what_the_command_refuses(capsys) -> None:
         (
             "1,red,x,0,",
             "missing cells: 1 of 8 in 'price' (first in line 9); missing: drop leaves those rows "
-            "out; what a target is can't be filled in",
+            "out; missing targets can't be filled in",
         ),
         (
             "nan,red,x,0,1",

@@ -272,7 +272,7 @@ def test_a_configuration_names_one_and_its_run_is_resumed(tmp_path, monkeypatch,
     assert main([*command, "whole"]) == 0
     assert main([*command, "parts", "epochs=1"]) == 0
     assert main([*command, "parts", "--resume"]) == 0
-    assert "going on from parts/checkpoints/" in capsys.readouterr().err
+    assert "resuming from parts/checkpoints/" in capsys.readouterr().err
     assert same_bits(load_run("whole").model, load_run("parts").model)
     assert main([*command, "bad", "loader.rate=much"]) == 2
     said = "command line:1:13: loader.rate: must be a number, got 'much'\n"

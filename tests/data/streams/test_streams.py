@@ -271,7 +271,7 @@ def test_a_batch_loader_an_order_and_workers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no header in its first line; it must name the columns"),
+        ("", "is empty; its first line must name the columns"),
         ("a,b,z\n1,2,3\n", "has no column 'y'; it has a, b, z"),
         ("a,b,y\n", "the stream is empty; it needs a sample"),
         ("a,b,y\n\n\n", "the stream is empty; it needs a sample"),
@@ -337,7 +337,7 @@ def test_a_bad_line_ends_the_run_or_is_skipped(kind: str, line: str, said: str, 
 def test_many_bad_lines_are_counted(caplog) -> None:
     Path("s.csv").write_text("a,b,y\n" + "\n".join(["1,2,3", "?"] * 30))
     assert sum(len(b) for b in loader_of("data.on_bad_line=skip")) == 30
-    said = "has 1 cells, but the header has 3; skipped"
+    said = "has 1 cell, but the header has 3; skipped"
     assert caplog.messages == [
         *(f"s.csv: line {3 + 2 * i} {said}" for i in range(10)),
         "s.csv: further bad lines are counted, and not shown",
@@ -374,11 +374,11 @@ def test_a_fatal_line_leaves_a_state_that_goes_on_when_it_is_corrected(capsys) -
     capsys.readouterr()
     assert run("--output-dir", "cut") == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "gdtrain: s.csv: line 31 has 1 cells, but the header has 3; "
+        "gdtrain: s.csv: line 31 has 1 cell, but the header has 3; "
         "correct it, or set data.on_bad_line: skip"
     )
     assert run("--output-dir", "cut", "data.on_bad_line=skip", "--resume") == 0
-    assert "note: s.csv: line 31 has 1 cells" in capsys.readouterr().err
+    assert "note: s.csv: line 31 has 1 cell" in capsys.readouterr().err
     final = [Path(d, "model.safetensors").read_bytes() for d in ("whole", "cut")]
     assert final[0] == final[1]
 

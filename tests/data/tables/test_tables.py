@@ -148,19 +148,19 @@ MARKS = (
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has no header in its first line; it must name the columns"),
+        ("", "is empty; its first line must name the columns"),
         ("x,y\n", "has no rows below its header; at least one is needed"),
         ("x,y\n\n\n", "has no rows below its header; at least one is needed"),
-        ("x,y, x\n1,2,3\n", "column 'x' stands twice in the header; rename one"),
+        ("x,y, x\n1,2,3\n", "column 'x' occurs twice in the header; rename one"),
         ("y\n1\n", "has no input columns besides the target; at least one is needed"),
         ("x,y\n1,2\n1,2,3\n", "line 3 has 3 cells, but the header has 2"),
-        ("x,y\n1,2\n\n1\n", "line 4 has 1 cells, but the header has 2"),
-        ('x,y\n"a\nb",2\n"c\nd"\n', "line 4 has 1 cells, but the header has 2"),
+        ("x,y\n1,2\n\n1\n", "line 4 has 1 cell, but the header has 2"),
+        ('x,y\n"a\nb",2\n"c\nd"\n', "line 4 has 1 cell, but the header has 2"),
         ("x,y\n1,2\n ,3\n", f"missing cells: 1 of 2 in 'x' (first in line 3); {FILLS}"),
         (
             "x,y\n1,2\n1,\n",
             "missing cells: 1 of 2 in 'y' (first in line 3); missing: drop leaves those rows out; "
-            "what a target is can't be filled in",
+            "missing targets can't be filled in",
         ),
         ("x,y\n1,2\nnan,2\n", f"missing cells: 1 of 2 in 'x' (first in line 3); {FILLS}"),
         ("x,y\n1,2\n1,-inf\n", f"column 'y': 1 cell is not finite, first in line 3; {FINITE}"),

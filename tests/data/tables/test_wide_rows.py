@@ -99,8 +99,8 @@ def test_words_without_being_asked_for() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda rows: rows[33].append("1"), "line 35 has 1101 cells, but the header has 1100"),
-        (lambda rows: rows[5].pop(), "line 7 has 1099 cells, but the header has 1100"),
+        (lambda rows: rows[33].append("1"), "line 35 has 1,101 cells, but the header has 1,100"),
+        (lambda rows: rows[5].pop(), "line 7 has 1,099 cells, but the header has 1,100"),
         (lambda rows: rows[5].__setitem__(4, "oops"), "column 'x4': 1 of 40 cells is not a number"),
         (lambda rows: rows[38].__setitem__(4, "inf"), "column 'x4': 1 cell is not finite, first"),
         (lambda rows: rows[9].__setitem__(0, ""), "missing cells: 1 of 40 in 'x0' (first in line"),

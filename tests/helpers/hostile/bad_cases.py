@@ -942,8 +942,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         {"data": "{source: csv, path: ., target: y}"},
         [
             (
-                "a.yaml:1:7: data: .: holds a.yaml, which is no table by the end of its name; give "
-                "a pattern, such as ./*.csv"
+                "a.yaml:1:7: data: .: contains a.yaml, whose name does not end like a table's "
+                "(.csv, .parquet, …); give a pattern, such as ./*.csv"
             )
         ],
     ),

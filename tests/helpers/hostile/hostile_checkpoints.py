@@ -632,7 +632,7 @@ def run(place: Path, number: int, seed: int) -> Figures:
         if code not in (0, 2, 3):
             figures.tracebacks += 1
             figures.problems.append(f"{case}: {said[-600:]}")
-        usual = ("note: ", "skipped a checkpoint: ", "going on from ", "training on ")
+        usual = ("note: ", "skipped a checkpoint: ", "resuming from ", "training on ")
         faults = [line for line in said.splitlines() if not line.startswith(usual)]
         dirty = any(not c.isprintable() and c not in "\r\n" for c in said)
         if len(said) > 20_000 or dirty or (code == 2 and len(faults) != 1):

@@ -178,7 +178,7 @@ def test_the_command_says_which_engine_it_took(tmp_path, monkeypatch, capsys) ->
     assert losses["scan"] == pytest.approx(losses["eager"], rel=1e-5)
     code = main(["--config", "run.yaml", "engine=eager", "--output-dir", "scan", "--resume"])
     assert code == 2
-    assert "engine: the run has 'scan', this configuration 'eager'" in capsys.readouterr().err
+    assert "engine is 'scan' there and 'eager' here" in capsys.readouterr().err
 
 
 def test_a_wrong_engine_is_a_fault_with_its_place(tmp_path, monkeypatch, capsys) -> None:

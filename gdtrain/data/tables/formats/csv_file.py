@@ -58,9 +58,7 @@ class CsvFile:
 
     def _names(self, cells: list[str]) -> list[str]:
         if not cells:
-            raise DataError(
-                f"{self.path}: has no header in its first line; it must name the columns"
-            )
+            raise DataError(f"{self.path}: is empty; its first line must name the columns")
         numbered = [f"column_{place}" for place in range(1, len(cells) + 1)]
         if self.dialect.header is False:
             return numbered
@@ -83,7 +81,7 @@ class CsvFile:
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                text = f"column {name!r} stands twice in the header; rename one"
+                text = f"column {name!r} occurs twice in the header; rename one"
                 raise DataError(f"{self.path}: {text}")
             seen.add(name)
         return names

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gdtrain.data.checks import check_file
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
 
 MAX_LINE = 1 << 24  # bytes
@@ -349,7 +350,8 @@ def records(path: str, dialect: Dialect, delimiter: str, width: int) -> Iterator
                     named = True
                 elif row:
                     if len(row) != width:
-                        what = f"line {line} has {len(row)} cells, but the header has {width}"
+                        cells = counted(len(row), "cell")
+                        what = f"line {line} has {cells}, but the header has {width:,}"
                         if is_first and len(row) == width + 1:
                             what += _UNNAMED
                         raise DataError(f"{path}: {what}")

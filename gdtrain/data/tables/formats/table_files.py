@@ -134,8 +134,8 @@ def paths_of(path: str) -> list[str]:
         for name in found:
             if not _ENDING.search(name.lower()):
                 raise DataError(
-                    f"{path}: holds {os.path.relpath(name, here)}, which is no table by the end of "
-                    f"its name; give a pattern, such as {path}/*.csv"
+                    f"{path}: contains {os.path.relpath(name, here)}, whose name does not end like "
+                    f"a table's (.csv, .parquet, …); give a pattern, such as {path}/*.csv"
                 )
         if not found:
             raise DataError(f"{path}: is a folder without files; give one with tables")

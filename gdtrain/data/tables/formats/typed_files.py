@@ -116,12 +116,12 @@ class FeatherFile:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of an object; ValueError for a name that stands twice, which JSON allows."""
+    """The fields of an object; ValueError for a name that occurs twice, which JSON allows."""
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twice!r} stands twice")
+        raise ValueError(f"the name {twice!r} occurs twice")
     return record
 
 
@@ -213,6 +213,6 @@ def _named(path: str, names: list[str]) -> tuple[list[str], set[str]]:
     given = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
     for name, count in Counter(given).items():
         if count > 1:
-            raise DataError(f"{path}: column {name!r} stands twice in the header; rename one")
+            raise DataError(f"{path}: column {name!r} occurs twice in the header; rename one")
     unnamed = {new for new, name in zip(given, names, strict=True) if not name}
     return given, unnamed | {name for name in given if name.startswith("__index_level_")}
