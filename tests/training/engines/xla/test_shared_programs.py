@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,22 @@ user_cache = pytest.importorskip("gdtrain.training.engines.xla.user_cache")
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+_seen: list[str] = []
+
+
+def _note(event: str, seconds: float, **others: Any) -> None:
+    if event == COMPILED:
+        _seen.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)  # jax 0.8 can't take one away
+
+
 @pytest.fixture
-def compiled(nothing_compiled: None) -> Iterator[list[str]]:
+def compiled(nothing_compiled: None) -> list[str]:
     """Gets an item for each program that XLA compiles, or reads from a cache."""
-    seen: list[str] = []
-
-    def note(event: str, seconds: float, **others: Any) -> None:
-        if event == COMPILED:
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    yield seen
-    jax.monitoring.unregister_event_duration_listener(note)
+    _seen.clear()
+    return _seen
 
 
 def data(rows: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import combinations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax import lax
 from jax.scipy import linalg
 from torch import Tensor
@@ -119,13 +121,23 @@ def _triangular(
 
 
 def _solve(
-    a: Any, y: Any, left: bool = True, check_errors: bool = False
+    a: Any, y: Any, left: bool = True, check_errors: bool = False, *, memory: Tensor
 ) -> tuple[Any, Any, Any, Any]:
     lu, pivots, info = _lu(a)
     is_vector = y.ndim == 1 or (y.shape == a.shape[:-1] and y.ndim == a.ndim - 1)
     rows = y[..., None] if is_vector else y
     result = _lu_solve(lu, pivots, rows, left or is_vector)
+    if _solve_keeps_factors_as_it_lies():
+        lu, pivots = _lu_as_it_lies(a, memory)
     return result[..., 0] if is_vector else result, lu, pivots, info
+
+
+@cache
+def _solve_keeps_factors_as_it_lies() -> bool:
+    """Whether PyTorch differentiates a solution by factors as those of a determinant: 2.6 does."""
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    _, factors, _, _ = torch._linalg_solve_ex(rows, rows)
+    return factors[0, 0].item() == 2.0
 
 
 def _inverse(a: Any, **_: Any) -> tuple[Any, Any]:
@@ -141,7 +153,7 @@ def _sign_of(pivots: Any) -> Any:
 
 
 def _lu_as_it_lies(a: Any, memory: Tensor) -> tuple[Any, Any]:
-    """The factors that PyTorch keeps of a determinant, and differentiates it by.
+    """The factors that PyTorch keeps of a determinant, say, and differentiates it by.
 
     Of a real matrix that lies row by row in memory they are those of its transpose.
     """

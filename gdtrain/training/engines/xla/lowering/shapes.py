@@ -304,4 +304,7 @@ PRIMS: dict[str, Lowering] = {
     ),
 }
 # Operators whose lowerings also take ``memory``, the tensor that PyTorch has for the first operand.
-READS_MEMORY = ("as_strided", "as_strided_scatter", "_linalg_det", "_linalg_slogdet")
+READS_MEMORY = (
+    *("as_strided", "as_strided_scatter"),
+    *("_linalg_det", "_linalg_slogdet", "_linalg_solve_ex"),
+)
