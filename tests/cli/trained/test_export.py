@@ -185,6 +185,7 @@ def test_onnx_of_images_by_a_network_with_batch_norm(folder: Path, capsys) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr")  # by torch 2.6 itself
+@pytest.mark.filterwarnings("ignore:Node lifted_tensor")
 def test_a_program_of_torch_needs_no_code_of_the_model(folder: Path, monkeypatch) -> None:
     run = trained(folder, "program", "price", "mse", NUMBERS, "precision=fp64")
     assert main(["export", str(run), "--format", "torch_export"]) == 0
