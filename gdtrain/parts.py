@@ -174,7 +174,7 @@ class SomeOf:
             if name not in known:
                 raise ValueError(self._unknown(name, known))
         if len(set(given)) < len(given):
-            raise ValueError("must be different names; one of them stands there twice")
+            raise ValueError("must be different names; one of them occurs twice")
         return {name: {} for name in given}
 
     def _unknown(self, name: Any, known: list[str]) -> str:

@@ -96,7 +96,7 @@ def for_file(path: Path, targets: list[str], name: str) -> tuple[str, bool]:
     except DataError as error:
         raise _fault("target" if "has no column" in str(error) else "data", str(error)) from error
     for column, reason in list(made.left_out.items())[:_MOST_TOLD]:
-        say(f"excluded: {column!r} ({reason})")
+        say(f"excluded: {column!r} ({reason.removeprefix('is ')})")
     if len(made.left_out) > _MOST_TOLD:
         say(f"excluded: {len(made.left_out) - _MOST_TOLD:,} more columns; see exclude in {name}")
     for fault in made.faults:

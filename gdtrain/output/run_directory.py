@@ -73,7 +73,7 @@ def _not_empty(wanted: Path) -> str:
     """What to do about a directory that is taken: the run in it can be resumed, if there is one."""
     message = f"{wanted} is not empty; choose another --output-dir"
     if (wanted / CONFIG).is_file():
-        message += ", or give --resume to go on with the run in it"
+        message += ", or give --resume to continue the run in it"
     return message
 
 

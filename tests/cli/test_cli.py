@@ -89,7 +89,7 @@ def test_runs_are_numbered_and_never_overwritten(capsys):
     assert run("--output-dir", "runs/moons/1", "seed=2") == 2
     assert capsys.readouterr().err == (
         "command line:1:1: --output-dir: runs/moons/1 is not empty; choose another --output-dir, "
-        "or give --resume to go on with the run in it\n"
+        "or give --resume to continue the run in it\n"
     )
     assert weights("runs/moons/1") == before
     assert run("--output-dir", "runs/moons") == 2, "in which there are runs, but no run itself"

@@ -63,7 +63,7 @@ class Stream(SourceSettings):
     @classmethod
     def _differ(cls, value: list[str | int] | None) -> list[str | int] | None:
         if value is not None and len({str(label) for label in value}) < len(value):
-            raise ValueError("must be different labels; one of them stands there twice")
+            raise ValueError("must be different labels; one of them occurs twice")
         return value
 
     @field_validator("num_classes")

@@ -353,7 +353,7 @@ class ConfusionMatrix(_OfClasses):
     def given(self, output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         scores, labels = super().given(output, targets)
         if scores.shape == labels.shape and scores.ndim > 1:
-            raise ConfigError.of("metrics", "confusion_matrix has no meaning for several labels")
+            raise ConfigError.of("metrics", "confusion_matrix is not defined for several labels")
         return scores, labels
 
     def result(self, value: Tensor) -> Any:

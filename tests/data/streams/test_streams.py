@@ -214,7 +214,7 @@ def test_settings_that_a_stream_can_not_have(capsys) -> None:
         "knows; remove it",
         "s.yaml:9:24: data.standardize_targets: needs all samples before the first, which a "
         "stream does not have; rescale the targets before they are streamed",
-        "s.yaml:10:12: data.classes: must be different labels; one of them stands there twice",
+        "s.yaml:10:12: data.classes: must be different labels; one of them occurs twice",
     ]
     assert not Path("runs").exists()
 

@@ -848,7 +848,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "a monitor twice": (
         {"monitors": "[sharpness, sharpness]"},
-        ["a.yaml:7:11: monitors: must be different names; one of them stands there twice"],
+        ["a.yaml:7:11: monitors: must be different names; one of them occurs twice"],
     ),
     "no monitor": (
         {"monitors": "[]"},
@@ -1192,7 +1192,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             "loader": "sample",
             "loss": "cross_entropy",
         },
-        [("a.yaml:1:73: data.classes: must be different labels; one of them stands there twice")],
+        [("a.yaml:1:73: data.classes: must be different labels; one of them occurs twice")],
     ),
     "a stream with a number over float32": (
         {

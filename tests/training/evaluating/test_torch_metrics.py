@@ -189,7 +189,7 @@ def test_several_labels_are_averaged_over_labels() -> None:
     expected = sk.roc_auc_score(targets.numpy(), outputs, average="macro")
     assert found["auroc"] == pytest.approx(expected, rel=CURVES)
     trainer.metrics = {"confusion_matrix": made("confusion_matrix")}
-    with pytest.raises(ConfigError, match=r"^metrics: confusion_matrix has no meaning for several"):
+    with pytest.raises(ConfigError, match=r"^metrics: confusion_matrix is not defined for several"):
         trainer.evaluate()
 
 
