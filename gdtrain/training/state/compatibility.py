@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.streams.stream import StreamSamples
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.epoch_plan import kept_plan
@@ -110,11 +111,18 @@ def modules(trainer: Run) -> dict[str, nn.Module]:
 
 
 def flagged(trainer: Run) -> dict[str, nn.Module]:
-    """The modules whose modes and frozen parameters are state: those, and the registered ones."""
-    own = {f"own.{name}": getattr(trainer, name) for name in trainer.own_state}
-    return modules(trainer) | {
-        k: module for k, module in own.items() if isinstance(module, nn.Module)
-    }
+    """The modules whose modes and frozen parameters are state: those, and the registered ones.
+
+    Parameters that are registered alone, or in dicts and lists, are one, too.
+    """
+    found = modules(trainer)
+    for name in trainer.own_state:
+        value = getattr(trainer, name)
+        if not isinstance(value, nn.Module):
+            value = nn.ParameterList(t for t in tensors_of(value) if isinstance(t, nn.Parameter))
+        if not isinstance(value, nn.ParameterList) or len(value):
+            found[f"own.{name}"] = value
+    return found
 
 
 def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:

@@ -286,6 +286,24 @@ def test_modes_and_frozen_layers_of_a_registered_module_go_on(tmp_path):
     assert all(p.requires_grad for p in second.model.parameters())
 
 
+def test_parameters_that_are_registered_stay_frozen(tmp_path):
+    """A temperature that is learnt, say: alone, or among others in a dict."""
+    first, second = teaching(), teaching()
+    for trainer in (first, second):
+        trainer.register_state("alone", nn.Parameter(torch.zeros(1)))
+        several = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
+        trainer.register_state("among", {"others": several, "count": 0})
+    first.alone.requires_grad_(False)
+    first.among["others"][1].requires_grad_(False)
+    first.fit(1)
+    store = CheckpointStore(tmp_path)
+    store.save(1, first.state_dict())
+    _, state, _ = store.load_newest(tensor_check(second))
+    second.load_state_dict(state)
+    assert not second.alone.requires_grad
+    assert [p.requires_grad for p in second.among["others"]] == [True, False]
+
+
 def test_a_look_leaves_generators_and_what_is_in_a_dict():
     trainer = teaching()
     trainer.fit(1)
