@@ -537,7 +537,7 @@ def test_the_command_exits_with_1_where_an_identity_is_broken(moons, capsys) -> 
         (["epochs=0"], "command line:1:8: epochs: must be >= 1, got 0"),
         (
             ["--import", "nowhere_to_be_found"],
-            "command line:1:1: --import: module 'nowhere_to_be_found' not found; it must be "
+            "command line:1:1: --import: module 'nowhere_to_be_found' not found; "
             "run from its directory, or add that to PYTHONPATH",
         ),
         (

@@ -302,7 +302,7 @@ def test_the_command_trains_resumes_and_tells_of_phases_that_are_never_reached(
     assert main(["--config", other, "--output-dir", str(parts), "--resume"]) == 2
     other = write(tmp_path, scheduler=None, loader="batch")
     assert main(["--config", other, "--output-dir", str(parts), "--resume"]) == 2
-    assert "loader: the run has [{" in capsys.readouterr().err
+    assert "other settings: loader is [{" in capsys.readouterr().err
 
 
 def test_a_stream_has_one_loader_and_one_batch_size(
