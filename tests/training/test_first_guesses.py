@@ -161,8 +161,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "one callback": (
         lambda: trainer(callbacks=KeepBest("train_loss")),
-        "callbacks: must be a list; got KeepBest(every_n_epochs=1, monitor='train_loss', "
-        "sign=1.0); put it into one",
+        "callbacks: must be a list; got KeepBest(every_n_epochs=1, monitor='train_loss'); "
+        "put it into one",
     ),
     "a class of callbacks": (
         lambda: trainer(callbacks=[EarlyStopping]),
