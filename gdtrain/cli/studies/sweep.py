@@ -95,19 +95,19 @@ def _parser() -> argparse.ArgumentParser:
         "--random",
         type=int,
         metavar="N",
-        help="take N of the combinations at random, each with every seed",
+        help="take N random combinations, each with every seed",
     )
     parser.add_argument(
         "--by",
         metavar="NUMBER",
-        help="the number to compare settings by, such as val_accuracy (default: val_loss, or "
-        "train_loss without a validation part)",
+        help="what to compare settings by, such as val_accuracy (default: val_loss, else "
+        "train_loss)",
     )
     parser.add_argument(
         "--mode",
         choices=["min", "max"],
-        help="whether a lower or a higher number is better (default: max for accuracy, r2, f1 and "
-        "their like, by its name)",
+        help="whether lower or higher is better (default: by its name, max for accuracy, r2, f1 "
+        "and their like)",
     )
     parser.add_argument(
         "--output-dir",
