@@ -111,7 +111,7 @@ def test_pictures_that_would_say_nothing_are_left_out():
     ], "of rates alone, coordinates would show no more than the panel"
     single = sweep(linear, rates=[0.1], sizes=[8], seeds=1).html()
     assert heads.findall(single) == ["What to use", "The table"]
-    assert "only one setting" in single
+    assert "Only one setting was run" in single
 
 
 def test_what_is_written_in_settings_is_shown_and_not_run():
