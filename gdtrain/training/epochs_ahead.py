@@ -130,8 +130,11 @@ class _Source:
         tensors = self._rows.tensors
         if tensors is not self._tensors or [t._version for t in tensors] != self._versions:
             return False
+        block = trainer.running
+        if block is not None and block is self._block and block.is_undisturbed:
+            return True
         if self.copies is None:
-            return trainer.running is self._block
+            return False
         return all(map(torch.equal, map(Tensor.view, tensors, self._as), self.copies))
 
     def unchanged(self, plan: Plan, batches: list[Batch]) -> Iterator[Batch]:
