@@ -50,7 +50,6 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
     demand(whole, "it is not a trainer's state")
     _check_modules(state, trainer)
     optimizer_state.check_all(state["optimizer"], trainer.optimizers, names)
-    _check_trained(state, trainer)
     _check_data(state["data"], trainer.loader)
     _check_progress(state, trainer.progress.state_dict(), trainer.loader)
     _check_schedules(state, trainer)
@@ -148,17 +147,6 @@ def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:
         of_state = len(optimizers["several"][name]["groups"])
         groups = len(trainer.optimizers[name].param_groups), of_state
         schedule_state.check(several[name], scheduler, groups)
-
-
-def _check_trained(state: Mapping[str, Any], trainer: Run) -> None:
-    """Raise CheckpointError if nothing that the optimizer holds would be left to train."""
-    flags, starts = state.get("flags", {}), {"model": "", "loss": "loss/"}
-    known = [part for part in modules(trainer) if part in flags]
-    frozen = {f"{starts[part]}{name}" for part in known for name in flags[part]["frozen"]}
-    groups = optimizer_state.groups_of(state["optimizer"])
-    held = {name for group in groups for name in group["params"]}
-    here = [p.requires_grad for group in trainer.updater.param_groups for p in group["params"]]
-    demand(not (held <= frozen and any(here)), "flags: every parameter is frozen")
 
 
 def _check_data(found: Any, loader: Loader | None) -> None:

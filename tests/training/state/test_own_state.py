@@ -518,3 +518,16 @@ def test_each_process_has_its_own():
     alone.register_state("last", None)
     with pytest.raises(CheckpointError, match="own: last was another in each of 2 processes"):
         alone.load_state_dict({**alone.state_dict(), "own": results[0][2]})
+
+
+def test_a_run_of_which_all_is_frozen_is_taken_up():
+    first = teaching()
+    first.fit(2)
+    first.model.requires_grad_(False)
+    second, whole = teaching(), teaching()
+    second.load_state_dict(first.state_dict())
+    assert not any(p.requires_grad for p in second.model.parameters())
+    second.model.requires_grad_(True)
+    second.fit(4)
+    whole.fit(4)
+    assert_same(second.model, whole.model)
