@@ -284,6 +284,7 @@ class Starts(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         self.run.started += 1
         self.run.at("fit_start", self.run.fit_number)
+        self.run.note_start()  # what a callback of the user's own has changed, no refusal puts back
 
     def on_fit_end(self, trainer: Trainer) -> None:
         self.run.started -= 1
