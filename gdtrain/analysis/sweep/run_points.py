@@ -91,7 +91,7 @@ def run_points(
 
 
 def _check_measure(by: str | None, row: Row, settings: Sequence[str]) -> None:
-    """Raise ConfigError if a run that is over has no such number: no run will have it."""
+    """Raise ConfigError for a run that is over without the number: it can't be compared by it."""
     if by is None or by in row or row["status"] != "done":
         return
     is_number = (isinstance(value, int | float) for value in row.values())
