@@ -11,7 +11,7 @@ from torch import nn
 from gdtrain.training.callbacks.callback import EVENTS, Callback, StepLosses
 from gdtrain.training.engines.capturing.functional_step import Places, update_flags
 from gdtrain.training.engines.capturing.python_state import PythonState, root_package
-from gdtrain.training.engines.hooks import overridden
+from gdtrain.training.engines.hooks import has_layer_hooks, overridden
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
@@ -54,9 +54,9 @@ def _modules(trainer: Run) -> list[nn.Module]:
 
 
 def _is_known_layer(layer: nn.Module) -> bool:
-    """Its class is known, and so is what it computes, which others may have put in its place."""
+    """Its class is known, and what it computes, which hooks and others may have changed."""
     kind = type(layer)
-    if any(name in vars(layer) for name in ("forward", "_call_impl")):
+    if has_layer_hooks(layer) or any(name in vars(layer) for name in ("forward", "_call_impl")):
         return False
     if kind.__module__.startswith("torch.nn."):
         return is_of_torch(kind.forward) and not any(

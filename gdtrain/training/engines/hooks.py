@@ -21,6 +21,19 @@ def overridden(trainer: Run, methods: Iterable[str]) -> list[str]:
     return [name for name in methods if trainer.has_own(name)]
 
 
+def has_foreign_hooks(layer: nn.Module) -> bool:
+    """Whether code that is not PyTorch's looks at the layer's passes.
+
+    ``torch.nn.utils`` has hooks of its own, which compute a weight from others in each pass.
+    """
+    before = layer._forward_pre_hooks.values()
+    return (
+        any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in before)
+        or bool(layer._forward_hooks)
+        or bool(layer._backward_hooks or layer._backward_pre_hooks)
+    )
+
+
 def has_layer_hooks(layer: nn.Module) -> bool:
     """Whether somebody looks at the layer's passes."""
     return bool(

@@ -13,7 +13,7 @@ from gdtrain.data.samples import TensorSamples
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
 from gdtrain.training.engines.capturing.python_state import PythonState
-from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, overridden
+from gdtrain.training.engines.hooks import has_foreign_hooks, has_global_hooks, overridden
 from gdtrain.training.known_steps import has_step_hooks
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, has_own_update
@@ -106,5 +106,5 @@ def _of_model(trainer: Run) -> Iterator[str]:
         for path, layer in module.named_modules():
             if isinstance(layer, torch.jit.ScriptModule):
                 yield f"layer {path!r} is scripted"
-            if has_layer_hooks(layer):
+            if has_foreign_hooks(layer):
                 yield f"layer {path!r} has hooks, which look at every pass"

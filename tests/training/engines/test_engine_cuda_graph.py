@@ -93,6 +93,25 @@ def test_agrees_with_the_eager_engine(form: str, setting: str, device: str) -> N
         assert eager.optimizer.state[p].keys() == graph.optimizer.state[q].keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_weight_that_a_hook_binds_is_that_of_the_last_update(device: str) -> None:
+    trained = []
+    for engine in ENGINES:
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+        loader = MiniBatchLoader(data(), 4, order="sequential")  # the last batch has three samples
+        trainer = build(engine, device, model, loader)
+        nn.utils.weight_norm(trainer.model[0])
+        trainer.optimizer.param_groups[0]["params"] = list(trainer.model.parameters())
+        trainer.fit(2)
+        assert trainer.engine.name == engine
+        trained.append(trainer)
+    assert_close(*trained)
+    eager, graph = (trainer.model[0].weight.detach() for trainer in trained)
+    assert torch.allclose(eager, graph, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("clip", [{}, {"clip_grad_value": 1.0}])

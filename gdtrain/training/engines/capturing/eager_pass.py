@@ -19,7 +19,8 @@ from gdtrain.data.samples import map_batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
 from gdtrain.training.engines.capturing.functional_step import FunctionalStep, Places, step_number
-from gdtrain.training.engines.capturing.python_state import PythonState
+from gdtrain.training.engines.capturing.python_state import Attribute, PythonState
+from gdtrain.training.engines.capturing.temporaries import FirstUses
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.run import Run
@@ -44,25 +45,29 @@ class EagerPass:
 
     Whatever model, loss and data do not fit is said as it is said without an engine. Raises
     ModelError if the pass changes what a captured step has as constants. What it makes once and
-    keeps, such as a mask, stays: a second pass changes nothing then, and gives the same.
+    keeps, such as a mask, stays: a second pass changes nothing then, and gives the same. So do
+    attributes that each pass binds before it reads them; a third pass has them in places.
     """
 
     def __init__(self, trainer: Run, batch: Batch) -> None:
         places = Places(trainer)
         places.check_apart()
-        seen = _Pass(trainer, places, batch)
+        seen = first = _Pass(trainer, places, batch)
         if seen.changed:
-            again = _Pass(trainer, places, batch)
-            if again.changed or not again.gives_as(seen):
-                seen.before.restore()
+            uses = FirstUses(first.before.rebound())
+            seen = _Pass(trainer, places, batch, uses)
+            if seen.changed and uses.bound and seen.gives_as(first):
+                places = Places(trainer, _of_own_memory(uses.bound))
+                seen = _Pass(trainer, places, batch)
+            if seen.changed or not seen.gives_as(first):
+                first.before.restore()
                 raise ModelError(
-                    f"forward or the loss changes {', '.join(seen.changed[:3])} in each pass; a "
+                    f"forward or the loss changes {', '.join(first.changed[:3])} in each pass; a "
                     "captured step changes parameters and buffers alone (trainer.step counts the "
                     "updates)"
                 )
-            seen = again
         unused = [name for name, gradient in seen.gradients.items() if gradient is None]
-        self.step = FunctionalStep(trainer, unused)
+        self.step = FunctionalStep(trainer, places, unused)
         self.operators = [*self.step.settings, *seen.operators]
         self.read_memory = seen.read_memory
 
@@ -75,10 +80,22 @@ class EagerPass:
         return self.operators == [*self.step.settings, *again.operators]
 
 
-class _Pass:
-    """What one pass gives: loss, gradients, what forward leaves in the modules, what it changes."""
+def _of_own_memory(attributes: list[Attribute]) -> list[Attribute]:
+    """Let attributes hold copies, which nobody else has."""
+    for found in attributes:
+        found.hold(found.tensor.detach().clone())
+    return attributes
 
-    def __init__(self, trainer: Run, places: Places, batch: Batch) -> None:
+
+class _Pass:
+    """What one pass gives: loss, gradients, what forward leaves in the modules, what it changes.
+
+    uses: notes those of attributes.
+    """
+
+    def __init__(
+        self, trainer: Run, places: Places, batch: Batch, uses: FirstUses | None = None
+    ) -> None:
         like = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
         batch = map_batch(batch, torch.clone)  # a model may work in place
         number = torch.tensor(trainer.progress.step, device=trainer.device)
@@ -91,33 +108,36 @@ class _Pass:
                     unread(trainer),
                     step_number(trainer, number),
                     trainer.terms.apart(),
+                    (uses or FirstUses()).watched(),
                 ):
                     loss = scalar(trainer.batch_loss(batch))
                     backward(loss)
                     terms = trainer.terms.of_pass()
-                left = [loss.detach(), *places.left(places.tensors, like).values()]
-                left += [term for term in terms.values() if isinstance(term, Tensor)]
+                left = {"": loss.detach(), **places.left(places.tensors, like)}
+                left |= {str(p): term for p, term in terms.items() if isinstance(term, Tensor)}
             except BaseException:
                 self.before.restore()
                 raise
+            places.put_back()
             self.changed = self.before.changes()
             self.gradients = {n: t.grad for n, t in places.tensors.items() if t.is_leaf}
-            self.operators = [*operators.lines, *map(operators.label, left), *terms]
+            self.operators = [*operators.lines, *map(operators.label, left.values()), *terms]
             self.operators += [term for term in terms.values() if not isinstance(term, Tensor)]
             self.read_memory = operators.read_memory
-            self._left = [tensor.clone() for tensor in left]
+            self._left = {name: tensor.clone() for name, tensor in left.items()}
         for name, gradient in self.gradients.items():
             if gradient is not None and gradient.layout is not torch.strided:
                 raise ModelError(f"the gradient of {name} is sparse")
 
     def gives_as(self, other: _Pass) -> bool:
-        """Whether another pass has given the same bits."""
-        mine = [*self._left, *self.gradients.values()]
-        theirs = [*other._left, *other.gradients.values()]
-        return all(
-            one is another if one is None or another is None else torch.equal(one, another)
-            for one, another in zip(mine, theirs, strict=True)
+        """Whether another pass, of places that are among those of this one, gave the same bits."""
+        return all(_equal(self._left[name], left) for name, left in other._left.items()) and all(
+            _equal(self.gradients[name], gradient) for name, gradient in other.gradients.items()
         )
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def reached(trainer: Run, places: Places) -> PythonState:

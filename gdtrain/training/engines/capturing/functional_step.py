@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gdtrain.data.batch import Batch
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
+from gdtrain.training.engines.capturing.python_state import Attribute
 from gdtrain.training.engines.capturing.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.run import Run
@@ -27,7 +28,8 @@ _FLAGS = ("weight_decay", "momentum", "nesterov", "maximize")
 class State(NamedTuple):
     """What an update may change, as tensors: trained parameters, others, momentum buffers.
 
-    The others are buffers, and parameters that are not trained, which forward may write to.
+    The others are buffers, and parameters that are not trained, which forward may write to; and
+    what it binds to attributes in each pass.
     Of momentum buffers there is one for each parameter of the groups with momentum; zeros stand
     for those that the optimizer has not made yet.
     """
@@ -75,13 +77,14 @@ class FunctionalStep:
 
     for Nesterov's momentum, momentum, and none.
 
-    unused: names of parameters that the loss does not depend on. SGD leaves them alone.
+    places: of the state. unused: names of parameters that the loss does not depend on. SGD leaves
+    them alone.
     A step is of model, loss and optimizer as they are when it is made, and no longer.
     """
 
-    def __init__(self, trainer: Run, unused: Iterable[str] = ()) -> None:
+    def __init__(self, trainer: Run, places: Places, unused: Iterable[str] = ()) -> None:
         self.trainer = trainer
-        self.places = Places(trainer)
+        self.places = places
         groups = trainer.optimizer.param_groups
         self.groups = [
             [
@@ -256,10 +259,12 @@ def _float64(term: Any, like: Tensor) -> Tensor:
 class Places:
     """Where model and loss hold their parameters and buffers.
 
-    tensors: each once, by the name of its first place.
+    tensors: each once, by the name of its first place. temporaries: attributes that each pass binds
+    before it reads them; a step leaves its own there.
     """
 
-    def __init__(self, trainer: Run) -> None:
+    def __init__(self, trainer: Run, temporaries: Sequence[Attribute] = ()) -> None:
+        self.temporaries = temporaries
         self._places: list[tuple[str, dict[str, Any], str]] = []
         self._names: dict[int, str] = {}
         self.tensors: dict[str, Tensor] = {}
@@ -272,6 +277,8 @@ class Places:
                             if tensor is not None:
                                 name = (f"{path}.{key}" if path else key) + suffix
                                 self._add(name, held, key, tensor)
+        for found in temporaries:
+            self._add(_named(found), vars(found.owner), found.key, found.tensor)
 
     def _add(self, name: str, held: dict[str, Any], key: str, tensor: Tensor) -> None:
         if id(tensor) not in self._names:
@@ -320,6 +327,16 @@ class Places:
             for name, places, key in self._places:
                 places[key] = self.tensors[name]
 
+    def put_back(self) -> None:
+        """Let the attributes hold what they held."""
+        for name, places, key in self._places[len(self._places) - len(self.temporaries) :]:
+            places[key] = self.tensors[name]
+
+    def bind_copies(self) -> None:
+        """Let the attributes hold what a step has left, in tensors that no other step writes to."""
+        for found in self.temporaries:
+            found.hold(self.tensors[_named(found)].clone())
+
     def left(self, placed: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
         """What forward has left in the places, detached.
 
@@ -335,6 +352,10 @@ class Places:
                 raise ModelError(f"forward rebinds parameter {name}")
             _check_form(name, like[name], tensor)
         return {name: tensor.detach() for name, tensor in ends.items()}
+
+
+def _named(attribute: Attribute) -> str:
+    return f"attribute {attribute.name}"
 
 
 def _extent(tensor: Tensor) -> int:

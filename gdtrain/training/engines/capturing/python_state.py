@@ -11,7 +11,7 @@ import types
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,9 +34,28 @@ _WITH_ATTRIBUTES = (nn.Module, types.SimpleNamespace, argparse.Namespace)
 # The items of a longer container are compared, and not looked into; no more objects than these
 # are looked at in all.
 _LONG, _MOST = 1000, 100_000
+_FLAT = ("_flat_weights", "_flat_weight_refs")  # of recurrent layers
 _OF_EVERY_CLASS = {"__dict__", "__weakref__", "__doc__", "__annotations__", "__module__"}
 
 Found = Iterator[tuple[str, Any]]
+
+
+class Attribute(NamedTuple):
+    """A place in the ``__dict__`` of an instance, and the name that messages give it."""
+
+    name: str
+    owner: Any
+    key: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """What it holds."""
+        tensor: Tensor = vars(self.owner)[self.key]
+        return tensor
+
+    def hold(self, tensor: Tensor) -> None:
+        """Let it hold this."""
+        vars(self.owner)[self.key] = tensor
 
 
 class PythonState:
@@ -66,6 +85,11 @@ class PythonState:
         """The names of what is not as it was."""
         return list(dict.fromkeys(name for kept in self._kept for name in kept.changes()))
 
+    def rebound(self) -> list[Attribute]:
+        """The attributes that hold another object than before, a tensor."""
+        own = [kept for kept in self._kept if isinstance(kept, _OwnAttributes)]
+        return [attribute for kept in own for attribute in kept.rebound()]
+
     @property
     def reached(self) -> list[Any]:
         """Every object that was found."""
@@ -74,7 +98,7 @@ class PythonState:
     def restore(self) -> None:
         """Put back attributes, items, closures and globals; leave tensors and generators alone."""
         for kept in self._kept:
-            if kept.changes():
+            if kept.changes() or isinstance(kept, _FlatWeights):
                 kept.restore()
 
     def _look(self, path: str, found: Any) -> Found:
@@ -146,8 +170,12 @@ class PythonState:
                 self._kept.append(_Attributes(path, held))
                 own = {**own, **held}
             self._seen |= {id(held): held for held in (found._parameters, found._modules)}
+        if isinstance(found, nn.RNNBase):
+            own = {name: value for name, value in own.items() if name not in _FLAT}
         if own:
-            self._kept.append(_Attributes(path, vars(found)))
+            self._kept.append(_OwnAttributes(path, found))
+        if isinstance(found, nn.RNNBase):
+            self._kept.append(_FlatWeights(found))
         yield from ((f"{path}.{name}", value) for name, value in own.items())
         for name in _slots(type(found)):
             self._kept.append(_Value(f"{path}.{name}", found, _attribute(name)))
@@ -274,6 +302,32 @@ class _Attributes(_Kept):
                     del self._values[name]
                 else:
                     self._values[name] = value
+
+
+class _OwnAttributes(_Attributes):
+    """What an instance has in its ``__dict__``."""
+
+    def __init__(self, path: str, found: Any) -> None:
+        ignored = _FLAT if isinstance(found, nn.RNNBase) else ()
+        super().__init__(path, vars(found), ignored=ignored)
+        self._found = found
+
+    def rebound(self) -> list[Attribute]:
+        names = [name for name, _ in self._other() if isinstance(self._values.get(name), Tensor)]
+        return [Attribute(f"{self._path}.{name}", self._found, name) for name in names]
+
+
+class _FlatWeights(_Kept):
+    """The list that a recurrent layer keeps of its weights, and brings up to date in each pass."""
+
+    def __init__(self, found: nn.RNNBase) -> None:
+        self._found = found
+
+    def changes(self) -> list[str]:
+        return []
+
+    def restore(self) -> None:
+        self._found._update_flat_weights()
 
 
 class _Keys(_Kept):

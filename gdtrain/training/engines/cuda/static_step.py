@@ -124,5 +124,6 @@ class StaticStep:
         )
 
     def finish(self) -> None:
-        """Give the optimizer the momentum buffers that it has not had."""
+        """Give the optimizer the momentum buffers that it has not had, and attributes their own."""
         self.step.keep_momenta(self.state.momenta)
+        self.step.places.bind_copies()

@@ -174,7 +174,10 @@ class CompiledStep:
         if self._step is None:
             self._step = seen.step
         elif seen.step.settings != self.step.settings:
-            raise ModelError("the loss depends on other parameters in batches of another size")
+            raise ModelError(
+                "the loss depends on other parameters, or forward leaves tensors of other shapes, "
+                "in batches of another size"
+            )
         known = self._known.get(size)
         if known is not None and known.operators == seen.operators:
             return known
@@ -336,6 +339,7 @@ class CompiledStep:
                 np.copyto(tensor.numpy(), np.asarray(array))
             momenta = len(self._tensors) - len(self.step.with_momentum)
             self.step.keep_momenta(self._tensors[momenta:])
+            self.step.places.bind_copies()
         self._is_taken = self._made = False
 
 
