@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from gdtrain import registry
 from gdtrain.data.loaders.phases import following
@@ -38,7 +38,29 @@ MAPPINGS = {"metrics": "metric", "monitors": "monitor", "callbacks": "callback"}
 Loader = Annotated[LoaderSettings, OneOf("loader")]
 Schedule = Annotated[Settings, OneOf("schedule")]
 Optimizer = Annotated[NamedSettings, OneOf("optimizer")]
-Optimizers = Annotated[Any, OneOfKinds(one=Optimizer, named=dict[str, Optimizer])]
+
+
+def _sharing(value: Any) -> Any:
+    """An optimizer, or several, of which all but one say what they step; else an error there."""
+    if not isinstance(value, dict):
+        if getattr(value, "parameters", None) is not None:
+            text = "has no effect for a single optimizer, which steps all there are; remove it"
+            raise fault(text, "parameters")
+        return value
+    rest = None
+    for name, one in value.items():
+        if not name.isidentifier():
+            raise fault("is not a name; use letters, digits, _", name)
+        if getattr(one, "parameters", None) is None:
+            if rest is not None:
+                raise fault(f"missing; {rest} steps all that is left already", name, "parameters")
+            rest = name
+    return value
+
+
+Optimizers = Annotated[
+    Any, OneOfKinds(one=Optimizer, named=dict[str, Optimizer]), AfterValidator(_sharing)
+]
 Schedules = Annotated[Any, OneOfKinds(one=Schedule, named=dict[str, Schedule])]
 Bound = Annotated[Any, OneOfKinds(one=PositiveFloat, mapping=dict[str, PositiveFloat])]
 
@@ -80,11 +102,6 @@ class PhaseSection(Settings):
     """The learning-rate schedule, with t counted from the start of the phase."""
     frozen: list[str] = Field([])
     """Names of layers or parameters of the model that are not trained in this phase."""
-
-    @field_validator("optimizer")
-    @classmethod
-    def _share_the_model(cls, value: Any) -> Any:
-        return sharing(value)
 
 
 class ValidationSection(Settings):
@@ -243,17 +260,14 @@ class Config(Settings):
     def _follow_each_other(cls, value: Any) -> Any:
         return None if value is None else following(value)
 
-    @field_validator("optimizer", mode="wrap")
+    @field_validator("optimizer", "scheduler", mode="wrap")
     @classmethod
-    def _is_needed_without_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
-        if value is None and info.data.get("phases", ...) is not None:
+    def _is_here_or_in_phases(cls, value: Any, read: Any, info: ValidationInfo) -> Any:
+        phases = info.data.get("phases", ...)  # missing where they are wrong
+        if value is None and phases is not None:
             return None
-        return sharing(read(value))
-
-    @field_validator("optimizer", "scheduler")
-    @classmethod
-    def _is_not_beside_phases(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("phases") is not None:
+        value = read(value)
+        if value is not None and phases not in (None, ...):
             raise ValueError("has no place beside phases, each of which has its own; remove it")
         return value
 
@@ -327,24 +341,6 @@ def parts_in(value: Any) -> Iterator[Settings]:
     elif isinstance(value, Iterable) and not isinstance(value, str):
         for item in value:
             yield from parts_in(item)
-
-
-def sharing(value: Any) -> Any:
-    """An optimizer, or several, of which all but one say what they step; else an error there."""
-    if not isinstance(value, dict):
-        if getattr(value, "parameters", None) is not None:
-            text = "has no effect for a single optimizer, which steps all there are; remove it"
-            raise fault(text, "parameters")
-        return value
-    rest = None
-    for name, one in value.items():
-        if not name.isidentifier():
-            raise fault("is not a name; use letters, digits, _", name)
-        if getattr(one, "parameters", None) is None:
-            if rest is not None:
-                raise fault(f"missing; {rest} steps all that is left already", name, "parameters")
-            rest = name
-    return value
 
 
 def _is_all_trained_on(info: ValidationInfo) -> bool:

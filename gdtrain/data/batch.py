@@ -192,9 +192,7 @@ class Plan:
     @property
     def num_batches(self) -> int | None:
         """How many batches there will be; None for a stream, where nobody knows."""
-        if self.sizes is not None:
-            return len(self.sizes)
-        return -(-self.num_samples // self.batch_size)
+        return len(self)
 
     def remaining(self, start: int) -> int:
         """How many batches are there to be read from number ``start`` on.

@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -177,24 +176,24 @@ class MetricsLog(StepLog):
             due = trainer.told_of_end is not None  # the line of the last epoch is still to come
             self._restore(trainer.history.epochs[: -1 if due else None], short)
         self.least_bytes = 0
-        self._flush(trainer)  # a run that fails at once has a log too
+        self.faults.attempt(LOG, self._write)  # a run that fails at once has a log too
 
     def on_safe_point(self, trainer: Trainer) -> None:
         self.watch(trainer)
         self._add_steps(trainer.progress.step)
         if self._waiting:
-            self._flush(trainer)
+            self.faults.attempt(LOG, self._write)
 
     def on_records(self, records: list[dict[str, Any]]) -> None:
         for record in records:
             self._add_steps(record["step"])
             self._add(_epoch_line(record))
-        if self._trainer is not None:
-            self._flush(self._trainer)
+        if self._leads and self._trainer is not None:
+            self.faults.attempt(LOG, self._write)
 
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._waiting:
-            self._flush(trainer)
+            self.faults.attempt(LOG, self._write)
         if self._lost:
             message = f"{LOG} could not be written: {self._lost:,} lines of {self.path} are lost"
             self.faults.note(LOG, StorageError(message))
@@ -214,30 +213,27 @@ class MetricsLog(StepLog):
         else:
             self._waiting += line
 
-    def _flush(self, trainer: Trainer) -> None:
-        """Write what waits, or keep it."""
-        if self._leads:
-            self.faults.attempt(LOG, partial(self._write, trainer))
-
-    def _write(self, trainer: Trainer) -> None:
+    def _write(self) -> None:
+        """Write what waits."""
         disk.make_anew(self.path.parent, was_made=self._made_directory)
         self._made_directory = True
         try:
             self._state = disk.append(self.path, self._waiting, self._state)
         except disk.DisturbedError:
-            self._write_anew(trainer)
+            self._write_anew()
         except OSError:
             now = _state_of(self.path)
             if now is not None and self._state is not None and now[:2] == self._state[:2]:
                 self._state = now  # the same file, in which a part may have been written
             raise
 
-    def _write_anew(self, trainer: Trainer) -> None:
+    def _write_anew(self) -> None:
         """Write to a file that is not as it was left, and before it what that lacks of epochs."""
+        assert self._trainer is not None
         self._end_line()
         waiting, self._waiting = self._waiting, bytearray()
         try:
-            self._restore(trainer.history.epochs, "was cut, replaced or removed", waiting)
+            self._restore(self._trainer.history.epochs, "was cut, replaced or removed", waiting)
         finally:
             self._waiting += waiting
         try:

@@ -52,7 +52,8 @@ def reach(trainer: Run, until: int) -> int:
     """
     loader, epoch = trainer.loader, trainer.progress.epoch
     assert loader is not None
-    if not (trainer.engine.reaches_over_epochs and may_go_on(trainer)):
+    alone = until == epoch + 1 or not trainer.engine.reaches_over_epochs
+    if alone or not may_go_on(trainer):
         return epoch + 1
     turns = loader.turns(until)
     later = bisect_right(turns, epoch)

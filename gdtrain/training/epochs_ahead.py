@@ -70,7 +70,7 @@ class EpochsAhead:
         """Read this epoch and others after it; whether there are any."""
         trainer, loader, block = self.trainer, self.trainer.loader, self.trainer.running
         assert loader is not None
-        if self._in_vain or trainer.world.size > 1:
+        if self._in_vain or trainer.world.size > 1 or trainer.num_epochs - plan.epoch < 2:
             return False
         placed = trainer.placed(loader.samples)
         rows, source = rows_of(placed), rows_of(loader.samples)

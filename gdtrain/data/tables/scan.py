@@ -320,7 +320,8 @@ _SWAPPED = str.maketrans(",.", ".,")
 class GrowingRows:
     """Rows of float64 in pieces that are as many as are needed, and at last one array.
 
-    before: called with the bytes that are to be taken, before they are.
+    before: called with the bytes that are to be taken, before they are; of the first piece, with
+    those of the rows that come first, which mostly are all.
     """
 
     def __init__(self, width: int, before: Callable[[int], object] | None = None) -> None:
@@ -335,7 +336,7 @@ class GrowingRows:
             if not self._room:
                 self._room = 1 + _PIECE // (8 * self.width)
                 if self._before is not None:
-                    self._before(_PIECE)
+                    self._before(_PIECE if self._pieces else rows.nbytes)
                 self._pieces.append(np.empty((self._room, self.width)))
             piece, taken = self._pieces[-1], min(self._room, len(rows))
             at = len(piece) - self._room

@@ -100,12 +100,14 @@ def fill(frame: Axes, panel: Panel, *, is_first: bool) -> None:
         line = frame.axhline if mark.level else frame.axvline
         colour, dash = COLOURS[mark.style % len(COLOURS)], DASHES[mark.style % len(DASHES)]
         line(mark.at, color=colour, linestyle=dash, linewidth=1.3, label=legend_label(mark.label))
-    if panel.log_y or (panel.log_y is None and _is_wide(values)):
+    low, high = _bounds(values)
+    log_y = high > 10 * low > 0 if panel.log_y is None else panel.log_y
+    if log_y:
         frame.set_yscale("log")
     if tails:
         _cut_tails(frame, values, tails)
-    elif not panel.marks:
-        _show_constant(frame, values)
+    elif low == high > 0 and not (log_y or panel.marks):
+        frame.set_ylim(0, 2 * high)  # around one value, ticks would tell of digits that are none
     frame.set_ylabel(panel.y_label)
     rows = legend_rows(panel)
     if rows == 1 or (rows and is_first):
@@ -144,14 +146,6 @@ def _cut_tails(frame: Axes, values: Sequence[Any], tails: Sequence[Any]) -> None
         frame.set_ylim(low - margin, high + margin)
 
 
-def _show_constant(frame: Axes, values: Sequence[Any]) -> None:
-    """From 0 on, where all values are one: around it, ticks would tell of digits that are none."""
-    together = np.concatenate([np.empty(0), *values])
-    seen = together[np.isfinite(together)]
-    if len(seen) and seen.min() == seen.max() > 0 and frame.get_yscale() != "log":
-        frame.set_ylim(0, 2 * float(seen[0]))
-
-
 def _finite(x: Sequence[float], y: Sequence[float | None]) -> tuple[Any, Any]:
     """x and y as [n] float64, NaN where a value can't be drawn."""
     xs = np.asarray(x, dtype=np.float64)
@@ -175,8 +169,8 @@ def _thinned(x: Any, y: Any) -> tuple[Any, Any]:
     return x[chosen], y[chosen]
 
 
-def _is_wide(values: Sequence[Any]) -> bool:
-    """Whether all values are positive and more than a power of ten apart."""
+def _bounds(values: Sequence[Any]) -> tuple[float, float]:
+    """The smallest and the largest value that is finite; 0 if there is none."""
     held = np.concatenate([np.empty(0), *values])
     held = held[np.isfinite(held)]
-    return bool(len(held) and held.min() > 0 and held.max() > 10 * held.min())
+    return (float(held.min()), float(held.max())) if len(held) else (0.0, 0.0)

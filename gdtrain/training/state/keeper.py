@@ -53,20 +53,28 @@ class Keeper:
     used again makes no new copies where the model is still made of the same tensors.
     """
 
+    listed: list[nn.Module] | None = None  # what :meth:`modules` gave, until they may be others
+
     def __init__(self, trainer: Run, *parts: Part, whole: bool = False) -> None:
-        self._listing = _Listing(trainer, whole)
-        self._parts = [_PARTS[part](trainer, self._listing) for part in parts]
+        self._trainer, self._whole = trainer, whole
+        self._parts = [_PARTS[part](trainer, self) for part in parts]
         self.keep()
+
+    def modules(self) -> list[nn.Module]:
+        """Those of the moment, listed once for all parts, if one of them asks."""
+        if self.listed is None:
+            self.listed = modules_of(roots_of(self._trainer, self._whole))
+        return self.listed
 
     def keep(self) -> None:
         """Keep the parts as they are now."""
-        self._listing.forget()
+        self.listed = None
         for part in self._parts:
             part.keep()
 
     def restore(self) -> None:
         """Put all parts back, bit for bit."""
-        self._listing.forget()
+        self.listed = None
         with torch.no_grad():
             for part in reversed(self._parts):
                 part.restore()
@@ -173,36 +181,16 @@ def is_stock(module: nn.Module) -> bool:
 # ── the parts ───────────────────────────────────────────────────────────────────────────────
 
 
-class _Listing:
-    """The modules at one moment, listed once for all parts, if one of them asks."""
-
-    def __init__(self, trainer: Run, whole: bool) -> None:
-        self._trainer, self._whole = trainer, whole
-        self._modules: list[nn.Module] | None = None
-
-    def modules(self) -> list[nn.Module]:
-        if self._modules is None:
-            self._modules = modules_of(roots_of(self._trainer, self._whole))
-        return self._modules
-
-    def forget(self) -> None:
-        """List them again the next time: the model may be another one by now."""
-        self._modules = None
-
-
 @dataclass(eq=False)
 class _Part:
     """One part of the state."""
 
     trainer: Run
-    listing: _Listing
-
-    def modules(self) -> list[nn.Module]:
-        return self.listing.modules()
+    keeper: Keeper
 
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
-        held = [p for m in self.modules() for p in m._parameters.values()]
+        held = [p for m in self.keeper.modules() for p in m._parameters.values()]
         optimizer = self.trainer.updater
         if optimizer is not None:  # as in a copy that is sent to another process
             held += [p for group in optimizer.param_groups for p in group["params"]]
@@ -217,7 +205,7 @@ class _Part:
 
 class _Modes(_Part):
     def keep(self) -> None:
-        self._modes = [(module, module.training) for module in self.modules()]
+        self._modes = [(module, module.training) for module in self.keeper.modules()]
 
     def restore(self) -> None:
         for module, mode in self._modes:
@@ -256,22 +244,19 @@ class _Memories:
 
     def __init__(self, tensors: Iterable[Tensor | None]) -> None:
         found = (t for t in dict.fromkeys(tensors) if t is not None and not is_lazy(t))
-        self._kept = [_Memory(tensor) for tensor in found]
-        self._live = [kept.tensor.data for kept in self._kept]
-        self._values = [kept.values for kept in self._kept]
-
-    def __len__(self) -> int:
-        return len(self._kept)
+        self.kept = [_Memory(tensor) for tensor in found]
+        self._live = [kept.tensor.data for kept in self.kept]
+        self._values = [kept.values for kept in self.kept]
 
     def keep(self) -> bool:
         """Keep the values as they are now; False if some tensor has another memory by now."""
-        if not all(kept.is_as_before() for kept in self._kept):
+        if not all(kept.is_as_before() for kept in self.kept):
             return False
         torch._foreach_copy_(self._values, self._live)
         return True
 
     def restore(self) -> None:
-        for kept in self._kept:
+        for kept in self.kept:
             kept.restore()
 
 
@@ -348,7 +333,7 @@ class _Slots:
         self._empty = [held for held in looked_at if not held]  # dictionaries in which nothing was
         self._filled = [(held, tuple(held.values())) for held in looked_at if held]
         self._memories = _Memories(t for _, then in self._then for t in then.values())
-        self._none = not self._memories
+        self._none = not self._memories.kept
         self._with_extra = [m for m in modules if has_extra_state(m)]
         self.embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
 
@@ -358,9 +343,9 @@ class _Buffers(_Part):
 
     _weights: Sequence[_Memory] = ()
 
-    def __init__(self, trainer: Run, listing: _Listing) -> None:
-        super().__init__(trainer, listing)
-        self._slots = _Slots(self.modules, "_buffers")
+    def __init__(self, trainer: Run, keeper: Keeper) -> None:
+        super().__init__(trainer, keeper)
+        self._slots = _Slots(keeper.modules, "_buffers")
 
     def keep(self) -> None:
         self._slots.keep(self.trainer.model, self.trainer.loss)
@@ -442,7 +427,7 @@ class _Generators(_Part):
     def keep(self) -> None:
         self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
-        holders: list[Any] = [self.trainer, *self.modules()]
+        holders: list[Any] = [self.trainer, *self.keeper.modules()]
         held = [v for one in holders for v in vars(one).values() if type(v) not in _OTHERS]
         self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
@@ -453,7 +438,7 @@ class _Generators(_Part):
             _set_state(own, state)
 
     def _are_lazy(self) -> bool:
-        held = (p for m in self.modules() for p in m._parameters.values())
+        held = (p for m in self.keeper.modules() for p in m._parameters.values())
         return any(p is not None and is_lazy(p) for p in held)
 
 
@@ -551,7 +536,7 @@ class _Own(_Part):
             else:
                 value = copied(kept, name)
             setattr(self.trainer, name, value)
-        self.listing.forget()  # some are modules
+        self.keeper.listed = None  # some are modules
 
 
 _PARTS: dict[Part, type[_Part]] = {

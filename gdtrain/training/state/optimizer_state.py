@@ -90,7 +90,8 @@ def take(optimizer: Optimizer, names: Names) -> dict[str, Any]:
     for key, value in packed["state"].items():
         (state if key in of else shared)[of.get(key, key)] = value
     own = {key: v for key, v in packed.items() if key not in ("state", "param_groups")}
-    more = {"shared": shared, "own": own, "tied": _tied(optimizer.param_groups)}
+    tied = _tied(optimizer.param_groups) if len(groups) > 1 else {}
+    more = {"shared": shared, "own": own, "tied": tied}
     more = {key: value for key, value in more.items() if value}
     taken: dict[str, Any] = copied({"state": state, "groups": groups, **more}, "optimizer")
     return taken
