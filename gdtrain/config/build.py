@@ -84,10 +84,12 @@ def build(
     with stage("data"):
         data = prepare_data(config, read_source if sources is None else sources.read)
     loader = _loader(config, data.training)
-    held_out = validation = None
-    if data.validation is not None:
-        with stage("data"):
-            held_out = BatchLoader(data.validation)
+    with stage("data"):
+        held_out, test = (
+            None if part is None else BatchLoader(part) for part in (data.validation, data.test)
+        )
+    validation = None
+    if held_out is not None:
         validation = Validation(held_out, **config.validation.model_dump())
     with stage("model"):
         model = sized_model(config, data, loader)
@@ -126,8 +128,6 @@ def build(
             _check_monitor(monitor, trainer)
     if trainer.world.rank:  # alike until here; from here on, other ranks drop other units
         seed_everything(mix(config.seed, trainer.world.rank) % 2**63)
-    with stage("data"):
-        test = None if data.test is None else BatchLoader(data.test)
     return BuiltRun(config, trainer, loader, held_out, data.preprocessing, data.notes, test)
 
 

@@ -123,9 +123,6 @@ class TensorSamples(Samples):
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._hold(tensors)
-
-    def _hold(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = tuple(tensors)
         self._viewed: list[Tensor | None] | None = None
 

@@ -51,6 +51,24 @@ def as_samples(
     Raises DataError for empty data, different lengths, or values that are not finite, and
     ConfigError for a setting that would have no effect.
     """
+    is_asked = num_workers or collate_fn is not None or transform is not None
+    if isinstance(data, Samples) and not is_asked:
+        samples = data
+    else:
+        samples = _samples_of(data, num_workers, collate_fn, seed, allow_nonfinite, transform)
+    if not isinstance(samples, StreamSamples) and len(samples) == 0:
+        raise DataError("the data set is empty; at least one sample is needed")
+    return samples
+
+
+def _samples_of(
+    data: Any,
+    num_workers: int,
+    collate_fn: Callable[[list[Any]], Any] | None,
+    seed: int,
+    allow_nonfinite: bool,
+    transform: Transform | None,
+) -> Samples:
     if transform is not None and not callable(transform):
         text = f"must be a function (sample, generator) -> sample, got {transform!r}"
         raise ConfigError.of("transform", text)
@@ -71,33 +89,23 @@ def as_samples(
             if value:
                 raise ConfigError.of(key, f"has no effect on an IterableDataset{text}")
         return StreamSamples(IterableFeed(data, collate_fn or collate))
-    samples: Samples
     if isinstance(data, Dataset) and type(data) is not TensorDataset:
         if not hasattr(data, "__len__"):
             raise DataError(f"the dataset {type(data).__name__} has no __len__; give it one")
-        samples = DatasetSamples(data, num_workers, collate_fn, seed, transform)
-    elif transform is not None:
+        return DatasetSamples(data, num_workers, collate_fn, seed, transform)
+    if transform is not None:
         items = _items_of(as_samples(data, allow_nonfinite=allow_nonfinite), data)
-        samples = TransformedItems(items, num_workers, collate_fn or stack, seed, transform)
-    elif num_workers or collate_fn is not None:
+        return TransformedItems(items, num_workers, collate_fn or stack, seed, transform)
+    if num_workers or collate_fn is not None:
         key = "num_workers" if num_workers else "collate_fn"
         raise ConfigError.of(key, "has no effect on tensors, which are sliced, not loaded; omit it")
-    elif isinstance(data, Samples):
-        samples = data
-    elif isinstance(data, TensorDataset):
-        samples = TensorDatasetSamples(data, allow_nonfinite)
-    else:
-        is_list = isinstance(data, tuple | list) and not hasattr(data, "_fields")
-        parts = data if is_list else (data,)
-        flat = not any(map(_is_tree, parts))
-        samples = (
-            TensorSamples(_tensors(parts, allow_nonfinite))
-            if flat
-            else _arranged_samples(parts, allow_nonfinite)
-        )
-    if not isinstance(samples, StreamSamples) and len(samples) == 0:
-        raise DataError("the data set is empty; at least one sample is needed")
-    return samples
+    if isinstance(data, TensorDataset):
+        return TensorDatasetSamples(data, allow_nonfinite)
+    is_list = isinstance(data, tuple | list) and not hasattr(data, "_fields")
+    parts = data if is_list else (data,)
+    if any(map(_is_tree, parts)):
+        return _arranged_samples(parts, allow_nonfinite)
+    return TensorSamples(_tensors(parts, allow_nonfinite))
 
 
 def _items_of(rows: Samples, data: Any) -> TensorItems:
@@ -136,7 +144,7 @@ class TensorDatasetSamples(TensorSamples):
     def __init__(self, dataset: TensorDataset, allow_nonfinite: bool) -> None:
         self.dataset, self.allow_nonfinite = dataset, allow_nonfinite
         self._given: tuple[Any, ...] = ()
-        self._hold(self.tensors)
+        super().__init__(self.tensors)
 
     def __reduce__(self) -> Any:
         return TensorDatasetSamples, (self.dataset, self.allow_nonfinite)
@@ -145,7 +153,7 @@ class TensorDatasetSamples(TensorSamples):
     def tensors(self) -> tuple[Tensor, ...]:
         given = self.dataset.tensors
         if len(given) != len(self._given) or not all(map(is_, given, self._given)):
-            self._hold(_tensors(given, self.allow_nonfinite))
+            super().__init__(_tensors(given, self.allow_nonfinite))
             self._given = tuple(given)
         return self._tensors
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from gdtrain.analysis.sweep.executor import Function, Workers
@@ -41,53 +42,64 @@ def run_points(
     shown: a setting's value as the rows have it. A signal that ends
     the program leaves the rows so far, with ``ended_by`` set.
     """
-    rows: dict[int, Row] = {}
     with _opened(store, base, points, resume=resume) as numbers:
-        left: dict[int, Point] = {}
-        for number, point in zip(numbers, points, strict=True):
-            row = None if store is None else store.row(number)
-            if row is None or row.get("killed"):
-                left[number] = point
-            else:
-                rows[number] = row
-        ended_by = 0
+        kept = {} if store is None else {number: store.row(number) for number in numbers}
+        rows = {n: row for n, row in kept.items() if row is not None and not row.get("killed")}
         order = dict(zip(numbers, points, strict=True))
-
-        def swept() -> Sweep:
-            done = (rows[number] for number in numbers if number in rows)
-            missing = len(rows) < len(points)
-            return Sweep(done, settings, by, interrupted=missing, mode=mode)
-
-        def keep_table() -> None:
-            if store is not None and rows:
-                with disk.needed(TABLE):
-                    disk.replace_file(store.directory / TABLE, swept().csv().encode())
-
+        swept = _Rows(order, settings, by, mode, store, rows)
+        left = {number: point for number, point in order.items() if number not in rows}
         bar = SweepProgress(len(points), len(rows), progress)
+        ended_by = 0
         try:
             with closing(workers.results(function, left)) as found:
                 for number, measured in found:
                     point = {name: shown(value) for name, value in order[number].items()}
-                    row = {**point, "run": number, **measured}
-                    rows[number] = row  # first: a signal may come at any moment
-                    if store is not None:
-                        store.keep(number, row)
-                    _check_measure(by, row, settings)
-                    bar.show(swept())
+                    swept.add(number, {**point, "run": number, **measured})
+                    bar.show(swept.table())
         except KeyboardInterrupt:
             ended_by = signal.SIGINT
         except EndedBySignal as ended:
             ended_by = ended.signum
         except BaseException:
             with suppress(StorageError):  # what went wrong before is what is to be told
-                keep_table()
+                swept.keep_table()
             raise
         finally:
             bar.close()
-        keep_table()
-        found_all = swept()
-        found_all.ended_by = ended_by
-        return found_all
+        swept.keep_table()
+        table = swept.table()
+        table.ended_by = ended_by
+        return table
+
+
+@dataclass
+class _Rows:
+    """The rows of a sweep so far, by the numbers of their points; see :func:`run_points`."""
+
+    points: Mapping[int, Point]
+    settings: Sequence[str]
+    by: str | None
+    mode: Mode | None
+    store: SweepStore | None
+    rows: dict[int, Row]
+
+    def add(self, number: int, row: Row) -> None:
+        self.rows[number] = row  # first: a signal may come at any moment
+        if self.store is not None:
+            self.store.keep(number, row)
+        _check_measure(self.by, row, self.settings)
+
+    def table(self) -> Sweep:
+        """In the order of the points."""
+        done = (self.rows[number] for number in self.points if number in self.rows)
+        missing = len(self.rows) < len(self.points)
+        return Sweep(done, self.settings, self.by, interrupted=missing, mode=self.mode)
+
+    def keep_table(self) -> None:
+        """Write it, if there is a place for it."""
+        if self.store is not None and self.rows:
+            with disk.needed(TABLE):
+                disk.replace_file(self.store.directory / TABLE, self.table().csv().encode())
 
 
 def _check_measure(by: str | None, row: Row, settings: Sequence[str]) -> None:
