@@ -106,7 +106,8 @@ class Checkpoints(Callback):
         self.store = store
         self.epochs_between = every_n_epochs
         self.keep_best = keep_best
-        self._metric = Monitored(keep_best or "", mode)
+        by_none = keep_best is None and mode is None
+        self._metric = None if by_none else Monitored(keep_best or "", mode)
         self.settings = settings or {}
         self.marks = marks
         self.faults = DiskFaults() if faults is None else faults
@@ -182,7 +183,8 @@ class Checkpoints(Callback):
         self._check_directory(trainer)
         self._is_refused = False
         self._last_call = time.monotonic()
-        self._metric.begin()
+        if self._metric is not None:
+            self._metric.begin()
         if trainer.world.any(self.saved_at is None):  # rank 0 alone knows of one that failed
             self._submit(trainer, self._take(trainer))
 
@@ -216,6 +218,8 @@ class Checkpoints(Callback):
             self._failing_from = None
 
     def on_epoch_end(self, trainer: Trainer, record: dict[str, Any]) -> None:
+        if self._metric is None:
+            return
         value = self._metric.cost(record)
         if value < self.best:
             self.best = value
@@ -234,7 +238,7 @@ class Checkpoints(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         if self._is_refused:
             return
-        if self.keep_best is not None:
+        if self.keep_best is not None and self._metric is not None:
             self._metric.tell_if_missed("keep_best", "no checkpoint was kept as the best")
         try:
             self.save_now(trainer)

@@ -745,7 +745,7 @@ class Trainer(OutsideTheLoop):
         """
         if plan is None:
             plan = loader.plan(0)
-        if shared:
+        if shared and self.world.size > 1:
             plan = plan.share(self.world.rank, self.world.size)
         batches = self.placed(loader.samples).read(plan, start)
         return batches if views else copies(batches)
