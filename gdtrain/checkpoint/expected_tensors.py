@@ -16,8 +16,8 @@ from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
 from gdtrain.training.placement.sharding import own_rows
 from gdtrain.training.state import module_state, own_state, snapshot
-from gdtrain.training.state.compatibility import PARTS, modules
-from gdtrain.training.state.module_state import Slot
+from gdtrain.training.state.compatibility import PARTS
+from gdtrain.training.state.module_state import Slot, modules
 from gdtrain.training.state.plain_values import shown, shown_names
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.trainer import Trainer

@@ -18,8 +18,7 @@ from gdtrain.analysis.verify import dependent_layers, finite_differences, proces
 from gdtrain.analysis.verify.float64_copy import Float64Copy, in_double, pick
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.errors import GdtrainError, ModelError
-from gdtrain.training.gradients.accumulation import whole_gradient
-from gdtrain.training.gradients.exact import add_gradient
+from gdtrain.training.gradients.exact import add_gradient, whole_gradient
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.loss_weights import (
     adds_up,

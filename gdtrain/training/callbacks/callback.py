@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -213,3 +214,14 @@ class Listeners:
 
 def among(callbacks: Sequence[Callback], callback: Callback) -> bool:
     return any(one is callback for one in callbacks)
+
+
+def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Each callback by its type's name, numbered where there are several of a type."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        seen[name] += 1
+        found[name if seen[name] == 1 else f"{name}-{seen[name]}"] = callback
+    return found

@@ -20,18 +20,6 @@ from gdtrain.training.placement.distributed import World
 from gdtrain.training.placement.exchange import Exchange
 from gdtrain.training.run import Run
 
-
-def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
-    """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
-    loss = trainer.batch_loss(batch)
-    if trainer.terms.passed:
-        trainer.terms.add(1.0)
-    if loss.ndim:
-        scalar(loss)
-    backward(loss if trainer.loss_scale is None else trainer.loss_scale.of(loss))
-    return loss.detach()
-
-
 # What a part counts for, which may be a number that other processes have a part in.
 Share = Callable[[], float | Tensor]
 

@@ -20,7 +20,6 @@ from gdtrain.training.gradients.accumulation import (
     add_parts,
     scalar,
     trained,
-    whole_gradient,
 )
 from gdtrain.training.gradients.forward import forward
 from gdtrain.training.gradients.loss_weights import (
@@ -38,6 +37,17 @@ from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import Keeper, unchanged
 
 logger = logging.getLogger("gdtrain")
+
+
+def whole_gradient(trainer: Run, batch: Batch) -> Tensor:
+    """Add the gradient of the batch's loss to ``.grad``, in one pass; return the loss, detached."""
+    loss = trainer.batch_loss(batch)
+    if trainer.terms.passed:
+        trainer.terms.add(1.0)
+    if loss.ndim:
+        scalar(loss)
+    backward(loss if trainer.loss_scale is None else trainer.loss_scale.of(loss))
+    return loss.detach()
 
 
 @dataclass(eq=False)

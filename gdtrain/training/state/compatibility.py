@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.streams.stream import StreamSamples
-from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
-from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.callbacks.callback import named
 from gdtrain.training.epoch_plan import kept_plan
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
+from gdtrain.training.state.module_state import flagged, modules
 from gdtrain.training.state.plain_values import (
     demand,
     is_count,
@@ -90,38 +89,6 @@ def tell_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             "last bits may differ from an undisturbed run's",
             "; ".join(changed),
         )
-
-
-def named(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Each callback by its type's name, numbered where there are several of a type."""
-    seen: Counter[str] = Counter()
-    found = {}
-    for callback in callbacks:
-        name = type(callback).__name__
-        seen[name] += 1
-        found[name if seen[name] == 1 else f"{name}-{seen[name]}"] = callback
-    return found
-
-
-def modules(trainer: Run) -> dict[str, nn.Module]:
-    """The parts of a trainer that are modules: the model, and perhaps the loss."""
-    parts = {"model": trainer.model, "loss": trainer.loss}
-    return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
-
-
-def flagged(trainer: Run) -> dict[str, nn.Module]:
-    """The modules whose modes and frozen parameters are state: those, and the registered ones.
-
-    Parameters that are registered alone, or in dicts and lists, are one, too.
-    """
-    found = modules(trainer)
-    for name in trainer.own_state:
-        value = getattr(trainer, name)
-        if not isinstance(value, nn.Module):
-            value = nn.ParameterList(t for t in tensors_of(value) if isinstance(t, nn.Parameter))
-        if not isinstance(value, nn.ParameterList) or len(value):
-            found[f"own.{name}"] = value
-    return found
 
 
 def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gdtrain.data.tree import tensors_of
 from gdtrain.training.placement.sharding import Part, split_like
+from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import check_plain, copied, demand, is_torchs, shown_names
 
 # How torch calls what a module's get_extra_state gives.
@@ -34,6 +36,27 @@ class Slot:
     def is_fixed(self) -> bool:
         """Whether it is a tensor that has its dtype and shape for good."""
         return not (self.is_extra or self.buffers is not None or is_lazy(self.value))
+
+
+def modules(trainer: Run) -> dict[str, nn.Module]:
+    """The parts of a trainer that are modules: the model, and perhaps the loss."""
+    parts = {"model": trainer.model, "loss": trainer.loss}
+    return {part: module for part, module in parts.items() if isinstance(module, nn.Module)}
+
+
+def flagged(trainer: Run) -> dict[str, nn.Module]:
+    """The modules whose modes and frozen parameters are state: those, and the registered ones.
+
+    Parameters that are registered alone, or in dicts and lists, are one, too.
+    """
+    found = modules(trainer)
+    for name in trainer.own_state:
+        value = getattr(trainer, name)
+        if not isinstance(value, nn.Module):
+            value = nn.ParameterList(t for t in tensors_of(value) if isinstance(t, nn.Parameter))
+        if not isinstance(value, nn.ParameterList) or len(value):
+            found[f"own.{name}"] = value
+    return found
 
 
 def slots(module: nn.Module) -> dict[str, Slot]:

@@ -12,19 +12,14 @@ from torch import Tensor, nn
 
 from gdtrain.data.orders.order import mix
 from gdtrain.errors import CheckpointError
-from gdtrain.training.callbacks.callback import Callback, among
+from gdtrain.training.callbacks.callback import Callback, among, named
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
 from gdtrain.training.placement.sharding import in_parts
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
-from gdtrain.training.state.compatibility import (
-    check_fits,
-    flagged,
-    modules,
-    named,
-    tell_differences,
-)
+from gdtrain.training.state.compatibility import check_fits, tell_differences
+from gdtrain.training.state.module_state import flagged, modules
 from gdtrain.training.state.plain_values import copied, demand
 from gdtrain.training.state.random_generators import RngState, seed_everything
 
