@@ -197,11 +197,10 @@ class Checkpoints(Callback):
             and epoch_done
             and (progress.epoch + 1) % self.epochs_between == 0
         )
-        by_seconds = self.every_seconds is not None and bool(
-            trainer.world.first(super().is_due(progress.step))  # clocks differ
-        )
+        due = self.every_seconds is not None and super().is_due(progress.step)
         again = self._retry_at is not None and time.monotonic() >= self._retry_at
-        asked = trainer.world.any(self.wanted or again)
+        # Clocks differ: that of the first process counts.
+        by_seconds, asked = trainer.world.first_and_any(due, self.wanted or again)
         candidate = epoch_done and self.keep_best is not None
         if by_steps or by_epochs or by_seconds or asked or candidate:
             self.wanted, self._retry_at = False, None

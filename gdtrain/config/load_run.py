@@ -24,6 +24,7 @@ from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
+from gdtrain.data.wording import html_table
 from gdtrain.errors import DataError, OutputError
 from gdtrain.output.run_directory import (
     AVERAGED,
@@ -32,7 +33,6 @@ from gdtrain.output.run_directory import (
     WEIGHTS,
     no_run,
 )
-from gdtrain.training.html_table import html_table
 from gdtrain.training.placement.device import autocast, parameter_dtype
 from gdtrain.training.state.random_generators import RngState
 

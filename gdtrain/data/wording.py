@@ -1,6 +1,8 @@
 """Words that several rooms share; imports nothing heavy."""
 
 import re
+from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Literal
 
 OrderName = Literal["reshuffle", "shuffle_once", "sequential", "replacement"]
@@ -32,3 +34,18 @@ def is_number(cell: str) -> bool:
     except ValueError:
         return False
     return "_" not in cell
+
+
+# ── tables in HTML, which notebooks show in the place of a text ─────────────────────────────
+
+
+def html_table(head: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> str:
+    """A table of texts, of which nothing is obeyed. note: a line below it."""
+    top = f"<thead>{_row(head, 'th')}</thead>" if head else ""
+    body = "".join(_row(row, "td") for row in rows)
+    below = f"<p>{escape(note)}</p>" if note else ""
+    return f"<table>{top}<tbody>{body}</tbody></table>{below}"
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

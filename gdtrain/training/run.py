@@ -17,13 +17,13 @@ from gdtrain.training.evaluating.metrics import Metric
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.known_steps import Work
+from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.optimizing.phases import Phases
 from gdtrain.training.optimizing.schedules import ScheduleStepper
 from gdtrain.training.placement.device import Placement, Precision
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.placement.exchange import Total
 from gdtrain.training.progress import History, Progress
-from gdtrain.training.terms import StepTerms
 
 
 class Kept(Protocol):

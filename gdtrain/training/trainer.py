@@ -54,7 +54,7 @@ from gdtrain.data.tree import map_tensors
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.near_names import first_guesses
-from gdtrain.training import by_name, terms
+from gdtrain.training import by_name
 from gdtrain.training.blocks import BlockLength, blocks, may_go_on
 from gdtrain.training.callbacks.callback import Callback, Listeners, among
 from gdtrain.training.callbacks.validation import Validation
@@ -70,6 +70,7 @@ from gdtrain.training.gradients.accumulation import clip_gradient, scalar
 from gdtrain.training.gradients.exact import ExactGradient, closure_step
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
+from gdtrain.training.losses import terms
 from gdtrain.training.losses.known_means import mean_of
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.optimizing.phases import Phases

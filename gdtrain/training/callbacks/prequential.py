@@ -14,9 +14,9 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.tree import map_tensors
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.evaluating.metrics import Metric, check_metrics, values_of
+from gdtrain.training.losses.terms import no_number
 from gdtrain.training.run import Run
 from gdtrain.training.state.plain_values import is_count, is_number
-from gdtrain.training.terms import no_number
 
 Array = np.ndarray[Any, Any]
 

@@ -27,12 +27,12 @@ from gdtrain.training.gradients.forward import forward
 from gdtrain.training.gradients.loss_weights import adds_up, has_own_loss, in_two_passes, weight_of
 from gdtrain.training.gradients.microbatches import UNMEASURED_SIZE, is_out_of_memory
 from gdtrain.training.losses.of_model import LossOfModel, judged
+from gdtrain.training.losses.terms import no_number
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.keeper import unchanged
-from gdtrain.training.terms import no_number
 
 T = TypeVar("T")
 

@@ -197,31 +197,10 @@ class ScheduleStepper:
         per: Literal["epoch", "step"],
         metric: str | None = None,
     ) -> None:
-        _check(per in ("epoch", "step"), "scheduler_per", f"must be epoch or step, got {per!r}")
-        _check(
-            scheduler is None or (hasattr(scheduler, "step") and not isinstance(scheduler, type)),
-            "scheduler",
-            "must be a torch.optim.lr_scheduler, such as torch.optim.lr_scheduler.StepLR("
-            f"optimizer, 10); got {scheduler!r}",
-        )
-        by_metric = isinstance(scheduler, ReduceLROnPlateau)
-        rises = isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max"
-        _check(
-            not (by_metric and per == "step"),
-            "scheduler_per",
-            "must be epoch for ReduceLROnPlateau, whose metrics are those of epochs",
-        )
-        _check(
-            by_metric or metric is None,
-            "scheduler_metric",
-            "has no effect without ReduceLROnPlateau; leave it out",
-        )
-        _check(
-            metric is not None or not rises,
-            "scheduler_metric",
-            "missing; ReduceLROnPlateau of mode max has to be told what is to rise, such as "
-            "val_accuracy",
-        )
+        if per not in ("epoch", "step"):
+            raise ConfigError.of("scheduler_per", f"must be epoch or step, got {per!r}")
+        if scheduler is not None or metric is not None:
+            _check_scheduler(scheduler, per, metric)
         self.scheduler = scheduler
         self.per = per
         self.metric = metric
@@ -368,6 +347,34 @@ def _rows_of_lambdas(
     scheduler._step_count += steps
     scheduler._last_lr = [group["lr"] for group in groups]
     return rows
+
+
+def _check_scheduler(scheduler: Any, per: str, metric: str | None) -> None:
+    """Raise ConfigError for what is no scheduler, or does not go with the other settings."""
+    _check(
+        scheduler is None or (hasattr(scheduler, "step") and not isinstance(scheduler, type)),
+        "scheduler",
+        "must be a torch.optim.lr_scheduler, such as torch.optim.lr_scheduler.StepLR("
+        f"optimizer, 10); got {scheduler!r}",
+    )
+    by_metric = isinstance(scheduler, ReduceLROnPlateau)
+    rises = isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "max"
+    _check(
+        not (by_metric and per == "step"),
+        "scheduler_per",
+        "must be epoch for ReduceLROnPlateau, whose metrics are those of epochs",
+    )
+    _check(
+        by_metric or metric is None,
+        "scheduler_metric",
+        "has no effect without ReduceLROnPlateau; leave it out",
+    )
+    _check(
+        metric is not None or not rises,
+        "scheduler_metric",
+        "missing; ReduceLROnPlateau of mode max has to be told what is to rise, such as "
+        "val_accuracy",
+    )
 
 
 def _check(holds: bool, key: str, message: str) -> None:

@@ -21,11 +21,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from gdtrain.data.tree import map_tensors
+from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.run import Run
 from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
-from gdtrain.training.terms import StepTerms
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"

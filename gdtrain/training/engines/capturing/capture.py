@@ -31,8 +31,8 @@ from gdtrain.training.engines.capturing.functional_step import (
 )
 from gdtrain.training.engines.capturing.python_state import root_package
 from gdtrain.training.engines.capturing.without_looking import plain_operators
+from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
-from gdtrain.training.terms import Place
 
 _KEPT = ("detach", "alias", "clone", "lift_fresh_copy")  # operators that change no number
 # Tracing patches nn.Module, and the filters of warnings, for all threads of the process.

@@ -16,8 +16,8 @@ from gdtrain.training.descent import backward
 from gdtrain.training.engines.capturing.python_state import Attribute
 from gdtrain.training.engines.capturing.without_looking import without_looking
 from gdtrain.training.gradients.accumulation import scalar
+from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
-from gdtrain.training.terms import Place
 
 # Of each parameter group, in a row of settings: lr, weight_decay, momentum, 1 - dampening.
 SETTINGS_PER_GROUP = 4

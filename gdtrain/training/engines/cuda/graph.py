@@ -15,9 +15,9 @@ from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.cuda.static_step import StaticStep
 from gdtrain.training.engines.hooks import note_step
+from gdtrain.training.losses.terms import of_row
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState
-from gdtrain.training.terms import of_row
 
 # Of work, what it is to begin again with, and the device; returns what does the work again.
 Record = Callable[[Callable[[], None], Callable[[], None], torch.device], Callable[[], None]]

@@ -30,8 +30,8 @@ from gdtrain.training.engines.xla.lowering.graph import DTYPES, is_lowered
 from gdtrain.training.engines.xla.program import Array, Operands, Program, StepShape
 from gdtrain.training.engines.xla.step_key import step_key
 from gdtrain.training.engines.xla.window import Window
+from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
-from gdtrain.training.terms import Place
 
 # So many programs are kept for steps that may come again.
 _PROGRAMS = 32

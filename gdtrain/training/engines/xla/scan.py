@@ -26,8 +26,8 @@ from gdtrain.training.engines.xla.window import (
     rows_of,
     window_steps,
 )
+from gdtrain.training.losses.terms import of_row
 from gdtrain.training.run import Run
-from gdtrain.training.terms import of_row
 
 logger = logging.getLogger("gdtrain")
 
