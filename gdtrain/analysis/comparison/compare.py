@@ -71,16 +71,7 @@ def compare(
     should_stop: called at each safe point. tell: called with progress messages. on_look: called
     with the share of the budget that a form has spent.
 
-    Measured for each form:
-
-    * samples per second, and seconds, updates and gradient evaluations to the target: up to the
-      first evaluation with a full loss at or below it, so to the precision of their spacing;
-    * the final full loss (:meth:`Trainer.evaluate` on the training part) and validation;
-    * the peak memory of a step, see :func:`gdtrain.analysis.comparison.peak_memory.step_memory`;
-    * stability: the variance of the updates' own losses about their trend in the last third, see
-      :meth:`gdtrain.analysis.comparison.recorder.Recorder.loss_variance`, and the share of the
-      updates looked at that raised the full loss by more than rounding.
-
+    What is measured of each form: see :class:`~gdtrain.analysis.comparison.result.Comparison`.
     Trainers with ``engine="auto"`` are measured under eager, so that their times are those of one
     engine. A form whose loss or gradient becomes NaN or infinite, or whose full loss rises to a
     million times that at its start, is reported as diverged. Raises ConfigError for a wrong budget

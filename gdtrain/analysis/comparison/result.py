@@ -36,6 +36,16 @@ class Comparison:
     are None. Of each form in ``forms``: its settings, what it used, the time to the target, the
     final losses and metrics, memory, stability, and the curve in columns. With several seeds these
     are of the first one, ``runs`` has a row for each, and ``statistics`` what they say together.
+
+    Measured for each form:
+
+    * samples per second, and seconds, updates and gradient evaluations to the target: up to the
+      first evaluation with a full loss at or below it, so to the precision of their spacing;
+    * the final full loss (:meth:`Trainer.evaluate` on the training part) and validation;
+    * the peak memory of a step, see :func:`gdtrain.analysis.comparison.peak_memory.step_memory`;
+    * stability: the variance of the updates' own losses about their trend in the last third, see
+      :meth:`gdtrain.analysis.comparison.recorder.Recorder.loss_variance`, and the share of the
+      updates looked at that raised the full loss by more than rounding.
     """
 
     result: dict[str, Any]

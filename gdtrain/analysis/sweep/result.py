@@ -214,7 +214,7 @@ class Sweep(list[Row]):
 
     def html(self) -> str:
         """The rows as a page that needs nothing besides itself, with pictures of the settings."""
-        from gdtrain.output.report.sweep_page import page
+        from gdtrain.output.report.sweep.page import page
 
         return page(self.as_dict())
 

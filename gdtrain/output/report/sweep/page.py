@@ -7,11 +7,11 @@ from html import escape
 from typing import Any
 
 from gdtrain.data.wording import counted
-from gdtrain.output.report.heat_map import heat_map
 from gdtrain.output.report.page import callout, document
-from gdtrain.output.report.parallel_coordinates import coordinates
-from gdtrain.output.report.sweep_figures import multiples, profiles
-from gdtrain.output.report.sweep_values import shown
+from gdtrain.output.report.sweep.figures import multiples, profiles
+from gdtrain.output.report.sweep.heat_map import heat_map
+from gdtrain.output.report.sweep.parallel_coordinates import coordinates
+from gdtrain.output.report.sweep.values import shown
 
 MOST_ROWS = 200  # of the table
 

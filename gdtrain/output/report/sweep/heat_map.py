@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from gdtrain.output.report.plan import plan
-from gdtrain.output.report.sweep_values import as_number, rate_of, size_in, size_of
+from gdtrain.output.report.sweep.values import as_number, rate_of, size_in, size_of
 
 SHADES = 7  # in report.css
 CELL = (70, 48)  # pixels

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from gdtrain.output.report import charts
-from gdtrain.output.report.sweep_values import as_number, rate_of, shown, size_in
+from gdtrain.output.report.sweep.values import as_number, rate_of, shown, size_in
 
 Group = dict[str, Any]
 MOST_PANELS = 40

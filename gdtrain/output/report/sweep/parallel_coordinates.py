@@ -9,7 +9,7 @@ from typing import Any
 
 from gdtrain.output.report import charts
 from gdtrain.output.report.plan import plan
-from gdtrain.output.report.sweep_values import as_number, rate_of, shown
+from gdtrain.output.report.sweep.values import as_number, rate_of, shown
 from gdtrain.output.report.table import metric_text
 
 TICK_GAP = 18  # pixels between texts, one below the other
