@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 from gdtrain.cli.options import Parser, add_results, add_run, results_alone
@@ -27,6 +29,14 @@ def evaluate(given: list[str]) -> int:
     add_results(parser)
     options = parser.parse_args(given)
     with results_alone(options) as results:
-        from gdtrain.cli.trained.evaluate_job import evaluate_file
+        from gdtrain.cli.runs.train_job import EXIT_NON_FINITE
+        from gdtrain.cli.trained.predict_job import load_finished
+        from gdtrain.output.console import readings
+        from gdtrain.output.metrics_file import finite
 
-        return evaluate_file(options.run, options.file, results, averaged=options.averaged)
+        found = load_finished(options.run, averaged=options.averaged).evaluate(options.file)
+        if results is None:
+            print("\n".join(readings(found)))
+        else:
+            print(json.dumps(finite(found)), file=results)
+        return 0 if math.isfinite(found["loss"]) else EXIT_NON_FINITE

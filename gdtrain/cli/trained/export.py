@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gdtrain.cli.options import Parser, add_import, add_run, import_modules
+from gdtrain.output.terminal import say
+
+if TYPE_CHECKING:
+    from gdtrain.config.export import Format
 
 FORMATS = ("torch_export", "onnx")
 
@@ -31,6 +36,22 @@ def export(given: list[str]) -> int:
     options = parser.parse_args(given)
     if options.imports:
         import_modules(options.imports)
-    from gdtrain.cli.trained.export_job import export_run
+    _write(options.run, options.format, options.out, averaged=options.averaged)
+    return 0
 
-    return export_run(options.run, options.format, options.out, averaged=options.averaged)
+
+def _write(run: Path, kind: Format, out: Path | None, *, averaged: bool) -> None:
+    """Export and say where to; nothing is written unless the file predicts what the run does."""
+    from gdtrain.cli.trained.predict_job import load_finished, refused_out, write_out
+    from gdtrain.config.export import SUFFIXES, exported
+    from gdtrain.output.export.onnx_file import require_onnx
+
+    if kind == "onnx":
+        require_onnx()
+    trained = load_finished(run, averaged=averaged)
+    out = out or run / f"model{SUFFIXES[kind]}"
+    if out.is_file() and out.suffix != SUFFIXES[kind]:
+        there = f"{out} is there already, and is no {SUFFIXES[kind]} file"
+        raise refused_out(f"{there}; move it first, or choose another name")
+    write_out(out, exported(trained, kind))
+    say(f"written: {out}; checked: its predictions for 100 rows match the run's")
