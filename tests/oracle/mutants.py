@@ -105,7 +105,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "a backward pass in compute_loss is lost",
-        "training/gradients/accumulation.py",
+        "training/gradients/exact.py",
         "        scalar(loss)\n    backward(loss ",
         "        scalar(loss)\n    trainer.updater.zero_grad()\n    backward(loss ",
         EXACT,
