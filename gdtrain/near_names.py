@@ -28,12 +28,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 def first_guesses(
-    *, twice: str | None = None, **remedies: str
+    *, by_place: str | None = None, **remedies: str
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Has a function refuse, in a line that says what to write, arguments that it does not take.
 
-    remedies: of names that other libraries have, what is written here instead. twice: the same
-    where an argument is given by its place and by its name.
+    remedies: of names that other libraries have, what is written here instead. by_place: the same
+    where inputs and targets are given as arguments without a name.
 
     >>> @first_guesses(epochs="is called num_epochs here")
     ... def fit(num_epochs): ...
@@ -48,7 +48,7 @@ def first_guesses(
             try:
                 return function(*arguments, **options)
             except TypeError:
-                fault = _fault_of(function, arguments, options, remedies, twice)
+                fault = _fault_of(function, arguments, options, remedies, by_place)
                 if fault is None:
                     raise  # of what the function does
             raise fault
@@ -63,7 +63,7 @@ def _fault_of(
     arguments: tuple[object, ...],
     options: dict[str, object],
     remedies: dict[str, str],
-    twice: str | None,
+    by_place: str | None,
 ) -> ConfigError | None:
     """Why a call can't be made, if it can't."""
     signature = inspect.signature(function)
@@ -76,8 +76,9 @@ def _fault_of(
                 near = nearest(name, known)
                 meant = f"did you mean {near}?" if near else f"they are {', '.join(known)}"
                 return ConfigError.of(name, remedies.get(name, f"is no argument; {meant}"))
-        if twice is not None and "multiple values" in str(error):
-            return ConfigError.of("data", twice)
+        is_missing = str(error).startswith("missing")
+        if by_place is not None and not is_missing:
+            return ConfigError.of("data", by_place)
         owner = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
-        return ConfigError.of(owner, f"{error}; give options by their names")
+        return ConfigError.of(owner, f"{error}{'' if is_missing else '; give options by names'}")
     return None

@@ -68,12 +68,13 @@ def _kind(word: str) -> str:
 
 def _settings(kind: str, name: str) -> dict[str, str]:
     """What can be set of a part: key -> itself, with its default if it has one."""
-    schema = settings_schema(kind, name)
+    schema, of_kind = settings_schema(kind, name), registry.KINDS[kind]
     needed = schema.get("required", ())
     return {
         key: key if key in needed else f"{key}={_yaml(setting.get('default'))}"
         for key, setting in schema["properties"].items()
-        if key != registry.KINDS[kind].tag
+        if key != of_kind.tag
+        and (key not in of_kind.supplied or setting.get("default") is not None)
     }
 
 

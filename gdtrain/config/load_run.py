@@ -227,7 +227,7 @@ class TrainedRun:
         """Outputs for consecutive rows, and which of these are bad and have outputs of zeros."""
         for inputs, faults in table.batches():
             if faults and on_bad_row == "error":
-                raise table.fault(faults)
+                raise DataError(f"{table.fault(faults)}; --on-bad-row skip leaves such rows out")
             if faults and bad_rows is not None:
                 bad_rows.first = bad_rows.first or str(table.fault(faults))
                 bad_rows.count += len(faults)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ModelError
+from gdtrain.near_names import first_guesses
 from gdtrain.training.evaluating import evaluation
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.optimizing.schedules import ScheduleStepper
@@ -23,6 +24,8 @@ from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
 
 State = TypeVar("State")
+
+_EVALUATED = "is given by a loader: trainer.evaluate(BatchLoader((X, y)))"
 
 
 class OutsideTheLoop:
@@ -41,6 +44,7 @@ class OutsideTheLoop:
 
     # ── looks ───────────────────────────────────────────────────────────────────────────────
 
+    @first_guesses(by_place=_EVALUATED, data=_EVALUATED)
     def evaluate(
         self, loader: Loader | None = None, *, in_batches: bool | None = None
     ) -> dict[str, float]:
@@ -53,7 +57,7 @@ class OutsideTheLoop:
         come back as they were. Raises ConfigError where outputs and targets that are needed all at
         once go over ``memory_limit``, and ModelError without a loader.
         """
-        loader = loader or self.loader
+        loader = self.loader if loader is None else loader
         if loader is None:
             raise ModelError("loader: missing; give evaluate one")
         if isinstance(loader, Loader):
@@ -116,6 +120,8 @@ class OutsideTheLoop:
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        if self.loss is None:
+            loss = "a loss of its own"
         progress = self.progress
         optimizers = " and ".join(type(one).__name__ for one in self.optimizers.values())
         return (

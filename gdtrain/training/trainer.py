@@ -356,7 +356,10 @@ class Trainer(OutsideTheLoop):
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────
 
-    @first_guesses(epochs="is called num_epochs here: fit(num_epochs=100), or fit(100)")
+    @first_guesses(
+        by_place="is the trainer's: Trainer(…, loader=MiniBatchLoader((X, y), 32)).fit(100)",
+        epochs="is called num_epochs here: fit(num_epochs=100), or fit(100)",
+    )
     def fit(
         self,
         num_epochs: int,

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from gdtrain import (
     BatchLoader,
+    Callback,
     EarlyStopping,
     KeepBest,
     MiniBatchLoader,
@@ -243,7 +244,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "True",
     ),
     "two arguments, and a size by name": (
-        lambda: MiniBatchLoader(X, Y, batch_size=8),  # type: ignore[misc]
+        lambda: MiniBatchLoader(X, Y, batch_size=8),  # type: ignore[arg-type]
         "data: inputs and targets are one argument: MiniBatchLoader((X, y), 32), with options by "
         "name",
     ),
@@ -257,7 +258,24 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no size": (
         lambda: MiniBatchLoader((X, Y)),  # type: ignore[call-arg]
-        "MiniBatchLoader: missing a required argument: 'batch_size'; give options by their names",
+        "MiniBatchLoader: missing a required argument: 'batch_size'",
+    ),
+    "data in fit": (
+        lambda: trainer().fit(X, Y),  # type: ignore[arg-type]
+        "data: is the trainer's: Trainer(…, loader=MiniBatchLoader((X, y), 32)).fit(100)",
+    ),
+    "inputs in fit": (
+        lambda: trainer().fit(X),  # type: ignore[arg-type]
+        "num_epochs: must be a whole number >= 0, got a Tensor",
+    ),
+    "data in evaluate": (
+        lambda: trainer().evaluate(X, Y),  # type: ignore[arg-type]
+        "data: is given by a loader: trainer.evaluate(BatchLoader((X, y)))",
+    ),
+    "inputs in evaluate": (
+        lambda: trainer().evaluate(X),  # type: ignore[arg-type]
+        "loader: must be a Loader (BatchLoader, SampleLoader, MiniBatchLoader, PhasedLoader or one "
+        "of your own), got a Tensor; give its data set to one of these",
     ),
     "epochs of a trainer": (
         lambda: trainer(epochs=3),
@@ -429,3 +447,22 @@ def test_lists_and_doubles_to_predict() -> None:
     expected = made.model(X[:2]).detach()
     for given in (X[:2].tolist(), X[:2].double().numpy(), np.asarray(X[:2], np.float16)):
         assert torch.allclose(made.predict(given), expected, atol=1e-3)
+
+
+def test_a_method_of_another_library_s_moment_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Log(Callback):
+        def on_train_epoch_end(self, trainer: Any) -> None: ...
+
+        def on_epoch_end(self, trainer: Any, record: dict[str, Any]) -> None: ...
+
+    trainer(callbacks=[Log()])
+    assert caplog.messages == [
+        "Log.on_train_epoch_end is not called by fit; the moments of a run are on_fit_start, "
+        "on_epoch_start, on_gradient, on_before_update, on_safe_point, on_epoch_end, on_records, "
+        "on_fit_end"
+    ]
+
+
+def test_what_a_trainer_prints_of_a_loss_of_its_own() -> None:
+    own = trainer(loss=None, compute_loss=lambda t, b: t.model(b.inputs).square().mean())
+    assert ", a loss of its own, SGD, " in repr(own)

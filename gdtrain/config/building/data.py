@@ -58,7 +58,8 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
     if section.standardize_targets and not config.loss.targets.unit:
         raise ConfigError.of(
             "standardize_targets",
-            f"is not defined for {config.loss.name}; it is for {', '.join(losses_of_errors())}",
+            f"is not defined for {config.loss.name}; it is for {', '.join(losses_of_errors())}, "
+            "and for a loss of your own that is registered with targets=Targets(unit=True)",
         )
     if isinstance(loaded, ConvertedFolder):
         return _prepare_converted(section, loaded, config, names)

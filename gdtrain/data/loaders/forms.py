@@ -41,6 +41,7 @@ logger = logging.getLogger("gdtrain")
 
 # What is written here in place of what other libraries' loaders take.
 _PAIR = "inputs and targets are one argument: {}, with options by name"
+_PAIR_AND_SIZE = _PAIR.format("MiniBatchLoader((X, y), 32)")
 _SHUFFLE = "is called order here: order='reshuffle' for True, order='sequential' for False"
 _NO_SIZE = "is an argument of MiniBatchLoader: MiniBatchLoader((X, y), batch_size=32)"
 
@@ -324,11 +325,13 @@ class BatchLoader(FormLoader):
     [500]
     """
 
-    @first_guesses(batch_size=_NO_SIZE, shuffle=_SHUFFLE)
+    @first_guesses(
+        by_place=_PAIR.format("BatchLoader((X, y))"), batch_size=_NO_SIZE, shuffle=_SHUFFLE
+    )
     def __init__(
         self,
         data: Any,
-        *more: Any,
+        *,
         order: Order = "sequential",
         seed: int = 0,
         num_workers: int = 0,
@@ -336,8 +339,6 @@ class BatchLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if more:
-            raise _no_pair("BatchLoader")
         super().__init__(
             data,
             batch_size=None,
@@ -365,11 +366,13 @@ class SampleLoader(FormLoader):
     (500, torch.Size([1, 2]))
     """
 
-    @first_guesses(batch_size=_NO_SIZE, shuffle=_SHUFFLE)
+    @first_guesses(
+        by_place=_PAIR.format("SampleLoader((X, y))"), batch_size=_NO_SIZE, shuffle=_SHUFFLE
+    )
     def __init__(
         self,
         data: Any,
-        *more: Any,
+        *,
         order: Order | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -377,8 +380,6 @@ class SampleLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if more:
-            raise _no_pair("SampleLoader")
         super().__init__(
             data,
             batch_size=1,
@@ -406,12 +407,12 @@ class MiniBatchLoader(FormLoader):
     [3, 3, 1]
     """
 
-    @first_guesses(shuffle=_SHUFFLE, twice=_PAIR.format("MiniBatchLoader((X, y), 32)"))
+    @first_guesses(by_place=_PAIR_AND_SIZE, shuffle=_SHUFFLE)
     def __init__(
         self,
         data: Any,
         batch_size: int | BatchSizes | Sequence[tuple[int | None, int]],
-        *more: Any,
+        *,
         order: Order | None = None,
         seed: int = 0,
         drop_last: bool = False,
@@ -420,8 +421,8 @@ class MiniBatchLoader(FormLoader):
         allow_nonfinite: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if more or getattr(batch_size, "ndim", 0) > 0:
-            raise _no_pair("MiniBatchLoader", "32")
+        if getattr(batch_size, "ndim", 0) > 0:
+            raise ConfigError.of("data", _PAIR_AND_SIZE)
         if isinstance(batch_size, list | tuple):
             batch_size = BatchSizes(batch_size)
         elif not isinstance(batch_size, BatchSizes):
@@ -459,8 +460,3 @@ def minibatch(data: Any, batch_size: Any, order: Any, drop_last: bool, seed: int
     elif isinstance(batch_size, GrowingBatchSize):
         batch_size = BatchSizes.growing(**dict(batch_size))
     return MiniBatchLoader(data, batch_size, order=order, drop_last=drop_last, seed=seed)
-
-
-def _no_pair(name: str, *options: str) -> ConfigError:
-    """The error of inputs and targets that are given as two arguments."""
-    return ConfigError.of("data", _PAIR.format(f"{name}({', '.join(['(X, y)', *options])})"))

@@ -31,8 +31,7 @@ def names_of_text(columns: Iterable[Column]) -> set[str]:
 
 
 _NEW_CATEGORY = (
-    "a category that does not occur in the training data; train with data.unknown_category: "
-    "ignore, or predict with --on-bad-row skip"
+    "a category that does not occur in the training data; train with data.unknown_category: ignore"
 )
 
 

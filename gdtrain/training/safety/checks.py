@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from os import PathLike
@@ -23,6 +24,8 @@ from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled, is_over_one_class
 from gdtrain.training.torch_code import has_own_pass
+
+logger = logging.getLogger("gdtrain")
 
 OVER_ONE_CLASS = (
     "loss: cross_entropy is over one class here, and so 0 whatever the model gives; give the model "
@@ -69,6 +72,7 @@ def check_parts(
                 "callbacks: must be objects of subclasses of Callback, whose methods are the "
                 f"moments of a run, such as on_epoch_end(trainer, record); got {callback!r}"
             )
+        _tell_of_other_moments(type(callback))
     if not isinstance(optimizer, torch.optim.Optimizer | Mapping):
         raise ModelError(
             "optimizer: must be a torch.optim optimizer, such as torch.optim.SGD("
@@ -78,6 +82,17 @@ def check_parts(
         check_loader("loader", loader)
     if loss is None and needs_loss:
         raise ModelError(NO_LOSS)
+
+
+def _tell_of_other_moments(kind: type[Callback]) -> None:
+    """Warn of methods that are named like the moments of a run, and are none of them."""
+    moments = [name for name in vars(Callback) if name.startswith("on_")]
+    for name in dir(kind):
+        if name.startswith("on_") and name not in moments and callable(getattr(kind, name)):
+            logger.warning(
+                "%s.%s is not called by fit; the moments of a run are %s",
+                *(kind.__name__, name, ", ".join(moments)),
+            )
 
 
 def _shown(value: Any) -> str:
@@ -357,7 +372,7 @@ def check_epochs(num_epochs: Any) -> int:
     """The number of epochs as an int. Raises ConfigError unless it is a whole number >= 0."""
     number = num_epochs.item() if isinstance(num_epochs, np.integer) else num_epochs
     if type(number) is not int or number < 0:
-        raise ConfigError.of("num_epochs", f"must be a whole number >= 0, got {num_epochs!r}")
+        raise ConfigError.of("num_epochs", f"must be a whole number >= 0, got {_shown(num_epochs)}")
     return number
 
 

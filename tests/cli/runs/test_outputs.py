@@ -229,7 +229,7 @@ def test_predictions_from_a_csv_file_are_in_the_units_of_the_target(tmp_path, mo
         load_run("out").predict_csv(tmp_path / "bad.csv")
     assert str(caught.value).endswith(
         "line 2, column 'colour' is 'pink', a category that does not occur in the training data; "
-        "train with data.unknown_category: ignore, or predict with --on-bad-row skip"
+        "train with data.unknown_category: ignore; --on-bad-row skip leaves such rows out"
     )
 
 

@@ -358,7 +358,7 @@ def test_what_was_learnt_stands_for_missing_cells_and_a_flag_says_where() -> Non
         (
             "green,1",
             "column 'c' is 'green', a category that does not occur in the training data; train "
-            "with data.unknown_category: ignore, or predict with --on-bad-row skip",
+            "with data.unknown_category: ignore",
         ),
         ("red,one", "column 'x' is 'one', which is not a number"),
         ("red,", "column 'x' has no value, and in training nothing was learnt to stand for it"),

@@ -1040,7 +1040,8 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:1:45: data.standardize_targets: is not defined for cross_entropy; "
-                "it is for mse, l1, smooth_l1, huber"
+                "it is for mse, l1, smooth_l1, huber, and for a loss of your own that is "
+                "registered with targets=Targets(unit=True)"
             )
         ],
     ),
