@@ -55,6 +55,10 @@ _OTHER_NAMES = {
     "convnet": "cnn",
     "reduce_on_plateau": "plateau",
     "moons": "two_moons",
+    "acc": "accuracy",
+    "cosineannealinglr": "cosine",
+    "cosine_annealing": "cosine",
+    "reducelronplateau": "plateau",
 }
 
 
@@ -169,6 +173,10 @@ class SomeOf:
         if not given and not self.may_be_none:
             raise self._none(known)
         for number, name in enumerate(given):
+            if isinstance(name, dict):
+                of = next((n for n in (*name.values(), *name) if n in known), "name")
+                text = f"must be a name; with options, write a mapping of names: {{{of}: {{…}}}}"
+                raise fault(text, *([number] if given is value else []))
             if name not in known and self.may_be_none:
                 raise fault(no_part(name, known), *([number] if given is value else []))
             if name not in known:

@@ -50,12 +50,12 @@ class Parser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             known = [s for action in self._actions for s in action.option_strings]
-            near = nearest(unknown[1], known)
+            near = nearest(unknown[1][2:], [option.lstrip("-") for option in known])
             alone = [a.metavar for a in self._actions if unknown[1] == f"--{a.dest.rstrip('s')}"]
             if alone:
                 message += f"; {alone[0]} is given without an option before it"
             elif near:
-                message += f"; did you mean {near}?"
+                message += f"; did you mean --{near}?"
             elif any(action.dest == "overrides" for action in self._actions):
                 message += "; settings are written without dashes, such as epochs=20"
         elif message.endswith("required: --config"):

@@ -267,7 +267,10 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     chosen = AVERAGED if averaged else WEIGHTS
     for name in (CONFIG, PREPROCESSING, chosen):
         if not (directory / name).is_file():
-            raise OutputError(no_run(directory, f"is not a finished run: it has no {name}"))
+            text = f"is not a finished run: it has no {name}"
+            if name == WEIGHTS and (directory / CONFIG).is_file():
+                text += f"; finish it with --resume --output-dir {directory}"
+            raise OutputError(no_run(directory, text))
     config, _ = load_config(directory / CONFIG)
     preprocessing = Preprocessing.load(directory / PREPROCESSING)
     state = RngState.take(torch.device("cpu"))

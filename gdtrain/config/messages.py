@@ -148,7 +148,7 @@ def _message(kind: str, context: Mapping[str, Any], value: Any, original: str) -
         "finite_number": "a finite number",
         "bool_type": "true or false",
         "string_type": "a word",
-        "list_type": "a list, such as [1, 2]",
+        "list_type": f"a list, such as [{'1, 2' if isinstance(value, dict) else value}]",
         "model_type": "a mapping of settings",
         "dict_type": "a mapping of settings",
     }
@@ -190,18 +190,44 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
         known = registry.names(MAPPINGS[str(path[0])])
         if path[0] == "callbacks" and key in SECTIONS:
             return f"unknown key; {key} is a section beside callbacks"
+    key = _OTHER_KEYS.get(key, key)
     near = _sections_of(key, data) if len(path) == 1 else []
-    meant = near[0] if near else nearest(key, known)
+    meant = near[0] if near else key if key in known else nearest(key, known)
     if meant:
         return f"unknown key; did you mean {meant}?"
     return f"unknown key; the keys here are {', '.join(known)}" if known else "unknown key"
 
 
+# What settings are called elsewhere.
+_OTHER_KEYS = {
+    "learning_rate": "lr",
+    "max_epochs": "epochs",
+    "num_epochs": "epochs",
+    "n_epochs": "epochs",
+    "criterion": "loss",
+    "gradient_clip_val": "clip_grad_norm",
+    "max_grad_norm": "clip_grad_norm",
+    "shuffle": "order",
+    "val_split": "validation_fraction",
+    "hidden_layer_sizes": "hidden",
+    "l2": "weight_decay",
+}
+
+
 def _sections_of(key: str, data: Any) -> list[str]:
-    """Where a key belongs that stands outside of its section: ``lr`` is ``optimizer.lr``."""
+    """Where a key belongs that stands outside of its section: ``lr`` is ``optimizer.lr``.
+
+    In a section as the configuration has it; else in one with another part's name.
+    """
+    if key in Config.model_fields:
+        return []
     models = {section: _model_at((section,), data) for section in Config.model_fields}
-    return [
-        f"{name}.{key}" for name, model in models.items() if model and key in model.model_fields
+    here = [f"{name}.{key}" for name, m in models.items() if m and key in m.model_fields]
+    return here or [
+        f"{section}.{key} (of {name})"
+        for section, kind in KIND_OF.items()
+        for name in registry.names(kind)
+        if section in Config.model_fields and key in settings_of(kind, name, True).model_fields
     ]
 
 

@@ -147,7 +147,9 @@ def apply_overrides(document: Document, overrides: list[str], first: int = 1) ->
         key, equals, value = text.partition("=")
         place = Place("command line", number, 1)
         if not equals or not _OVERRIDE_KEY.fullmatch(key):
-            message = f"{text!r} is not a setting; write section.key=value"
+            is_run = Path(text).is_dir()
+            hint = f"; of a run, write --output-dir {text}" if is_run else ""
+            message = f"{text!r} is not a setting; write section.key=value{hint}"
             document.faults.append(Fault("", message, place.path, number, 1))
             continue
         at = (number, len(key) + 2)
@@ -386,6 +388,9 @@ def _in_words(error: yaml.MarkedYAMLError, text: str) -> tuple[KeyPath, str, Any
         if colon and value:
             message = f"{line!r} lacks a blank after the colon; write {key}: {value}"
             return (), message, error.context_mark
+        first = line.partition(" ")[0]
+        message = f"{line!r} lacks a colon; write {first}:{line.removeprefix(first)}"
+        return (), message, error.context_mark
     message = " ".join(filter(None, (error.context, problem)))
     return (), f"is not valid YAML: {message}", mark
 

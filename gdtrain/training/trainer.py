@@ -233,6 +233,7 @@ class Trainer(OutsideTheLoop):
         progress: bool = True,
     ) -> None:
         checks.check_model(model)
+        checks.tell_of_other_methods(type(self))
         if compute_loss is not None:
             checks.check_own_loss(self, compute_loss)
             vars(self)["compute_loss"] = partial(compute_loss, self)

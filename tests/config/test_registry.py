@@ -650,7 +650,7 @@ def test_faults_of_parts_of_all_kinds_are_told_with_their_places(all_kinds, caps
 def test_parts_of_all_kinds_are_listed_and_stand_in_the_schema(all_kinds, capsys):
     assert main(["list", "loader", "--import", "all_kinds"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "pairs             Two samples per update. [seed=null, order=spaced]"
+    assert last == "pairs             Two samples per update. [order=spaced]"
     properties = json_schema()["$defs"]["halves_optimizer"]["properties"]
     assert properties["parts"]["description"] == "By how much."
     orders = json_schema()["$defs"]["minibatch_loader"]["properties"]["order"]["anyOf"]

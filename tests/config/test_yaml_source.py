@@ -170,6 +170,10 @@ def test_forty_digits_are_whole_and_more_are_a_float():
             ["a.yaml:3:3: 'c:2' lacks a blank after the colon; write c: 2"],
         ),
         (
+            "a: 1\nb 2\nc: 3\n",
+            ["a.yaml:2:1: 'b 2' lacks a colon; write b: 2"],
+        ),
+        (
             "a: {b:mlp, c: 1}\n",
             ["a.yaml:1:5: a.b:mlp: lacks a blank after the colon; write b: mlp"],
         ),

@@ -260,6 +260,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: MiniBatchLoader((X, Y)),  # type: ignore[call-arg]
         "MiniBatchLoader: missing a required argument: 'batch_size'",
     ),
+    "the patience of EarlyStopping": (
+        lambda: EarlyStopping(3),  # type: ignore[arg-type]
+        "monitor: must be a key of the epochs' records, such as 'val_loss', got 3",
+    ),
     "data in fit": (
         lambda: trainer().fit(X, Y),  # type: ignore[arg-type]
         "data: is the trainer's: Trainer(…, loader=MiniBatchLoader((X, y), 32)).fit(100)",
@@ -460,6 +464,18 @@ def test_a_method_of_another_library_s_moment_is_told_of(caplog: pytest.LogCaptu
         "Log.on_train_epoch_end is not called by fit; the moments of a run are on_fit_start, "
         "on_epoch_start, on_gradient, on_before_update, on_safe_point, on_epoch_end, on_records, "
         "on_fit_end"
+    ]
+
+
+def test_a_step_of_another_library_s_trainer_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    class Lightning(Trainer):
+        def training_step(self, batch: Any, number: int) -> None: ...
+
+    model = linear()
+    Lightning(model, "mse", SGD(model.parameters(), lr=0.1), BatchLoader((X, Y)))
+    assert caplog.messages == [
+        "Lightning.training_step is not called by fit; override train_step(batch), or "
+        "compute_loss(batch)"
     ]
 
 

@@ -13,7 +13,7 @@ from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
 from gdtrain.analysis.statistics.profiles import near_the_best, profile
 from gdtrain.analysis.sweep.grid import SEED, Point, key_of
-from gdtrain.data.wording import best_of, counted
+from gdtrain.data.wording import best_of, counted, html_table
 
 FEWEST_SEEDS = 5  # from which on a setting may be recommended
 SHOWN = 20  # rows of the table
@@ -228,6 +228,17 @@ class Sweep(list[Row]):
         return {"factors": list(FACTORS), "groups": profile(costs, FACTORS)}
 
     def __str__(self) -> str:
+        lines, notes = self._table()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        shown = ["  ".join(map(str.rjust, line, widths)).rstrip() for line in lines]
+        return "\n".join([*shown, *notes, "", self.sentence()])
+
+    def _repr_html_(self) -> str:
+        (head, *rows), notes = self._table()
+        return html_table(head, rows, " ".join([*notes, self.sentence()]))
+
+    def _table(self) -> tuple[list[list[str]], list[str]]:
+        """The best groups as rows of texts below their heads, and what is to be known of them."""
         groups, log = self.groups(), self.log
         names = [name for name in self.settings if name != SEED]
         kind = "geometric mean" if log else "mean"
@@ -243,13 +254,9 @@ class Sweep(list[Row]):
                     ", ".join(f"{lost.count(s)} {s}" for s in dict.fromkeys(lost)),
                 ]
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = ["  ".join(map(str.rjust, line, widths)).rstrip() for line in lines]
-        if len(groups) > SHOWN:
-            shown.append(f"… and {len(groups) - SHOWN} more settings")
-        if self.interrupted:
-            shown.append("(interrupted: runs are missing)")
-        return "\n".join([*shown, "", self.sentence()])
+        notes = [f"… and {len(groups) - SHOWN} more settings"] if len(groups) > SHOWN else []
+        notes += ["(interrupted: runs are missing)"] if self.interrupted else []
+        return lines, notes
 
     def __repr__(self) -> str:
         return f"Sweep({counted(len(self), 'row')} by {self.by}; print it for the table)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from gdtrain.errors import ConfigError, NonFiniteError, reason_of
 from gdtrain.near_names import first_guesses
 from gdtrain.output.run_directory import locked
 from gdtrain.training.trainer import Trainer
+
+logger = logging.getLogger("gdtrain")
 
 _OWN = ("run", "status", "reason", "killed")  # what a row has besides settings and numbers
 _one_at_a_time = threading.Lock()  # PyTorch's generators are the process's
@@ -92,7 +95,7 @@ def sweep(
         store = SweepStore(Path(directory))
     function = partial(_train, make, epochs, None if store is None else store.directory)
     with workers:
-        return run_points(
+        rows = run_points(
             function,
             points,
             list(grid),
@@ -104,6 +107,9 @@ def sweep(
             mode=mode,
             progress=progress,
         )
+    if rows and all(row["status"] == "failed" for row in rows):
+        logger.warning("every run of the sweep failed; the first: %s", rows[0]["reason"])
+    return rows
 
 
 def _check_plain(grid: Mapping[str, Sequence[Any]]) -> None:

@@ -22,6 +22,9 @@ class Monitored:
     """
 
     def __init__(self, name: str, mode: Literal["min", "max"] | None) -> None:
+        if not isinstance(name, str):
+            text = f"must be a key of the epochs' records, such as 'val_loss', got {name!r}"
+            raise ConfigError.of("monitor", text)
         mode = mode or best_of(name)
         if mode not in ("min", "max"):
             raise ConfigError.of("mode", f"must be min or max, got {mode!r}")

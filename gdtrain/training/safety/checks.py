@@ -84,6 +84,20 @@ def check_parts(
         raise ModelError(NO_LOSS)
 
 
+# Methods of other libraries' trainers, and what is there instead.
+_OTHER_METHODS = {
+    "training_step": "override train_step(batch), or compute_loss(batch)",
+    "validation_step": "give metrics, or override compute_loss(batch)",
+    "configure_optimizers": "give optimizer=",
+}
+
+
+def tell_of_other_methods(kind: type) -> None:
+    """Warn of methods of a trainer that fit does not call, though others' trainers do."""
+    for name in _OTHER_METHODS.keys() & vars(kind).keys():
+        logger.warning("%s.%s is not called by fit; %s", kind.__name__, name, _OTHER_METHODS[name])
+
+
 def _tell_of_other_moments(kind: type[Callback]) -> None:
     """Warn of methods that are named like the moments of a run, and are none of them."""
     moments = [name for name in vars(Callback) if name.startswith("on_")]

@@ -76,6 +76,21 @@ def test_what_diverges_or_raises_is_a_row_with_its_reason():
     assert "1 failed" in text
 
 
+def test_a_sweep_of_which_every_run_fails_says_so(caplog):
+    gdtrain.sweep(make, {"lr": [0.1, 0.2], "fails": [True]}, epochs=1)
+    assert caplog.messages == [
+        "every run of the sweep failed; the first: RuntimeError: no such thing"
+    ]
+
+
+def test_a_notebook_shows_the_table_of_a_sweep():
+    rows = gdtrain.sweep(make, {"lr": [0.01, 0.1], "seed": [0, 1]}, epochs=2)
+    html = rows._repr_html_()
+    assert html.count("<tr>") == 3
+    assert all(f"<td>{word}</td>" in html for word in ("0.01", "0.1", "2"))
+    assert f"<p>{rows.sentence()}</p>" in html
+
+
 def test_a_function_may_measure_by_itself():
     def measure(a, b):
         return {"cost": torch.tensor(a * b), "big": math.inf, "name": "x"}

@@ -246,7 +246,8 @@ def test_rows_that_do_not_fit(folder: Path, capsys, monkeypatch, at_once: int) -
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith(f"3 rows without a prediction; {first}")
     cells = (folder / "told.csv").read_text().splitlines()[1:]
-    assert [cell in ("", '""') for cell in cells] == [False, True, False, True, True, False]
+    assert [cell == '""' for cell in cells] == [False, True, False, True, True, False]
+    assert pd.read_csv(folder / "told.csv")["price"].isna().tolist() == [c == '""' for c in cells]
 
 
 def test_columns_of_the_result(folder: Path, capsys) -> None:

@@ -373,7 +373,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "microbatch_allow a word": (
         {"microbatch_allow": "a"},
-        ["a.yaml:7:19: microbatch_allow: must be a list, such as [1, 2], got 'a'"],
+        ["a.yaml:7:19: microbatch_allow: must be a list, such as [a], got 'a'"],
     ),
     "memory_limit in unknown units": (
         {"microbatch_size": "auto", "memory_limit": "1 pound"},
@@ -390,7 +390,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "hidden not a list": (
         {"model": "{name: mlp, hidden: 8}"},
-        ["a.yaml:2:28: model.hidden: must be a list, such as [1, 2], got 8"],
+        ["a.yaml:2:28: model.hidden: must be a list, such as [8], got 8"],
     ),
     "hidden with a zero": (
         {"model": "{name: mlp, hidden: [4, 0]}"},
@@ -1277,8 +1277,34 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         ],
     ),
     "an unknown key": (
+        {"wombats": "0.1"},
+        [(f"a.yaml:7:1: wombats: unknown key; the keys here are {KEYS}")],
+    ),
+    "a key of other libraries": (
         {"learning_rate": "0.1"},
-        [(f"a.yaml:7:1: learning_rate: unknown key; the keys here are {KEYS}")],
+        ["a.yaml:7:1: learning_rate: unknown key; did you mean optimizer.lr?"],
+    ),
+    "a key of other libraries in its section": (
+        {"optimizer": "{name: adam, learning_rate: 0.1}"},
+        ["a.yaml:5:25: optimizer.learning_rate: unknown key; did you mean lr?"],
+    ),
+    "a schedule by PyTorch's name": (
+        {"scheduler": "CosineAnnealingLR"},
+        [
+            (
+                "a.yaml:7:12: scheduler.name: must be one of constant, cosine, step, exponential, "
+                "inverse_time, plateau; got 'CosineAnnealingLR'; did you mean cosine?"
+            )
+        ],
+    ),
+    "a metric as in a list of parts": (
+        {"metrics": "[{name: accuracy}]"},
+        [
+            (
+                "a.yaml:7:11: metrics[0]: must be a name; with options, write a mapping of names: "
+                "{accuracy: {…}}"
+            )
+        ],
     ),
     "a key in capitals": ({"Seed": "1"}, ["a.yaml:7:1: Seed: unknown key; did you mean seed?"]),
     "a key without a name": (
@@ -1287,7 +1313,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     ),
     "an old key": (
         {"batch_size": "32"},
-        ["a.yaml:7:1: batch_size: unknown key; did you mean microbatch_size?"],
+        ["a.yaml:7:1: batch_size: unknown key; did you mean loader.batch_size (of minibatch)?"],
     ),
     "several faults": (
         {"epochs": "0", "optimizer": "{lr: -1}", "model": "{name: mlp, hiden: [3]}", "seed": "x"},
