@@ -105,8 +105,8 @@ def build(
     trainer_type = _trainer_type(config)
     with stage(""):
         watchers = _callbacks_of_sections(config, loader, metrics)
-        monitors: list[Monitor] = _named("monitor", config.monitors or {})
-        own = _named("callback", config.callbacks or {})
+        monitors: list[Monitor] = _named("monitor", config.monitors) if config.monitors else []
+        own = _named("callback", config.callbacks) if config.callbacks else []
         trainer: Trainer = trainer_type(
             model,
             loss,

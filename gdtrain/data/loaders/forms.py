@@ -80,11 +80,7 @@ class FormLoader(Loader):
             self._stream_order(order)
             if self.is_stream
             else check_order(
-                "reshuffle" if order is None else order,
-                len(self.samples),
-                self.seed,
-                self.samples.targets,
-                self.samples.groups,
+                "reshuffle" if order is None else order, len(self.samples), self.seed, self.samples
             )
         )
         self.order_version = ORDER_VERSION

@@ -60,7 +60,7 @@ class TokenBudgetLoader(Loader):
         )
         self.tokens = whole_number("tokens", tokens, minimum=1)
         self._lengths = self._checked(lengths)
-        self._order = check_order(order, len(self.samples), self.seed, self.samples.targets)
+        self._order = check_order(order, len(self.samples), self.seed, self.samples)
         if isinstance(self._order, AskedOrder):
             message = "must not be a callable or a sampler here; give a name, indices or Weighted"
             raise ConfigError.of("order", message)

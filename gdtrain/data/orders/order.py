@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from threading import local
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from gdtrain.data.wording import OrderName
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_order
 from gdtrain.settings import NamedSettings
+
+if TYPE_CHECKING:
+    from gdtrain.data.samples import Samples
 
 Order = (
     OrderName
@@ -85,22 +88,19 @@ def check_order(
     order: Order,
     num_samples: int,
     seed: int = 0,
-    labels: Tensor | None = None,
-    groups: Any = None,
+    samples: Samples | None = None,
 ) -> CheckedOrder:
     """Return ``order`` in its canonical form: a name, indices as int64 (or Draws), or a rule.
 
-    labels: the targets of all samples, where they are in memory, for orders that go by them.
-    groups: where each group of samples ends, see :attr:`Samples.groups`.
-
-    seed: the loader's, for registered orders.
+    seed: the loader's, for registered orders. samples: for orders that go by the targets, or by the
+    groups that are read as one.
     Raises ConfigError for an unknown name, indices that are not in 0 … num_samples - 1, weights
     of another number of samples, or a sampler of batches.
     """
     if isinstance(order, str) and order in get_args(OrderName):  # pure ones of the package
         return order
     if isinstance(order, str | NamedSettings):
-        order = _by_name(order, num_samples, seed, labels, groups)
+        order = _by_name(order, num_samples, seed, samples)
     if isinstance(order, str | RowGroups):
         return order
     if isinstance(order, Weighted):
@@ -144,7 +144,7 @@ def epoch_indices(
 
 
 def _by_name(
-    order: str | NamedSettings, num_samples: int, seed: int, labels: Tensor | None, groups: Any
+    order: str | NamedSettings, num_samples: int, seed: int, samples: Samples | None
 ) -> Any:
     """A registered order: one of the package's pure ones by its name, others as a callable."""
     name = order if isinstance(order, str) else order.name
@@ -158,9 +158,9 @@ def _by_name(
     if name in get_args(OrderName):
         return name
     if name == "class_balanced":
-        return class_balanced(labels)
+        return class_balanced(None if samples is None else samples.targets)
     if name == "row_groups":
-        return row_groups(groups)
+        return row_groups(None if samples is None else samples.groups)
     part = registry.find("order", name)
     settings = part.settings(name=name) if isinstance(order, str) else order  # type: ignore[call-arg]
     return partial(part.make(settings), num_samples, seed)
