@@ -17,11 +17,12 @@ from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
 from gdtrain.training.descent import gathered
 from gdtrain.training.known_steps import Work, call_post_hooks, known_step
+from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.placement.exchange import Total
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_returned
 from gdtrain.training.state import lbfgs_state
-from gdtrain.training.state.keeper import Keeper, Part
+from gdtrain.training.state.keeper import Keeper, Part, may_write, modules_of, roots_of
 
 # Dtypes of which torch.amp's kernel, which looks at many tensors at once, leaves the bits.
 _ONE_KERNEL = (torch.float32, torch.float64)
@@ -91,14 +92,21 @@ class Guard:
             self._of_any_pass.keep()
         self._before = self._of_any_pass
         if self._started_at is None or self.trainer.progress.step == self._started_at:
-            self._keep_weights()
+            self._keep_weights(own_step)
         else:
             self._weights = None
 
-    def _keep_weights(self) -> None:
-        """Before the first update, which may be refused: some layers set weights in forward."""
-        self._started_at = self.trainer.progress.step
-        self._weights = Keeper(self.trainer, "parameters", "generators")
+    def _keep_weights(self, own_step: bool) -> None:
+        """Before the first update, which may be refused: some layers set weights in forward.
+
+        PyTorch's own don't, and where no other code runs, no weight is copied.
+        """
+        trainer, modules = self.trainer, modules_of(roots_of(self.trainer, whole=True))
+        others = own_step or trainer.listeners.see_updates or of_torch(trainer.loss) is None
+        others = others or trainer.has_own("batch_gradient", "finish_gradient", "output_loss")
+        writes: list[Part] = ["parameters"] if others or may_write(trainer, modules) else []
+        self._started_at = trainer.progress.step
+        self._weights = Keeper(trainer, *writes, "generators")
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""

@@ -95,7 +95,7 @@ def unchanged(
     parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
     if trainer.own_state:
         parts.append("own")
-    if updates or trainer.has_own(*_FOREIGN) or not all(map(is_stock, modules)):
+    if updates or may_write(trainer, modules):
         parts.append("parameters")
     if updates:
         parts.append("optimizer")
@@ -128,7 +128,10 @@ def as_in_fit(trainer: Run) -> None:
         trainer.model.train()
 
 
-_FOREIGN = ("batch_loss", "compute_loss", "forward", "loss_weight")
+def may_write(trainer: Run, modules: Iterable[nn.Module]) -> bool:
+    """Whether code that is not PyTorch's might change parameters in a forward pass."""
+    own = trainer.has_own("batch_loss", "compute_loss", "forward", "loss_weight")
+    return own or not all(map(is_stock, modules))
 
 
 def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:

@@ -392,3 +392,26 @@ def test_gradients_that_are_known_to_be_zero_are_those_of_the_plain_loop() -> No
     Trainer(model, nn.MSELoss(), optimizers[1], BatchLoader((x, x)), device="cpu").fit(3)
     for expected, got in zip(hand.parameters(), model.parameters(), strict=True):
         assert torch.equal(got, expected)
+
+
+class Shrinking(nn.Linear):
+    """A layer that writes to its weights in its forward pass."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.mul_(0.5)
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize(("layer", "copies"), [(nn.Linear, 0), (Shrinking, 1)])
+def test_weights_are_copied_for_a_first_update_only_where_a_forward_pass_may_set_them(
+    layer: type[nn.Linear], copies: int
+) -> None:
+    model = layer(37, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.ones(4, 37), torch.ones(4, 1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader(data), engine="eager")
+    with torch.autograd.profiler.profile(record_shapes=True) as seen:
+        trainer.fit(1, progress=False)
+    clones = [e for e in seen.function_events if e.name == "aten::clone"]
+    assert [e.input_shapes[0] for e in clones].count([1, 37]) == copies
