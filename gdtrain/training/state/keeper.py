@@ -177,7 +177,7 @@ def is_stock(module: nn.Module) -> bool:
     if getattr(module, "max_norm", None) is not None:  # an Embedding that bounds its rows
         return False
     return type(module).__module__.startswith("torch.nn.modules.") and not (
-        module._forward_hooks or module._forward_pre_hooks
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     )
 
 

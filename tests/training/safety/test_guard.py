@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -403,9 +404,17 @@ class Shrinking(nn.Linear):
         return super().forward(inputs)
 
 
-@pytest.mark.parametrize(("layer", "copies"), [(nn.Linear, 0), (Shrinking, 1)])
+def replaced(inputs: int, outputs: int) -> nn.Linear:
+    """A layer of PyTorch's with the forward pass of another one in its place."""
+    layer, other = nn.Linear(inputs, outputs), Shrinking(inputs, outputs)
+    layer.forward = other.forward  # type: ignore[method-assign]
+    layer.weight, layer.bias = other.weight, other.bias
+    return layer
+
+
+@pytest.mark.parametrize(("layer", "copies"), [(nn.Linear, 0), (Shrinking, 1), (replaced, 1)])
 def test_weights_are_copied_for_a_first_update_only_where_a_forward_pass_may_set_them(
-    layer: type[nn.Linear], copies: int
+    layer: Callable[[int, int], nn.Linear], copies: int
 ) -> None:
     model = layer(37, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
