@@ -53,28 +53,20 @@ class Keeper:
     used again makes no new copies where the model is still made of the same tensors.
     """
 
-    listed: list[nn.Module] | None = None  # what :meth:`modules` gave, until they may be others
-
     def __init__(self, trainer: Run, *parts: Part, whole: bool = False) -> None:
-        self._trainer, self._whole = trainer, whole
-        self._parts = [_PARTS[part](trainer, self) for part in parts]
+        self._listing = _Listing(trainer, whole)
+        self._parts = [_PARTS[part](trainer, self._listing) for part in parts]
         self.keep()
-
-    def modules(self) -> list[nn.Module]:
-        """Those of the moment, listed once for all parts, if one of them asks."""
-        if self.listed is None:
-            self.listed = modules_of(roots_of(self._trainer, self._whole))
-        return self.listed
 
     def keep(self) -> None:
         """Keep the parts as they are now."""
-        self.listed = None
+        self._listing.found = None
         for part in self._parts:
             part.keep()
 
     def restore(self) -> None:
         """Put all parts back, bit for bit."""
-        self.listed = None
+        self._listing.found = None
         with torch.no_grad():
             for part in reversed(self._parts):
                 part.restore()
@@ -185,15 +177,29 @@ def is_stock(module: nn.Module) -> bool:
 
 
 @dataclass(eq=False)
+class _Listing:
+    """The modules at one moment, listed once for all parts, if one of them asks."""
+
+    trainer: Run
+    whole: bool
+    found: list[nn.Module] | None = None  # until they may be others
+
+    def modules(self) -> list[nn.Module]:
+        if self.found is None:
+            self.found = modules_of(roots_of(self.trainer, self.whole))
+        return self.found
+
+
+@dataclass(eq=False)
 class _Part:
     """One part of the state."""
 
     trainer: Run
-    keeper: Keeper
+    listing: _Listing
 
     def parameters(self) -> list[Tensor]:
         """Every parameter of modules and optimizer, each once."""
-        held = [p for m in self.keeper.modules() for p in m._parameters.values()]
+        held = [p for m in self.listing.modules() for p in m._parameters.values()]
         optimizer = self.trainer.updater
         if optimizer is not None:  # as in a copy that is sent to another process
             held += [p for group in optimizer.param_groups for p in group["params"]]
@@ -208,7 +214,7 @@ class _Part:
 
 class _Modes(_Part):
     def keep(self) -> None:
-        self._modes = [(module, module.training) for module in self.keeper.modules()]
+        self._modes = [(module, module.training) for module in self.listing.modules()]
 
     def restore(self) -> None:
         for module, mode in self._modes:
@@ -346,9 +352,9 @@ class _Buffers(_Part):
 
     _weights: Sequence[_Memory] = ()
 
-    def __init__(self, trainer: Run, keeper: Keeper) -> None:
-        super().__init__(trainer, keeper)
-        self._slots = _Slots(keeper.modules, "_buffers")
+    def __init__(self, trainer: Run, listing: _Listing) -> None:
+        super().__init__(trainer, listing)
+        self._slots = _Slots(listing.modules, "_buffers")
 
     def keep(self) -> None:
         self._slots.keep(self.trainer.model, self.trainer.loss)
@@ -430,7 +436,7 @@ class _Generators(_Part):
     def keep(self) -> None:
         self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
-        holders: list[Any] = [self.trainer, *self.keeper.modules()]
+        holders: list[Any] = [self.trainer, *self.listing.modules()]
         held = [v for one in holders for v in vars(one).values() if type(v) not in _OTHERS]
         self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
 
@@ -441,7 +447,7 @@ class _Generators(_Part):
             _set_state(own, state)
 
     def _are_lazy(self) -> bool:
-        held = (p for m in self.keeper.modules() for p in m._parameters.values())
+        held = (p for m in self.listing.modules() for p in m._parameters.values())
         return any(p is not None and is_lazy(p) for p in held)
 
 
@@ -539,7 +545,7 @@ class _Own(_Part):
             else:
                 value = copied(kept, name)
             setattr(self.trainer, name, value)
-        self.keeper.listed = None  # some are modules
+        self.listing.found = None  # some are modules
 
 
 _PARTS: dict[Part, type[_Part]] = {

@@ -1,6 +1,8 @@
 """The keeper puts back what it was told to keep, whatever was done to it in between."""
 
+import gc
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -215,3 +217,17 @@ def test_a_rate_that_is_a_tensor_comes_back_when_it_was_written_to() -> None:
     keeper.restore()
     assert trainer.optimizer.param_groups[0]["lr"] is rate
     assert rate.item() == torch.tensor(0.1).item()
+
+
+def test_copies_are_let_go_with_the_keeper_and_wait_for_no_collector() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, X)))
+    gc.disable()
+    try:
+        keeper = Keeper(trainer, "modes", "buffers", "parameters", "gradients", "generators", "own")
+        held = weakref.ref(keeper)
+        del keeper
+        assert held() is None
+    finally:
+        gc.enable()
