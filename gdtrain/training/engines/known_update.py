@@ -14,7 +14,7 @@ from gdtrain.data.batch import Batch
 from gdtrain.data.samples import TensorSamples
 from gdtrain.training.descent import backward, gathered, steps_as_torch, zero_gradients
 from gdtrain.training.engines.foreign_code import calls_known_code
-from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks
+from gdtrain.training.engines.hooks import has_global_hooks
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.known_steps import has_step_hooks, known_step
 from gdtrain.training.losses.known_means import of_torch
@@ -121,8 +121,8 @@ def _is_known(trainer: Run) -> bool:
 
 
 def _is_silent(layer: nn.Module) -> bool:
-    """Whether a layer calls nobody: it has no hooks, and no functions among its settings."""
-    return not (has_layer_hooks(layer) or any(map(callable, layer.__dict__.values())))
+    """Whether a layer, which has no hooks, has no functions among its settings either."""
+    return not any(map(callable, layer.__dict__.values()))
 
 
 def _is_unwatched(parameter: Any) -> bool:
