@@ -88,9 +88,8 @@ def build(
         held_out, test = (
             None if part is None else BatchLoader(part) for part in (data.validation, data.test)
         )
-    validation = None
-    if held_out is not None:
-        validation = Validation(held_out, **config.validation.model_dump())
+    when = config.validation.model_dump()
+    validation = None if held_out is None else Validation(held_out, **when)
     with stage("model"):
         model = sized_model(config, data, loader)
     with stage("loss"):
@@ -102,12 +101,11 @@ def build(
         optimizing = optimizing_of(config, model, loader)
     if data.preprocessing.target_mean:
         metrics |= in_original_units(config, data.preprocessing)
-    trainer_type = _trainer_type(config)
     with stage(""):
         watchers = _callbacks_of_sections(config, loader, metrics)
         monitors: list[Monitor] = _named("monitor", config.monitors) if config.monitors else []
         own = _named("callback", config.callbacks) if config.callbacks else []
-        trainer: Trainer = trainer_type(
+        trainer: Trainer = _trainer_type(config)(
             model,
             loss,
             loader=loader,
