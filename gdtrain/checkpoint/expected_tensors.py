@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.checkpoint.format import read_weights
+from gdtrain.checkpoint.format import read_state, read_weights
 from gdtrain.checkpoint.safetensors_header import DTYPES, Found, TensorCheck
 from gdtrain.checkpoint.tensor_files import Rows, Share
 from gdtrain.data.tree import tensors_of
@@ -76,12 +76,15 @@ def _parameter_of(name: str) -> str:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Give a model the weights of a finished run's file.
+    """Give a model the weights of a finished run's file, or of a checkpoint's directory.
 
     Raises CheckpointError, naming both sides, if they are not the model's.
     """
     here = module_state.slots(model)
-    weights = read_weights(path, lambda found: check_module(found, here, "model"))
+    if path.is_dir():
+        weights = read_state(path).get("model", {})
+    else:
+        weights = read_weights(path, lambda found: check_module(found, here, "model"))
     gone = {name: None for name, slot in here.items() if slot.buffers is not None}
     try:
         module_state.check("model", gone | weights, model)

@@ -88,9 +88,14 @@ def name_of(configs: list[str]) -> str:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The options of a command that takes the model of a finished run."""
     parser.add_argument("run", metavar="RUN", type=Path, help="the directory of a finished run")
-    parser.add_argument(
-        "--averaged", action="store_true", help="use the averaged weights, if the run has any"
-    )
+    which = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("averaged", "use the averaged weights, if the run has any"),
+        ("best", "use the weights of the best epoch (of a run with checkpoint.keep_best)"),
+    ):
+        which.add_argument(
+            f"--{name}", dest="weights", action="store_const", const=name, default="last", help=text
+        )
 
 
 def add_runs(parser: argparse.ArgumentParser, default: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.checkpoint.expected_tensors import load_weights
+from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import evaluated
 from gdtrain.config.building.data import fit_targets
 from gdtrain.config.building.labelled import read_labelled
@@ -25,9 +26,10 @@ from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.data.wording import html_table
-from gdtrain.errors import DataError, OutputError
+from gdtrain.errors import ConfigError, DataError, OutputError
 from gdtrain.output.run_directory import (
     AVERAGED,
+    CHECKPOINTS,
     CONFIG,
     PREPROCESSING,
     WEIGHTS,
@@ -247,10 +249,12 @@ class BadRows:
     first: str = ""
 
 
-def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
+def load_run(directory: str | Path, *, averaged: bool = False, best: bool = False) -> TrainedRun:
     """Read the directory of a finished run.
 
     averaged: use the averaged weights of a run with ``averaging`` instead of the last ones.
+    best: use those of the best epoch, which a run with ``checkpoint.keep_best`` keeps; the run may
+    have been killed.
 
     Register a model of your own before the call. Raises OutputError if the directory is
     not that of a finished run, ConfigError or DataError for damaged settings, and CheckpointError
@@ -264,18 +268,29 @@ def load_run(directory: str | Path, *, averaged: bool = False) -> TrainedRun:
     1
     """
     directory = Path(directory)
+    if averaged and best:
+        raise ConfigError.of("best", "can't be set together with averaged; remove one of the two")
     chosen = AVERAGED if averaged else WEIGHTS
-    for name in (CONFIG, PREPROCESSING, chosen):
+    for name in (CONFIG, PREPROCESSING, *([] if best else [chosen])):
         if not (directory / name).is_file():
             text = f"is not a finished run: it has no {name}"
             if name == WEIGHTS and (directory / CONFIG).is_file():
                 text += f"; finish it with --resume --output-dir {directory}"
             raise OutputError(no_run(directory, text))
+    weights = _best_checkpoint(directory) if best else directory / chosen
     config, _ = load_config(directory / CONFIG)
     preprocessing = Preprocessing.load(directory / PREPROCESSING)
     state = RngState.take(torch.device("cpu"))
     model = build_model(config, preprocessing.input_shape, preprocessing.num_outputs)
     state.restore(torch.device("cpu"))  # initial weights were drawn, and are thrown away
     model.to(dtype=parameter_dtype(config.precision, torch.device("cpu")))
-    load_weights(model, directory / chosen)
+    load_weights(model, weights)
     return TrainedRun(config, model.eval(), preprocessing)
+
+
+def _best_checkpoint(directory: Path) -> Path:
+    found = CheckpointStore(directory / CHECKPOINTS).best()
+    if found is None:
+        text = "has no checkpoint of a best epoch; train with checkpoint: {keep_best: val_loss}"
+        raise OutputError(f"{directory} {text}")
+    return found

@@ -34,7 +34,7 @@ def evaluate(given: list[str]) -> int:
         from gdtrain.output.console import readings
         from gdtrain.output.metrics_file import finite
 
-        found = load_finished(options.run, averaged=options.averaged).evaluate(options.file)
+        found = load_finished(options.run, options.weights).evaluate(options.file)
         if results is None:
             print("\n".join(readings(found)))
         else:

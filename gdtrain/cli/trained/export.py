@@ -36,11 +36,11 @@ def export(given: list[str]) -> int:
     options = parser.parse_args(given)
     if options.imports:
         import_modules(options.imports)
-    _write(options.run, options.format, options.out, averaged=options.averaged)
+    _write(options.run, options.format, options.out, options.weights)
     return 0
 
 
-def _write(run: Path, kind: Format, out: Path | None, *, averaged: bool) -> None:
+def _write(run: Path, kind: Format, out: Path | None, weights: str) -> None:
     """Export and say where to; nothing is written unless the file predicts what the run does."""
     from gdtrain.cli.trained.predict_job import load_finished, refused_out, write_out
     from gdtrain.config.export import SUFFIXES, exported
@@ -48,7 +48,7 @@ def _write(run: Path, kind: Format, out: Path | None, *, averaged: bool) -> None
 
     if kind == "onnx":
         require_onnx()
-    trained = load_finished(run, averaged=averaged)
+    trained = load_finished(run, weights)
     out = out or run / f"model{SUFFIXES[kind]}"
     if out.is_file() and out.suffix != SUFFIXES[kind]:
         there = f"{out} is there already, and is no {SUFFIXES[kind]} file"

@@ -45,7 +45,7 @@ def predict(given: list[str]) -> int:
         options.run,
         options.file,
         None if options.out == Path("-") else options.out,
-        averaged=options.averaged,
+        weights=options.weights,
         columns=None if options.columns is None else options.columns.split(","),
         on_bad_row=options.on_bad_row,
     )

@@ -23,10 +23,13 @@ from gdtrain.output.terminal import say
 _AT_ONCE = 1 << 20  # bytes
 
 
-def load_finished(run: Path, *, averaged: bool = False) -> TrainedRun:
-    """The model of a finished run. Raises ConfigError if the directory holds none."""
+def load_finished(run: Path, weights: str = "last") -> TrainedRun:
+    """The model of a finished run, with its ``last``, ``averaged`` or ``best`` weights.
+
+    Raises ConfigError if the directory holds none.
+    """
     try:
-        return load_run(run, averaged=averaged)
+        return load_run(run, averaged=weights == "averaged", best=weights == "best")
     except OutputError as error:
         raise ConfigError([Fault("RUN", str(error), "command line")]) from error
 
@@ -36,7 +39,7 @@ def predict_rows(
     file: Path,
     out: Path | None,
     *,
-    averaged: bool = False,
+    weights: str = "last",
     columns: Sequence[str] | None = None,
     on_bad_row: OnBadRow = "error",
 ) -> int:
@@ -45,7 +48,7 @@ def predict_rows(
     columns: those of the result that are written. on_bad_row: see :meth:`TrainedRun.predictions`.
     The result waits in a temporary file, so any number of rows takes little memory.
     """
-    trained = load_finished(run, averaged=averaged)
+    trained = load_finished(run, weights)
     if out is not None and out.exists() and file.exists() and out.samefile(file):
         raise refused_out(f"{out} is the table to predict for; choose another file")
     with ExitStack() as stack:
