@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import threading
 import traceback
 import warnings
@@ -235,7 +236,8 @@ def _place(error: Exception) -> str:
 
 def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -> None:
     nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
-    if dependent := {node.target for node in nodes if _is_symbolic(node.meta.get("val"))}:
+    symbolic = [node for node in nodes if _is_symbolic(node.meta.get("val"))]
+    if dependent := {_whole(node).target for node in symbolic}:
         raise ModelError(
             f"what {_listed(dependent)} gives has a shape, or is a number in Python code, that "
             "depends on values of tensors; use torch.where or a mask"
@@ -243,6 +245,11 @@ def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -
     unknown = {node.target for node in nodes if not is_lowered(node.target)}
     if unknown:
         raise ModelError(f"there is no lowering of {_listed(unknown)}")
+
+
+def _whole(node: Any) -> Any:
+    """The node that gives what a node takes one part of."""
+    return node.args[0] if node.target is operator.getitem else node
 
 
 def _is_symbolic(value: Any) -> bool:

@@ -7,8 +7,7 @@ run. The eager pass before a capture has made the checks for its batch.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -20,14 +19,15 @@ from torch.distributions import Distribution
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
+
+from gdtrain.training.engines.capturing.rewritten import Rewritten
 
 
 @contextmanager
 def without_looking(roots: Iterable[Any]) -> Iterator[None]:
     """Let the modules, and all under them, and PyTorch's functions look at no numbers meanwhile."""
     with ExitStack() as stack:
-        stack.enter_context(_Rewritten())
+        stack.enter_context(Rewritten())
         stack.enter_context(_averaging_by_tensors(roots))
         stack.enter_context(_unchecked_distributions())
         yield
@@ -44,58 +44,6 @@ def plain_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(_unordered("aten::_linalg_check_errors"))
         yield
-
-
-class _Rewritten(TorchFunctionMode):
-    """Calls what :data:`_REWRITTEN` has in the place of PyTorch's functions."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return _REWRITTEN.get(function, function)(*args, **(kwargs or {}))
-
-
-def _gaussian_nll_loss(
-    input: Tensor,
-    target: Tensor,
-    var: Tensor | float,
-    full: bool = False,
-    eps: float = 1e-6,
-    reduction: str = "mean",
-) -> Tensor:
-    """½ (log σ² + (x - y)²/σ²), by PyTorch's function, whose σ² may be a number.
-
-    Of that, it looks at the sign alone; a negative one of a tensor is NaN here.
-    """
-    if isinstance(var, Tensor):
-        var = torch.where(var < 0, torch.nan, var)
-        if var.shape != input.shape and var.shape == input.shape[:-1]:
-            var = var.unsqueeze(-1)
-    elif var < 0:
-        raise ValueError("var has negative entry/entries")
-    else:
-        var = torch.full_like(input, var)
-    var = var.clone()
-    with torch.no_grad():
-        var.clamp_(min=eps)
-    loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
-    if full:
-        loss = loss + 0.5 * math.log(2 * math.pi)
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" else loss.sum()
-
-
-def _one_hot(classes: Tensor, num_classes: int = -1) -> Tensor:
-    if num_classes < 0:  # which asks for the largest
-        return functional.one_hot(classes, num_classes)
-    return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).long()
-
-
-_REWRITTEN: dict[Any, Callable[..., Any]] = {
-    functional.gaussian_nll_loss: _gaussian_nll_loss,
-    functional.one_hot: _one_hot,
-}
 
 
 # ── batch normalisation with a plain mean over batches ──────────────────────────────────────

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ class StaticStep:
         self.step = seen.step
         # Not to run the graph: to see that there is one, and whether it is that of another time.
         earlier = None if known is None else known.captured
-        self.captured: CapturedStep = capture(seen, batch, lambda _: True, earlier)
+        self.captured: CapturedStep = capture(seen, batch, _is_of_pytorch, earlier)
         row = torch.tensor(self.step.settings_row(), dtype=trainer.dtype, device=device)
         self.state = self.step.tensors()
         self.places = first.to(device).repeat(steps, 1)
@@ -127,3 +129,8 @@ class StaticStep:
         """Give the optimizer the momentum buffers that it has not had, and attributes their own."""
         self.step.keep_momenta(self.state.momenta)
         self.step.places.bind_copies()
+
+
+def _is_of_pytorch(target: Any) -> bool:
+    """Whether a device has the operator: what stands for another in a graph runs on none."""
+    return getattr(target, "namespace", "") != "gdtrain"

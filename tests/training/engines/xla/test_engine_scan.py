@@ -553,6 +553,30 @@ def test_code_that_looks_at_numbers_can_not_be_captured() -> None:
     assert "Python code depends on values of tensors, in forward, line " in refused(model=Looking())
 
 
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("bincount", lambda x: torch.bincount((x[:, 0] > 0).long(), minlength=3)),
+        ("nonzero", lambda x: (x > 0).nonzero()),
+        ("_unique2", lambda x: x.unique()),
+        ("masked_select", lambda x: x.masked_select(x > 0)),
+    ],
+)
+def test_an_operator_whose_shape_depends_on_values_is_named(name, of) -> None:
+    class Strange(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.linear(x) * of(x.detach()).sum()
+
+    assert refused(model=Strange()) == (
+        f"engine: scan can't run this: what aten.{name}.default gives has a shape, or is a number "
+        "in Python code, that depends on values of tensors; use torch.where or a mask; use eager"
+    )
+
+
 def test_jax_settings_are_left_alone() -> None:
     import jax
     import jax.numpy as jnp

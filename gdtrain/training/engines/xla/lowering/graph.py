@@ -71,11 +71,12 @@ def table_name(target: Any) -> str | None:
     """What the table calls an operator; None if it does not have it.
 
     Of ``aten.NAME.OVERLOAD`` and ``prims.NAME``, NAME; or more of it, if that is in the table.
+    The project's own operators stand there with their namespace.
     """
     if not isinstance(target, torch._ops.OpOverload):
         return None
     namespace, _, name = target._schema.name.partition("::")
-    if namespace not in ("aten", "prims"):
+    if namespace not in ("aten", "prims", "gdtrain"):
         return None
     for known in (f"{namespace}.{name}", f"{name}.{target._overloadname}", name):
         if known in LOWERINGS:

@@ -23,6 +23,10 @@ def _addmm(bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Any:
     return beta * bias + alpha * (x @ y) if (alpha, beta) != (1, 1) else bias + x @ y
 
 
+def _addbmm(bias: Any, x: Any, y: Any, beta: float = 1, alpha: float = 1) -> Any:
+    return beta * bias + alpha * (x @ y).sum(0)
+
+
 def _cross(x: Any, y: Any, dim: int = -1) -> Any:
     return jnp.cross(x, y, axis=dim)
 
@@ -46,6 +50,7 @@ def _trilinear(
 _PRODUCTS: dict[str, Lowering] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot"), lambda x, y: x @ y),
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), _addmm),
+    "addbmm": _addbmm,
     "linalg_cross": _cross,
     "_trilinear": _trilinear,
     "linalg_matrix_exp": linalg.expm,
@@ -201,6 +206,11 @@ def _cholesky_solve(y: Any, factor: Any, upper: bool = False) -> Any:
     return _triangular(lower, _triangular(lower, y, lower=True), lower=True, adjoint=True)
 
 
+def _cholesky_inverse(factor: Any, upper: bool = False) -> Any:
+    ones = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    return _cholesky_solve(jnp.broadcast_to(ones, factor.shape), factor, upper)
+
+
 def _qr(a: Any, mode: str = "reduced") -> tuple[Any, Any]:
     if mode == "r":
         return jnp.zeros((0,), a.dtype), jnp.linalg.qr(a, "r")
@@ -253,7 +263,9 @@ _DECOMPOSITIONS: dict[str, Lowering] = {
     "_linalg_det": _det,
     "_linalg_slogdet": _slogdet,
     "linalg_cholesky_ex": _cholesky,
+    "cholesky": lambda a, upper=False: _cholesky(a, upper)[0],
     "cholesky_solve": _cholesky_solve,
+    "cholesky_inverse": _cholesky_inverse,
     "linalg_qr": _qr,
     "linalg_householder_product": lax.linalg.householder_product,
     "_linalg_eigh": _eigh,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def _reduced(per_sample: Any, reduction: int) -> Any:
@@ -110,10 +111,62 @@ def _multi_label_margin_backward(gradient: Any, x: Any, target: Any, reduction: 
     return pull_back(gradient)[0]
 
 
+# ── over all alignments ─────────────────────────────────────────────────────────────────────
+
+
+_IMPOSSIBLE = -1e30  # stands for log 0, where the gradient of -∞ would be NaN
+
+
+def _ctc(log_probs: Any, targets: Any, lengths: Any, target_lengths: Any, blank: int) -> Any:
+    """-log Σ p(alignment), by the forward variables α of Graves et al. 2006, equation 6.
+
+    Between labels, and around them, there may be blanks; only these may be left out, and not
+    between two labels that are alike. Before the first step all are at the first blank.
+    """
+    batch, count = targets.shape
+    labels = jnp.full((batch, 2 * count + 1), blank, targets.dtype).at[:, 1::2].set(targets)
+    emitted = jnp.take_along_axis(log_probs, labels[None], axis=2, mode="clip")
+    skips = (labels != blank) & (labels != _behind(labels, 2, blank))
+
+    def step(before: Any, of_step: Any) -> tuple[Any, None]:
+        number, emits = of_step
+        skipped = jnp.where(skips, _behind(before, 2, _IMPOSSIBLE), _IMPOSSIBLE)
+        ways = jnp.stack([before, _behind(before, 1, _IMPOSSIBLE), skipped])
+        after = jax.nn.logsumexp(ways, axis=0) + emits
+        return jnp.where(number < lengths[:, None], after, before), None
+
+    start = jnp.full(labels.shape, _IMPOSSIBLE, log_probs.dtype).at[:, 0].set(0)
+    end, _ = lax.scan(step, start, (jnp.arange(len(log_probs)), emitted))
+    last = jnp.stack([2 * target_lengths, jnp.maximum(2 * target_lengths - 1, 0)], axis=1)
+    chosen = jnp.take_along_axis(end, last, axis=1)
+    is_other = jnp.stack([jnp.ones(batch, bool), target_lengths > 0], axis=1)
+    total = jax.nn.logsumexp(jnp.where(is_other, chosen, _IMPOSSIBLE), axis=1)
+    return jnp.where(total > _IMPOSSIBLE / 2, -total, jnp.inf)
+
+
+def _behind(x: Any, steps: int, fill: float) -> Any:
+    """x [B, S] moved on along its columns."""
+    return jnp.pad(x, ((0, 0), (steps, 0)), constant_values=fill)[:, : x.shape[1]]
+
+
+def _ctc_backward(
+    gradient: Any, log_probs: Any, targets: Any, lengths: Any, target_lengths: Any, blank: int
+) -> Any:
+    """PyTorch adds p, as the gradient of log_softmax, behind which it stands, leaves of it none."""
+    loss, pull_back = jax.vjp(lambda x: _ctc(x, targets, lengths, target_lengths, blank), log_probs)
+    per_sample = gradient[None, :, None]
+    is_read = jnp.arange(len(log_probs))[:, None, None] < lengths[None, :, None]
+    found = pull_back(gradient)[0] + jnp.where(is_read, jnp.exp(log_probs) * per_sample, 0)
+    unknown = jnp.where(per_sample == 0, 0, jnp.nan)
+    return jnp.where((loss == jnp.inf)[None, :, None], unknown, found)
+
+
 LOSSES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("nll_loss_forward", "nll_loss2d_forward"), _nll),
     **dict.fromkeys(("nll_loss_backward", "nll_loss2d_backward"), _nll_backward),
     "multi_margin_loss_backward": _multi_margin_backward,
     "multilabel_margin_loss_forward": _multi_label_margin_forward,
     "multilabel_margin_loss_backward": _multi_label_margin_backward,
+    "gdtrain.ctc_loss": _ctc,
+    "gdtrain.ctc_loss_backward": _ctc_backward,
 }

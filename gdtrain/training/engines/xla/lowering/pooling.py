@@ -178,6 +178,49 @@ def _adaptive_max_backward(space: int) -> Lowering:
     return lowered
 
 
+# ── of windows at random places ─────────────────────────────────────────────────────────────
+
+
+def _fractional_max(space: int) -> Lowering:
+    """Windows [kernel] that begin at ⌊α (i + u)⌋ - ⌊α u⌋, the last one at the end.
+
+    u: [N, C, space], between 0 and 1. α lets so many windows fit (Graham 2014).
+    """
+
+    def lowered(x: Any, kernel: Any, counts: Any, draws: Any) -> tuple[Any, Any]:
+        inner, lead = x.shape[-space:], x.shape[:-space]
+        # PyTorch draws along the width first, in two dimensions.
+        draws = (draws[..., ::-1] if space == 2 else draws).reshape(*lead, space)
+        numbers = jnp.zeros((*lead, *[1] * (2 * space)), jnp.int64)
+        for axis, (size, k, n) in enumerate(zip(inner, kernel, counts, strict=True)):
+            along = _fractional_starts(draws[..., axis], size, k, n)[..., None] + jnp.arange(k)
+            shape = [1] * (2 * space)
+            shape[axis], shape[space + axis] = n, k
+            numbers = numbers * size + along.reshape(*lead, *shape)
+        windows = numbers.reshape(*lead, *counts, -1)
+        values = jnp.take_along_axis(x.reshape(*lead, -1), windows.reshape(*lead, -1), axis=-1)
+        values = values.reshape(windows.shape)
+        best = jnp.argmax(values, axis=-1, keepdims=True)  # the first of equals
+        return values.max(-1), jnp.take_along_axis(windows, best, axis=-1)[..., 0]
+
+    return lowered
+
+
+def _fractional_starts(draws: Any, size: int, kernel: int, count: int) -> Any:
+    last = jnp.full((*draws.shape, 1), size - kernel, jnp.int64)
+    if count == 1:
+        return last
+    alpha = jnp.asarray((size - kernel) / (count - 1), draws.dtype)
+    moved = (jnp.arange(count - 1) + draws[..., None]) * alpha
+    starts = jnp.trunc(moved) - jnp.trunc(draws * alpha)[..., None]
+    return jnp.concatenate([starts.astype(jnp.int64), last], axis=-1)
+
+
+def _fractional_max_backward(space: int) -> Lowering:
+    scatter = _adaptive_max_backward(space)
+    return lambda gradient, x, kernel, counts, places: scatter(gradient, x, places)
+
+
 # ── the mean ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -243,6 +286,8 @@ POOLING: dict[str, Lowering] = {
     **{f"max_pool{n}d_with_indices_backward": _max_pool_backward(n) for n in (2, 3)},
     **{f"adaptive_max_pool{n}d": _adaptive_max(n) for n in (2, 3)},
     **{f"adaptive_max_pool{n}d_backward": _adaptive_max_backward(n) for n in (2, 3)},
+    **{f"fractional_max_pool{n}d": _fractional_max(n) for n in (2, 3)},
+    **{f"fractional_max_pool{n}d_backward": _fractional_max_backward(n) for n in (2, 3)},
     **{f"avg_pool{n}d": _average(n) for n in (1, 2, 3)},
     **{f"avg_pool{n}d_backward": _average_backward(n) for n in (2, 3)},
     **{f"_adaptive_avg_pool{n}d": _adaptive_average for n in (2, 3)},

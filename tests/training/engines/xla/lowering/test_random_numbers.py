@@ -132,6 +132,19 @@ def test_dropout_in_eval_mode_draws_nothing(caplog) -> None:
     assert not [record for record in caplog.records if "draws" in record.message]
 
 
+def test_windows_at_random_places() -> None:
+    """The largest of all is in a window of each draw: it trains, and ends with the same bits."""
+
+    def pooled():
+        layers = nn.Unflatten(1, (1, 1, 5)), nn.FractionalMaxPool2d((1, 2), (1, 3)), nn.Flatten()
+        return nn.Sequential(nn.Linear(5, 5), *layers, nn.Linear(3, 1))
+
+    one, again = fitted(1, model=pooled()), fitted(1, model=pooled())
+    assert torch.equal(bits(one), bits(again))
+    assert not torch.equal(bits(one), bits(fitted(2, model=pooled())))
+    assert one.history.train_loss[-1] < one.history.train_loss[0]
+
+
 class Checkpointed(Noisy):
     def forward(self, x):
         return checkpoint(super().forward, x, use_reentrant=False)

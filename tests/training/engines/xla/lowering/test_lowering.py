@@ -160,6 +160,12 @@ REDUCTIONS = {
     "local_response_norm": lambda x: F.local_response_norm(x, 2),
     "normalize": lambda x: F.normalize(x) + F.cosine_similarity(x, x.flip(1) + 1, -1).sum(),
     "trace": lambda x: x[0].trace() * x,
+    "cov": lambda x: (
+        torch.cov(x[0])
+        + torch.cov(x[1], correction=0, fweights=INDEX[0] + 1, aweights=positive(x[2, 0]).detach())
+        + x[0, 0].cov()
+    ),
+    "corrcoef": lambda x: torch.corrcoef(x[0]) * x[1].corrcoef() + torch.corrcoef(x[0, 0]),
     "diff": lambda x: x.diff(dim=1).sum(1) + torch.trapezoid(x, dim=1),
 }
 ORDERING = {
@@ -246,6 +252,9 @@ INDEXING = {
         + x.index_put((x[..., 0] < 0,), x[:1, 0].detach(), accumulate=True)
     ),
     "put": lambda x: x.put(INDEX, x.flatten()[:5] * 3),
+    "combinations": lambda x: (
+        torch.combinations(x[0, 0]).sum(1) * torch.combinations(x[0, :, 0], 2, True)[:, 0]
+    ),
     "embedding": lambda x: F.embedding(INDEX, x[0], padding_idx=1),
     "embedding_by_frequency": lambda x: F.embedding(INDEX, x[0], scale_grad_by_freq=True),
     "embedding_bag": lambda x: F.embedding_bag(
@@ -280,6 +289,18 @@ POOLING = {
     "adaptive3d": lambda x: (
         F.adaptive_avg_pool3d(picture(x, 1, 3, 4, 5), (2, 3, 2))
         * F.adaptive_max_pool3d(picture(x, 1, 3, 4, 5), (2, 3, 2))
+    ),
+    "fractional2d": lambda x: F.fractional_max_pool2d(
+        picture(x, 2, 1, 5, 6),
+        (2, 3),
+        (3, 2),
+        _random_samples=picture(x.detach(), 2, 1, 2).sigmoid(),
+    ),
+    "fractional3d": lambda x: F.fractional_max_pool3d(
+        picture(x, 1, 1, 3, 4, 5),
+        2,
+        output_ratio=(0.4, 0.5, 0.6),
+        _random_samples=picture(x.detach(), 1, 1, 3).sigmoid(),
     ),
     "lp": lambda x: F.lp_pool1d(positive(x), 2, 2),
     "unpool": lambda x: F.max_unpool2d(
@@ -332,6 +353,7 @@ LINEAR_ALGEBRA = {
         x @ x.mT + torch.einsum("bij,bkj->bik", x, x) + x[0] @ x[1, 0] @ x[0, :, 0]
     ),
     "baddbmm": lambda x: torch.baddbmm(x @ x.mT, x, x.mT, beta=0.5, alpha=2.0),
+    "addbmm": lambda x: torch.addbmm(x[0] @ x[0].T, x, x.mT, beta=0.5, alpha=2.0),
     "addmm": lambda x: (
         torch.addmm(x[0] @ x[0].T, x[1], x[2].T, alpha=3.0) + torch.addmv(x[0, :, 0], x[0], x[0, 0])
     ),
@@ -347,6 +369,10 @@ LINEAR_ALGEBRA = {
     "determinant": lambda x: torch.linalg.det(x[..., :4]) + torch.linalg.slogdet(x[..., 1:])[1],
     "cholesky": lambda x: (
         torch.linalg.cholesky(definite(x)) + torch.linalg.cholesky(definite(x), upper=True)
+    ),
+    "cholesky_inverse": lambda x: (
+        torch.cholesky_inverse(torch.linalg.cholesky(definite(x)))
+        + torch.cholesky_inverse(torch.linalg.cholesky(definite(x), upper=True), upper=True)
     ),
     "cholesky_solve": lambda x: torch.cholesky_solve(x, torch.linalg.cholesky(definite(x))),
     "triangular": lambda x: (
@@ -391,6 +417,37 @@ LAYOUTS = {
         + torch.logdet(dominated(x))
     ),
 }
+
+
+def alignments(shape, targets, *lengths):
+    """CTC's loss over labels of which blank is the first, and another is; each way to reduce it."""
+
+    def loss(x):
+        log_probs, labels = picture(x, *shape), torch.tensor(targets)
+        for_all = {"zero_infinity": True}
+        return (
+            F.ctc_loss(log_probs.log_softmax(-1), labels, *lengths, **for_all)
+            + F.ctc_loss(log_probs.tanh(), labels, *lengths, reduction="none", **for_all)
+            + F.ctc_loss(log_probs, labels, *lengths, reduction="sum", **for_all)
+        )
+
+    return loss
+
+
+ALIGNMENTS = {  # T, B and C; labels; lengths of inputs and of labels
+    "by tuples": ((6, 2, 4), [[1, 2], [3, 3]], (6, 5), (2, 2)),
+    "by tensors": (
+        (5, 3, 4),
+        [[1, 2], [3, 9], [2, 2]],
+        torch.tensor([5, 3, 4]),
+        torch.tensor([2, 1, 0]),
+    ),
+    "in a row": ((7, 2, 4), [1, 1, 2, 3], (7, 4), (3, 1)),
+    "in a row by tensors": ((7, 2, 4), [1, 1, 2, 3], torch.tensor([7, 3]), torch.tensor([3, 1])),
+    "of one": ((6, 5), [4, 1, 1], torch.tensor(6), torch.tensor(3)),
+    "impossible": ((4, 3, 5), [[1, 1, 1], [1, 2, 3], [4, 4, 0]], (4, 2, 4), (3, 3, 2)),
+    "nothing": ((4, 3, 5), [[1], [1], [1]], (4, 0, 0), (0, 0, 1)),
+}
 LOSSES = {
     "gaussian_nll": lambda x: (
         F.gaussian_nll_loss(x, x.flip(1).detach(), positive(x), full=True)
@@ -400,6 +457,7 @@ LOSSES = {
         F.cross_entropy(x, INDEX.expand(3, 5), label_smoothing=0.1)
         + F.cross_entropy(x, x.detach().softmax(1))
     ),
+    **{f"ctc_{name}": alignments(*given) for name, given in ALIGNMENTS.items()},
     "margins": lambda x: (
         F.triplet_margin_loss(x[0], x[1], x[2])
         + F.cosine_embedding_loss(x[0], x[1], torch.tensor([1, -1, 1, 1]), margin=0.1)
