@@ -74,6 +74,10 @@ class Kind:
         Raises ConfigError for a name that is no identifier, or is another part's already.
         """
 
+        if not isinstance(name, str):
+            text = f"is registered under a name: @register_{self.name}('name')"
+            raise ConfigError.of(self.name, f"{getattr(name, '__name__', name)} {text}")
+
         def register(part: T) -> T:
             home = part.__module__ if settings is None else settings.__module__
             self._check_name(name, part, home)
@@ -91,7 +95,7 @@ class Kind:
     def _check_name(self, name: str, part: Any, home: str) -> None:
         message = None
         there = registered[self.name].get(name)
-        if not isinstance(name, str) or not name.isidentifier():
+        if not name.isidentifier():
             message = "is not a name; use letters, digits, _"
         elif home != index()[self.name].get(name, {}).get("module", home):
             message = "is built in; register yours under another name"

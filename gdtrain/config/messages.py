@@ -235,7 +235,10 @@ def _purpose(path: KeyPath, data: Any) -> str:
     """What a missing setting is for: the first sentence of its description."""
     model = _model_at(path[:-1], data)
     description = descriptions(model).get(str(path[-1])) if model else None
-    text = " ".join((description or "it is required").split()).partition(". ")[0]
+    needed = "it is required"
+    if _kind_at(path[:-1], data) == "model":
+        needed += f" (what a model is given: {', '.join(registry.KINDS['model'].supplied)})"
+    text = " ".join((description or needed).split()).partition(". ")[0]
     text = f"{text[:1].lower()}{text[1:]}".rstrip(".")
     return text if len(path) > 1 else f"add {path[-1]}: {text}"
 

@@ -301,6 +301,17 @@ VALID = {
 }
 
 
+def test_a_part_is_registered_under_a_name() -> None:
+    with pytest.raises(ConfigError) as error:
+
+        @registry.register_loss  # type: ignore[arg-type]
+        def squared(outputs, targets):
+            return (outputs - targets).square().mean()
+
+    said = "loss: squared is registered under a name: @register_loss('name')"
+    assert str(error.value) == said
+
+
 @pytest.mark.parametrize(
     ("register", "name", "part", "fault"),
     [

@@ -188,10 +188,14 @@ def zipped(**files: str) -> bytes:
 
 
 RECORDS = FRAME.to_json(orient="records")
+COLUMNS = FRAME.to_json()
+LONG = pd.concat([FRAME] * 9_000, ignore_index=True).to_json()
 NAMED: dict[str, tuple[Callable[[], bytes], str]] = {
     "xlsx": (lambda: zipped(xl__workbook="x"), r"an Excel spreadsheet \(XLSX\).*read_excel\('f'\)"),
     "zip": (lambda: zipped(a="x,y\n1,2\n"), r"a zip archive; .*read_csv\('f'\).to_parquet"),
     "xls": (lambda: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "an Excel spreadsheet"),
+    "JSON by columns": (COLUMNS.encode, r"JSON, but not one object a line .*pd.read_json"),
+    "long JSON by columns": (LONG.encode, r"JSON, but not one object a line .*pd.read_json"),
     "JSON": (RECORDS.encode, r"JSON, but not one object a line .*pd.read_json"),
     "indented JSON": (lambda: json.dumps(json.loads(RECORDS), indent=1).encode(), "is JSON, but"),
     "ARFF": (lambda: b"% made\n\n@RELATION x\n@ATTRIBUTE a NUMERIC\n", "an ARFF file; .*loadarff"),

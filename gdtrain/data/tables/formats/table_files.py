@@ -211,6 +211,8 @@ _OTHERS = {
     b"\xfd7zXZ": "compressed by xz; unpack it, or compress it by gzip, bzip2 or zstd",
     b"Obj\x01": "an Avro file; write it as Parquet",
 }
+# Of a table that pandas writes as JSON by columns, whose cells have the names of their rows.
+_COLUMN = re.compile(rb'\{\s*"[^"]*"\s*:\s*\{\s*"0"\s*:')
 _LIBSVM = re.compile(rb"[-+]?\d[\d.eE+-]*(?:\s+\d+:[-+]?\d[\d.eE+-]*)+\s*(?:#.*)?")
 
 
@@ -268,11 +270,13 @@ def _kind_of_json(text: bytes) -> str | None:
     try:
         value: Any = json.loads(first)
     except (ValueError, RecursionError):
-        if first == text and text[:1] == b"{":
-            return "jsonl"  # its first line is longer than what is looked at
+        if first == text and text[:1] == b"{":  # its first line is longer than what is looked at
+            return "json" if _COLUMN.match(text) else "jsonl"
         rest = text[1:].lstrip()[:1]
         return "json" if rest in (b"{", b"[", b'"', b"}", b"]") else None
-    return "jsonl" if isinstance(value, dict) else "json"
+    if isinstance(value, dict) and not (_COLUMN.match(first) and first == text.rstrip()):
+        return "jsonl"
+    return "json"
 
 
 def _kind_of_zip(path: str) -> str:
