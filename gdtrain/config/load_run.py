@@ -275,7 +275,9 @@ def load_run(directory: str | Path, *, averaged: bool = False, best: bool = Fals
         if not (directory / name).is_file():
             text = f"is not a finished run: it has no {name}"
             if name == WEIGHTS and (directory / CONFIG).is_file():
-                text += f"; finish it with --resume --output-dir {directory}"
+                text += (
+                    f"; to go on with it, give its command with --output-dir {directory} --resume"
+                )
             raise OutputError(no_run(directory, text))
     weights = _best_checkpoint(directory) if best else directory / chosen
     config, _ = load_config(directory / CONFIG)

@@ -14,7 +14,7 @@ from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
 from gdtrain.near_names import nearest
-from gdtrain.parts import SECTIONS, are_named, not_among, settings_of, shown
+from gdtrain.parts import OWN_PART, SECTIONS, are_named, not_among, settings_of, shown
 from gdtrain.settings import descriptions
 
 MOST_TOLD = 50
@@ -190,6 +190,8 @@ def _unknown_key(data: Any, path: KeyPath) -> str:
         known = registry.names(MAPPINGS[str(path[0])])
         if path[0] == "callbacks" and key in SECTIONS:
             return f"unknown key; {key} is a section beside callbacks"
+        if nearest(key, known) is None:
+            return f"unknown key; {OWN_PART}"
     key = _OTHER_KEYS.get(key, key)
     near = _sections_of(key, data) if len(path) == 1 else []
     meant = near[0] if near else key if key in known else nearest(key, known)

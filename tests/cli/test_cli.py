@@ -499,7 +499,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(signum):
         running.send_signal(signum)
         assert running.wait() == 128 + signum
         assert (
-            running.err.splitlines()[-1] == "interrupted; resume with --output-dir parts --resume"
+            running.err.splitlines()[-1]
+            == "interrupted; to go on, give the same command with --output-dir parts --resume"
         )
         assert "Traceback" not in running.err
     stopped = summary("parts")

@@ -260,6 +260,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: MiniBatchLoader((X, Y)),  # type: ignore[call-arg]
         "MiniBatchLoader: missing a required argument: 'batch_size'",
     ),
+    "bce of numbers that are no probabilities": (
+        lambda: fit(nn.Linear(1, 1), nn.BCELoss(), BatchLoader((9 * X, (X > 0).float()))),
+        "loss: BCELoss takes probabilities; end the model with nn.Sigmoid(), or use "
+        "nn.BCEWithLogitsLoss (by name bce_with_logits)",
+    ),
     "the patience of EarlyStopping": (
         lambda: EarlyStopping(3),  # type: ignore[arg-type]
         "monitor: must be a key of the epochs' records, such as 'val_loss', got 3",

@@ -138,7 +138,8 @@ class TrainJob:
                     say(f"gdtrain: {' '.join(str(faults.error).splitlines())}")
                 return 1
             if leads and interrupted:
-                say(f"interrupted; resume with --output-dir {quote(str(directory))} --resume")
+                way = f"the same command with --output-dir {quote(str(directory))} --resume"
+                say(f"interrupted; to go on, give {way}")
             elif leads:
                 self._tell(_closing_line(summary, directory))
                 self._tell(picture)

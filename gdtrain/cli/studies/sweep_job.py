@@ -80,7 +80,8 @@ class SweepJob:
         if rows.ended_by:
             with suppress(EndedBySignal):  # which is done with
                 current_desk().watch(lambda _: None, lambda: None)
-            say(f"interrupted; resume with --output-dir {quote(str(store.directory))} --resume")
+            way = f"the same command with --output-dir {quote(str(store.directory))} --resume"
+            say(f"interrupted; to go on, give {way}")
             return 128 + rows.ended_by
         return 1 if all(row["status"] == "failed" for row in rows) else 0
 

@@ -233,8 +233,10 @@ def _ways_out(
     each = {}
     for scan, column in missing:
         rule = rules.of(scan.name)
-        if rule == "error":
-            rule = "mean" if column.categories is None else "most_frequent"
+        if rule != "drop" and column.categories is not None:
+            rule = "most_frequent"
+        elif rule == "error":
+            rule = "mean"
         each[scan.name] = "drop" if scan.name in targets else rule
     by_name = ", ".join(f"{yaml_text(name)}: {rule}" for name, rule in each.items())
     by_column = f"; missing: {{{by_name}}} says it column by column" if len(each) > 1 else ""

@@ -411,6 +411,11 @@ def explain(error: Exception, inputs: Any) -> None:
             "model: a batch of one sample reached BatchNorm, which has no statistics of one; "
             "use GroupNorm or LayerNorm, another batch_size, or drop_last"
         ) from error
+    if "all elements of input should be between 0 and 1" in message:
+        raise ModelError(
+            "loss: BCELoss takes probabilities; end the model with nn.Sigmoid(), or use "
+            "nn.BCEWithLogitsLoss (by name bce_with_logits)"
+        ) from error
     if isinstance(inputs, Mapping) and ("not dict" in message or "'dict' object" in message):
         raise ModelError(
             f"model: inputs are a dict ({', '.join(map(str, inputs))}), which forward gets as one "

@@ -116,6 +116,9 @@ def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:
         schedule_state.check(several[name], scheduler, groups)
 
 
+_CHECKSUMS = {"data": "checksum of the data"}
+
+
 def _check_data(found: Any, loader: Loader | None) -> None:
     if loader is None or found is None:
         return
@@ -126,7 +129,7 @@ def _check_data(found: Any, loader: Loader | None) -> None:
     _trust_files(found, loader)
     here = loader.fingerprint(version)
     differing = [
-        f"{name} {shown(found.get(name))} in the state, {value} here"
+        f"{_CHECKSUMS.get(name, name)} {shown(found.get(name))} in the state, {value} here"
         for name, value in here.items()
         if found.get(name) != value
         and name != "files"

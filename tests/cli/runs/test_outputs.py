@@ -171,7 +171,8 @@ def test_a_directory_that_lacks_a_file_is_not_a_finished_run(digits_run, tmp_pat
     (copied(digits_run, tmp_path) / name).unlink()
     with pytest.raises(OutputError) as caught:
         load_run(tmp_path)
-    end = f"; finish it with --resume --output-dir {tmp_path}" if "model" in name else ""
+    way = f"; to go on with it, give its command with --output-dir {tmp_path} --resume"
+    end = way if "model" in name else ""
     assert str(caught.value) == f"{tmp_path} is not a finished run: it has no {name}{end}"
 
 

@@ -234,7 +234,9 @@ def test_an_interrupted_sweep_leaves_a_table_and_goes_on():
         running.send_signal(2)
         assert running.wait() == 130
         assert "Traceback" not in running.err
-        assert running.err.splitlines()[-1] == ("interrupted; resume with --output-dir s --resume")
+        assert running.err.splitlines()[-1] == (
+            "interrupted; to go on, give the same command with --output-dir s --resume"
+        )
         assert "(interrupted: runs are missing)" in running.out
     done = len(table("s"))
     assert 2 <= done < 6
