@@ -195,9 +195,15 @@ class Trainer(OutsideTheLoop):
 
     @first_guesses(
         **dict.fromkeys(("epochs", "num_epochs", "max_epochs"), _OF_FIT),
-        **dict.fromkeys(("train_loader", "dataloader", "train_dataloader", "data"), _LOADER),
+        **dict.fromkeys(
+            ("train_loader", "dataloader", "train_dataloader", "data", "train_dataset"), _LOADER
+        ),
         **dict.fromkeys(("batch_size", "shuffle"), _LOADER),
-        **dict.fromkeys(("val_loader", "valid_loader", "val_dataloader"), _VALIDATION),
+        **dict.fromkeys(
+            ("val_loader", "valid_loader", "val_dataloader", "validation_data"), _VALIDATION
+        ),
+        **dict.fromkeys(("gradient_clip_val", "max_grad_norm"), "is called clip_grad_norm"),
+        **dict.fromkeys(("verbose", "enable_progress_bar"), "is called progress: progress=False"),
         **dict.fromkeys(("criterion", "loss_fn"), "is called loss: loss=nn.MSELoss()"),
         **dict.fromkeys(("lr", "learning_rate"), _OF_OPTIMIZER),
     )

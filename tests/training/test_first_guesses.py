@@ -294,6 +294,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: trainer(train_loader=None),
         "train_loader: is given by a loader: loader=MiniBatchLoader((X, y), batch_size=32)",
     ),
+    "a bound of another library": (
+        lambda: trainer(gradient_clip_val=1.0),
+        "gradient_clip_val: is called clip_grad_norm",
+    ),
+    "verbose": (
+        lambda: trainer(verbose=False),
+        "verbose: is called progress: progress=False",
+    ),
     "val_loader": (
         lambda: trainer(val_loader=None),
         "val_loader: is called validation: validation=BatchLoader((X, y))",
