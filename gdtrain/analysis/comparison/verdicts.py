@@ -11,8 +11,7 @@ from typing import Any
 
 from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
-from gdtrain.analysis.statistics.profiles import profile
-from gdtrain.analysis.statistics.survival import median_time, reached_by
+from gdtrain.analysis.statistics.survival import median_time, profile, reached_by
 from gdtrain.data.wording import best_of
 from gdtrain.output.report.table import metrics
 

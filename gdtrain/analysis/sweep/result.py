@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
-from gdtrain.analysis.statistics.profiles import near_the_best, profile
+from gdtrain.analysis.statistics.survival import near_the_best, profile
 from gdtrain.analysis.sweep.grid import SEED, Point, key_of
 from gdtrain.data.wording import best_of, counted, html_table
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tqdm import tqdm
+
 from gdtrain.analysis.sweep.executor import Function, Workers
 from gdtrain.analysis.sweep.grid import Point
-from gdtrain.analysis.sweep.progress import SweepProgress
 from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.errors import ConfigError, StorageError
 from gdtrain.near_names import nearest
 from gdtrain.output.run_directory import locked
+from gdtrain.output.terminal import DroppingStream, printable
 from gdtrain.training.safety.signals import EndedBySignal
 
 TABLE = "rows.csv"
@@ -48,7 +51,7 @@ def run_points(
         order = dict(zip(numbers, points, strict=True))
         swept = _Rows(order, settings, by, mode, store, rows)
         left = {number: point for number, point in order.items() if number not in rows}
-        bar = SweepProgress(len(points), len(rows), progress)
+        bar = _Bar(len(points), len(rows), progress)
         ended_by = 0
         try:
             with closing(workers.results(function, left)) as found:
@@ -125,3 +128,28 @@ def _opened(
     numbers = store.open(base, points, resume=resume)
     with locked(store.directory):
         yield numbers
+
+
+class _Bar:
+    """One bar over all runs, with the best so far; shown: True, False, or on terminals."""
+
+    def __init__(self, total: int, done: int, shown: bool | None) -> None:
+        self._stream = DroppingStream(sys.stderr)
+        if shown is None:
+            shown = sys.stderr.isatty()
+        self._bar: tqdm[Any] = tqdm(
+            total=total, initial=done, unit="run", file=self._stream, disable=not shown, leave=False
+        )
+
+    def show(self, rows: Sweep) -> None:
+        """Move on by a run."""
+        best = rows.best
+        if best is not None:
+            setting = " ".join(f"{name}={best[name]}" for name in rows.settings)
+            text = f"best {rows.by} {best[rows.by]:.4g} at {setting}"
+            self._bar.set_postfix_str(printable(text), refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._bar.close()

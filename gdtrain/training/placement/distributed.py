@@ -68,15 +68,8 @@ class World:
         ).tolist()
         return total
 
-    def first(self, number: int) -> int:
-        """The first process's number."""
-        if self.size == 1:
-            return number
-        mine = int(number) if self.rank == 0 else 0  # a bool would be another dtype than 0
-        return int(self.sum(torch.tensor([mine], device=_device()))[0])
-
     def first_and_any(self, number: int, flag: bool) -> tuple[int, bool]:
-        """As :meth:`first` and :meth:`any`, in one message."""
+        """The first process's number, and :meth:`any`, in one message."""
         if self.size == 1:
             return number, flag
         mine = [0 if self.rank else int(number), int(flag)]
@@ -91,7 +84,8 @@ class World:
 
     def first_row(self, row: Tensor) -> Tensor:
         """The first process's tensor [k] int64, of any length, on the CPU."""
-        there = torch.zeros(self.first(len(row)), dtype=torch.int64, device=_device())
+        length, _ = self.first_and_any(len(row), False)
+        there = torch.zeros(length, dtype=torch.int64, device=_device())
         if self.rank == 0:
             there.copy_(row)
         return self.sum(there).cpu()

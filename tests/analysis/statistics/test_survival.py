@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import scipy
 
-from gdtrain.analysis.statistics.profiles import near_the_best, profile
-from gdtrain.analysis.statistics.survival import median_time, reached_by
+from gdtrain.analysis.statistics.survival import median_time, near_the_best, profile, reached_by
 
 
 def test_kaplan_and_meier_is_that_of_scipy():

@@ -9,7 +9,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from gdtrain.output.report.plan import plan
+from gdtrain.output.report.sweep.plan import plan
 from gdtrain.output.report.sweep.values import as_number, rate_of, size_in, size_of
 
 SHADES = 7  # in report.css

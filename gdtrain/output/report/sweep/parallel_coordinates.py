@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from gdtrain.output.report import charts
-from gdtrain.output.report.plan import plan
+from gdtrain.output.report.sweep.plan import plan
 from gdtrain.output.report.sweep.values import as_number, rate_of, shown
 from gdtrain.output.report.table import metric_text
 
