@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -229,8 +229,17 @@ def _sections_of(key: str, data: Any) -> list[str]:
         f"{section}.{key} (of {name})"
         for section, kind in KIND_OF.items()
         for name in registry.names(kind)
-        if section in Config.model_fields and key in settings_of(kind, name, True).model_fields
+        if section in Config.model_fields and key in _keys_of(kind, name)
     ]
+
+
+def _keys_of(kind: str, name: str) -> Collection[str]:
+    """The settings of a part by name, for which no class is made."""
+    part = registry.index()[kind].get(name)
+    if part is not None:
+        keys: dict[str, Any] = part["settings"]["properties"]
+        return keys
+    return registry.find(kind, name).settings.model_fields
 
 
 def _purpose(path: KeyPath, data: Any) -> str:
