@@ -139,7 +139,8 @@ class Run(Protocol):
     captured_step: the number of updates, as a tensor, while an engine captures a step.
     clip_grad_norm, clip_grad_value: a bound, or several by the names of optimizers, or None.
     updater: the optimizer, or several as one, of which groups and state are to be read alone.
-    terms: what is noted of the update that is being made, besides its loss.
+    terms: what is noted of the update that is being made, besides its loss. rates: the learning
+        rates of the last update, of several optimizers, by name.
     loss_scale: of precision fp16. phase: the number of the present one of ``phases``, from 0.
     own_state: names of attributes that a subclass has registered as state.
     """
@@ -177,6 +178,7 @@ class Run(Protocol):
     phases: Phases | None
     phase: int
     loss_scale: LossScale | None
+    rates: dict[str, float]
     terms: StepTerms
 
     engine: Engine

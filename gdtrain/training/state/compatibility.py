@@ -33,10 +33,10 @@ logger = logging.getLogger("gdtrain")
 PARTS = {
     *("model", "loss", "optimizer", "scheduler", "progress", "history", "callbacks"),
     *("lr", "rng", "data", "made_by", "flags", "order", "told", "stays_in_eval", "own"),
-    *("loss_scale", "phase"),
+    *("loss_scale", "phase", "rates"),
 }
 # Parts that states of 0.1.0 do not have, and those that only some trainers have; and counters.
-_SINCE = {"flags", "order", "told", "stays_in_eval", "own", "loss_scale", "phase"}
+_SINCE = {"flags", "order", "told", "stays_in_eval", "own", "loss_scale", "phase", "rates"}
 COUNTERS_SINCE = {"epoch_weight", "epoch_terms", "skipped"}
 
 
@@ -53,6 +53,7 @@ def check_fits(state: Any, trainer: Run, names: Mapping[Tensor, str]) -> None:
     _check_progress(state, trainer.progress.state_dict(), trainer.loader)
     _check_schedules(state, trainer)
     demand(is_finite(state["lr"]), "lr is not a number")
+    _check_rates(state.get("rates", {}), trainer)
     history = state["history"]
     demand(
         isinstance(history, list) and all(map(_is_record, history)),
@@ -99,6 +100,13 @@ def _check_modules(state: Mapping[str, Any], trainer: Run) -> None:
     for part, module in flagged(trainer).items():
         if part in flags:
             module_state.check_flags(part, flags[part], module)
+
+
+def _check_rates(found: Any, trainer: Run) -> None:
+    """Of several optimizers, those of the last update by name."""
+    numbers = isinstance(found, dict) and all(map(is_finite, found.values()))
+    demand(numbers, "rates is not a mapping of numbers")
+    demand(found.keys() <= trainer.optimizers.keys(), "rates: one is of no optimizer here")
 
 
 def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:

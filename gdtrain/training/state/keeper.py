@@ -375,7 +375,7 @@ class _Optimizer(_Part):
         schedules = trainer.schedule.schedulers.values()
         self._schedules = [(one, copy.deepcopy(one.state_dict())) for one in schedules]
         self._progress = trainer.progress.state_dict()
-        self._lr = trainer.progress.lr
+        self._lr, self._rates = trainer.progress.lr, trainer.rates
         scale = trainer.loss_scale
         self._scale = None if scale is None else scale.state_dict()
 
@@ -385,7 +385,7 @@ class _Optimizer(_Part):
         for schedule, state in self._schedules:
             schedule.load_state_dict(state)
         self.trainer.progress.load_state_dict(self._progress)
-        self.trainer.progress.lr = self._lr
+        self.trainer.progress.lr, self.trainer.rates = self._lr, self._rates
         if self._scale is not None and self.trainer.loss_scale is not None:
             self.trainer.loss_scale.load_state_dict(self._scale)
 

@@ -53,6 +53,8 @@ def take(trainer: Run) -> dict[str, Any]:
         "data": trainer.loader.fingerprint() if trainer.loader is not None else None,
         "made_by": made_by(trainer),
     }
+    if trainer.rates:
+        taken["rates"] = dict(trainer.rates)
     if trainer.phases is not None:
         taken["phase"] = trainer.phase
     if trainer.loss_scale is not None:
@@ -178,7 +180,7 @@ def _put(trainer: Run, state: dict[str, Any]) -> None:
         None if told is None else [callbacks[name] for name in told if name in callbacks]
     )
     trainer.stays_in_eval = state.get("stays_in_eval", False)
-    trainer.progress.lr = state["lr"]
+    trainer.progress.lr, trainer.rates = state["lr"], state.get("rates", {})
     _restore_rng(trainer, state["rng"])
 
 

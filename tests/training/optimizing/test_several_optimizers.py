@@ -1,6 +1,7 @@
 """Several optimizers and schedules by name: the bits of the plain loop, clipped, saved, resumed."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -126,6 +127,63 @@ def test_many_updates_without_a_callback_between_them():
         F.mse_loss(hand(X), y).backward()
         optimizer.step()
     assert_same(model, hand)
+
+
+class Snapshots(Callback):
+    """Of each safe point, that before an epoch is closed among them."""
+
+    every_n_steps = 1
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def on_safe_point(self, trainer):
+        self.taken.append(trainer.state_dict())
+
+
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_each_snapshot_has_the_rates_of_the_last_update(per):
+    """The record of an epoch that ends right after a resume has the rate of each optimizer."""
+
+    def run(callbacks=()):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+        optimizers = {
+            "first": torch.optim.SGD(model[0].parameters(), lr=0.1),
+            "second": torch.optim.Adam(model[1].parameters(), lr=0.01),
+        }
+        data = IDS.float(), Y
+        return Trainer(
+            model,
+            nn.MSELoss(),
+            optimizers,
+            MiniBatchLoader(data, len(Y) // 2),
+            scheduler={"first": ExponentialLR(optimizers["first"], 0.5)},
+            scheduler_per=per,
+            callbacks=callbacks,
+            device="cpu",
+        )
+
+    snapshots = Snapshots()
+    whole = run([snapshots]).fit(3)
+    per_epoch = [0.1, 0.05, 0.025] if per == "epoch" else [0.05, 0.0125, 0.003125]
+    assert whole.lr_first == pytest.approx(per_epoch)
+    assert whole.lr_second == [0.01] * 3
+    for snapshot in snapshots.taken:
+        resumed = run()
+        resumed.load_state_dict(snapshot)
+        history = resumed.fit(3)
+        assert history.lr_first == whole.lr_first
+        assert history.lr_second == whole.lr_second
+
+
+@pytest.mark.parametrize("rates", [None, [0.1], {"words": "fast"}, {"words": math.inf}, {"x": 0.1}])
+def test_rates_of_a_damaged_state_are_refused(rates):
+    trainer = make()
+    trainer.fit(1)
+    with pytest.raises(CheckpointError, match="rates"):
+        make().load_state_dict(trainer.state_dict() | {"rates": rates})
 
 
 def test_a_run_that_is_resumed_from_a_file_ends_with_the_same_bits(tmp_path):
