@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gdtrain.errors import ModelError
 
 # jax.enable_x64 as a context came with it.
@@ -17,11 +19,16 @@ def _next(x: Any) -> Any:
 def check_jax() -> None:
     """Raise ModelError, in one line, if jax is too old, broken, or told to compile nothing.
 
-    It is imported, which takes a second. Whatever it raises, an installation can raise.
+    It is imported, which takes a second. Whatever it raises, an installation can raise. Its import
+    draws from numpy's generator, which the run may draw from: that is put back.
     """
     least = ".".join(map(str, LEAST))
     try:
-        import jax
+        before = np.random.get_state(legacy=True)
+        try:
+            import jax
+        finally:
+            np.random.set_state(before)
 
         if jax.__version_info__ < LEAST:
             raise ModelError(f"jax {jax.__version__} is too old; install jax >= {least}")

@@ -1,7 +1,10 @@
 """Random layers under engine scan: a stream that is a function of the seed and the step."""
 
 import logging
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -164,3 +167,38 @@ class OwnGenerator(Noisy):
 def test_streams_that_it_can_not_follow_are_refused(model, reason) -> None:
     with pytest.raises(ConfigError, match=f"^engine: scan can't run this: .*{reason}"):
         build(model=model()).fit(1)
+
+
+DRAWS = """
+import sys
+import numpy as np
+import torch
+from torch import nn
+from gdtrain import MiniBatchLoader, Trainer
+
+X = torch.arange(12.0)[:, None] / 12
+torch.manual_seed(0)
+model = nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = MiniBatchLoader((X, 2 * X), 4, order=lambda epoch: np.random.permutation(12))
+trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", engine=sys.argv[1])
+np.random.seed(1)
+trainer.fit(2)
+print(np.random.rand())
+"""
+
+
+@pytest.mark.parametrize("engine", ["eager", "scan"])
+def test_the_first_use_of_jax_draws_nothing_from_numpys_generator(engine):
+    """In a new process: jax draws from it while it is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRAWS, engine],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    draw = np.random.RandomState(1)
+    for _ in range(2):
+        draw.permutation(12)
+    assert float(done.stdout) == draw.rand()
