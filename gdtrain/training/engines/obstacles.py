@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.streams.stream import StreamSamples
@@ -46,6 +48,15 @@ def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:
     yield from _of_model(trainer)
     if not (has_own_pass() and has_own_update()):
         yield "others stand in the place of PyTorch's functions"
+    if _is_in_a_mode():
+        yield "a TorchFunctionMode or a TorchDispatchMode is active, which sees every call"
+
+
+def _is_in_a_mode() -> bool:
+    """Whether a mode sees PyTorch's calls, other than the one that sets the default device."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    seen = any(not isinstance(mode, DeviceContext) for mode in modes)
+    return seen or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_installed() -> bool:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
@@ -930,3 +932,60 @@ def test_an_assertion_does_not_lead_to_the_test_runner() -> None:
     reached = PythonState({"forward": forward}).reached
     assert forward in reached
     assert [found for found in reached if "pytest" in str(getattr(found, "__module__", ""))] == []
+
+
+class LargerProducts(TorchFunctionMode):
+    """Each linear layer's output is 1.1 times as large."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return 1.1 * result if function is F.linear else result
+
+
+class LargerKernels(TorchDispatchMode):
+    """The same, one level below."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return 1.1 * result if function is torch.ops.aten.addmm.default else result
+
+
+@pytest.mark.parametrize("mode", [LargerProducts, LargerKernels])
+@pytest.mark.parametrize("engine", ["scan", "eager"])
+def test_a_mode_that_sees_every_call(mode, engine):
+    """A captured step would have what it computed once, or nothing of it: eager follows it."""
+    x, y = data()
+
+    def made():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+        return model, torch.optim.SGD(model.parameters(), lr=LR)
+
+    model, optimizer = made()
+    loader = BatchLoader((x, y))
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", engine=engine)
+    if engine == "scan":
+        with mode(), pytest.raises(ConfigError, match="Mode is active"):
+            trainer.fit(EPOCHS)
+        assert trainer.step == 0
+        return
+    with mode():
+        trainer.fit(EPOCHS)
+        hand, optimizer = made()
+        for _ in range(EPOCHS):
+            optimizer.zero_grad()
+            F.mse_loss(hand(x), y).backward()
+            optimizer.step()
+    assert all(map(torch.equal, model.parameters(), hand.parameters()))
+
+
+def test_the_mode_that_sets_the_default_device_is_no_obstacle():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    with torch.device("cpu"):
+        trainer = Trainer(
+            *(model, nn.MSELoss(), optimizer, BatchLoader(data())), device="cpu", engine="scan"
+        )
+        trainer.fit(EPOCHS)
+    assert trainer.step == EPOCHS
