@@ -19,7 +19,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks
 
 from gdtrain.errors import ModelError
 from gdtrain.training import torch_code
-from gdtrain.training.known_steps import Work, call_post_hooks, has_step_hooks, known_step
+from gdtrain.training.known_steps import (
+    Work,
+    call_post_hooks,
+    has_step_hooks,
+    known_step,
+    takes_hooks,
+)
 
 # What Tensor.backward calls once it has looked at its arguments.
 _run_backward: Callable[..., Any] = Variable._execution_engine.run_backward
@@ -123,6 +129,9 @@ def descend(optimizer: Optimizer, made: Callable[[], None], work: Work | None) -
 @contextmanager
 def before_hooks(optimizer: Optimizer, made: Callable[[], None]) -> Iterator[None]:
     """Have ``made`` called at each step of the optimizer before anybody else's post-hook."""
+    if not takes_hooks(optimizer):
+        yield
+        return
     hook = optimizer.register_step_post_hook(lambda *_: made())
     optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)  # type: ignore[attr-defined]
     try:

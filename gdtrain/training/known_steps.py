@@ -77,13 +77,24 @@ def call_post_hooks(optimizer: Optimizer) -> None:
 def has_step_hooks(optimizer: Optimizer) -> bool:
     """Whether somebody looks at ``optimizer.step``, or has put another in its place."""
     own = vars(optimizer).get("step")
+    try:
+        registered = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    except AttributeError:  # it takes none
+        registered = None
     return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
+        registered
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
         or (own is not None and not _is_scheduled(own, type(optimizer).step))
     )
+
+
+def takes_hooks(optimizer: Optimizer) -> bool:
+    """Whether hooks of steps can be registered.
+
+    An optimizer around another one may be made without ``Optimizer.__init__``, and has none then.
+    """
+    return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 def _is_scheduled(step: Any, of_class: Any) -> bool:

@@ -234,7 +234,14 @@ class Guard:
             self.unwatch()
             self._watched = self.trainer.updater
             for optimizer in self.trainer.optimizers.values():
-                made = optimizer.register_step_post_hook(self._after_step)
+                try:
+                    made = optimizer.register_step_post_hook(self._after_step)
+                except AttributeError as error:
+                    raise ConfigError.of(
+                        "optimizer",
+                        f"{type(optimizer).__name__} is made without Optimizer.__init__, so that "
+                        "its steps in a train_step can't be counted; call that in its __init__",
+                    ) from error
                 optimizer._optimizer_step_post_hooks.move_to_end(made.id, last=False)  # type: ignore[attr-defined]
                 self._hooks += [optimizer.register_step_pre_hook(self._ahead_of_step), made]
         self.trainer.called_rungs.clear()
