@@ -77,10 +77,14 @@ def check_range(tensor: Tensor, name: str, first_row: int = 0) -> None:
 
     first_row: the number of the tensor's first row in the data set.
     """
-    if tensor.dtype != torch.float64:
+    if tensor.dtype != torch.float64 or not tensor.numel():
         return
-    bad = (tensor.abs() > torch.finfo(torch.float32).max).nonzero()
-    if len(bad):
+    low, high = tensor.aminmax()  # which needs no second array
+    most = torch.finfo(torch.float32).max
+    if -low <= most and high <= most:
+        return
+    bad = (tensor.abs() > most).nonzero()
+    if len(bad):  # NaN is none
         row, *column = bad[0].tolist()
         place = f"row {first_row + row}"
         place += f", column {', '.join(map(str, column))}" if column else ""
