@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
+from gdtrain.data.files.read_ahead import read_ahead
 from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.orders.order import generator
-from gdtrain.data.read_ahead import read_ahead
 from gdtrain.data.samples import Samples, crc32, cut
 from gdtrain.data.tables.preparation import SPLIT_KEY
 from gdtrain.errors import DataError

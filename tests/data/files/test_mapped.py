@@ -19,9 +19,9 @@ from gdtrain import BatchLoader, MiniBatchLoader, SampleLoader, Trainer
 from gdtrain.data.files import mapped as mapped_module
 from gdtrain.data.files import shards
 from gdtrain.data.files.mapped import MappedSamples, held_out
+from gdtrain.data.files.read_ahead import read_ahead
 from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.lazy_batch import LazyBatch
-from gdtrain.data.read_ahead import read_ahead
 from gdtrain.errors import DataError
 
 draw = torch.Generator().manual_seed(0)
