@@ -96,10 +96,38 @@ def _combinations(x: Tensor, r: int = 2, with_replacement: bool = False) -> Tens
     return x[torch.tensor(chosen, dtype=torch.int64, device=x.device).reshape(len(chosen), r)]
 
 
+def _lstsq(a: Tensor, b: Tensor, rcond: Any = None, *, driver: str | None = None) -> Any:
+    """The X of least ‖A X - B‖, and of these of least ‖X‖, by the pseudo-inverse.
+
+    As of PyTorch's drivers for matrices that may lack rank, and that do not, ``gels``. Others look
+    at ranks to say what else they give.
+    """
+    if driver not in (None, "gels", "gelsy") or rcond is not None:
+        return torch.linalg.lstsq(a, b, rcond, driver=driver)
+    is_vector = b.dim() == 1 or (b.dim() == a.dim() - 1 and b.shape == a.shape[:-1])
+    known, nothing = b.unsqueeze(-1) if is_vector else b, a.new_zeros(0)
+    solution = torch.linalg.pinv(a) @ known
+    residuals = nothing
+    if driver == "gels" and a.shape[-2] > a.shape[-1]:
+        residuals = (a @ solution - known).abs().square().sum(-2)
+    rank = nothing.long() if driver == "gels" else torch.linalg.matrix_rank(a)
+    made = solution.squeeze(-1) if is_vector else solution, residuals, rank, nothing
+    return torch.return_types.linalg_lstsq(made)  # type: ignore[attr-defined]
+
+
+def _linear_cross_entropy(*given: Any, options: Any = None, **named: Any) -> Tensor:
+    """Not in the pieces that ``options`` ask for, which save memory where they are cut."""
+    del options
+    loss: Tensor = functional.linear_cross_entropy(*given, **named)
+    return loss
+
+
 _REWRITTEN: dict[Any, Callable[..., Any]] = {
     functional.gaussian_nll_loss: _gaussian_nll_loss,
     functional.one_hot: _one_hot,
     functional.ctc_loss: captured_ctc_loss,
+    getattr(functional, "linear_cross_entropy", None): _linear_cross_entropy,
+    torch.linalg.lstsq: _lstsq,
     torch.combinations: _combinations,
     **dict.fromkeys((torch.cov, Tensor.cov), _cov),
     **dict.fromkeys((torch.corrcoef, Tensor.corrcoef), _corrcoef),

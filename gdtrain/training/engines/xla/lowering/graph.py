@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.capture import CapturedStep
 from gdtrain.training.engines.xla.lowering import reductions, shapes
 from gdtrain.training.engines.xla.lowering.convolution import CONVOLUTION
@@ -105,7 +106,7 @@ def run_graph(
 
     def lowered(tree: Any) -> Any:
         found = fx.node.map_arg(tree, values.__getitem__)
-        return DTYPES[found] if isinstance(found, torch.dtype) else found
+        return _dtype(found) if isinstance(found, torch.dtype) else found
 
     for node in module.graph.nodes:
         if node.op == "placeholder":
@@ -152,10 +153,16 @@ def keys_of(seed: Any, number: Any) -> Iterator[Any]:
     return (jax.random.fold_in(of_step, place) for place in count())
 
 
+def _dtype(of: torch.dtype) -> np.dtype[Any]:
+    if of not in DTYPES:
+        raise ModelError(f"it computes with numbers of {of}")
+    return DTYPES[of]
+
+
 def _as_torch(result: Any, expected: Any) -> Any:
     """The result in the dtype that PyTorch gave it, which promotes otherwise than jax."""
     if isinstance(expected, torch.Tensor):
-        return jnp.asarray(result, DTYPES[expected.dtype])
+        return jnp.asarray(result, _dtype(expected.dtype))
     if isinstance(expected, tuple | list):
         pairs = zip(result, expected, strict=True)
         return [part if like is None else _as_torch(part, like) for part, like in pairs]

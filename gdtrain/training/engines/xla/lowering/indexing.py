@@ -169,6 +169,9 @@ def _scatter_reduce(
 def _index_reduce(
     x: Any, dim: int, index: Any, source: Any, reduce: str, include_self: bool = True
 ) -> Any:
+    if not x.ndim:
+        index, source = jnp.atleast_1d(index), jnp.atleast_1d(source)
+        return _index_reduce(x[None], 0, index, source, reduce, include_self)[0]
     return _reduced(x, _rows(x, dim, index), source, reduce, include_self)
 
 

@@ -225,6 +225,11 @@ def _eigh(a: Any, uplo: str = "L", compute_v: bool = True) -> tuple[Any, Any]:
     return values, vectors
 
 
+def _eig(a: Any) -> tuple[Any, Any]:
+    values, vectors = lax.linalg.eig(a, compute_left_eigenvectors=False)
+    return values, vectors
+
+
 def _svd(
     a: Any, full_matrices: bool = False, compute_uv: bool = True, driver: Any = None
 ) -> tuple[Any, Any, Any]:
@@ -244,11 +249,24 @@ def _solve_triangular(
     return _triangular(a, y, lower=not upper, unit=unitriangular, left=left)
 
 
+def _ormqr(a: Any, tau: Any, y: Any, left: bool = True, transpose: bool = False) -> Any:
+    """Q Y or Y Q, with the whole of Q, of which a and tau have the reflections."""
+    rows, columns = a.shape[-2:]
+    room = [(0, 0)] * (a.ndim - 1)
+    q = lax.linalg.householder_product(jnp.pad(a, [*room, (0, rows - columns)]), tau)
+    q = _h(q) if transpose else q
+    return q @ y if left else y @ q
+
+
 def _pinv(a: Any, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Any:
-    u, s, vh = jnp.linalg.svd(a, full_matrices=False)
+    if hermitian:
+        s, u = jnp.linalg.eigh(a, symmetrize_input=False)
+        s, vh = jnp.abs(s), jnp.sign(s)[..., None] * _h(u)
+    else:
+        u, s, vh = jnp.linalg.svd(a, full_matrices=False)
     if rtol is None:
         rtol = max(a.shape[-2:]) * np.finfo(s.dtype).eps if atol is None else 0.0
-    least = jnp.maximum(0.0 if atol is None else atol, rtol * s[..., 0])
+    least = jnp.maximum(0.0 if atol is None else atol, rtol * s.max(-1))
     inverse = jnp.where(s > least[..., None], 1 / s, 0)
     return _h(vh) @ (inverse[..., None] * _h(u))
 
@@ -268,7 +286,10 @@ _DECOMPOSITIONS: dict[str, Lowering] = {
     "cholesky_inverse": _cholesky_inverse,
     "linalg_qr": _qr,
     "linalg_householder_product": lax.linalg.householder_product,
+    "ormqr": _ormqr,
     "_linalg_eigh": _eigh,
+    "linalg_eig": _eig,
+    "_linalg_eigvals": lambda a: _eig(a)[0],
     "_linalg_svd": _svd,
     "linalg_solve_triangular": _solve_triangular,
     "linalg_pinv": _pinv,

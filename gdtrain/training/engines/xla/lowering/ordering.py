@@ -141,6 +141,19 @@ def _searchsorted(
     return jnp.stack(rows).reshape(x.shape)
 
 
+def _histc(x: Any, bins: int = 100, low: float = 0, high: float = 0) -> Any:
+    """How many elements are in each bin between low and high, or from the least to the most."""
+    flat = x.reshape(-1)
+    bounds = (flat.min(), flat.max()) if low == high else (low, high)
+    is_one = jnp.asarray(bounds[0] == bounds[1])
+    least, most = (jnp.asarray(bound, x.dtype) for bound in bounds)
+    least, most = jnp.where(is_one, least - 1, least), jnp.where(is_one, most + 1, most)
+    is_counted = (flat >= least) & (flat <= most)
+    places = jnp.floor((flat - least) * bins / (most - least)).astype(jnp.int64)
+    places = jnp.where(is_counted, jnp.minimum(places, bins - 1), bins)
+    return jnp.zeros(bins, x.dtype).at[places].add(1, mode="drop")
+
+
 ORDERING: dict[str, Lowering] = {
     "sort": _sort,
     "topk": _topk,
@@ -155,6 +168,7 @@ ORDERING: dict[str, Lowering] = {
     "argmax": _arg(jnp.argmax),
     "argmin": _arg(jnp.argmin),
     "aminmax": _aminmax,
+    "histc": _histc,
     "searchsorted": _searchsorted,
     "bucketize": lambda x, edges, right=False, **_: _searchsorted(edges, x, right),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -100,7 +101,18 @@ def _xlogy(x: Any, y: Any) -> Any:
 def _polygamma(order: int, x: Any) -> Any:
     if order == 0:
         return special.digamma(x)
-    return _trigamma(x) if order == 1 else special.polygamma(order, x)
+    if order == 1:
+        return _trigamma(x)
+    return (-1) ** (order + 1) * math.factorial(order) * _zeta(float(order + 1), x)
+
+
+def _zeta(s: Any, x: Any) -> Any:
+    """Σ (x + k)⁻ˢ. jax's is not exact below 0, so the first terms stand before it."""
+    first = sum(jnp.power(x + k, -s) for k in range(_TERMS))
+    return first + special.zeta(jnp.asarray(s, jnp.result_type(x)), x + _TERMS)
+
+
+_TERMS = 16
 
 
 def _trigamma(x: Any) -> Any:
@@ -119,6 +131,22 @@ def _trigamma(x: Any) -> Any:
     total = total + series / y
     sine = jnp.pi / jnp.sin(jnp.pi * x)
     return jnp.where(reflects, sine * sine - total, total)
+
+
+def _erfcx(x: Any) -> Any:
+    """exp(x²) erfc(x); from 5 on by its continued fraction, as the factors leave the range."""
+    far = jnp.maximum(x, 5)
+    fraction = far
+    for k in range(30, 0, -1):
+        fraction = far + k / 2 / fraction
+    near = jnp.minimum(x, 5)
+    return jnp.where(x < 5, jnp.exp(near * near) * lax.erfc(near), jnp.pi**-0.5 / fraction)
+
+
+def _log_ndtr(x: Any) -> Any:
+    z = x * 0.5**0.5
+    below = jnp.log(_erfcx(-z) / 2) - z * z
+    return jnp.where(x < 1, below, jnp.log1p(-lax.erfc(z) / 2))
 
 
 def _frexp(x: Any) -> tuple[Any, Any]:
@@ -145,10 +173,12 @@ _UNARY: dict[str, Lowering] = {
     **dict.fromkeys(("erfinv", "erf_inv"), lax.erf_inv),
     "lgamma": lax.lgamma,
     "digamma": lax.digamma,
+    **dict.fromkeys(("prims.erfcx", "special_erfcx"), _erfcx),
+    "special_log_ndtr": _log_ndtr,
     "polygamma": _polygamma,
-    **dict.fromkeys(("i0", "bessel_i0", "special_i0"), special.i0),
+    **dict.fromkeys(("i0", "bessel_i0", "special_i0", "special_modified_bessel_i0"), special.i0),
     **dict.fromkeys(("bessel_i0e", "special_i0e"), special.i0e),
-    **dict.fromkeys(("bessel_i1", "special_i1"), special.i1),
+    **dict.fromkeys(("bessel_i1", "special_i1", "special_modified_bessel_i1"), special.i1),
     **dict.fromkeys(("bessel_i1e", "special_i1e"), special.i1e),
     **dict.fromkeys(("ndtri", "special_ndtri"), special.ndtri),
     "nan_to_num": _nan_to_num,
@@ -180,7 +210,7 @@ _BINARY: dict[str, Lowering] = {
     "atan2": jnp.arctan2,
     "copysign": _copysign,
     "xlogy": _xlogy,
-    **dict.fromkeys(("zeta", "special_zeta"), special.zeta),
+    **dict.fromkeys(("zeta", "special_zeta"), _zeta),
     "igamma": special.gammainc,
     "igammac": special.gammaincc,
     "bitwise_and": jnp.bitwise_and,

@@ -190,7 +190,8 @@ def _fractional_max(space: int) -> Lowering:
     def lowered(x: Any, kernel: Any, counts: Any, draws: Any) -> tuple[Any, Any]:
         inner, lead = x.shape[-space:], x.shape[:-space]
         # PyTorch draws along the width first, in two dimensions.
-        draws = (draws[..., ::-1] if space == 2 else draws).reshape(*lead, space)
+        draws = draws[..., ::-1] if space == 2 else draws
+        draws = draws.reshape(-1, space)[: prod(lead)].reshape(*lead, space)
         numbers = jnp.zeros((*lead, *[1] * (2 * space)), jnp.int64)
         for axis, (size, k, n) in enumerate(zip(inner, kernel, counts, strict=True)):
             along = _fractional_starts(draws[..., axis], size, k, n)[..., None] + jnp.arange(k)

@@ -113,7 +113,16 @@ POINTWISE = {
     "ndtri": lambda x: torch.special.ndtri(0.05 + 0.9 * x.sigmoid()),
     "i1": torch.special.i1,
     "i0e": torch.special.i0e,
-    "polygamma": lambda x: torch.polygamma(2, positive(x)),
+    "polygamma": lambda x: (
+        torch.polygamma(2, positive(x)) + torch.polygamma(1, 3 * x) + torch.polygamma(3, 3 * x)
+    ),
+    "erfcx": lambda x: torch.special.erfcx(4 * x) + torch.special.erfcx(20 * positive(x)),
+    "log_ndtr": lambda x: torch.special.log_ndtr(4 * x) + torch.special.log_ndtr(-4 * positive(x)),
+    "modified_bessel": lambda x: (
+        x
+        * torch.special.modified_bessel_i0(x.detach())
+        * torch.special.modified_bessel_i1(x.detach())
+    ),
     "logit": lambda x: torch.logit(0.1 + 0.8 * x.sigmoid()),
     "pow": lambda x: x**3 + 2**x + positive(x) ** x + positive(x) ** -0.5 + x**2.0,
     "div_modes": lambda x: (
@@ -179,6 +188,9 @@ ORDERING = {
     "mode": lambda x: x.round().mode(1)[0] * x[:, 0],
     "max_min": lambda x: x.max(1)[0] + x.min(2)[0].sum(1, True) + x.max() - x.min(),
     "arg": lambda x: x * (x.argmax(1, keepdim=True) + x.argmin() + x.argmax(-1).sum()),
+    "histc": lambda x: (
+        x.detach().histc(3, -1, 1) * x[0, :3, 0] + (torch.histc(x.detach(), 60) * x.flatten()).sum()
+    ),
     "searchsorted": lambda x: (
         x * torch.searchsorted(x.detach().sort(-1)[0], x.detach(), right=True)
     ),
@@ -238,6 +250,9 @@ INDEXING = {
     "index_reduce": lambda x: x.detach().index_reduce(1, INDEX[0, :4], x.detach(), "amax") * x,
     "scatter": lambda x: x.scatter(1, INDEX.expand(3, 1, 5), x[:, :1] * 2).scatter(
         1, INDEX.expand(3, 1, 5), 3.0
+    ),
+    "index_reduce of one": lambda x: (
+        x[0, 0, 0].detach().index_reduce(0, INDEX[0, 1:2], x[0, 0, 1].detach(), "mean") * x
     ),
     "scatter_add": lambda x: x.scatter_add(1, INDEX.expand(3, 4, 5), x * 2),
     **{f"scatter_{how}": scattered(how) for how in ("sum", "prod", "mean", "amax", "amin")},
@@ -380,14 +395,31 @@ LINEAR_ALGEBRA = {
         + torch.linalg.solve_triangular(definite(x.mT), x, upper=True, left=False)
     ),
     "qr": lambda x: torch.linalg.qr(x.mT)[1] + torch.linalg.qr(x.mT)[0][..., :4, :],
+    "ormqr": lambda x: (
+        torch.ormqr(x[..., :2], inner(x[:, 0, :2]), x)
+        + torch.ormqr(x[..., :2], inner(x[:, 0, :2]), x.mT, left=False, transpose=True).mT
+    ),
     "eigh": lambda x: (
         torch.linalg.eigvalsh(definite(apart(x)))
         + torch.linalg.eigh(definite(apart(x)))[1].abs().sum()
     ),
+    "eig": lambda x: (
+        torch.view_as_real(torch.linalg.eigvals(dominated(x) + apart(x)[..., :4])).sum(-1)
+        + 0.1 * torch.linalg.eig(dominated(x) + apart(x)[..., :4])[1].abs().sum(-1)
+        + torch.linalg.eigvals(apart(x)[..., :4].detach()).abs()
+    ),
+    "lstsq": lambda x: (
+        torch.linalg.lstsq(apart(x.mT), x.mT).solution.sum()
+        + torch.linalg.lstsq(apart(x.mT), x.mT, driver="gels").residuals
+        + torch.linalg.lstsq(apart(x), x[..., 0]).solution.sum(-1, keepdim=True)
+    ),
     "svd": lambda x: (
         torch.linalg.svdvals(x) + torch.linalg.svd(apart(x), full_matrices=False)[0].abs().sum()
     ),
-    "pinv": lambda x: torch.linalg.pinv(apart(x)),
+    "pinv": lambda x: (
+        torch.linalg.pinv(apart(x)).mT
+        + torch.linalg.pinv(apart(x)[..., :4] / 4, hermitian=True).mean()
+    ),
     "matrix_exp": lambda x: torch.matrix_exp(definite(x) / 5),
     "matrix_power": lambda x: torch.linalg.matrix_power(definite(x), 3),
     "lu": lambda x: torch.linalg.lu(x[..., :4])[2] + torch.linalg.lu(x[..., :4])[1],
