@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,13 +11,21 @@ from torch import nn
 
 from gdtrain.training.callbacks.callback import EVENTS, Callback, StepLosses
 from gdtrain.training.engines.capturing.functional_step import Places, update_flags
-from gdtrain.training.engines.capturing.python_state import PythonState, root_package
+from gdtrain.training.engines.capturing.python_state import (
+    PythonState,
+    content,
+    is_foreign,
+    names_in,
+    root_package,
+)
 from gdtrain.training.engines.hooks import has_layer_hooks, overridden
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
 # Rooms whose callbacks read the progress of a run, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
+# Names in code that computes gradients: those that it reads then are its own.
+_OWN_GRADIENTS = {"autograd", "backward", "batch_gradient", "func"}
 # How a layer is called and read, which its class has of torch.nn.Module.
 _OF_EVERY_LAYER = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
 
@@ -71,6 +80,35 @@ def _is_known(loss: Any) -> bool:
     if isinstance(loss, functools.partial):
         return _is_known(loss.func)
     return root_package(str(getattr(loss, "__module__", ""))) in ("torch", "gdtrain")
+
+
+def reads_gradients(callback: Callback) -> bool:
+    """Whether a callback of somebody's own reads ``.grad`` of the last update, by its code.
+
+    What it, or a function that it calls by name, has computed itself is not of the update.
+    """
+    kind: type = type(callback)
+    names = _names_in_class(kind)
+    return "grad" in names and not names & _OWN_GRADIENTS
+
+
+@functools.lru_cache(maxsize=256)
+def _names_in_class(kind: type) -> set[str]:
+    """What a class's methods name, and the functions that they call by name."""
+    waiting: list[Any] = [part for k in kind.__mro__ if is_foreign(k) for part in vars(k).values()]
+    names: set[str] = set()
+    seen: set[FunctionType] = set()
+    while waiting:
+        part = waiting.pop()
+        function = getattr(part, "__func__", part)  # of static and class methods
+        if not isinstance(function, FunctionType) or function in seen or not is_foreign(function):
+            continue
+        seen.add(function)
+        named = set(names_in(function.__code__))
+        names |= named
+        waiting += [value for name, value in function.__globals__.items() if name in named]
+        waiting += map(content, function.__closure__ or ())
+    return names
 
 
 class Structure:

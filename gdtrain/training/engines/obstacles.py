@@ -15,6 +15,7 @@ from gdtrain.data.samples import TensorSamples
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
 from gdtrain.training.engines.capturing.python_state import PythonState
+from gdtrain.training.engines.foreign_code import reads_gradients
 from gdtrain.training.engines.hooks import has_foreign_hooks, has_global_hooks, overridden
 from gdtrain.training.known_steps import has_step_hooks
 from gdtrain.training.run import Run
@@ -70,6 +71,8 @@ def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
     for callback in trainer.callbacks:
         if callback.listens_to("on_gradient"):
             yield f"{type(callback).__name__} corrects the gradient of every update"
+        if name == "scan" and reads_gradients(callback):
+            yield f"{type(callback).__name__} reads .grad, which stays in compiled code"
     if Listeners(trainer.callbacks).of["on_before_update"]:
         yield "a callback looks at every update (on_before_update)"
     own = trainer.schedule.own_code if trainer.schedule.by_step else []

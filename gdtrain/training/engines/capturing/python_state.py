@@ -107,7 +107,7 @@ class PythonState:
             if isinstance(found, kinds):
                 yield from look(self, path, found)
                 return
-        is_known = not _is_foreign(type(found)) and not isinstance(found, _WITH_ATTRIBUTES)
+        is_known = not is_foreign(type(found)) and not isinstance(found, _WITH_ATTRIBUTES)
         if not is_known or found is self._opened:
             yield from self._instance(path, found)
         elif isinstance(found, Iterator):
@@ -128,16 +128,16 @@ class PythonState:
             yield from _items(path, found)
 
     def _function(self, path: str, found: types.FunctionType) -> Found:
-        if not _is_foreign(found):
+        if not is_foreign(found):
             return
         code, cells = found.__code__, found.__closure__ or ()
         yield from zip(code.co_freevars, cells, strict=True)
         yield from ((path, found.__defaults__), (path, found.__kwdefaults__))
-        yield from self._names(found.__module__, found.__globals__, set(_names_in(code)))
+        yield from self._names(found.__module__, found.__globals__, set(names_in(code)))
 
     def _cell(self, path: str, found: types.CellType) -> Found:
         self._kept.append(_Cell(path, found))
-        yield path, _content(found)
+        yield path, content(found)
 
     def _names(self, path: str, values: dict[str, Any], names: set[str]) -> Found:
         """The globals that code may mean by its names, in its module and those that it uses."""
@@ -152,7 +152,7 @@ class PythonState:
                 yield from self._names(value.__name__, vars(value), names)
 
     def _class(self, path: str, found: type) -> Found:
-        if not _is_foreign(found):
+        if not is_foreign(found):
             return
         own = vars(found)
         self._kept.append(_Attributes(found.__name__, own, found, ignored=_OF_EVERY_CLASS))
@@ -219,7 +219,7 @@ class _Cell(_Value):
     """A variable of an enclosing function."""
 
     def __init__(self, path: str, found: types.CellType) -> None:
-        super().__init__(path, found, _content)
+        super().__init__(path, found, content)
 
     def restore(self) -> None:
         if self._then is not _NOTHING:
@@ -396,7 +396,7 @@ def _position(iterator: Iterator[Any]) -> tuple[Any, ...]:
     return operator.length_hint(iterator, -1), repr(iterator)
 
 
-def _content(cell: types.CellType) -> Any:
+def content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not bound yet
@@ -412,20 +412,21 @@ def root_package(module: str) -> str:
     return module.partition(".")[0]
 
 
-def _is_foreign(found: Any) -> bool:
+def is_foreign(found: Any) -> bool:
     """Whether a class or function is not of a package that is known."""
     return root_package(str(getattr(found, "__module__", ""))) not in _PACKAGES
 
 
-def _names_in(code: types.CodeType) -> Iterator[str]:
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """Attributes, globals and modules that code names, that of its inner functions too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
+            yield from names_in(constant)
 
 
 def _slots(found: type) -> list[str]:
-    held = [vars(base).get("__slots__", ()) for base in found.__mro__ if _is_foreign(base)]
+    held = [vars(base).get("__slots__", ()) for base in found.__mro__ if is_foreign(base)]
     names = [name for slots in held for name in ([slots] if isinstance(slots, str) else slots)]
     return [name for name in names if name not in _OF_EVERY_CLASS]
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
+from gdtrain.training.engines import selection
 from gdtrain.training.engines.capturing.eager_pass import EagerPass
 from gdtrain.training.engines.capturing.python_state import PythonState
 
@@ -989,3 +990,69 @@ def test_the_mode_that_sets_the_default_device_is_no_obstacle():
         )
         trainer.fit(EPOCHS)
     assert trainer.step == EPOCHS
+
+
+def norm_of(model):
+    norms = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+class Norms(Callback):
+    """The norm of the gradient; of none, 0."""
+
+    every_n_steps = 3
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def on_safe_point(self, trainer):
+        self.found.append(norm_of(trainer.model))
+
+
+def closing_over(function):
+    class Closing(Norms):
+        def on_safe_point(self, trainer):
+            self.found.append(function(trainer.model))
+
+    return Closing
+
+
+class OfTheWholeSet(Norms):
+    """What it reads it has computed: that is as good under each engine."""
+
+    def on_safe_point(self, trainer):
+        trainer.batch_gradient(next(trainer.read(BatchLoader(data()))))
+        super().on_safe_point(trainer)
+
+
+def with_norms(kind, engine):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    loader = MiniBatchLoader(data(), SIZE)
+    norms = kind()
+    trainer = Trainer(
+        *(model, nn.MSELoss(), optimizer, loader), callbacks=[norms], device="cpu", engine=engine
+    )
+    trainer.fit(EPOCHS)
+    return norms.found
+
+
+@pytest.mark.parametrize("kind", [Norms, closing_over(lambda model: norm_of(model))])
+def test_a_callback_that_reads_the_gradient_of_the_update_is_refused(kind):
+    """The gradients of a compiled step stay in it, and a callback would read none, silently."""
+    with pytest.raises(ConfigError, match=r"reads \.grad"):
+        with_norms(kind, "scan")
+    assert all(norm > 0 for norm in with_norms(kind, "eager"))
+
+
+def test_a_callback_that_computes_the_gradient_that_it_reads_runs():
+    compiled, eager = (with_norms(OfTheWholeSet, engine) for engine in ("scan", "eager"))
+    assert compiled == pytest.approx(eager, rel=1e-10)
+
+
+def test_auto_is_eager_for_a_callback_that_reads_the_gradient(monkeypatch):
+    monkeypatch.setattr(selection, "MIN_UPDATES", 1)
+    monkeypatch.setattr(selection, "MIN_BLOCK", 1)
+    assert with_norms(Norms, "auto") == with_norms(Norms, "eager")
