@@ -146,9 +146,9 @@ class Progress:
 
     def _add_few(self, block: Block, losses: Tensor | list[Tensor], adds: bool) -> None:
         """As in most epochs of small problems, where making arrays would take longer."""
-        first, last = block.added, block.added + len(losses)
+        values = losses.tolist() if isinstance(losses, Tensor) else list(map(Tensor.item, losses))
+        first, last = block.added, block.added + len(values)
         weights = block.weights[first:last] or block.sizes_of(first, last).tolist()
-        values = losses.tolist() if isinstance(losses, Tensor) else map(Tensor.item, losses)
         for loss, given in zip(values, weights, strict=True):
             weight = 1.0 if adds else float(given)
             self.epoch_loss_sum += loss * weight if weight else 0.0

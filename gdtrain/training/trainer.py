@@ -830,6 +830,8 @@ class Trainer(OutsideTheLoop):
     def has_own(self, *rungs: str) -> bool:
         """Whether one of these methods is a subclass's, or was put into this trainer."""
         kind, own = type(self), vars(self)
+        if kind is Trainer:  # as mostly, and asked in each block
+            return not own.keys().isdisjoint(rungs)
         return any(getattr(kind, r) is not getattr(Trainer, r) or r in own for r in rungs)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -20,6 +21,7 @@ from gdtrain.training.engines.capturing.python_state import (
 )
 from gdtrain.training.engines.hooks import has_layer_hooks, overridden
 from gdtrain.training.run import Run
+from gdtrain.training.state.keeper import modules_of, roots_of
 from gdtrain.training.torch_code import has_own_pass, is_of_torch
 
 # Rooms whose callbacks read the progress of a run, and call no model.
@@ -27,7 +29,7 @@ _READERS = ("gdtrain.output.", "gdtrain.cli.")
 # Names in code that computes gradients: those that it reads then are its own.
 _OWN_GRADIENTS = {"autograd", "backward", "batch_gradient", "func"}
 # How a layer is called and read, which its class has of torch.nn.Module.
-_OF_EVERY_LAYER = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
+_calls_of = attrgetter("__call__", "_call_impl", "__getattr__", "__getattribute__")
 
 
 def only_reads(callback: Callback | None, trainer: Run) -> bool:
@@ -54,23 +56,18 @@ def calls_known_code(trainer: Run) -> bool:
     """
     if overridden(trainer, ("compute_loss", "forward", "batch_loss")) or not has_own_pass():
         return False
-    return all(map(_is_known_layer, _modules(trainer))) and _is_known(trainer.loss)
-
-
-def _modules(trainer: Run) -> list[nn.Module]:
-    roots = [trainer.model, trainer.loss]
-    return [m for root in roots if isinstance(root, nn.Module) for m in root.modules()]
+    layers = modules_of(roots_of(trainer))
+    return all(map(_is_known_layer, layers)) and _is_known(trainer.loss)
 
 
 def _is_known_layer(layer: nn.Module) -> bool:
     """Its class is known, and what it computes, which hooks and others may have changed."""
     kind = type(layer)
-    if has_layer_hooks(layer) or any(name in vars(layer) for name in ("forward", "_call_impl")):
+    own = vars(layer)
+    if has_layer_hooks(layer) or "forward" in own or "_call_impl" in own:
         return False
     if kind.__module__.startswith("torch.nn."):
-        return is_of_torch(kind.forward) and not any(
-            getattr(kind, name) is not getattr(nn.Module, name) for name in _OF_EVERY_LAYER
-        )
+        return is_of_torch(kind.forward) and _calls_of(kind) == _calls_of(nn.Module)
     return kind.__module__.startswith("gdtrain.")
 
 
@@ -136,7 +133,7 @@ def _facts(trainer: Run) -> tuple[Any, ...]:
     groups = trainer.updater.param_groups
     return (
         *(type(trainer), id(trainer.model), id(trainer.loss), trainer.precision, trainer.dtype),
-        {(type(module), type(module).forward) for module in _modules(trainer)},
+        {(type(module), type(module).forward) for module in modules_of(roots_of(trainer))},
         (torch.get_default_dtype(), torch.initial_seed()),
         (trainer.clip_grad_norm, trainer.clip_grad_value),
         [(update_flags(group), *map(id, group["params"])) for group in groups],

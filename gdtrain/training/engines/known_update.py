@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,14 +47,18 @@ def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
     """
     if _has_more(trainer) or not _is_known(trainer):
         return None
+    layers = modules_of(roots_of(trainer))
     optimizer = trainer.updater
     step = known_step(optimizer)
     if (step is None and not steps_as_torch(optimizer)) or has_step_hooks(optimizer):
         return None
-    model, direct_loss, keep = _direct(trainer.model), _direct_loss(trainer), _keeping(trainer)
+    if not all(map(_is_silent, layers)):
+        return None
+    model, direct_loss = _direct(trainer.model), _direct_loss(trainer)
+    keep = _keeping(trainer, layers)
     loss_of: Callable[[Any, Any], Tensor] = trainer.output_loss  # which looks at the first batch
     check, count = trainer.guard.check, trainer.progress.count
-    in_place = any(getattr(layer, "inplace", False) for layer in trainer.model.modules())
+    in_place = any(vars(layer).get("inplace") for layer in layers)
     seed: Tensor | None = None
 
     def update(batch: Batch) -> Tensor:
@@ -115,7 +119,6 @@ def _is_known(trainer: Run) -> bool:
         and not has_global_hooks()
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()
-        and all(map(_is_silent, modules_of(roots_of(trainer))))
         and all(_is_unwatched(p) for group in groups for p in group["params"])
     )
 
@@ -131,12 +134,10 @@ def _is_unwatched(parameter: Any) -> bool:
     )
 
 
-def _keeping(trainer: Run) -> Callable[[], None]:
+def _keeping(trainer: Run, layers: Iterable[nn.Module]) -> Callable[[], None]:
     """Keeps what a forward pass may change: layers without buffers draw numbers at most."""
-    layers = modules_of(roots_of(trainer))
     still = not any(
-        layer._buffers or has_extra_state(layer) or getattr(layer, "max_norm", None)
-        for layer in layers
+        layer._buffers or has_extra_state(layer) or vars(layer).get("max_norm") for layer in layers
     )
     return trainer.guard.keeping("draws") if still else trainer.guard.keeping("buffers", "draws")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from operator import is_
 from types import NoneType
 from typing import Any, Literal
@@ -161,7 +162,15 @@ def within(value: Any) -> list[Any]:
 
 def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
     """Every module in these, each once."""
-    return list(dict.fromkeys(module for root in roots for module in root.modules()))
+    found: dict[nn.Module, None] = {}
+    waiting = list(roots)[::-1]
+    while waiting:
+        module = waiting.pop()
+        if module not in found:
+            found[module] = None
+            if module._modules:
+                waiting += [m for m in reversed(module._modules.values()) if m is not None]
+    return list(found)
 
 
 def is_stock(module: nn.Module) -> bool:
@@ -437,8 +446,10 @@ class _Generators(_Part):
         self._lazy = self._are_lazy()
         self._kept = RngState.take(self.trainer.device)
         holders: list[Any] = [self.trainer, *self.listing.modules()]
-        held = [v for one in holders for v in vars(one).values() if type(v) not in _OTHERS]
-        self._own = [(g, _state_of(g)) for g in held if isinstance(g, _GENERATORS)]
+        held = list(chain.from_iterable(vars(one).values() for one in holders))
+        # To ask each value takes long, and most are of the same few types.
+        kinds = [kind for kind in set(map(type, held)) - _OTHERS if issubclass(kind, _GENERATORS)]
+        self._own = [(v, _state_of(v)) for v in held if type(v) in kinds] if kinds else []
 
     def restore(self) -> None:
         if not self._lazy or self._are_lazy():
@@ -560,7 +571,6 @@ _PARTS: dict[Part, type[_Part]] = {
 }
 
 
-# To ask whether one of these, which most attributes are, is a torch.Generator takes long.
 _OTHERS = {bool, int, float, str, dict, list, tuple, set, OrderedDict, NoneType, Tensor}
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
