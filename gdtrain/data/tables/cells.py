@@ -53,8 +53,6 @@ NEARLY_NUMBERS: dict[str, str] = {
 
 # What a remedy begins with that gdtrain itself does not need.
 WITH_PANDAS = "with pandas (pip install pandas): "
-# Read so, codes such as 03279 keep their zeros when the table is written again.
-OF_TEXTS = "in df = pd.read_csv(…, dtype=str), with pandas (pip install pandas): "
 
 
 def line_of_pandas(column: str, kind: Kind, cells: Sequence[str]) -> str:

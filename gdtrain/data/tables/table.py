@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from gdtrain.data.free_memory import check_memory
-from gdtrain.data.tables.cells import OF_TEXTS
+from gdtrain.data.tables.cells import WITH_PANDAS
 from gdtrain.data.tables.column import Array, Column, Fill, check_columns
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
@@ -433,7 +433,7 @@ class TableReading:
         of_column = f"df[{column.name!r}]"
         line = f"{of_column} = (pd.to_datetime({of_column}) - pd.Timestamp('2000-01-01')).dt.days"
         told = self._held_by(scan, column, "dates")
-        return f"{told}, which are no targets; write numbers, {OF_TEXTS}{line}"
+        return f"{told}, which are no targets; write numbers, {WITH_PANDAS}{line}"
 
     def _not_numbers(self, scan: ColumnScan, column: Column, loss: LossSettings) -> str:
         return f"{self._held_by(scan, column, 'text')}, {but_numbers(loss)}"

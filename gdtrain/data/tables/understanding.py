@@ -11,7 +11,7 @@ import numpy as np
 
 from gdtrain.data.tables.cells import (
     NEARLY_NUMBERS,
-    OF_TEXTS,
+    WITH_PANDAS,
     Kind,
     are_times,
     common_unit,
@@ -151,7 +151,7 @@ class Understanding:
                 ColumnFault(
                     scan.name,
                     f": {cell!r} in {place} is a date that is not written as year-month-day, or "
-                    f"does not exist; {OF_TEXTS}df[{name}] = pd.to_datetime(df[{name}], "
+                    f"does not exist; {WITH_PANDAS}df[{name}] = pd.to_datetime(df[{name}], "
                     f"dayfirst={day_first is not False}){other}; "
                     f"or leave it out: exclude: [{yaml_text(scan.name)}]",
                     useless=scan.name not in self.targets,
@@ -182,13 +182,13 @@ class Understanding:
             f"{column} = pd.to_datetime({column}, format='mixed').{since_midnight}"
             ".dt.total_seconds() / 3600"
         )
-        return self._measured(scan, text, "times of day", f"write hours, {OF_TEXTS}{line}")
+        return self._measured(scan, text, "times of day", f"write hours, {WITH_PANDAS}{line}")
 
     def _with_unit(self, scan: ColumnScan, text: TextCells, unit: str) -> _NotUnderstood:
         column = f"df[{scan.name!r}]"
         point = ".str.replace(',', '.')" if "," in text.texts[0] else ""
         line = f"{column} = {column}.str.removesuffix({unit!r}){point}.astype(float)"
-        way = f"write plain numbers, {OF_TEXTS}{line}"
+        way = f"write plain numbers, {WITH_PANDAS}{line}"
         return self._measured(scan, text, f"numbers with the unit {unit!r}", way)
 
     def _measured(
@@ -249,7 +249,7 @@ class Understanding:
             kind = "points" if self.decimal == "," and kind == "grouped" else kind
             line = line_of_pandas(scan.name, kind, cells)
             return (
-                f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, {OF_TEXTS}{line}"
+                f"these look like {NEARLY_NUMBERS[kind]}; write plain numbers, {WITH_PANDAS}{line}"
                 + (f"; or, where fractions stand behind the {name}, {swap}" if either else "")
             )
         if kind == "not finite":

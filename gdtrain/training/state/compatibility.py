@@ -124,7 +124,7 @@ def _check_schedules(state: Mapping[str, Any], trainer: Run) -> None:
         schedule_state.check(several[name], scheduler, groups)
 
 
-_CHECKSUMS = {"data": "checksum of the data"}
+_OF = {"data": " (checksums of the values)"}
 
 
 def _check_data(found: Any, loader: Loader | None) -> None:
@@ -137,7 +137,7 @@ def _check_data(found: Any, loader: Loader | None) -> None:
     _trust_files(found, loader)
     here = loader.fingerprint(version)
     differing = [
-        f"{_CHECKSUMS.get(name, name)} {shown(found.get(name))} in the state, {value} here"
+        f"{name} {shown(found.get(name))} in the state, {value} here{_OF.get(name, '')}"
         for name, value in here.items()
         if found.get(name) != value
         and name != "files"

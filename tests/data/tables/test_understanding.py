@@ -16,9 +16,7 @@ from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.losses.labels import CrossEntropy
 from gdtrain.training.losses.numbers import Mse
 
-WITH_PANDAS = (
-    "write plain numbers, in df = pd.read_csv(…, dtype=str), with pandas (pip install pandas): "
-)
+WITH_PANDAS = "write plain numbers, with pandas (pip install pandas): "
 THOUSANDS = "these look like numbers with thousands separators; " + WITH_PANDAS
 BARE = r"df['a'] = df['a'].str.replace(r'[^\d.-]', '', regex=True).astype(float)"
 COMMAS = 'these look like numbers with decimal commas; set decimal: ","'
