@@ -32,6 +32,7 @@ from gdtrain.training.engines.capturing.functional_step import (
 )
 from gdtrain.training.engines.capturing.python_state import root_package
 from gdtrain.training.engines.capturing.without_looking import plain_operators
+from gdtrain.training.engines.capturing.writes import without_writes
 from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
 
@@ -196,6 +197,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
             raise ModelError(_reason(error)) from error
         finally:
             before.restore()
+    without_writes(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]

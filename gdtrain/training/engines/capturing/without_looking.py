@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch._library.simple_registry import singleton
 from torch.distributions import Distribution
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gdtrain.training.engines.capturing.rewritten import Rewritten
@@ -30,6 +32,7 @@ def without_looking(roots: Iterable[Any]) -> Iterator[None]:
         stack.enter_context(Rewritten())
         stack.enter_context(_averaging_by_tensors(roots))
         stack.enter_context(_unchecked_distributions())
+        stack.enter_context(_masks_as_given())
         yield
 
 
@@ -88,6 +91,21 @@ def _batch_norm(layer: _BatchNorm, x: Tensor) -> Tensor:
     means.copy_(share * mean + (1 - share) * means)
     variances.copy_(share * variance + (1 - share) * variances)
     return result
+
+
+@contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Let Transformers not look whether a mask is the causal one, which computes the same."""
+    looks = transformer._detect_is_causal_mask
+
+    def said(*given: Any, **named: Any) -> bool:
+        return signature(looks).bind(*given, **named).arguments.get("is_causal") is True
+
+    transformer._detect_is_causal_mask = said
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = looks
 
 
 # ── checks ──────────────────────────────────────────────────────────────────────────────────

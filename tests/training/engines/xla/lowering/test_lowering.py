@@ -229,6 +229,10 @@ SHAPES = {
         torch.zeros_like(x).copy_(x).index_fill_(1, INDEX[0, :1], 2.0)
         * torch.empty_like(x).fill_(1.5).slice_scatter(x[:, :2], 1, 0, 2)
     ),
+    "written to what is made of constants": lambda x: (
+        x * torch.zeros_like(INDEX, dtype=x.dtype).masked_fill_(INDEX == 0, 2.0).add_(INDEX).sub_(1)
+        + torch.ones(5, dtype=x.dtype).mul_(3.0)
+    ),
     "setitem": lambda x: (lambda y: (y.__setitem__((slice(None), 0), 1.0), y * x)[1])(x.clone()),
     "diagonal_scatter": lambda x: x.diagonal_scatter(x[:, 0, :4], 0, 1, 2) * x,
 }

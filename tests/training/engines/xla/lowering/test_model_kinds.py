@@ -39,6 +39,27 @@ class SelfAttention(nn.Module):
         return self.attention(x, x, x, need_weights=False)[0]
 
 
+class Masked(nn.Module):
+    """Layers of a Transformer, with masks of what comes later and of padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.later = encoder(), nn.Transformer.generate_square_subsequent_mask(6)
+
+    def forward(self, x):
+        later = self.later.to(x.dtype)
+        padding = torch.zeros(len(x), 6, dtype=x.dtype)
+        padding[:, 4:] = -math.inf
+        return self.encoder(x, later, src_key_padding_mask=padding)
+
+
+class MaskedAttention(SelfAttention):
+    later = torch.ones(6, 6, dtype=torch.bool).triu(1)
+
+    def forward(self, x):
+        return self.attention(x, x, x, attn_mask=self.later)[0]
+
+
 class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
@@ -89,10 +110,12 @@ MODELS = {
     "scaled_dot_product_attention": lambda: Around(causal, width=48),
     "attention by hand": lambda: Around(by_heads, width=48),
     "MultiheadAttention": lambda: Around(SelfAttention(add_bias_kv=True), width=48),
+    "attention with a mask": lambda: Around(MaskedAttention(), width=48),
     "TransformerEncoder": lambda: Around(encoder(), width=48),
     "TransformerEncoder, norm first": lambda: Around(
         encoder(norm_first=True, activation="gelu"), width=48
     ),
+    "TransformerEncoder, masked": lambda: Around(Masked(), width=48),
     "TransformerDecoder": lambda: Around(Decoder(), width=48),
     "LSTM": lambda: Around(nn.LSTM(8, 5, 2, batch_first=True, bidirectional=True), width=60),
     "LSTM, projected": lambda: Around(nn.LSTM(8, 5, proj_size=3, batch_first=True), width=18),
@@ -159,7 +182,13 @@ def make(name, dtype):
 
 
 # A few are quickly compiled; the suite of every day has those.
-QUICK = ("attention by hand", "BatchNorm of all batches", "spectral_norm", "Hardsigmoid")
+QUICK = (
+    "attention with a mask",
+    "attention by hand",
+    "BatchNorm of all batches",
+    "spectral_norm",
+    "Hardsigmoid",
+)
 KINDS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
 
 
