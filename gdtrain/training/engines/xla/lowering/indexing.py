@@ -175,6 +175,16 @@ def _index_reduce(
     return _reduced(x, _rows(x, dim, index), source, reduce, include_self)
 
 
+def _repeat_interleave(repeats: Any, output_size: int) -> Any:
+    """Each number as often as is said; one past the last where that makes another size."""
+    numbers = jnp.repeat(jnp.arange(len(repeats)), repeats, total_repeat_length=output_size)
+    return jnp.where(repeats.sum() == output_size, numbers, len(repeats))
+
+
+def _nonzero_static(x: Any, size: int, fill_value: int = -1) -> Any:
+    return jnp.stack(jnp.nonzero(x, size=size, fill_value=fill_value), axis=1)
+
+
 # ── where a mask says ───────────────────────────────────────────────────────────────────────
 
 
@@ -308,6 +318,8 @@ INDEXING: dict[str, Lowering] = {
     "masked_scatter": _masked_scatter,
     "masked_scatter_backward": _masked_scatter_backward,
     "masked_fill": lambda x, mask, value: jnp.where(mask, value, x),
+    "repeat_interleave.Tensor": _repeat_interleave,
+    "nonzero_static": _nonzero_static,
     "embedding": _embedding,
     "embedding_renorm": _embedding_renorm,
     "_embedding_bag": _embedding_bag,

@@ -271,6 +271,13 @@ INDEXING = {
         + x.index_put((x[..., 0] < 0,), x[:1, 0].detach(), accumulate=True)
     ),
     "put": lambda x: x.put(INDEX, x.flatten()[:5] * 3),
+    "repeated": lambda x: (
+        x.repeat_interleave(INDEX[0, :4], 1, output_size=5).mT * x[:, 0].unsqueeze(2)
+    ),
+    "nonzero_static": lambda x: (
+        x * torch.nonzero_static(x > 0.2, size=20).sum(1).reshape(4, 5)
+        + torch.nonzero_static(x[0] > 0.2, size=30, fill_value=7).sum()
+    ),
     "combinations": lambda x: (
         torch.combinations(x[0, 0]).sum(1) * torch.combinations(x[0, :, 0], 2, True)[:, 0]
     ),
