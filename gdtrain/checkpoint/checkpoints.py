@@ -29,6 +29,7 @@ from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import OutputError, StorageError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.monitored import Monitored
+from gdtrain.training.callbacks.validation import EarlyStopping
 from gdtrain.training.placement.sharding import Part, in_parts
 from gdtrain.training.trainer import Trainer
 
@@ -140,6 +141,8 @@ class Checkpoints(Callback):
         settings = state.pop("settings", None) or {}
         trainer.load_state_dict(state)
         for callback in trainer.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.is_taken_up = True
             if isinstance(callback, cls) and callback.store.directory.absolute() == path.parent:
                 callback.best = float(settings.get("best", math.inf))
                 callback.saved_at = (trainer.progress.epoch, trainer.progress.step)

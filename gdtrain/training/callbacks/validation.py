@@ -90,7 +90,9 @@ class EarlyStopping(Callback):
     precision, recall, auroc, auc and iou, min for all others.
     min_delta: by how much a value must beat the best to count.
     Epochs without the metric are skipped; if no epoch of a fit has it, the logger ``gdtrain``
-    warns. A NaN never counts as an improvement. Raises ConfigError for a wrong setting.
+    warns. A NaN never counts as an improvement. A further fit after a stop goes on; one with
+    ``resume=`` from a checkpoint of a run that had stopped ends where that did. Raises ConfigError
+    for a wrong setting.
 
     >>> import torch
     >>> from torch import nn
@@ -126,6 +128,7 @@ class EarlyStopping(Callback):
         self.min_delta = min_delta
         self.best = math.inf
         self.epochs_without_improvement = 0
+        self.is_taken_up = False  # whether the next fit is that which a checkpoint was saved in
 
     def next_epoch_end(self, epoch: int) -> int | None:
         """None for a metric of validation, since those are measured between blocks only."""
@@ -149,8 +152,11 @@ class EarlyStopping(Callback):
 
     def on_fit_start(self, trainer: Run) -> None:
         self._metric.begin()
-        if self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
+        if self.reason is not None and self.is_taken_up:
+            trainer.stop(self.reason)
+        elif self.reason is not None:  # a fit after a stop is a wish to go on, and needs patience
             self.epochs_without_improvement = 0
+        self.is_taken_up = False
 
     @property
     def reason(self) -> str | None:
