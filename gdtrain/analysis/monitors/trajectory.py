@@ -26,6 +26,7 @@ from gdtrain.settings import Positive
 from gdtrain.training.gradients.flat_vector import Flat
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.state.plain_values import is_count
+from gdtrain.training.state.snapshot import parameter_names
 from gdtrain.training.trainer import Trainer
 
 logger = logging.getLogger("gdtrain")
@@ -145,6 +146,7 @@ class Trajectory(Monitor):
         self._is_projected = False
         self._end: tuple[int, Tensor] | None = None
         self._parameters: list[Tensor] = []
+        self._names: list[str] | None = None  # of these, if all have one
         self._told = False
 
     def check(self, trainer: Trainer) -> None:
@@ -191,6 +193,7 @@ class Trajectory(Monitor):
             "steps": list(self.steps),
             "points": points,
             "projected": self._is_projected,
+            "names": self._names,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,7 +207,12 @@ class Trajectory(Monitor):
         self._points = [] if points is None else [point.clone() for point in points]
         self._looks, self._stride = state["looks"], max(1, state["stride"])
         self._is_projected = bool(state["projected"])
+        names = state.get("names")  # of states before 0.2.0, none
+        if not (names is None or (isinstance(names, list) and all(type(n) is str for n in names))):
+            raise ValueError("names: they are not those of parameters")
         self._end = None
+        if names is not None:
+            self._names, self._parameters = names, []
 
     # ── points ──────────────────────────────────────────────────────────────────────────────
 
@@ -233,11 +241,17 @@ class Trajectory(Monitor):
     def _followed(self, trainer: Trainer) -> list[Tensor]:
         """The same parameters at every point; what was taken from the optimizer stays where it is.
 
-        After a resume, those that the optimizer holds, which a state fits or is refused.
+        After a resume they are found by their names: the optimizer of another phase holds others.
         """
         held = held_by(trainer)
         if not self._parameters:
-            self._parameters = held
+            names = parameter_names(trainer)
+            there = {name: parameter for parameter, name in names.items()}
+            if self._names is not None and set(self._names) <= there.keys():
+                self._parameters = [there[name] for name in self._names]
+            else:
+                self._parameters = held
+                self._names = [names[p] for p in held] if set(held) <= names.keys() else None
         if not set(held) <= set(self._parameters) and not self._told:
             self._told = True
             logger.warning(

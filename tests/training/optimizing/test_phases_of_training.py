@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers.ranks import on_ranks
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import ExponentialLR
 
-from gdtrain import BatchLoader, Callback, Checkpoints, MiniBatchLoader, Phases, Trainer
+from gdtrain import BatchLoader, Callback, Checkpoints, MiniBatchLoader, Phases, Trainer, Trajectory
 from gdtrain.errors import CheckpointError, ConfigError
 
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -119,6 +120,24 @@ def test_a_run_that_is_resumed_in_any_phase_ends_with_the_same_bits(step, tmp_pa
     second = make()
     second.fit(6, resume=tmp_path)
     assert_same(second.model, by_hand(6)[0])
+
+
+@pytest.mark.parametrize("stopped", [2, 5])
+def test_a_path_of_the_weights_goes_on_in_another_phase(stopped):
+    """It has the same weights at each point, those of the first phase's optimizer: the head's."""
+    whole, parts = Trajectory(every_n_epochs=1), [Trajectory(every_n_epochs=1) for _ in range(2)]
+    make(whole).fit(6)
+    first, second = map(make, parts)
+    first.fit(stopped)
+    second.load_state_dict(first.state_dict())
+    second.fit(6)
+    path = parts[1].weight_path()
+    expected = whole.weight_path()
+    assert path.steps.tolist() == expected.steps.tolist()
+    assert path.points.shape == (7, 6)
+    np.testing.assert_array_equal(path.points, expected.points)
+    head = by_hand(6)[0].head
+    assert path.points[-1].tolist() == [*head.weight[0].tolist(), head.bias.item()]
 
 
 def test_a_state_of_no_phase_is_refused_and_leaves_everything():
