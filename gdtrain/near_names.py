@@ -75,7 +75,7 @@ def _fault_of(
             if name not in known:
                 near = nearest(name, known)
                 meant = f"did you mean {near}?" if near else f"they are {', '.join(known)}"
-                return ConfigError.of(name, remedies.get(name, f"is no argument; {meant}"))
+                return ConfigError.of(name, remedies.get(name, f"is not an argument; {meant}"))
         is_missing = str(error).startswith("missing")
         if by_place is not None and not is_missing:
             return ConfigError.of("data", by_place)

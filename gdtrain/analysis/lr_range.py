@@ -84,7 +84,8 @@ class LrRange:
     def __repr__(self) -> str:
         suggestion = _said(self.suggestion, "none")
         limit = _said(self.stability_limit, "none")
-        return f"LrRange(suggestion {suggestion}, stability limit {limit}, {self.updates} updates)"
+        updates = counted(self.updates, "update")
+        return f"LrRange(suggestion {suggestion}, stability limit {limit}, {updates})"
 
     def __str__(self) -> str:
         """A short table."""
@@ -95,11 +96,15 @@ class LrRange:
         return html_table([], self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
+        updates = counted(self.updates, "update")
         ended = "loss diverged" if self.diverged else "loss did not diverge"
         rows = [
-            ("tested", f"{self.lrs[0]:.3g} to {self.lrs[-1]:.3g}, {self.updates} updates; {ended}")
+            (
+                "tested",
+                f"{self.lrs[0]:.3g} to {self.lrs[-1]:.3g}, {updates}; {ended}",
+            )
             if self.lrs
-            else ("tested", f"{self.updates} updates; {ended} at once"),
+            else ("tested", f"{updates}; {ended} at once"),
             ("full loss before", f"{self.first_loss:.4g}"),
             ("steepest descent at", _said(self.steepest)),
             ("lowest loss at", _said(self.lowest)),

@@ -127,7 +127,7 @@ def agreement(rate: float, descended: float | None, failed: float | None) -> str
     >>> agreement(0.6, 0.3, 1.0)
     '0.3 descends, 1 does not: as predicted'
     >>> agreement(0.2, 0.5, None)
-    '0.5 descends: 2.5 times too low'
+    '0.5 descends: the prediction is 2.5 times too low'
     """
     tried = [f"{descended:.3g} descends"] if descended is not None else []
     tried += [f"{failed:.3g} does not"] if failed is not None else []
@@ -135,9 +135,9 @@ def agreement(rate: float, descended: float | None, failed: float | None) -> str
         return ""
     verdict = "as predicted"
     if descended is not None and rate < descended:
-        verdict = f"{descended / rate:.2g} times too low"
+        verdict = f"the prediction is {descended / rate:.2g} times too low"
     elif failed is not None and rate > failed:
-        verdict = f"{rate / failed:.2g} times too high"
+        verdict = f"the prediction is {rate / failed:.2g} times too high"
     elif failed is None:
         verdict = "no larger one was tried"
     return f"{', '.join(tried)}: {verdict}"

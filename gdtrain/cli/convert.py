@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from gdtrain.cli.options import Parser, faults_of_options
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
 
@@ -49,7 +50,8 @@ def convert(given: list[str]) -> int:
         raise ConfigError(faults) from error
     except OutputError as error:
         raise ConfigError([Fault("OUT", str(error), "command line")]) from error
-    say(f"converted {done.num_samples:,} rows; train with data: {{source: mapped, path: {out}}}")
+    rows = counted(done.num_samples, "row")
+    say(f"converted {rows}; train with data: {{source: mapped, path: {out}}}")
     return 0
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.tree import Cutter, Rows, copied
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
 
 
@@ -58,7 +59,7 @@ class Batch:
         yield self.targets
 
     def __repr__(self) -> str:
-        return f"Batch({len(self)} samples)"
+        return f"Batch({counted(len(self), 'sample')})"
 
     def split(self, size: int) -> Iterator[Batch]:
         """The batch as consecutive microbatches of ``size`` samples; the last may be shorter.

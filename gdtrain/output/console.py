@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from gdtrain.data.wording import counted
 from gdtrain.output.terminal import DroppingStream, printable
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
@@ -109,7 +110,7 @@ class ProgressBar(Callback):
         samples = trainer.progress.samples
         if samples >= self._next_line:
             self._next_line = 2 * max(samples, 512)
-            shown = [f"{samples:,} samples", f"loss {trainer.progress.losses[-1]:.4g}"]
+            shown = [counted(samples, "sample"), f"loss {trainer.progress.losses[-1]:.4g}"]
             line = "  ".join([*shown, *_reported(trainer), self._speed(trainer)])
             print(printable(line), file=self.stream, flush=True)
 

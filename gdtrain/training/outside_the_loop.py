@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.wording import counted
 from gdtrain.errors import ModelError
 from gdtrain.near_names import first_guesses
 from gdtrain.training.evaluating import evaluation
@@ -127,7 +128,7 @@ class OutsideTheLoop:
         return (
             f"{type(self).__name__}({type(self.model).__name__} of {parameters:,} parameters, "
             f"{loss}, {optimizers}, {self.loader!r}, on {self.device}; "
-            f"{progress.epoch:,} epochs, {progress.step:,} updates)"
+            f"{counted(progress.epoch, 'epoch')}, {counted(progress.step, 'update')})"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block
-from gdtrain.data.wording import html_table
+from gdtrain.data.wording import counted, html_table
 from gdtrain.errors import MissingPackageError
 
 _SHOWN_ROWS = 20  # of a long history, at its start and at its end
@@ -410,7 +410,7 @@ class History:
         return [chosen, *([_cell(value) for value in row] for row in zip(*held, strict=True))]
 
     def __repr__(self) -> str:
-        return f"History({len(self)} epochs: {', '.join(self.columns())})"
+        return f"History({counted(len(self), 'epoch')}: {', '.join(self.columns())})"
 
 
 def _cell(value: Any) -> str:

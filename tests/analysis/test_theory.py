@@ -105,8 +105,8 @@ def test_rates_that_were_tried(runs, expected):
         ((0.5, None, None), ""),
         ((0.5, 0.3, 1.0), "0.3 descends, 1 does not: as predicted"),
         ((0.5, 0.3, None), "0.3 descends: no larger one was tried"),
-        ((0.5, None, 0.1), "0.1 does not: 5 times too high"),
-        ((0.5, 1.0, 3.0), "1 descends, 3 does not: 2 times too low"),
+        ((0.5, None, 0.1), "0.1 does not: the prediction is 5 times too high"),
+        ((0.5, 1.0, 3.0), "1 descends, 3 does not: the prediction is 2 times too low"),
     ],
 )
 def test_agreement_in_words(rates, text):

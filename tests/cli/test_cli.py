@@ -271,8 +271,8 @@ def test_early_stopping_is_said_and_summed_up(capsys):
     assert run("epochs=9", stopping) == 0
     done = summary("runs/moons/1")
     assert (done["status"], done["epochs"]) == ("stopped", 2)
-    assert done["reason"] == "train_loss did not improve for 1 epochs"
-    assert "stopped (train_loss did not improve for 1 epochs): 2 epochs" in capsys.readouterr().err
+    assert done["reason"] == "train_loss did not improve for 1 epoch"
+    assert "stopped (train_loss did not improve for 1 epoch): 2 epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

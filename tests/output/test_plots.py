@@ -12,6 +12,7 @@ import pytest
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output.plots import style
 from gdtrain.output.plots.frame import Curve, Mark, Panel
+from gdtrain.output.plots.loss_map import draw_hill
 from gdtrain.output.plots.style import draw, draw_panels, save
 
 
@@ -158,6 +159,22 @@ def test_panels_share_the_x_axis():
     assert [frame.get_ylabel() for frame in made.axes] == ["loss", "lr"]
     assert [frame.get_xlabel() for frame in made.axes] == ["", "epoch"]
     assert made.get_suptitle().count("\n") == 1
+
+
+def test_what_is_counted_has_ticks_at_whole_numbers():
+    panel = Panel([Curve("a", [1, 2], [2.0, 1.0])], "loss")
+    made = draw_panels([panel], title="short", x_label="epoch", whole_x=True)
+    low, high = made.axes[0].get_xlim()
+    assert [tick for tick in made.axes[0].get_xticks() if low <= tick <= high] == [1, 2]
+
+
+def test_the_labels_of_a_flat_map_differ():
+    x = np.linspace(-1.0, 1.0, 9)
+    losses = 0.56 + 1e-3 * (x[:, None] ** 2 + x**2)
+    made = draw_hill(x, x, losses, [np.zeros((2, 2))], ["run"], (0.6, 0.3))
+    texts = [tick.get_text() for tick in made.axes[1].get_yticklabels()]
+    assert len(set(texts)) == len(texts) == 7
+    assert texts[0] == "0.56"
 
 
 def test_nothing_global_is_changed(tmp_path):

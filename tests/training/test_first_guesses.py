@@ -308,7 +308,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a misspelt argument": (
         lambda: trainer(clip_grad=1.0),
-        "clip_grad: is no argument; did you mean clip_grad_norm?",
+        "clip_grad: is not an argument; did you mean clip_grad_norm?",
     ),
     "epochs of a fit": (
         lambda: trainer().fit(epochs=3),  # type: ignore[call-arg]
@@ -347,7 +347,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "predictions of one sample": (
         lambda: trainer(linear(3)).predict(torch.ones(3)),
-        "model: gave [1] for inputs of shape [3], which are 3 samples; give one sample as [1, 3], "
+        "model: gave [1] for inputs of shape [3], taken as 3 samples; give one sample as [1, 3], "
         "by inputs[None]",
     ),
     "predictions of other features": (

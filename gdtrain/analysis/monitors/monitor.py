@@ -126,8 +126,8 @@ class Monitor(Callback):
         updates = rereadable(trainer).updates(trainer.num_epochs)
         if updates < every and trainer.world.rank == 0:
             logger.warning(
-                "%s looks every %s updates by default, to cost little, and this run has %s; "
-                "set every_n_steps or every_n_epochs to look more often",
+                "%s measures every %s updates by default, to cost little, and this run has %s; "
+                "set every_n_steps or every_n_epochs to measure more often",
                 *(self.name, f"{every:,}", f"{updates:,}"),
             )
 

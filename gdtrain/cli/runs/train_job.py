@@ -410,8 +410,8 @@ class _Printable(logging.Formatter):
 
 def _dry_run_line(found: dict[str, Any]) -> str:
     line = (
-        f"dry run on {found['device']}: {found['parameters']:,} parameters; "
-        f"one update of {found['samples']:,} samples: loss {found['loss']:.4g}"
+        f"dry run on {found['device']}: {counted(found['parameters'], 'parameter')}; "
+        f"one update of {counted(found['samples'], 'sample')}: loss {found['loss']:.4g}"
     )
     if "validation_loss" in found:
         held_out, loss = found["validation_samples"], found["validation_loss"]

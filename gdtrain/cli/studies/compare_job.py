@@ -184,8 +184,9 @@ class CompareJob:
         rates = f" at {len(self.lr_grid)} learning rates" if self.lr_grid else ""
         rates += f" with {counted(self.seeds, 'seed')}" if self.seeds is not None else ""
         self._tell(
-            f"comparing {names} for {budget} each{rates}, on {run.loader.num_samples:,} samples "
-            f"and {run.trainer.device}; results go to {directory}"
+            f"comparing {names} for {budget} each{rates}, on "
+            f"{counted(run.loader.num_samples, 'sample')} and {run.trainer.device}; "
+            f"results go to {directory}"
         )
         if budget.unit == "seconds" and any(form.config.scheduler for form in self.forms):
             self._tell(

@@ -40,7 +40,9 @@ def _parser() -> argparse.ArgumentParser:
         "in the directory of the first run, loss.png, losses.png of several runs, or <metric>.png",
     )
     parser.add_argument(
-        "--x", choices=AXES, help="the horizontal axis (default: epoch; step in the first epoch)"
+        "--x",
+        choices=AXES,
+        help="the horizontal axis (default: epoch; step up to one epoch)",
     )
     parser.add_argument(
         "--metric",

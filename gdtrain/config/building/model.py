@@ -17,6 +17,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.free_memory import ALWAYS_THERE, free_memory
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.tables.preparation import PreparedData, Preprocessing
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.evaluating.metrics import MeanOverSamples, Metric, Streaming
 
@@ -62,7 +63,8 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
     }
     build = partial(registry.make, "model", config.model, **sizes)
     if is_built_in(config):
-        extent = f"{math.prod(input_shape):,} inputs and {num_outputs:,} outputs"
+        assert num_outputs is not None
+        extent = f"{counted(math.prod(input_shape), 'input')} and {counted(num_outputs, 'output')}"
         return _built_if_it_fits(build, copies=2, extent=extent)  # beside the weights, a gradient
     model = build()
     if not isinstance(model, nn.Module):

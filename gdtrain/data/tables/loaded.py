@@ -11,7 +11,7 @@ from torch import Tensor
 from gdtrain.data.tables.cells import is_code
 from gdtrain.data.tables.column import Array, Column, Fill, inputs_of
 from gdtrain.data.tables.preparation import LoadedData
-from gdtrain.data.tables.scan import ColumnScan
+from gdtrain.data.tables.scan import MOST_COUNTED, ColumnScan
 from gdtrain.data.tables.understanding import (
     FEWEST_COUNTED,
     MANY_SHARE,
@@ -121,8 +121,8 @@ def as_unlikely(
         dates = any(column.first_day is not None for column in columns)
         codes = ", ".join(yaml_text(c.name) for c, reason in chosen if reason.startswith(_CODES))
         yield (
-            f"{'; '.join(told)}; leave out what is no input with exclude: [{listed}], or "
-            f"take it as it is with keep: [{listed}]"
+            f"{'; '.join(told)}; leave out columns that are not inputs with "
+            f"exclude: [{listed}], or use them as they are with keep: [{listed}]"
             + ("; a date is then the days since the first one" if dates else "")
             + (f"; as names they are categorical: [{codes}]" if codes else "")
         )
@@ -265,12 +265,12 @@ def described(
 def _described(
     column: Column, missing: MissingRules, categorical: Collection[str]
 ) -> tuple[str, ...]:
-    distinct = "many" if column.distinct is None else f"{column.distinct:,}"
+    distinct = f"over {MOST_COUNTED}" if column.distinct is None else f"{column.distinct:,}"
     if column.categories is not None:
         kind, becomes = "text", counted(len(column.categories), "one-hot input")
         why = "named in categorical" if column.name in categorical else "text"
     elif column.first_day is not None:
-        kind, becomes, why = "date", "days since the first one", "dates, and asked for"
+        kind, becomes, why = "date", "days since the first one", "dates; in keep or features"
     else:
         kind, becomes, why = "number", "a number", "all cells are numbers"
     if column.missing:

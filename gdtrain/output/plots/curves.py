@@ -119,12 +119,13 @@ def picture(
 ) -> Picture:
     """Loss and learning rate of the runs, or ``metrics``, one panel for each.
 
-    axis: of :data:`AXES`; epochs if all runs have ended one, else steps, if left out.
+    axis: of :data:`AXES`; if left out, epochs if all runs have ended two, else steps: a pass over
+    a stream has no parts.
     smooth: over how many records losses of single batches are smoothed; by their number if left
     out, not at all if 1.
     Raises DataError if there is nothing to draw.
     """
-    axis = axis or ("epoch" if all(log.epochs for log in logs) else "step")
+    axis = axis or ("epoch" if all(len(log.epochs) > 1 for log in logs) else "step")
     if metrics:
         panels = [_metric_panel(logs, axis, name) for name in metrics]
         what = " and ".join(metrics)
@@ -136,7 +137,7 @@ def picture(
         shown[_MOST_NAMES - 1 :] = [f"{len(shown) - _MOST_NAMES + 1} more"]
     names = ", ".join(shown)
     title = f"{what}: {names}" if names else what[:1].upper() + what[1:]
-    return draw_panels(panels, title=title, x_label=AXES[axis])
+    return draw_panels(panels, title=title, x_label=AXES[axis], whole_x=axis != "seconds")
 
 
 def labels(directories: Sequence[Path]) -> list[str]:

@@ -46,7 +46,8 @@ def draw_hill(
         scale = BoundaryNorm(levels.tolist(), colours.N, extend="max")
         area = frame.contourf(x, y, held, levels, cmap=colours, norm=scale, extend="max")
         frame.contour(x, y, held, levels, colors="#ffffff", linewidths=0.4, alpha=0.6)
-        bar = figure.colorbar(area, ax=frame, pad=0.02, format="%.2g", ticks=levels[::2])
+        bar = figure.colorbar(area, ax=frame, pad=0.02)
+        bar.set_ticks(levels[::2].tolist(), labels=_told_apart(levels[::2]))
         bar.set_label(loss_label)
         for number, (way, label) in enumerate(zip(ways, labels, strict=True)):
             _draw_way(frame, way, label, number)
@@ -90,6 +91,15 @@ def _draw_way(frame: Any, way: Array, label: str, number: int) -> None:
 
 
 _BRIGHT = (COLOURS[1], COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[6])
+
+
+def _told_apart(values: Array) -> list[str]:
+    """The values, which all differ, with as few digits as tell them apart, at least two."""
+    for digits in range(2, 18):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(texts):
+            break
+    return texts
 
 
 def _levels(losses: Array) -> Array:

@@ -77,9 +77,17 @@ def draw(
 
 
 def draw_panels(
-    panels: Sequence[Panel], *, title: str, x_label: str, log_x: bool = False
+    panels: Sequence[Panel],
+    *,
+    title: str,
+    x_label: str,
+    log_x: bool = False,
+    whole_x: bool = False,
 ) -> Picture:
-    """A picture of frames, one above the other, over one x axis; 800 pixels wide."""
+    """A picture of frames, one above the other, over one x axis; 800 pixels wide.
+
+    whole_x: whether ticks of the x axis are at whole numbers only, as of what is counted.
+    """
     with house_style():
         from gdtrain.output.plots.picture import Picture
 
@@ -98,6 +106,8 @@ def draw_panels(
             if log_x:
                 frame.set_xscale("log")
             fill(frame, panel, is_first=frame is frames[0])
+        if whole_x:
+            frames[-1].locator_params(axis="x", integer=True)
         frames[-1].set_xlabel(x_label)
         figure.align_ylabels(frames)
         _make_room_for_labels(figure, frames)

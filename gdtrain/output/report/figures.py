@@ -151,7 +151,7 @@ def curves(result: dict[str, Any]) -> str:
         "<h2>The curves</h2>"
         '<p class="note">Choose what to count along the bottom: the same runs look different by '
         "their updates, their samples and their time. Each step to the right is ten times as much. "
-        "Looking at the loss takes none of the seconds.</p>"
+        "Evaluation time is not counted.</p>"
         '<fieldset class="tabs"><legend>Against</legend>'
         f"{''.join(tabs)}{''.join(panels)}</fieldset>"
     )

@@ -148,8 +148,7 @@ class _Rows:
         )
         self.add(
             "updates that raise the loss",
-            "share of the updates looked at singly after which the full loss was higher than "
-            "before",
+            "share of the updates that were evaluated one by one, which raised the full loss",
             self.over("share_that_raised", lambda share: f"{share:.0%}", _raised_text),
         )
 

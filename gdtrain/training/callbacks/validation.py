@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.monitored import Monitored
@@ -163,7 +164,7 @@ class EarlyStopping(Callback):
         """Why the run is stopped; None while it is not."""
         if self.epochs_without_improvement < self.patience:
             return None
-        return f"{self.monitor} did not improve for {self.patience} epochs"
+        return f"{self.monitor} did not improve for {counted(self.patience, 'epoch')}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "epochs_without_improvement": self.epochs_without_improvement}

@@ -19,6 +19,7 @@ from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tree import copied, map_tensors, tensors_of
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.evaluating.metrics import MeanOverSamples, Streaming, streams
@@ -118,8 +119,8 @@ def _check_rows(inputs: Any, output: Any) -> None:
     n = inputs.shape[0]
     if output.ndim and output.shape[0] != n:
         raise ModelError(
-            f"model: gave {list(output.shape)} for inputs of shape [{n}], which are {n} samples; "
-            f"give one sample as [1, {n}], by inputs[None]"
+            f"model: gave {list(output.shape)} for inputs of shape [{n}], taken as "
+            f"{counted(n, 'sample')}; give one sample as [1, {n}], by inputs[None]"
         )
 
 

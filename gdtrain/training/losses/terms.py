@@ -46,8 +46,8 @@ class StepTerms:
                 f"{type(value).__name__}: leave out .item(), float() and numpy"
             )
         if "loss" not in value:
-            names = ", ".join(map(str, value)) or "nothing"
-            raise ModelError(f"compute_loss: gave {names}, and no loss; name it 'loss'")
+            names = f"only {', '.join(map(str, value))}" if value else "nothing"
+            raise ModelError(f"compute_loss: returned {names}; name the loss 'loss'")
         self.passed = {n: number(n, term) for n, term in value.items() if n != "loss"}
         return self.loss_of(value["loss"]) if type(value["loss"]) is not Tensor else value["loss"]
 

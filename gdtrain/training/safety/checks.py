@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.sources import no_loader
+from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
@@ -314,14 +315,14 @@ def check_classes(
     if targets.dtype != torch.int64:
         raise ModelError(f"loss: class indices must be int64, got {targets.dtype}; use .long()")
     labels = targets if all_targets is None else all_targets
-    counted = labels[labels != loss.setting("ignore_index", -100)]
-    if counted.numel() == 0:
+    in_use = labels[labels != loss.setting("ignore_index", -100)]
+    if in_use.numel() == 0:
         return
-    low, high, classes = int(counted.min()), int(counted.max()), output.shape[1]
+    low, high, classes = int(in_use.min()), int(in_use.max()), output.shape[1]
     if low < 0 or high >= classes:
         raise ModelError(
             f"targets: label {low if low < 0 else high} is out of range; "
-            f"the model has {classes} outputs, so labels must be in 0 … {classes - 1}"
+            f"the model has {counted(classes, 'output')}, so labels must be in 0 … {classes - 1}"
         )
 
 

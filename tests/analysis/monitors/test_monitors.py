@@ -336,9 +336,9 @@ def test_a_run_too_short_for_the_default_cadence_is_told(caplog) -> None:
     with caplog.at_level(logging.WARNING, "gdtrain"):
         trainer_of(phases, [NoiseScale()]).fit(3)
     (said,) = caplog.messages
-    assert said.startswith("noise_scale looks every ")
+    assert said.startswith("noise_scale measures every ")
     assert said.endswith(
-        f"and this run has {updates}; set every_n_steps or every_n_epochs to look more often"
+        f"and this run has {updates}; set every_n_steps or every_n_epochs to measure more often"
     )
 
 
@@ -347,7 +347,7 @@ def test_so_is_one_too_short_for_a_look_at_an_update(kind, caplog) -> None:
     with caplog.at_level(logging.WARNING, "gdtrain"):
         trainer_of(MiniBatchLoader(data(), 5), [kind()]).fit(1)
     (said,) = caplog.messages
-    assert said.startswith(f"{kind.name} looks every ")
+    assert said.startswith(f"{kind.name} measures every ")
     assert "and this run has 5; set every_n_steps" in said
 
 

@@ -99,15 +99,22 @@ def test_losses_of_few_epochs_are_those_of_batches_thin_and_smoothed():
     lines = lines_of(picture([log]))
     label = "training, losses of batches: smoothed over 3 (thin: each)"
     assert set(lines) == {"_child0", label, "validation"}
-    x = [i / 90 for i in range(1, 91)]
+    x = list(range(1, 91))
     raw = [float(i % 2) for i in range(1, 91)]
     assert lines["_child0"] == (pytest.approx(x), raw)
     assert lines[label] == (pytest.approx(x), pytest.approx(smoothed(raw, 3)))
-    assert lines["validation"] == ([1], [0.5])
+    assert lines["validation"] == ([90], [0.5])
     assert set(lines_of(picture([log], smooth=1))) == {
         "training, losses of single batches",
         "validation",
     }
+
+
+def test_the_axis_counts_epochs_from_the_second_on():
+    records = [epoch(1, 2, 14), epoch(2, 4, 28)]
+    for ended, label in ((1, "step (updates)"), (2, "epoch (passes over the training part)")):
+        made = picture([RunLog.of("run", records[:ended])])
+        assert made.axes[1].get_xlabel() == label
 
 
 def test_losses_of_many_epochs_are_their_means():

@@ -187,7 +187,7 @@ def test_the_columns_are_said_before_training(capsys: pytest.CaptureFixture[str]
         assert main(["--config", "a.yaml", *arguments]) == 0
         assert capsys.readouterr().err.splitlines()[:5] == [
             f"column  type    missing  distinct  {'becomes':<{len(most)}}  why",
-            f"size    number  {missing['size']:<7}  many      {filled:<{len(most)}}  "
+            f"size    number  {missing['size']:<7}  over 32   {filled:<{len(most)}}  "
             "all cells are numbers",
             f"rooms   number  0        5         {'a number':<{len(most)}}  all cells are numbers",
             f"colour  text    {missing['colour']:<7}  3         {most}  text",

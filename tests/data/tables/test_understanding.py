@@ -163,8 +163,8 @@ def test_codes_that_begin_with_0_are_not_taken_for_numbers(
     path = written([form.format(code) for code in codes], [str(n) for n in range(400)])
     said = (
         "d.csv: column 'a' holds codes that begin with 0, such as '01003', and would make 1 input; "
-        "leave out what is no input with exclude: [a], or take it as it is with keep: [a]; as "
-        "names they are categorical: [a]"
+        "leave out columns that are not inputs with exclude: [a], or use them as they are with "
+        "keep: [a]; as names they are categorical: [a]"
     )
     assert faults(path) == [said]
     table = read_table(path, "y", keep=["a"])

@@ -1271,7 +1271,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
             "note: the largest label, 1,000,000,000,000,000,000, makes more classes than there are "
             "samples (2); if the targets are no labels, use a loss for numbers, such as mse",
             (
-                "a.yaml:2:8: model: needs more memory than there is for 1 inputs and "
+                "a.yaml:2:8: model: needs more memory than there is for 1 input and "
                 "1,000,000,000,000,000,001 outputs; use fewer or smaller layers"
             ),
         ],

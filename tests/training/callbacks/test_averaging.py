@@ -454,7 +454,7 @@ def test_early_stopping_and_the_best_checkpoint_may_go_by_it(
     }
     Path("a.yaml").write_text(json.dumps(CONFIG | by_it | {"epochs": 60}))
     assert main(["--config", "a.yaml", "--output-dir", "run"]) == 0
-    assert "val_accuracy_averaged did not improve for 1 epochs" in capsys.readouterr().err
+    assert "val_accuracy_averaged did not improve for 1 epoch" in capsys.readouterr().err
     assert main(["--config", "a.yaml", "averaging=null"]) == 2
     assert "must be one of train_loss, val_loss, val_accuracy; got" in capsys.readouterr().err
 

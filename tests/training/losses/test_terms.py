@@ -208,8 +208,8 @@ def test_batches_of_weight_0_count_for_nothing():
 @pytest.mark.parametrize(
     ("given", "alone", "message"),
     [
-        ({"fit": 1.0}, True, "compute_loss: gave fit, and no loss; name it 'loss'"),
-        ({}, True, "compute_loss: gave nothing, and no loss; name it 'loss'"),
+        ({"fit": 1.0}, True, "compute_loss: returned only fit; name the loss 'loss'"),
+        ({}, True, "compute_loss: returned nothing; name the loss 'loss'"),
         (
             {"fit": torch.ones(3)},
             False,
