@@ -247,10 +247,14 @@ class SampleGradients(Monitor):
 
 
 def next_batch(trainer: Trainer, *, shared: bool = True) -> Batch:
-    """The next batch of the epoch, after its last its first; or this rank's share of it."""
-    loader = rereadable(trainer)
-    plan = trainer.plan or known_plan(trainer, loader, trainer.progress.epoch)
-    number = trainer.progress.step_in_epoch % len(plan)
+    """The batch of the next update; or this rank's share of it.
+
+    Of an order that has not said yet how the next epoch goes, the first batch of this one instead.
+    """
+    loader, progress = rereadable(trainer), trainer.progress
+    plan, number = known_plan(trainer, loader, progress.epoch), progress.step_in_epoch
+    if number == len(plan):
+        plan, number = known_plan(trainer, loader, progress.epoch + 1), 0
     if len(plan) == 1 or trainer.world.size > 1:
         return next(trainer.read(loader, plan, number, shared=shared))
     indices = plan.batch_indices(number)  # reading by the plan would gather many batches at once

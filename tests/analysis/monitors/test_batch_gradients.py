@@ -315,3 +315,49 @@ def test_what_a_curvature_monitor_can_not_have_is_said_before_training() -> None
         with pytest.raises(ConfigError) as error:
             CurvatureMonitor(**options)
         assert str(error.value) == said
+
+
+def reshuffled() -> MiniBatchLoader:
+    return MiniBatchLoader(data(), 7, seed=3)
+
+
+@pytest.mark.parametrize("cadence", [{"every_n_steps": 4}, {"every_n_epochs": 1}])
+def test_the_batch_after_an_epoch_is_the_next_one_s_first(cadence) -> None:
+    norms = GradientNorm(**cadence)
+    trainer_of(norms, loader=reshuffled()).fit(3)
+    loader, model, firsts = reshuffled(), network(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.5)
+    for epoch in range(4):
+        loader.set_epoch(epoch)
+        for number, batch in enumerate(loader):
+            optimizer.zero_grad()
+            nn.functional.mse_loss(model(batch.inputs), batch.targets).backward()
+            if number == 0:
+                gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+                firsts.append(gradient.norm().item())
+            optimizer.step()
+    found = [record["gradient_norm"] for record in norms.records]
+    assert found == pytest.approx(firsts[1:], rel=1e-12)
+
+
+class AtEpochEnds(Callback):
+    """Keeps the states of the ends of epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[dict] = []
+
+    def on_epoch_end(self, trainer, record) -> None:
+        self.states.append(trainer.state_dict())
+
+
+@pytest.mark.parametrize("kind", [GradientCosine, Alpha])
+def test_what_a_look_began_at_the_end_of_an_epoch_is_measured_after_a_resume(kind) -> None:
+    whole, ends = kind(every_n_steps=5), AtEpochEnds()
+    trainer_of(whole, ends, loader=reshuffled()).fit(3)
+    again = kind(every_n_steps=5)
+    trainer = trainer_of(again, AtEpochEnds(), loader=reshuffled())
+    trainer.load_state_dict(ends.states[0])
+    trainer.fit(3)
+    assert [record["step"] for record in again.records] == [5, 10]
+    assert again.records == whole.records
