@@ -409,7 +409,7 @@ CASES: dict[str, tuple[dict[str, str | None], list[str]]] = {
         [
             (
                 "a.yaml:2:8: model: needs more memory than there is for 2 inputs and 1 "
-                "outputs; use fewer or smaller layers"
+                "output; use fewer or smaller layers"
             )
         ],
     ),
