@@ -201,8 +201,8 @@ def test_each_fault_of_the_columns_has_a_line_of_its_own() -> None:
         DataError,
         "a.csv: column 'a': 1 of 40 cells is not a number: 'oops' in line 41; "
         f"{MARKS}; or, if all of them are names, categorical: [a]\n"
-        "a.csv: column 'id' counts the rows, from 1 on, and would make 1 input; leave out what is "
-        "no input with exclude: [id], or take it as it is with keep: [id]\n"
+        "a.csv: column 'id' counts the rows, from 1 on, and would make 1 input; leave out columns "
+        "that are not inputs with exclude: [id], or use them as they are with keep: [id]\n"
         f"a.csv: missing cells: 1 of 40 in 'b' (first in line 41); {FILLS}",
     ):
         read("id,a,b,y\n" + "".join(ids) + "40,oops,,2\n")
