@@ -50,6 +50,7 @@ class Aligning(Trainer):
         return len(batch)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_an_epoch_ends_with_the_weights_of_the_loop_by_hand(dtype) -> None:
     inputs, targets = rows(dtype)
