@@ -189,7 +189,7 @@ print(np.random.rand())
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize("engine", ["eager", "scan"])
+@pytest.mark.parametrize("engine", ["scan", "eager"])
 def test_the_first_use_of_jax_draws_nothing_from_numpys_generator(engine):
     """In a new process: jax draws from it while it is imported."""
     done = subprocess.run(
