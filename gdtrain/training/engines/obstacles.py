@@ -12,6 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from gdtrain.data.samples import TensorSamples
+from gdtrain.data.sources import ArrangedSamples
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
 from gdtrain.training.engines.capturing.python_state import PythonState
@@ -90,6 +91,8 @@ def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
         if isinstance(stream, StreamSamples):
             if not stream.feed.alike or name != "scan":
                 yield f"the stream of {stream.feed.name} arrives batch by batch"
+        elif isinstance(samples, ArrangedSamples):
+            yield "samples are nested tuples or dicts; give the loader tensors, such as (X1, X2, y)"
         elif not isinstance(samples, TensorSamples):
             yield "the data set is not in memory as tensors; give the loader tensors"
 
