@@ -89,7 +89,6 @@ def reads_gradients(callback: Callback) -> bool:
     return "grad" in names and not names & _OWN_GRADIENTS
 
 
-@functools.lru_cache(maxsize=256)
 def _names_in_class(kind: type) -> set[str]:
     """What a class's methods name, and the functions that they call by name."""
     waiting: list[Any] = [part for k in kind.__mro__ if is_foreign(k) for part in vars(k).values()]

@@ -12,6 +12,8 @@ from torch.nn.modules.module import (
     _global_forward_hooks,
     _global_forward_pre_hooks,
 )
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from gdtrain.training.run import Run
 
@@ -52,6 +54,13 @@ def has_global_hooks() -> bool:
         or _global_backward_hooks
         or _global_backward_pre_hooks
     )
+
+
+def is_in_a_mode() -> bool:
+    """Whether a mode sees PyTorch's calls, other than the one that sets the default device."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    seen = any(not isinstance(mode, DeviceContext) for mode in modes)
+    return seen or torch._C._len_torch_dispatch_stack() > 0
 
 
 def note_step(optimizer: torch.optim.Optimizer) -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.sources import ArrangedSamples
@@ -17,7 +15,12 @@ from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
 from gdtrain.training.engines.capturing.python_state import PythonState
 from gdtrain.training.engines.foreign_code import reads_gradients
-from gdtrain.training.engines.hooks import has_foreign_hooks, has_global_hooks, overridden
+from gdtrain.training.engines.hooks import (
+    has_foreign_hooks,
+    has_global_hooks,
+    is_in_a_mode,
+    overridden,
+)
 from gdtrain.training.known_steps import has_step_hooks
 from gdtrain.training.run import Run
 from gdtrain.training.torch_code import has_own_pass, has_own_update
@@ -50,15 +53,8 @@ def obstacles_in_step(trainer: Run, name: str) -> Iterator[str]:
     yield from _of_model(trainer)
     if not (has_own_pass() and has_own_update()):
         yield "others stand in the place of PyTorch's functions"
-    if _is_in_a_mode():
+    if is_in_a_mode():
         yield "a TorchFunctionMode or a TorchDispatchMode is active, which sees every call"
-
-
-def _is_in_a_mode() -> bool:
-    """Whether a mode sees PyTorch's calls, other than the one that sets the default device."""
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    seen = any(not isinstance(mode, DeviceContext) for mode in modes)
-    return seen or torch._C._len_torch_dispatch_stack() > 0
 
 
 def is_installed() -> bool:

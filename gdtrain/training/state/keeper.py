@@ -22,6 +22,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from gdtrain.data.tree import map_tensors
+from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, is_in_a_mode
 from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.run import Run
 from gdtrain.training.state.own_state import keeps_state, taken
@@ -122,9 +123,16 @@ def as_in_fit(trainer: Run) -> None:
 
 
 def may_write(trainer: Run, modules: Iterable[nn.Module]) -> bool:
-    """Whether code that is not PyTorch's might change parameters in a forward pass."""
+    """Whether code that is not PyTorch's might change parameters in a pass: whoever sees one."""
     own = trainer.has_own("batch_loss", "compute_loss", "forward", "loss_weight")
-    return own or not all(map(is_stock, modules))
+    return own or has_global_hooks() or is_in_a_mode() or not all(map(_is_unseen, modules))
+
+
+def _is_unseen(module: nn.Module) -> bool:
+    """Whether PyTorch's code alone runs in a module's passes."""
+    held = (p for p in module._parameters.values() if p is not None)
+    watched = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in held)
+    return is_stock(module) and not (has_layer_hooks(module) or watched)
 
 
 def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:

@@ -13,7 +13,7 @@ from helpers.ranks import on_ranks
 from torch import nn
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
-from gdtrain.errors import NonFiniteError
+from gdtrain.errors import ModelError, NonFiniteError
 from gdtrain.training.safety.finite_guard import Guard
 
 N = 13
@@ -424,3 +424,42 @@ def test_weights_are_copied_for_a_first_update_only_where_a_forward_pass_may_set
         trainer.fit(1, progress=False)
     clones = [e for e in seen.function_events if e.name == "aten::clone"]
     assert [e.input_shapes[0] for e in clones].count([1, 37]) == copies
+
+
+def halve(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+
+
+class Halving(torch.overrides.TorchFunctionMode):
+    """Writes to a model's weights when a layer is computed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if function is nn.functional.linear:
+            halve(self.model)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("where", ["all layers", "a layer", "a mode"])
+def test_weights_that_others_set_in_a_refused_first_pass_come_back(where: str) -> None:
+    model = nn.Linear(3, 1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = torch.ones(4, 3), torch.ones(4)  # of a shape that is refused once the loss is known
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader(data), engine="eager")
+    if where == "a mode":
+        with Halving(model), pytest.raises(ModelError):
+            trainer.fit(1, progress=False)
+    else:
+        of_all = nn.modules.module.register_module_forward_pre_hook
+        register = of_all if where == "all layers" else model.register_forward_pre_hook
+        hook = register(lambda module, _: halve(module))
+        with pytest.raises(ModelError):
+            trainer.fit(1, progress=False)
+        hook.remove()
+    assert all(map(torch.equal, model.parameters(), before))
