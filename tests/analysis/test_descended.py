@@ -270,6 +270,7 @@ def own(output: Tensor, targets: Tensor) -> Tensor:
     return (output - targets).square().mean()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("form", [BatchLoader, lambda data: MiniBatchLoader(data, 50)])
 @pytest.mark.parametrize("loss", [ranking, own, partial(F.huber_loss, delta=0.5)])
 def test_j_is_the_loss_of_all_samples_together(loss: Any, form: Any) -> None:

@@ -55,7 +55,7 @@ def spectrum(model: nn.Module, loss, data: tuple) -> Tensor:
     return torch.linalg.eigvalsh(hessian(value, flat))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("microbatch_size", [None, 5, 1])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(scale, microbatch_size) -> None:

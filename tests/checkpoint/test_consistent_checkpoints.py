@@ -316,6 +316,7 @@ EDITS: dict[str, tuple[str, str, Edit, str]] = {
 }
 
 
+@pytest.mark.few(25)
 @pytest.mark.parametrize("kind", EDITS)
 def test_a_part_that_contradicts_the_others_or_the_configuration_is_refused(kind: str) -> None:
     optimizer, schedule, edit, said = EDITS[kind]

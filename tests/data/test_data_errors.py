@@ -86,7 +86,7 @@ def updates(trainer: Trainer) -> int:
     return made
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("at", [0, 7, N - 1])
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_so_are_those_of_a_sweep(case, width, dark, tmp_path):
     assert faults_of(SWEEPS[case].html(), width, tmp_path, dark=dark) == []
 
 
+@pytest.mark.few(1)
 @needs_chromium
 @pytest.mark.parametrize("width", [400, 1280])
 def test_a_sweep_of_six_rates_and_three_sizes_fits_a_phone_and_fills_its_cards(width, tmp_path):

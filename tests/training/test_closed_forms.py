@@ -27,7 +27,7 @@ def distance_after(steps: int, lr: float, **sgd: object) -> float:
     return float((descend(lr, steps, **sgd)[-1] - solution).norm())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("sgd", "threshold"), THRESHOLDS)
 def test_it_converges_just_below_the_stability_threshold_and_diverges_just_above(
     sgd: dict, threshold: float

@@ -132,6 +132,7 @@ def test_blocks_grow_while_nobody_looks_and_end_where_somebody_does() -> None:
     assert last_epoch == [7]  # one block for the whole epoch
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("every", [None, 1, 3])
 def test_losses_and_history_do_not_depend_on_where_blocks_end(every: int | None) -> None:
     big = torch.randn(211, 2, generator=torch.Generator().manual_seed(5))

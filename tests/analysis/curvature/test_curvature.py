@@ -112,6 +112,7 @@ def test_products_are_those_of_the_dense_matrix(problem, microbatch_size, matrix
     assert math.isclose(found.loss(), float(dense.loss(dense.theta)), rel_tol=1e-12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
 def test_eigenpairs_and_traces_are_those_of_the_dense_matrix(matrix) -> None:
     model, loss, data = network(), weighted(), (inputs(), labels())

@@ -73,7 +73,8 @@ def test_arrays_of_xla_are_free_too():
     assert alive == alive[:1] * 4
 
 
-@pytest.mark.parametrize("name", ["eager", "scan"])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["scan", "eager"])
 def test_runs_of_the_command_leave_nothing(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs.yaml").write_text(MOONS)

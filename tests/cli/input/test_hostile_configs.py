@@ -159,7 +159,7 @@ def test_a_case_is_refused_in_clear_words(audited, name, told):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if number % 8 == 0 else pytest.mark.long)
+        pytest.param(name, marks=() if number % 9 == 0 else pytest.mark.long)
         for number, name in enumerate(BOMBS)
     ],
 )

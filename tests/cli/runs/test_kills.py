@@ -46,7 +46,7 @@ def clean(tmp_path_factory):
     [
         pytest.param("batch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("batch", 1, False, 1, marks=pytest.mark.long),
-        ("sample", 1, True, 1),
+        pytest.param("sample", 1, True, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 1, False, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 2, True, 1, marks=pytest.mark.long),
@@ -67,7 +67,7 @@ def test_kill_9_anywhere(clean, tmp_path, form, ranks, inside, count):
     [
         pytest.param(signal.SIGTERM, 1, None, marks=pytest.mark.long),
         pytest.param(signal.SIGINT, 1, None, marks=pytest.mark.long),
-        (signal.SIGUSR1, 1, None),
+        pytest.param(signal.SIGUSR1, 1, None, marks=pytest.mark.long),
         (signal.SIGTERM, 2, [1]),
         pytest.param(signal.SIGUSR1, 2, [1], marks=pytest.mark.long),
     ],

@@ -125,6 +125,7 @@ def predicted(table: pd.DataFrame, rule: str) -> tuple[Any, Any, pd.DataFrame, A
     return ours, *of_scikit_learn(table, training, rule), training, validation
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", [*HOUSES, "diabetes"])
 def test_scores_are_those_of_scikit_learn(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,6 +146,7 @@ def test_scores_are_those_of_scikit_learn(
         assert (ours == truth.astype(str)).mean() == pytest.approx(theirs, abs=1e-3)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", PARTED)
 def test_scores_are_near_those_of_scikit_learn_where_planes_part_the_classes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -99,7 +99,7 @@ def test_a_position_goes_everywhere_over_epochs(images_by_key, column: int) -> N
     assert chi_square(bins(images[:, column], n, 256), 256) < CHI_SQUARE[255]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("one", "two"), [(0, 1), (1, 2), (3, 4), (0, 5)])
 def test_pairs_of_positions_go_everywhere(images_by_key, one: int, two: int) -> None:
     n, images = images_by_key
@@ -149,6 +149,7 @@ def test_half_of_the_steps_descend(key: int, n: int) -> None:
     assert abs(descents - (WINDOW - 1) / 2) < Z * math.sqrt((WINDOW + 1) / 12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("n", [4099, 4160])  # with values to walk from, and with none
 def test_fixed_points_are_poisson_of_mean_1(n: int) -> None:
     places = torch.arange(n)
@@ -163,7 +164,7 @@ def test_fixed_points_are_poisson_of_mean_1(n: int) -> None:
 
 
 # Of the most samples for which words of 32 bits would do, a and all steps of L are even.
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("n", [2**30, 2**31 - 5, 2**31, 2**32 - 7, 2**32, 3 * 2**30, 2**63 - 3])
 def test_the_lowest_bit_of_the_left_half_is_even_and_odd(n: int) -> None:
     shift = (n - 1).bit_length() // 2
@@ -208,7 +209,7 @@ def test_the_number_of_cycles_is_that_of_random_permutations() -> None:
     assert abs(cycles - keys * mean) < Z * math.sqrt(keys * variance)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["reshuffle", "replacement"])
 @pytest.mark.parametrize("by", ["epoch", "seed"])
 def test_neighbouring_epochs_and_seeds_are_unrelated(order: str, by: str) -> None:
@@ -365,7 +366,7 @@ def test_one_batch_of_a_large_data_set_is_shared_by_ranks() -> None:
     assert torch.equal(torch.cat(rows).sort().values, torch.arange(JUST_LARGE))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size", [7, 1000, 65_537])  # fewer than ranks, and more
 @pytest.mark.parametrize("order", ["reshuffle", "replacement", "sequential"])
 def test_the_shares_of_1024_ranks_make_up_each_batch(order: Any, size: int) -> None:

@@ -40,7 +40,7 @@ def inputs(path: str, **options: object) -> torch.Tensor:
     return table.data(torch.arange(len(table))).inputs
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("end", "mark"), [("\n", ","), ("\r\n", ";"), ("\r", "\t")])
 def test_numbers(end: str, mark: str) -> None:
     found = inputs(written(cells(), end, mark))
@@ -52,6 +52,7 @@ def test_chosen_columns_stand_in_their_order() -> None:
     np.testing.assert_array_equal(found.numpy(), NUMBERS[:, [900, 3]])
 
 
+@pytest.mark.few(1)
 def test_blanks_quotes_and_blank_lines_make_no_difference() -> None:
     rows = cells()
     rows[3][7] = f"  {rows[3][7]} "
@@ -60,7 +61,7 @@ def test_blanks_quotes_and_blank_lines_make_no_difference() -> None:
     np.testing.assert_array_equal(inputs(written(rows)).numpy(), NUMBERS[:, 1:])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("gap", ["", "NA", " NA "])
 def test_missing_cells_are_filled_in(gap: str) -> None:
     rows, right = cells(), NUMBERS.copy()
@@ -72,7 +73,7 @@ def test_missing_cells_are_filled_in(gap: str) -> None:
     np.testing.assert_array_equal(found.numpy(), right[:, 1:])
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("words", [["b", "a"], ["007", "7", "A1"], 35 * ["1"] + 5 * ["x"]])
 def test_a_column_of_text_is_one_hot(words: list[str]) -> None:
     rows = cells()
@@ -87,6 +88,7 @@ def test_a_column_of_text_is_one_hot(words: list[str]) -> None:
     np.testing.assert_array_equal(found, right)
 
 
+@pytest.mark.few(1)
 def test_words_without_being_asked_for() -> None:
     rows = cells()
     for number, row in enumerate(rows):
@@ -95,7 +97,7 @@ def test_words_without_being_asked_for() -> None:
     assert table.columns[499].categories == ["green", "red"]
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -115,6 +117,7 @@ def test_damaged_rows_are_refused(damage: object, message: str) -> None:
     assert str(raised.value).startswith(f"d.csv: {message}")
 
 
+@pytest.mark.few(1)
 def test_nan_that_is_no_missing_value_is_not_finite() -> None:
     rows = cells()
     rows[17][4] = "nan"
@@ -124,7 +127,7 @@ def test_nan_that_is_no_missing_value_is_not_finite() -> None:
         read_table(written(rows), "x0", missing_values=["-"])
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("row", [0, ROWS - 1])
 def test_codes_that_begin_with_0(row: int) -> None:
     rows = cells()

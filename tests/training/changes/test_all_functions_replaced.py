@@ -146,7 +146,7 @@ def _more(value: Any) -> Any:
     return value * 1.01 if _is_number(value) else value
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", RUNS)
 def test_each_function_that_a_plain_update_calls(name, monkeypatch) -> None:
     changing = 0

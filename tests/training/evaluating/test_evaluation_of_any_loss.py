@@ -337,7 +337,7 @@ EPOCH_LOSSES = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", EPOCH_LOSSES)
 @pytest.mark.parametrize("engine", ["eager", "scan"])
 @pytest.mark.parametrize("kind", [BatchLoader, SampleLoader, MiniBatchLoader])

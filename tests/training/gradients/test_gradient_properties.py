@@ -106,7 +106,7 @@ def worst_error(case: Case) -> float:
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=() if n < 100 else pytest.mark.long) for n in range(CASES)]
+    "number", [pytest.param(n, marks=() if n < 40 else pytest.mark.long) for n in range(CASES)]
 )
 def test_gradient_and_loss_of_a_case(number: int) -> None:
     assert worst_error(Case(number)) <= 1e-12

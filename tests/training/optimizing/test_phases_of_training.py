@@ -122,6 +122,7 @@ def test_a_run_that_is_resumed_in_any_phase_ends_with_the_same_bits(step, tmp_pa
     assert_same(second.model, by_hand(6)[0])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stopped", [2, 5])
 def test_a_path_of_the_weights_goes_on_in_another_phase(stopped):
     """It has the same weights at each point, those of the first phase's optimizer: the head's."""

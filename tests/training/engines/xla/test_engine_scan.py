@@ -114,7 +114,7 @@ def small_mlp(activation: str, loss_name: str, dtype: torch.dtype) -> nn.Module:
     return models.mlp([5], 3, hidden=[4], activation=activation, output_activation=output).to(dtype)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("activation", "loss_name"), combinations(models.ACTIVATIONS, LOSSES, of=1)
 )
@@ -213,7 +213,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("form", "setting"), combinations(LOADERS, SETTINGS, of=1))
 def test_every_form_and_setting_of_sgd(form: str, setting: str) -> None:
     torch.manual_seed(2)

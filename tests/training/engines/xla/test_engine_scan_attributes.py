@@ -142,6 +142,7 @@ QUICK = ("pruned", "both")
 KINDS = [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in MODELS]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_weights_that_hooks_of_pytorch_compute(name, dtype) -> None:
@@ -187,6 +188,7 @@ def with_penalty(model, x, y):
     return F.mse_loss(model(x), y) + 0.1 * model.features.square().mean()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("how", ["bound first", "bound twice"])
 def test_a_loss_may_read_what_forward_has_bound(how) -> None:
     trainer = scanning(lambda: Showing(how), torch.float64, with_penalty, rows=16)

@@ -524,6 +524,7 @@ class Masked(Net):
         return super().forward(x) * torch.from_numpy(self.mask()).mean()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("size", "traces"), [(9, 1), (2000, 2)])
 def test_a_step_is_traced_once_where_a_pass_can_tell_that_it_stays(size, traces, monkeypatch):
     from gdtrain.training.engines.capturing import capture
@@ -535,6 +536,7 @@ def test_a_step_is_traced_once_where_a_pass_can_tell_that_it_stays(size, traces,
     assert len(traced) == traces
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size", [9, 2000])
 def test_numbers_from_elsewhere_that_change_are_refused_however_many(size):
     model, optimizer = make(lambda: Masked(lambda: np.random.default_rng().random(size)))

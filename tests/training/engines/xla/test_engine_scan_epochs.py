@@ -61,7 +61,7 @@ LOADERS = {
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", LOADERS)
 @pytest.mark.parametrize("schedule", [None, "epoch", "step"])
 def test_weights_losses_and_history_are_those_of_eager(name: str, schedule: str | None) -> None:

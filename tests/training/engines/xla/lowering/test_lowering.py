@@ -521,7 +521,7 @@ SUBJECTS = {
     "losses": LOSSES,
 }
 # Models of the engine's own tests have most of the others.
-AT_ALL_TIMES = {(subject, torch.float64) for subject in ("convolution", "layouts", "ordering")}
+AT_ALL_TIMES = {(subject, torch.float64) for subject in ("convolution", "layouts")}
 LONG = pytest.mark.long
 
 

@@ -185,7 +185,6 @@ def make(name, dtype):
 QUICK = (
     "attention with a mask",
     "attention by hand",
-    "BatchNorm of all batches",
     "spectral_norm",
     "Hardsigmoid",
 )
