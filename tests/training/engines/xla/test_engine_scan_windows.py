@@ -1,6 +1,7 @@
 """The scan engine's windows and XLA settings, and its lowering of losses over labels."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -154,6 +155,38 @@ small = "xla_cpu_small_call" in program._compiled.as_text()
 handed_over = jax.config.values["jax_cpu_enable_async_dispatch"]
 print(json.dumps([small, os.environ.get("XLA_FLAGS"), handed_over]))
 """
+
+
+THREADS = """
+import os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from gdtrain import BatchLoader, Trainer
+threads, *given = sys.argv[1:]
+torch.set_num_threads(int(threads))
+os.environ.update({"PJRT_NPROC": number for number in given})
+X, model = torch.randn(8, 2), nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+Trainer(model, nn.MSELoss(), optimizer, BatchLoader((X, X[:, :1])), device="cpu",
+        engine="scan").fit(2)
+names = [name.read_text() for name in Path("/proc/self/task").glob("*/comm")]
+print(sum("XLAEigen" in name for name in names), os.environ.get("PJRT_NPROC"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no names in files")
+@pytest.mark.parametrize(
+    ("arguments", "threads", "left"),
+    [(["1"], 1, None), pytest.param(["1", "3"], 3, "3", marks=pytest.mark.long)],
+)
+def test_xla_computes_with_as_many_threads_as_torch_or_as_the_user_says(
+    arguments, threads, left, monkeypatch
+) -> None:
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    done = run("-c", THREADS, *arguments)
+    assert done.returncode == 0, done.err
+    assert done.out.split() == [str(threads), str(left)]
 
 
 @pytest.mark.long
