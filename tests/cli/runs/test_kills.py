@@ -46,11 +46,11 @@ def clean(tmp_path_factory):
     [
         pytest.param("batch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("batch", 1, False, 1, marks=pytest.mark.long),
-        pytest.param("sample", 1, True, 1, marks=pytest.mark.long),
+        ("sample", 1, True, 1),
         pytest.param("minibatch", 1, True, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 1, False, 1, marks=pytest.mark.long),
         pytest.param("minibatch", 2, True, 1, marks=pytest.mark.long),
-        ("minibatch", 2, False, 1),
+        pytest.param("minibatch", 2, False, 1, marks=pytest.mark.long),
     ],
 )
 def test_kill_9_anywhere(clean, tmp_path, form, ranks, inside, count):
