@@ -195,6 +195,13 @@ class ArrangedSamples(TransformedSamples):
         return self.samples.targets if isinstance(self.function.targets, int) else None
 
 
+def rows_in_memory(samples: Samples) -> TensorSamples | None:
+    """The tensors in memory that samples are rows of; None of others."""
+    if isinstance(samples, ArrangedSamples):
+        return samples.samples
+    return samples if isinstance(samples, TensorSamples) else None
+
+
 class TensorItems(Dataset[Any]):
     """Rows of tensors in memory one by one, in the user's tuples and dicts."""
 

@@ -15,7 +15,7 @@ from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.forms import FormLoader
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import CUT_AT_ONCE, GATHER_BYTES, Samples, TensorSamples, cut
-from gdtrain.data.sources import ArrangedSamples
+from gdtrain.data.sources import ArrangedSamples, rows_in_memory
 from gdtrain.training.run import Run
 
 MOST_AHEAD = 64
@@ -73,7 +73,7 @@ class EpochsAhead:
         if self._in_vain or trainer.world.size > 1 or trainer.num_epochs - plan.epoch < 2:
             return False
         placed = trainer.placed(loader.samples)
-        rows, source = rows_of(placed), rows_of(loader.samples)
+        rows, source = rows_in_memory(placed), rows_in_memory(loader.samples)
         if rows is None or source is None or any(map(Tensor.is_inference, source.tensors)):
             return False
         bytes_of_epoch = max(1, rows.nbytes + 8 * plan.num_samples)
@@ -144,13 +144,6 @@ class _Source:
                 yield from self._placed.read(plan, number)
                 return
             yield batch
-
-
-def rows_of(samples: Samples) -> TensorSamples | None:
-    """The tensors in memory that samples are rows of; None of others."""
-    if isinstance(samples, ArrangedSamples):
-        return samples.samples
-    return samples if isinstance(samples, TensorSamples) else None
 
 
 def _is_plain(loader: Loader) -> bool:

@@ -173,8 +173,8 @@ LISTS_THAT_GO_STALE = (
     Mutant(
         "scan goes on with the step that it captured first",
         "training/engines/xla/scan.py",
-        "if self._step is None or samples is not self._samples_of_step or not is_current:",
-        "if self._step is None or samples is not self._samples_of_step:",
+        "if self._step is None or samples != self._samples_of_step or not is_current:",
+        "if self._step is None or samples != self._samples_of_step:",
         SCAN,
     ),
 )

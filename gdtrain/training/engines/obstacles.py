@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gdtrain.data.samples import TensorSamples
-from gdtrain.data.sources import ArrangedSamples
+from gdtrain.data.sources import rows_in_memory
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
 from gdtrain.training.engines.capturing.python_state import PythonState
@@ -82,14 +81,11 @@ def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
     if trainer.precision in ("bf16", "fp16"):
         yield f"precision {trainer.precision} is computed by autocast"
     if trainer.loader is not None:
-        samples = trainer.placed(trainer.loader.samples)
         stream = trainer.loader.samples
         if isinstance(stream, StreamSamples):
             if not stream.feed.alike or name != "scan":
                 yield f"the stream of {stream.feed.name} arrives batch by batch"
-        elif isinstance(samples, ArrangedSamples):
-            yield "samples are nested tuples or dicts; give the loader tensors, such as (X1, X2, y)"
-        elif not isinstance(samples, TensorSamples):
+        elif rows_in_memory(trainer.placed(stream)) is None:
             yield "the data set is not in memory as tensors; give the loader tensors"
 
 

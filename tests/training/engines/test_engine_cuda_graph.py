@@ -244,3 +244,28 @@ def test_terms_of_a_loss_are_those_of_the_eager_engine() -> None:
     for one, other in zip(graph.history, eager.history, strict=True):
         for name in ("train_loss", "train_fit", "largest"):
             assert one[name] == pytest.approx(other[name], rel=1e-10)
+
+
+class OfDicts(nn.Module):
+    """Takes its inputs out of a dict by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        return self.body(inputs.pop("x")) * inputs.pop("scale")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_data_in_dicts_keep_their_names(device: str) -> None:
+    X, y = data()
+    torch.manual_seed(2)
+    model, trained = OfDicts().double(), []
+    for engine in ENGINES:
+        loader = MiniBatchLoader(({"scale": y[:, :1] + 1, "x": X}, y), 4)
+        trainer = build(engine, device, model, loader)
+        trainer.fit(2)
+        assert trainer.engine.name == engine
+        trained.append(trainer)
+    assert_close(*trained)

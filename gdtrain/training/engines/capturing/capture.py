@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
+from gdtrain.data.tree import map_tensors, tensors_of
 from gdtrain.errors import GdtrainError, ModelError
 from gdtrain.training.engines.capturing.eager_pass import EagerPass, is_drawing, reached, unread
 from gdtrain.training.engines.capturing.functional_step import (
@@ -64,7 +65,8 @@ class StepOutline:
 class CapturedStep:
     """A step as a graph.
 
-    graph: takes ``[*state, row, number, *batch]`` flat; returns ``[*state, loss, finite, *terms]``.
+    graph: takes ``[*state, row, number, *columns, indices]`` flat, the columns in the order of a
+    batch's trees; returns ``[*state, loss, finite, *terms]``.
     constants: the tensors that the code reads from elsewhere, in the order of their nodes; of a
     step that draws random numbers, the last one is the seed, int64.
     operators: of the eager pass before it.
@@ -84,8 +86,8 @@ class CapturedStep:
         results = nodes[-1].args[0]
         ends = len(results) - len(terms) - 2
         pairs = zip(inputs, results[:ends], strict=False)
-        given = [node.meta.get("val") for node in inputs]  # None for data without targets
-        forms = [form_of(t) for t in (*self.constants, *given) if isinstance(t, Tensor)]
+        given = [node.meta["val"] for node in inputs]
+        forms = [form_of(tensor) for tensor in (*self.constants, *given)]
         self.text = f"{self.graph.code}\n{forms}"
         self.outline = StepOutline(
             changes=[_source(after) is not before for before, after in pairs],
@@ -168,13 +170,17 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
 
     terms: list[Place] = []
 
-    def flat(state: State, row: Tensor, number: Tensor, inputs: Any, rest: Any) -> list[Any]:
+    def flat(
+        state: State, row: Tensor, number: Tensor, columns: list[Tensor], indices: Tensor
+    ) -> list[Any]:
+        rows = iter(columns)
+        inputs, targets = map_tensors((batch.inputs, batch.targets), lambda _: next(rows))
         with _Reads(number):
-            made = step(state, row, number, Batch(inputs, *rest))
+            made = step(state, row, number, Batch(inputs, targets, indices))
         terms[:] = made.terms
         return [*made.state.flat(), made.loss, made.finite, *made.terms.values()]
 
-    rest = (batch.targets, batch.indices)
+    columns = tensors_of((batch.inputs, batch.targets))
     settings = [0.0] * (SETTINGS_PER_GROUP * len(step.groups))
     row = torch.tensor(settings, dtype=step.trainer.dtype, device=step.trainer.device)
     number = torch.zeros((), dtype=torch.int64, device=step.trainer.device)
@@ -190,7 +196,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
         warnings.simplefilter("ignore")
         try:
             with unread(step.trainer), plain_operators(), _seeding() as seeded:
-                graph = tracer(step.tensors(), row, number, batch.inputs, rest)
+                graph = tracer(step.tensors(), row, number, columns, batch.indices)
         except GdtrainError:
             raise
         except Exception as error:  # whatever a model's own code or the tracer may raise

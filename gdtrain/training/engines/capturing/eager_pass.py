@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
+from gdtrain.data.tree import tensors_of
 from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
 from gdtrain.training.engines.capturing.functional_step import FunctionalStep, Places, step_number
@@ -189,7 +189,7 @@ class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held: list[Tensor] = []  # so that no memory is used twice
         for name, tree in given.items():
             parts = (tree.inputs, tree.targets, tree.indices) if isinstance(tree, Batch) else tree
-            for tensor in tree_flatten(parts)[0]:
+            for tensor in tensors_of(parts):
                 self._name(tensor, name)
 
     def __torch_dispatch__(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
-from gdtrain.data.samples import TensorSamples
+from gdtrain.data.sources import rows_in_memory
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
@@ -158,9 +158,8 @@ class CudaGraphEngine(CompiledEngine):
     def _for(self, plan: Plan, size: int) -> _Recorded:
         """What was recorded for batches of this size, or is to be."""
         trainer, samples = self.trainer, self._samples()
-        assert isinstance(samples, TensorSamples)
         steps = min(self.max_block_steps, len(plan))
-        key = size, samples
+        key = size, rows_in_memory(samples)
         known = self._recorded.get(key)
         if known is not None and known.static.steps < steps:
             known = None

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.samples import TensorSamples
+from gdtrain.data.batch import Plan
+from gdtrain.data.samples import Samples, of_rows
+from gdtrain.data.sources import ArrangedSamples, rows_in_memory
 from gdtrain.training.engines.capturing.capture import CapturedStep, capture
 from gdtrain.training.engines.capturing.eager_pass import EagerPass
 from gdtrain.training.engines.capturing.functional_step import State
@@ -28,7 +29,7 @@ class StaticStep:
     def __init__(
         self,
         trainer: Run,
-        samples: TensorSamples,
+        samples: Samples,
         size: int,
         steps: int,
         known: StaticStep | None = None,
@@ -52,7 +53,10 @@ class StaticStep:
         )
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
         self._made = torch.zeros(1, dtype=torch.int64, device=device)  # before the first step
-        self._columns = samples.tensors
+        rows = rows_in_memory(samples)
+        assert rows is not None
+        self._columns = rows.tensors
+        self._arranged = samples.function if isinstance(samples, ArrangedSamples) else None
         self._live = self.state.flat()
 
     def advance(self, *, guarded: bool) -> None:
@@ -61,8 +65,9 @@ class StaticStep:
             places = self.places.index_select(0, self.number)[0]
             row = self.rows.index_select(0, self.number)[0]
             columns = [column.index_select(0, places) for column in self._columns]
-            targets = columns.pop() if len(columns) > 1 else None
-            batch = Batch(columns[0] if len(columns) == 1 else tuple(columns), targets, places)
+            batch = of_rows(columns, places)
+            if self._arranged is not None:
+                batch = self._arranged(batch)
             number = (self._made + self.number)[0]
             given = self.state
             if guarded:  # forward may write to what it is given

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.samples import TensorSamples
+from gdtrain.data.samples import Samples, TensorSamples
+from gdtrain.data.sources import rows_in_memory
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.capture import (
     CapturedStep,
@@ -108,15 +109,17 @@ class CompiledStep:
     def __init__(
         self,
         trainer: Run,
-        samples: TensorSamples,
+        samples: Samples,
         size: int,
         earlier: CompiledStep | None = None,
     ) -> None:
         self.trainer = trainer
         self.dtype = DTYPES[trainer.dtype]
         self.fresh_groups: tuple[int, ...] = ()  # whose momentum buffers are still to be made
-        self.samples = samples  # keeps alive what XLA reads
-        self.row_bytes = samples.nbytes // len(samples)
+        rows = rows_in_memory(samples)
+        assert rows is not None
+        self.samples, self.rows = samples, rows  # keep alive what XLA reads
+        self.row_bytes = rows.nbytes // len(rows)
         self._step: FunctionalStep | None = None
         self._programs: Programs = Programs() if earlier is None else earlier._programs
         self._captured: dict[int, CapturedStep | KnownStep] = {}
@@ -208,7 +211,7 @@ class CompiledStep:
     def window(self, shape: StepShape) -> Window:
         """What steps of this shape read."""
         reads = any(self._captured[size].outline.reads_indices for size in shape.sizes)
-        like = () if shape.gathers else self.samples.tensors
+        like = () if shape.gathers else self.rows.tensors
         return self._programs.window(shape, like, reads_indices=reads or shape.gathers)
 
     def _prepared(self, shape: StepShape) -> tuple[Program, Operands]:
@@ -245,9 +248,7 @@ class CompiledStep:
         _, fixed = self._split()
         window = self.window(shape) if shape.windowed else None
         columns = (
-            self._programs.columns(self.samples)
-            if window is None or shape.gathers
-            else window.columns
+            self._programs.columns(self.rows) if window is None or shape.gathers else window.columns
         )
         indices = None if window is None else window.indices
         constants = [_arrays(one.constants) for one in captured]

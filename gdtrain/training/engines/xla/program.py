@@ -271,7 +271,7 @@ def _batch(operands: Operands, first: Any, shape: StepShape, size: int) -> list[
         rows = [c.at[indices].get(mode="promise_in_bounds") for c in operands.columns]
     else:
         rows = [_slice(column, first, size) for column in operands.columns]
-    return [*rows, indices] if len(rows) > 1 else [*rows, None, indices]  # data without targets
+    return [*rows, indices]
 
 
 def _slice(array: Any, first: Any, size: int) -> Any:

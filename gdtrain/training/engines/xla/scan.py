@@ -164,7 +164,7 @@ class ScanEngine(CompiledEngine):
         if plan.num_batches is None:
             window.hold(self._samples().together(plan, start, start + steps))
             return
-        window.gather(step.samples, self._draws(plan, start, start + steps))
+        window.gather(step.rows, self._draws(plan, start, start + steps))
 
     def _draws(self, plan: Plan, start: int, stop: int) -> Tensor:
         """The samples of the batches ``start`` … ``stop - 1``, counted on over epochs."""
@@ -252,7 +252,7 @@ class ScanEngine(CompiledEngine):
     def _present(self, plan: Plan, start: int) -> CompiledStep:
         """What is compiled for model, loss and optimizer as they are. Raises ModelError."""
         samples, is_current = self._samples(), self._is_current()
-        if self._step is None or samples is not self._samples_of_step or not is_current:
+        if self._step is None or samples != self._samples_of_step or not is_current:
             self._step = self._compiled(samples, plan, start)
             self._samples_of_step = samples
             self._note_capture()
@@ -279,7 +279,6 @@ class ScanEngine(CompiledEngine):
         assert trainer.loader is not None
         if plan.num_batches is None:
             samples = TensorSamples(rows_of(next(trainer.read(trainer.loader, plan, start))))
-        assert isinstance(samples, TensorSamples)
         (size,) = plan.batch_sizes(start, start + 1)
         return CompiledStep(trainer, samples, size, self._step)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.training.engines.capturing.eager_pass import EagerPass
@@ -32,14 +31,15 @@ def step_key(seen: EagerPass, batch: Batch) -> str | None:
     trainer = seen.step.trainer
     if not calls_known_code(trainer) or root_package(type(trainer).__module__) != "gdtrain":
         return None
-    if seen.read_memory:
+    columns = [*batch.inputs] if type(batch.inputs) is tuple else [batch.inputs]
+    columns += [batch.targets, batch.indices]
+    if seen.read_memory or not all(isinstance(found, Tensor | None) for found in columns):
         return None
-    tensors = tree_flatten((batch.inputs, batch.targets, batch.indices))[0]
     try:
         words = [*_of_code(trainer), *seen.operators]
     except _UnknownError:
         return None
-    words += [form_of(tensor) for tensor in tensors if isinstance(tensor, Tensor)]
+    words += [form_of(tensor) for tensor in columns if tensor is not None]
     words += [trainer.dtype, trainer.device, torch.get_default_dtype()]
     return digest(words)
 

@@ -523,9 +523,6 @@ def test_what_it_can_not_run_is_refused_with_the_reason() -> None:
         "the data set is not in memory as tensors; give the loader tensors": {
             "loader": SampleLoader(Rows())
         },
-        "samples are nested tuples or dicts; give the loader tensors, such as (X1, X2, y)": {
-            "loader": SampleLoader(({"x": torch.ones(4, 5)}, torch.ones(4, 3)))
-        },
     }
     for reason, options in expected.items():
         assert refused(**options) == start + reason + end
