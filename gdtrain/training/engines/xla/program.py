@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,10 @@ from gdtrain.training.engines.capturing.capture import CapturedStep, StepOutline
 from gdtrain.training.engines.xla.lowering.graph import run_step
 from gdtrain.training.engines.xla.shared import Block, compiled
 from gdtrain.training.engines.xla.window import shared
+
+# Of so many multiplications, and of so many numbers: an update of 16-32-10 by 8 samples takes a
+# third of the time without a library of products, and one of 64-64-64-10 by 64 a tenth more.
+_SMALL_PRODUCT, _SMALL_BATCH = 1 << 16, 1 << 14
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[int, "_Place", list[Any]], tuple[list[Any], Any, Any]]
@@ -121,6 +126,7 @@ class Program:
             [[step.digest for step in steps], shape, list(changes), trained],
             lambda: _block(trace(), shape, changes, trained),
             (list(state), self._losses, operands, self._call),
+            is_small=_is_small(shape, state, operands),
         )
 
     def run(
@@ -139,6 +145,13 @@ class Program:
         with jax.enable_x64(True):
             state, self._losses = self._compiled(state, self._losses, operands, self._call)
         return state, np.asarray(self._losses)
+
+
+def _is_small(shape: StepShape, state: Sequence[Any], operands: Operands) -> bool:
+    """Whether a batch is small, and its product with each tensor of the state."""
+    largest = max((array.size for array in state), default=0)
+    of_sample = sum(math.prod(column.shape[1:]) for column in operands.columns)
+    return shape.size * largest <= _SMALL_PRODUCT and shape.size * of_sample <= _SMALL_BATCH
 
 
 def _block(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,8 @@ from gdtrain.training.engines.xla.step_key import digest
 
 Block = Callable[..., tuple[Any, Any]]
 
+# For products, XLA calls YNNPACK, unless that is for sums alone.
+_WITHOUT_LIBRARY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 # So many of each are kept in a process; those go first that were not used for the longest.
 _MOST = 64
 _outlines: OrderedDict[str, StepOutline] = OrderedDict()
@@ -50,11 +53,14 @@ def keep_outline(key: str, found: StepOutline) -> None:
     user_cache.write(f"{key}.json", json.dumps(asdict(found)).encode())
 
 
-def compiled(words: Any, make: Callable[[], Block], arguments: Sequence[Any]) -> Any:
+def compiled(
+    words: Any, make: Callable[[], Block], arguments: Sequence[Any], *, is_small: bool
+) -> Any:
     """``(state, losses, …) -> (state, losses)``, compiled; losses given to it are used up.
 
     words: what it depends on besides the shapes and dtypes of the arguments, which are arrays in
     lists and tuples. make: gives the function, to be traced if nobody has compiled it before.
+    is_small: without the library of products, whose calls take longer than small ones.
     """
     leaves, tree = jax.tree.flatten(tuple(arguments))
     threads = torch.get_num_threads() > 1
@@ -64,9 +70,16 @@ def compiled(words: Any, make: Callable[[], Block], arguments: Sequence[Any]) ->
         options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": threads}
         lowered = jax.jit(block, donate_argnums=(1,)).lower(*arguments)
         with user_cache.xla_keeps_programs():
-            _keep(_programs, key, lowered.compile(compiler_options=options))
+            _keep(_programs, key, _compile(lowered, options, is_small=is_small))
     _programs.move_to_end(key)
     return _programs[key]
+
+
+def _compile(lowered: Any, options: dict[str, str | bool], *, is_small: bool) -> Any:
+    if is_small:
+        with suppress(jax.errors.JaxRuntimeError):  # of a jaxlib that has no such library
+            return lowered.compile(compiler_options={**options, **_WITHOUT_LIBRARY})
+    return lowered.compile(compiler_options=options)
 
 
 def _read(key: str) -> Block | None:

@@ -200,6 +200,17 @@ def test_loops_of_small_steps_are_one_function_unless_the_user_says_otherwise(
     assert json.loads(done.out) == [flags is None, flags, True]
 
 
+@pytest.mark.parametrize("size", [8, 64])
+def test_small_products_are_part_of_the_loop(size) -> None:
+    X, model = torch.randn(2 * size, 16), nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loader = MiniBatchLoader((X, X[:, :10]), size)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", engine="scan")
+    trainer.fit(1)
+    (program,) = trainer.engine._step._programs._programs.values()
+    assert "ynn" not in program._compiled.as_text()
+
+
 # ── losses over labels ──────────────────────────────────────────────────────────────────────
 
 
