@@ -39,6 +39,30 @@ def is_of_torch(function: Any) -> bool:
     return str(code.co_filename).startswith(_FOLDER) and (wrapped is None or is_of_torch(wrapped))
 
 
+# How a layer is called and read, which its class has of torch.nn.Module.
+_calls_of = attrgetter("__call__", "_call_impl", "__getattr__", "__getattribute__")
+
+
+def is_known_layer(layer: nn.Module, packages: tuple[str, ...] = ("torch.nn.",)) -> bool:
+    """Whether a layer's passes run the code of these packages alone, PyTorch's as it came.
+
+    Hooks may be anybody's, and so may functions that stand in the place of its class's.
+
+    >>> is_known_layer(torch.nn.Linear(2, 1))
+    True
+    """
+    kind, own = type(layer), vars(layer)
+    if not kind.__module__.startswith(packages) or "forward" in own or "_call_impl" in own:
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    if not kind.__module__.startswith("torch."):
+        return True
+    return is_of_torch(kind.forward) and _calls_of(kind) == _calls_of(nn.Module)
+
+
 def _own(function: Any) -> Any:
     """What stands there when the project is imported, where that is PyTorch's."""
     return function if is_of_torch(function) else None

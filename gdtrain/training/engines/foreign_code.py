@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
@@ -19,17 +18,17 @@ from gdtrain.training.engines.capturing.python_state import (
     names_in,
     root_package,
 )
-from gdtrain.training.engines.hooks import has_layer_hooks, overridden
+from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import modules_of, roots_of
-from gdtrain.training.torch_code import has_own_pass, is_of_torch
+from gdtrain.training.torch_code import has_own_pass, is_known_layer
 
 # Rooms whose callbacks read the progress of a run, and call no model.
 _READERS = ("gdtrain.output.", "gdtrain.cli.")
 # Names in code that computes gradients: those that it reads then are its own.
 _OWN_GRADIENTS = {"autograd", "backward", "batch_gradient", "func"}
-# How a layer is called and read, which its class has of torch.nn.Module.
-_calls_of = attrgetter("__call__", "_call_impl", "__getattr__", "__getattribute__")
+
+_is_known_layer = functools.partial(is_known_layer, packages=("torch.nn.", "gdtrain."))
 
 
 def only_reads(callback: Callback | None, trainer: Run) -> bool:
@@ -58,17 +57,6 @@ def calls_known_code(trainer: Run) -> bool:
         return False
     layers = modules_of(roots_of(trainer))
     return all(map(_is_known_layer, layers)) and _is_known(trainer.loss)
-
-
-def _is_known_layer(layer: nn.Module) -> bool:
-    """Its class is known, and what it computes, which hooks and others may have changed."""
-    kind = type(layer)
-    own = vars(layer)
-    if has_layer_hooks(layer) or "forward" in own or "_call_impl" in own:
-        return False
-    if kind.__module__.startswith("torch.nn."):
-        return is_of_torch(kind.forward) and _calls_of(kind) == _calls_of(nn.Module)
-    return kind.__module__.startswith("gdtrain.")
 
 
 def _is_known(loss: Any) -> bool:

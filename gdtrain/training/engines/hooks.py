@@ -36,16 +36,6 @@ def has_foreign_hooks(layer: nn.Module) -> bool:
     )
 
 
-def has_layer_hooks(layer: nn.Module) -> bool:
-    """Whether somebody looks at the layer's passes."""
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
-
-
 def has_global_hooks() -> bool:
     """Whether somebody looks at the passes of all layers there are."""
     return bool(

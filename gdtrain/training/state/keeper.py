@@ -22,12 +22,13 @@ from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from gdtrain.data.tree import map_tensors
-from gdtrain.training.engines.hooks import has_global_hooks, has_layer_hooks, is_in_a_mode
+from gdtrain.training.engines.hooks import has_global_hooks, is_in_a_mode
 from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.run import Run
 from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
+from gdtrain.training.torch_code import has_own_pass, is_known_layer
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"
@@ -125,14 +126,15 @@ def as_in_fit(trainer: Run) -> None:
 def may_write(trainer: Run, modules: Iterable[nn.Module]) -> bool:
     """Whether code that is not PyTorch's might change parameters in a pass: whoever sees one."""
     own = trainer.has_own("batch_loss", "compute_loss", "forward", "loss_weight")
-    return own or has_global_hooks() or is_in_a_mode() or not all(map(_is_unseen, modules))
+    seen = has_global_hooks() or is_in_a_mode() or not has_own_pass()
+    return own or seen or not all(map(_is_unseen, modules))
 
 
 def _is_unseen(module: nn.Module) -> bool:
     """Whether PyTorch's code alone runs in a module's passes."""
     held = (p for p in module._parameters.values() if p is not None)
     watched = any(p._backward_hooks or p._post_accumulate_grad_hooks for p in held)
-    return is_stock(module) and not (has_layer_hooks(module) or watched)
+    return is_stock(module) and not watched
 
 
 def _same_versions(modules: Iterable[nn.Module]) -> ExitStack:
@@ -182,12 +184,10 @@ def modules_of(roots: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def is_stock(module: nn.Module) -> bool:
-    """Whether its forward pass is PyTorch's own and leaves parameters alone."""
+    """Whether its passes are PyTorch's own, seen by nobody, and leave parameters alone."""
     if getattr(module, "max_norm", None) is not None:  # an Embedding that bounds its rows
         return False
-    return type(module).__module__.startswith("torch.nn.modules.") and not (
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    )
+    return is_known_layer(module)
 
 
 # ── the parts ───────────────────────────────────────────────────────────────────────────────

@@ -463,3 +463,26 @@ def test_weights_that_others_set_in_a_refused_first_pass_come_back(where: str) -
             trainer.fit(1, progress=False)
         hook.remove()
     assert all(map(torch.equal, model.parameters(), before))
+
+
+@pytest.mark.parametrize("place", ["nn.Linear.forward", "nn.functional.linear", "layer._call_impl"])
+def test_so_do_those_that_functions_in_the_place_of_pytorchs_set(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Linear(3, 1)
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = torch.ones(4, 3), torch.ones(4)  # of a shape that is refused once the loss is known
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader(data), engine="eager")
+    holder, name = place.rsplit(".", 1)
+    where = {"nn.Linear": nn.Linear, "nn.functional": nn.functional, "layer": model}[holder]
+    function = getattr(where, name)
+
+    def writes(*args, **kwargs):
+        halve(model)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, writes, raising=False)
+    with pytest.raises(ModelError):
+        trainer.fit(1, progress=False)
+    assert all(map(torch.equal, model.parameters(), before))
