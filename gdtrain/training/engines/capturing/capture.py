@@ -32,6 +32,7 @@ from gdtrain.training.engines.capturing.functional_step import (
     form_of,
 )
 from gdtrain.training.engines.capturing.python_state import root_package
+from gdtrain.training.engines.capturing.transposes import kept_transposed
 from gdtrain.training.engines.capturing.without_looking import plain_operators
 from gdtrain.training.engines.capturing.writes import without_writes
 from gdtrain.training.losses.terms import Place
@@ -49,6 +50,7 @@ class StepOutline:
     changes: for each tensor of the state, whether the step changes it.
     reads_indices: whether the step looks at which samples its batch has.
     draws: whether it draws random numbers.
+    transposed: for each tensor of the state, whether the step needs its transpose alone.
     loss_dtype: ``float32``, for instance. terms: of the loss, and what is logged, in order.
     digest: of the graph in words, with everything that a program which runs it depends on.
     """
@@ -56,6 +58,7 @@ class StepOutline:
     changes: list[bool]
     reads_indices: bool
     draws: bool
+    transposed: list[bool]
     loss_dtype: str
     terms: list[Place]
     digest: str
@@ -93,6 +96,7 @@ class CapturedStep:
             changes=[_source(after) is not before for before, after in pairs],
             reads_indices=bool(inputs[-1].users),
             draws=any(is_drawing(node.target) for node in nodes),
+            transposed=kept_transposed(inputs[:ends], results[:ends]),
             loss_dtype=str(results[ends].meta["val"].dtype).removeprefix("torch."),
             terms=terms,
             digest=hashlib.sha256(self.text.encode()).hexdigest(),

@@ -21,6 +21,8 @@ from gdtrain.training.engines.xla.window import shared
 # Of so many multiplications, and of so many numbers: an update of 16-32-10 by 8 samples takes a
 # third of the time without a library of products, and one of 64-64-64-10 by 64 a tenth more.
 _SMALL_PRODUCT, _SMALL_BATCH = 1 << 16, 1 << 14
+# Rows of a transposed matrix are so many numbers, or a multiple.
+_VECTOR = 16
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[int, "_Place", list[Any]], tuple[list[Any], Any, Any]]
@@ -122,11 +124,13 @@ class Program:
         terms, dtype = len(steps[0].terms), steps[0].loss_dtype
         room = shape.steps + 2
         self._losses: Any = np.zeros((room, 1 + terms)) if terms else np.zeros(room, dtype)
+        transposed = _kept_transposed(steps, changes, state)
+        calls_library = not (_is_small(shape, state, operands) or _is_most(transposed, state))
         self._compiled = compiled(
             [[step.digest for step in steps], shape, list(changes), trained],
-            lambda: _block(trace(), shape, changes, trained),
+            lambda: _block(trace(), shape, changes, transposed, trained),
             (list(state), self._losses, operands, self._call),
-            is_small=_is_small(shape, state, operands),
+            calls_library=calls_library,
         )
 
     def run(
@@ -154,13 +158,41 @@ def _is_small(shape: StepShape, state: Sequence[Any], operands: Operands) -> boo
     return shape.size * largest <= _SMALL_PRODUCT and shape.size * of_sample <= _SMALL_BATCH
 
 
+def _kept_transposed(
+    steps: Sequence[StepOutline], changes: Sequence[bool], state: Sequence[Any]
+) -> list[bool]:
+    """Which tensors of ``state`` a program keeps transposed: those that fill whole vectors so."""
+    by_all = (all(each) for each in zip(*(step.transposed for step in steps), strict=True))
+    able = [is_able for is_able, changes_it in zip(by_all, changes, strict=True) if changes_it]
+    return [
+        is_able and len(array) % _VECTOR == 0 for is_able, array in zip(able, state, strict=True)
+    ]
+
+
+def _is_most(transposed: Sequence[bool], state: Sequence[Any]) -> bool:
+    """Whether most numbers of the state are kept transposed; the library is for other products."""
+    sizes = [array.size for array in state]
+    most = sum(size for size, is_so in zip(sizes, transposed, strict=True) if is_so)
+    return bool(2 * most > sum(sizes))
+
+
 def _block(
-    captured: Sequence[CapturedStep], shape: StepShape, changes: Sequence[bool], trained: int
+    captured: Sequence[CapturedStep],
+    shape: StepShape,
+    changes: Sequence[bool],
+    transposed: Sequence[bool],
+    trained: int,
 ) -> Block:
     """``(state, losses, operands, call) -> (state, losses)``; the trained come first in the state.
 
-    Losses given to it are used up.
+    Losses given to it are used up. transposed: which of the state to keep so from step to step.
     """
+    of_state = iter(transposed)
+    in_graph = [changes_it and next(of_state) for changes_it in changes]
+
+    def turn(state: Sequence[Any]) -> list[Any]:
+        pairs = zip(state, transposed, strict=True)
+        return [array.T if is_so else array for array, is_so in pairs]
 
     def block(state: list[Any], losses: Any, operands: Operands, call: _Call) -> tuple[Any, Any]:
         start, stop, first, number = call.span
@@ -168,19 +200,20 @@ def _block(
         def step(kind: int, at: _Place, state: list[Any]) -> tuple[list[Any], Any, Any]:
             """One update by a batch of the size of this kind."""
             batch = _batch(operands, at.row, shape, shape.sizes[kind])
-            changing, fixed = iter(state), iter(operands.fixed)
+            changing, fixed = iter(turn(state)), iter(operands.fixed)
             whole = [next(changing if changes_it else fixed) for changes_it in changes]
             settings, made = _slice(call.rows, at.settings, 1)[0], number + at.step
             constants = operands.constants[kind]
-            results = run_step(captured[kind], whole, settings, made, batch, constants)
+            results = run_step(captured[kind], whole, settings, made, batch, constants, in_graph)
             new, (loss, finite, *terms) = results[: len(changes)], results[len(changes) :]
             if terms:
                 loss = jnp.stack([loss.astype(np.float64), *terms])
             pairs = zip(new, changes, strict=True)
-            return [after for after, changes_it in pairs if changes_it], loss, finite
+            return turn([after for after, changes_it in pairs if changes_it]), loss, finite
 
-        carry = _Carry(start, list(state), losses, jnp.bool_(True))
-        done, state, losses, _ = _epochs(step, carry, stop, first, shape)
+        carry = _Carry(start, turn(state), losses, jnp.bool_(True))
+        done, turned, losses, _ = _epochs(step, carry, stop, first, shape)
+        state = turn(turned)
         finite = [jnp.isfinite(array).all() for array in state[:trained]]
         sound = jnp.stack([jnp.bool_(True), *finite]).all()
         ends = jnp.stack([done, sound]).astype(losses.dtype)

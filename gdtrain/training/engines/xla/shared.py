@@ -54,13 +54,14 @@ def keep_outline(key: str, found: StepOutline) -> None:
 
 
 def compiled(
-    words: Any, make: Callable[[], Block], arguments: Sequence[Any], *, is_small: bool
+    words: Any, make: Callable[[], Block], arguments: Sequence[Any], *, calls_library: bool
 ) -> Any:
     """``(state, losses, …) -> (state, losses)``, compiled; losses given to it are used up.
 
     words: what it depends on besides the shapes and dtypes of the arguments, which are arrays in
     lists and tuples. make: gives the function, to be traced if nobody has compiled it before.
-    is_small: without the library of products, whose calls take longer than small ones.
+    calls_library: whether products are left to XLA's library, whose calls take longer than small
+    products, and whose products longer than others by matrices that are not transposed for them.
     """
     leaves, tree = jax.tree.flatten(tuple(arguments))
     threads = torch.get_num_threads() > 1
@@ -70,13 +71,13 @@ def compiled(
         options: dict[str, str | bool] = {"xla_cpu_multi_thread_eigen": threads}
         lowered = jax.jit(block, donate_argnums=(1,)).lower(*arguments)
         with user_cache.xla_keeps_programs():
-            _keep(_programs, key, _compile(lowered, options, is_small=is_small))
+            _keep(_programs, key, _compile(lowered, options, calls_library=calls_library))
     _programs.move_to_end(key)
     return _programs[key]
 
 
-def _compile(lowered: Any, options: dict[str, str | bool], *, is_small: bool) -> Any:
-    if is_small:
+def _compile(lowered: Any, options: dict[str, str | bool], *, calls_library: bool) -> Any:
+    if not calls_library:
         with suppress(jax.errors.JaxRuntimeError):  # of a jaxlib that has no such library
             return lowered.compile(compiler_options={**options, **_WITHOUT_LIBRARY})
     return lowered.compile(compiler_options=options)

@@ -10,7 +10,7 @@ PyTorch gives them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import fx
 
 from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.capture import CapturedStep
+from gdtrain.training.engines.capturing.transposes import computed_transposed
 from gdtrain.training.engines.xla.lowering import reductions, shapes
 from gdtrain.training.engines.xla.lowering.convolution import CONVOLUTION
 from gdtrain.training.engines.xla.lowering.indexing import INDEXING
@@ -95,22 +96,25 @@ def run_graph(
     arguments: Sequence[Any],
     constants: Sequence[Any],
     keys: Iterator[Any] | None = None,
+    transposed: Set[fx.Node] = frozenset(),
 ) -> Any:
     """The results of a captured graph over jax arrays.
 
     arguments: of its placeholders, in order. constants: of its ``get_attr`` nodes, in order.
     keys: one for each operator that draws random numbers, in order.
+    transposed: nodes to compute so, element by element. XLA leaves out what is transposed twice.
     """
     given, held = iter(arguments), iter(constants)
     values: dict[fx.Node, Any] = {}
 
-    def lowered(tree: Any) -> Any:
-        found = fx.node.map_arg(tree, values.__getitem__)
+    def lowered(tree: Any, turns: bool = False) -> Any:
+        found = fx.node.map_arg(tree, lambda of: _turned(values[of], turns != (of in transposed)))
         return _dtype(found) if isinstance(found, torch.dtype) else found
 
     for node in module.graph.nodes:
+        turns = node in transposed
         if node.op == "placeholder":
-            values[node] = next(given)
+            values[node] = _turned(next(given), turns)
         elif node.op == "get_attr":
             values[node] = next(held)
         elif node.op == "output":
@@ -121,7 +125,7 @@ def run_graph(
             name = table_name(node.target)
             assert name is not None
             options = {k: lowered(v) for k, v in node.kwargs.items() if k not in _ON_MEMORY}
-            operands = [lowered(argument) for argument in node.args]
+            operands = [lowered(argument, turns) for argument in node.args]
             if name in RANDOM:
                 assert keys is not None
                 operands.insert(0, next(keys))
@@ -138,19 +142,30 @@ def run_step(
     number: Any,
     batch: Sequence[Any],
     constants: Sequence[Any],
+    transposed: Sequence[bool] = (),
 ) -> Any:
-    """``[*state, loss, finite]`` after a captured step, over jax arrays."""
+    """``[*state, loss, finite]`` after a captured step, over jax arrays.
+
+    transposed: for each tensor of the state, whether to compute with its transpose.
+    """
     keys = None
+    *_, last = captured.graph.graph.nodes
+    pairs = zip(captured.graph.graph.nodes, last.args[0], transposed, strict=False)
+    nodes = computed_transposed({before: after for before, after, is_so in pairs if is_so})
     if captured.outline.draws:
         *constants, seed = constants
         keys = keys_of(seed, number)
-    return run_graph(captured.graph, [*state, row, number, *batch], constants, keys)
+    return run_graph(captured.graph, [*state, row, number, *batch], constants, keys, nodes)
 
 
 def keys_of(seed: Any, number: Any) -> Iterator[Any]:
     """The keys of a step: functions of the seed, the updates made before it, and the place."""
     of_step = jax.random.fold_in(jax.random.key(seed), number)
     return (jax.random.fold_in(of_step, place) for place in count())
+
+
+def _turned(value: Any, turns: bool) -> Any:
+    return value.T if turns else value
 
 
 def _dtype(of: torch.dtype) -> np.dtype[Any]:
