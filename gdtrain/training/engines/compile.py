@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.samples import map_batch
-from gdtrain.errors import ConfigError, ModelError
+from gdtrain.errors import ConfigError
 from gdtrain.training.engines.capturing.eager_pass import reached
 from gdtrain.training.engines.capturing.functional_step import Places
 from gdtrain.training.engines.eager import EagerEngine
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.state.plain_values import is_torchs
@@ -54,7 +55,7 @@ class CompileEngine(EagerEngine):
                 return super().run(block)
         except TorchDynamoException as error:
             reason = str(error).strip().split("\n")[0]
-            self.trainer.choice.instead(self.name, ModelError(f"torch.compile: {reason}"))
+            self.trainer.choice.instead(self.name, EngineError(f"torch.compile: {reason}"))
             raise
         finally:
             self._tell_of_breaks()
@@ -98,7 +99,7 @@ class CompileEngine(EagerEngine):
                     f"torch.compile: forward writes to buffer {name} in place, after which "
                     "its gradient may be wrong; rebind it, as in self.count = self.count + 1"
                 )
-                self.trainer.choice.instead(self.name, ModelError(reason))
+                self.trainer.choice.instead(self.name, EngineError(reason))
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -120,7 +121,7 @@ class CompileEngine(EagerEngine):
                 return call
         if isinstance(module, torch.jit.ScriptModule):
             reason = f"torch.compile: a {module.original_name} that is scripted can't be compiled"
-            self.trainer.choice.instead(self.name, ModelError(reason))
+            self.trainer.choice.instead(self.name, EngineError(reason))
         module.compile(**self._options)
         self._compiled.append((module, module._compiled_call_impl))
         return module._compiled_call_impl

@@ -7,7 +7,12 @@ from typing import Protocol
 from torch import Tensor
 
 from gdtrain.data.batch import Block
+from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
+
+
+class EngineError(ModelError):
+    """An engine can't run what eager can."""
 
 
 class Engine(Protocol):

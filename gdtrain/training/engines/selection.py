@@ -16,7 +16,7 @@ from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training.blocks import may_go_on
 from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
-from gdtrain.training.engines.engine import Engine
+from gdtrain.training.engines.engine import Engine, EngineError
 from gdtrain.training.engines.foreign_code import calls_known_code
 from gdtrain.training.engines.obstacles import INSTALL, obstacles
 from gdtrain.training.epoch_plan import known_plan
@@ -97,9 +97,12 @@ class EngineChoice:
     def instead(self, name: str, error: ModelError) -> Engine:
         """The engine that goes on where the one of this name can't, from now on the trainer's.
 
-        That is eager under ``auto``. Raises ConfigError if an engine was asked for by name.
+        That is eager under ``auto``. If an engine was asked for by name, raises ConfigError, or
+        the error itself where eager would raise it too.
         """
         if self.wanted != "auto":
+            if not isinstance(error, EngineError):
+                raise error
             raise _refusal(name, str(error)) from error
         if self.trainer.world.rank == 0:
             logger.warning("engine: eager, since %s can't run this: %s", name, error)
@@ -119,13 +122,13 @@ def _refusal(name: str, reason: str) -> ConfigError:
 
 
 def _made(trainer: Run, name: str) -> Engine:
-    """The engine of this name, with what it has to capture. Raises ModelError if it can't be."""
+    """The engine of this name, with what it has to capture. Raises EngineError if it can't be."""
     if name == "eager":
         return EagerEngine(trainer)
     if name == "compile":
         return CompileEngine(trainer, trainer.choice.options)
     for reason in obstacles(trainer, name):
-        raise ModelError(reason)
+        raise EngineError(reason)
     plan = _expected_plan(trainer)
     # Their imports take a second, which only those who use them should spend.
     if name == "scan":

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.tree import map_tensors, tensors_of
-from gdtrain.errors import GdtrainError, ModelError
+from gdtrain.errors import GdtrainError
 from gdtrain.training.engines.capturing.eager_pass import EagerPass, is_drawing, reached, unread
 from gdtrain.training.engines.capturing.functional_step import (
     SETTINGS_PER_GROUP,
@@ -35,6 +35,7 @@ from gdtrain.training.engines.capturing.python_state import root_package
 from gdtrain.training.engines.capturing.transposes import kept_transposed
 from gdtrain.training.engines.capturing.without_looking import plain_operators
 from gdtrain.training.engines.capturing.writes import without_writes
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
 
@@ -127,7 +128,7 @@ def capture(
     is_lowered: whether an operator may stay in the graph as it is; others are decomposed.
     known: an earlier capture, which is returned if the pass was as the one before it.
     Another pass is made as if an update lay between, to see that the step does not change from one
-    to the next; where a pass can't tell, it is captured twice. Raises ModelError, naming the
+    to the next; where a pass can't tell, it is captured twice. Raises EngineError, naming the
     reason, for a step that can't be captured.
     """
     if known is not None and known.operators == seen.operators:
@@ -139,7 +140,7 @@ def capture(
     with _moved_on(step.trainer):
         again = captured if _stays(seen, batch) else _trace(step, batch, is_lowered)
     if (difference := captured.differs(again)) is not None:
-        raise ModelError(
+        raise EngineError(
             "what it computes changes from one step to the next by something else than tensors, "
             f"such as a clock, a counter or the learning rate: {difference}"
         )
@@ -204,7 +205,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
         except GdtrainError:
             raise
         except Exception as error:  # whatever a model's own code or the tracer may raise
-            raise ModelError(_reason(error)) from error
+            raise EngineError(_reason(error)) from error
         finally:
             before.restore()
     without_writes(graph.graph)
@@ -213,7 +214,7 @@ def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]
     names = [node.target for node in graph.graph.nodes if node.op == "get_attr"]
     captured = CapturedStep(graph, [_attribute(graph, name) for name in names], terms)
     if captured.outline.draws and seeded:
-        raise ModelError(
+        raise EngineError(
             "forward draws random numbers and sets PyTorch's generator, as "
             "torch.utils.checkpoint does; give that preserve_rng_state=False, or no random layers"
         )
@@ -250,13 +251,13 @@ def _check_operators(graph: fx.GraphModule, is_lowered: Callable[[Any], bool]) -
     nodes = [node for node in graph.graph.nodes if node.op.startswith("call")]
     symbolic = [node for node in nodes if _is_symbolic(node.meta.get("val"))]
     if dependent := {_whole(node).target for node in symbolic}:
-        raise ModelError(
+        raise EngineError(
             f"what {_listed(dependent)} gives has a shape, or is a number in Python code, that "
             "depends on values of tensors; use torch.where or a mask"
         )
     unknown = {node.target for node in nodes if not is_lowered(node.target)}
     if unknown:
-        raise ModelError(f"there is no lowering of {_listed(unknown)}")
+        raise EngineError(f"there is no lowering of {_listed(unknown)}")
 
 
 def _whole(node: Any) -> Any:
@@ -276,7 +277,7 @@ def _listed(targets: Iterable[Any]) -> str:
 
 
 def _check_constants(step: FunctionalStep, captured: CapturedStep) -> None:
-    """Raise ModelError if the step reads a part of the state as if it were a constant."""
+    """Raise EngineError if the step reads a part of the state as if it were a constant."""
     live = {t.untyped_storage().data_ptr(): name for name, t in step.places.tensors.items()}
     for state in step.trainer.optimizer.state.values():
         for tensor in state.values():
@@ -285,7 +286,7 @@ def _check_constants(step: FunctionalStep, captured: CapturedStep) -> None:
     for constant in captured.constants:
         name = live.get(constant.untyped_storage().data_ptr())
         if name is not None and constant.numel():
-            raise ModelError(
+            raise EngineError(
                 f"{name} is read through a list or variable of somebody's own; read it where the "
                 "module has it"
             )
@@ -373,7 +374,7 @@ _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 def _write(tensor: Tensor, values: Tensor) -> None:
     """``tensor.data = values``, for who sees values alone and not the memory that has them."""
     if tensor.shape != values.shape or tensor.dtype != values.dtype:
-        raise ModelError("forward gives .data another shape or dtype")
+        raise EngineError("forward gives .data another shape or dtype")
     with torch.no_grad():
         tensor.copy_(values)
 
@@ -397,7 +398,7 @@ def _attribute(graph: fx.GraphModule, target: Any) -> Tensor:
     for part in str(target).split("."):
         found = getattr(found, part)
     if not isinstance(found, Tensor):  # the tracer keeps generators so
-        raise ModelError("forward or the loss draws from a generator of somebody's own")
+        raise EngineError("forward or the loss draws from a generator of somebody's own")
     return found
 
 

@@ -12,6 +12,7 @@ from gdtrain.data.samples import Samples
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.eager import stacked
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.engines.foreign_code import Structure, calls_known_code, only_reads
 from gdtrain.training.engines.obstacles import UNEVEN, obstacles_in_step
 from gdtrain.training.run import Run
@@ -38,7 +39,7 @@ class CompiledEngine(ABC):
         parts: list[Tensor] = []
         try:
             if block.plan.sizes is not None:
-                raise ModelError(UNEVEN)
+                raise EngineError(UNEVEN)
             self._run_parts(block, parts)
         except ModelError as error:  # another engine makes the rest
             self.publish()
@@ -64,7 +65,7 @@ class CompiledEngine(ABC):
     def _run_parts(self, block: Block, parts: list[Tensor]) -> None:
         """Make the updates, and put the losses of those made into ``parts`` as they come.
 
-        Raises ModelError if the step can't be captured.
+        Raises EngineError if the step can't be captured.
         """
 
     @staticmethod
@@ -81,12 +82,12 @@ class CompiledEngine(ABC):
     def _is_current(self) -> bool:
         """Whether what was captured is the step of the trainer as it is now.
 
-        Raises ModelError if the trainer has got something that can't be captured.
+        Raises EngineError if the trainer has got something that can't be captured.
         """
         if not self._may_differ:
             return True
         for reason in obstacles_in_step(self.trainer, self.name):
-            raise ModelError(reason)
+            raise EngineError(reason)
         known, trainer = self._structure, self.trainer
         return known is not None and calls_known_code(trainer) and known.is_of(trainer)
 

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import map_batch
 from gdtrain.data.tree import tensors_of
-from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
 from gdtrain.training.engines.capturing.functional_step import FunctionalStep, Places, step_number
 from gdtrain.training.engines.capturing.python_state import Attribute, PythonState
 from gdtrain.training.engines.capturing.temporaries import FirstUses
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.placement.compiler_import import leave_compiler_out
 from gdtrain.training.run import Run
@@ -44,7 +44,7 @@ class EagerPass:
     memory alone.
 
     Whatever model, loss and data do not fit is said as it is said without an engine. Raises
-    ModelError if the pass changes what a captured step has as constants. What it makes once and
+    EngineError if the pass changes what a captured step has as constants. What it makes once and
     keeps, such as a mask, stays: a second pass changes nothing then, and gives the same. So do
     attributes that each pass binds before it reads them; a third pass has them in places.
     """
@@ -61,7 +61,7 @@ class EagerPass:
                 seen = _Pass(trainer, places, batch)
             if seen.changed or not seen.gives_as(first):
                 first.before.restore()
-                raise ModelError(
+                raise EngineError(
                     f"forward or the loss changes {', '.join(first.changed[:3])} in each pass; a "
                     "captured step changes parameters and buffers alone (trainer.step counts the "
                     "updates)"
@@ -127,7 +127,7 @@ class _Pass:
             self._left = {name: tensor.clone() for name, tensor in left.items()}
         for name, gradient in self.gradients.items():
             if gradient is not None and gradient.layout is not torch.strided:
-                raise ModelError(f"the gradient of {name} is sparse")
+                raise EngineError(f"the gradient of {name} is sparse")
 
     def gives_as(self, other: _Pass) -> bool:
         """Whether another pass, of places that are among those of this one, gave the same bits."""
@@ -149,7 +149,7 @@ def reached(trainer: Run, places: Places) -> PythonState:
 
 @contextmanager
 def unread(trainer: Run) -> Iterator[None]:
-    """Raise ModelError meanwhile if code reads what an engine changes while it makes updates."""
+    """Raise EngineError meanwhile if code reads what an engine changes while it makes updates."""
     watched: dict[str, Any] = {"progress": trainer.progress, "history": trainer.history}
     classes: dict[str, Any] = {name: type(found) for name, found in watched.items()}
     for name, found in watched.items():
@@ -166,7 +166,7 @@ def _unreadable(name: str, kind: type) -> Any:
     def refuse(found: Any, attribute: str) -> Any:
         if attribute.startswith("__"):
             return object.__getattribute__(found, attribute)
-        raise ModelError(
+        raise EngineError(
             f"trainer.{name}.{attribute} is read, which moves while a block is computed; "
             "trainer.step has the updates made, as a tensor"
         )

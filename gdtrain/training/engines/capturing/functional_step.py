@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
-from gdtrain.errors import ModelError
 from gdtrain.training.descent import backward
 from gdtrain.training.engines.capturing.python_state import Attribute
 from gdtrain.training.engines.capturing.without_looking import without_looking
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.losses.terms import Place
 from gdtrain.training.run import Run
@@ -114,7 +114,7 @@ class FunctionalStep:
     def _name_of(self, parameter: Tensor) -> str:
         name = self.places.name_of(parameter)
         if name is None:
-            raise ModelError(
+            raise EngineError(
                 f"the optimizer holds a parameter {list(parameter.shape)} that is neither the "
                 "model's nor the loss's"
             )
@@ -158,7 +158,7 @@ class FunctionalStep:
                 states = [self.trainer.optimizer.state.get(parameter, {}) for parameter in held]
                 missing = [state.get("momentum_buffer") is None for state in states]
                 if any(missing) and not all(missing):
-                    raise ModelError("some parameters of a group with dampening are new to it")
+                    raise EngineError("some parameters of a group with dampening are new to it")
                 if any(missing):
                     found.append(number)
         return tuple(found)
@@ -166,12 +166,12 @@ class FunctionalStep:
     def settings_row(self, fresh_groups: Sequence[int] = ()) -> list[float]:
         """The optimizer's present settings, as :meth:`__call__` takes them.
 
-        Raises ModelError if they make another step, with a term that this one lacks.
+        Raises EngineError if they make another step, with a term that this one lacks.
         """
         row: list[float] = []
         for number, group in enumerate(self.trainer.optimizer.param_groups):
             if update_flags(group) != self.flags[number]:
-                raise ModelError("a schedule switches weight_decay or momentum on or off")
+                raise EngineError("a schedule switches weight_decay or momentum on or off")
             kept = 1.0 if number in fresh_groups else 1.0 - group["dampening"]
             row += [float(group["lr"]), group["weight_decay"], group["momentum"], kept]
         return row
@@ -206,7 +206,7 @@ class FunctionalStep:
             for gradient in gradients.values() if looks else ():
                 finite = finite & torch.isfinite(gradient).all()
             if missing := [name for name in self.trained if name not in gradients]:
-                raise ModelError(f"the loss depends on {missing[0]} in some batches only")
+                raise EngineError(f"the loss depends on {missing[0]} in some batches only")
             gradients = self._clip(gradients)
             trained, momenta = self._descend(after, state.momenta, gradients, row)
         others = [after[name] for name in self.others]
@@ -292,14 +292,14 @@ class Places:
         return mine.keys() == theirs.keys() and all(mine[name] is theirs[name] for name in mine)
 
     def check_apart(self) -> None:
-        """Raise ModelError if two tensors share memory, and so what is written to one of them."""
+        """Raise EngineError if two tensors share memory, and so what is written to one of them."""
         strided = [
             (n, t) for n, t in self.tensors.items() if t.layout is torch.strided and t.numel()
         ]
         spans = sorted((t.data_ptr(), t.data_ptr() + _extent(t), name) for name, t in strided)
         for (_, stop, name), (start, _, other) in pairwise(spans):
             if start < stop:
-                raise ModelError(f"{name} and {other} share memory")
+                raise EngineError(f"{name} and {other} share memory")
 
     def name_of(self, tensor: Tensor) -> str | None:
         """The name of a parameter or buffer; None for others."""
@@ -312,7 +312,7 @@ class Places:
         """Let the modules hold these tensors meanwhile, in the place of all that they hold.
 
         Yields what they hold. after: gets what forward leaves in the places, detached. Raises
-        ModelError if that is of another shape, or another parameter.
+        EngineError if that is of another shape, or another parameter.
         """
         placed = {
             name: tensor.detach().requires_grad_(self.tensors[name].requires_grad)
@@ -340,16 +340,16 @@ class Places:
     def left(self, placed: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
         """What forward has left in the places, detached.
 
-        placed: what was there before. Raises ModelError for another parameter, and for what is
+        placed: what was there before. Raises EngineError for another parameter, and for what is
         not of the shape and dtype of ``like``.
         """
         left = [(name, places.get(key)) for name, places, key in self._places]
         ends: dict[str, Any] = dict(left)
         for name, tensor in left:
             if tensor is not ends[name]:
-                raise ModelError(f"forward rebinds {name} in one of its places")
+                raise EngineError(f"forward rebinds {name} in one of its places")
             if tensor is not placed[name] and isinstance(self.tensors[name], nn.Parameter):
-                raise ModelError(f"forward rebinds parameter {name}")
+                raise EngineError(f"forward rebinds parameter {name}")
             _check_form(name, like[name], tensor)
         return {name: tensor.detach() for name, tensor in ends.items()}
 
@@ -365,15 +365,15 @@ def _extent(tensor: Tensor) -> int:
 
 
 def _check_form(name: str, before: Tensor, after: Any) -> None:
-    """Raise ModelError if forward has left a tensor of another shape or dtype, or none."""
+    """Raise EngineError if forward has left a tensor of another shape or dtype, or none."""
     if not isinstance(after, Tensor):
-        raise ModelError(f"forward takes {name} away")
+        raise EngineError(f"forward takes {name} away")
     for kind, was, now in (
         ("shape", list(before.shape), list(after.shape)),
         ("dtype", before.dtype, after.dtype),
     ):
         if was != now:
-            raise ModelError(f"forward changes the {kind} of {name} from {was} to {now}")
+            raise EngineError(f"forward changes the {kind} of {name} from {was} to {now}")
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.sources import rows_in_memory
-from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.cuda.static_step import StaticStep
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.losses.terms import of_row
 from gdtrain.training.run import Run
@@ -72,7 +72,7 @@ class CudaGraphEngine(CompiledEngine):
         self._checked: set[Any] = set()  # of these, what is of the trainer as it is now
 
     def prepare(self, plan: Plan) -> None:
-        """Record what most steps of the plan need. Raises ModelError if it can't be."""
+        """Record what most steps of the plan need. Raises EngineError if it can't be."""
         self._check()
         self._for(plan, plan.batch_sizes(0, 1)[0])
 
@@ -175,7 +175,7 @@ class CudaGraphEngine(CompiledEngine):
 class _Recorded:
     """A static step with its recordings: of one update, and, where needed, many or a guarded one.
 
-    Raises ModelError where the device does not let an update be recorded.
+    Raises EngineError where the device does not let an update be recorded.
     """
 
     def __init__(self, static: StaticStep, record: Record, device: torch.device) -> None:
@@ -199,7 +199,7 @@ class _Recorded:
             return self._record(work, rewind, self._device)  # which does it a few times
         except RuntimeError as error:
             reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"the update can't be recorded: {reason}") from error
+            raise EngineError(f"the update can't be recorded: {reason}") from error
         finally:
             self.static.put_back(before)
             rng.restore(self._device)

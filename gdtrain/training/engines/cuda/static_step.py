@@ -23,7 +23,7 @@ class StaticStep:
     places: [steps, size] int64, the samples of each step. rows: [steps, settings], as
     :class:`FunctionalStep` takes them. losses: [steps]. terms: [steps, terms], those of the loss.
     number: [1], the step that comes next.
-    known: an earlier one of this size. Raises ModelError for a step that can't be captured.
+    known: an earlier one of this size. Raises EngineError for a step that can't be captured.
     """
 
     def __init__(

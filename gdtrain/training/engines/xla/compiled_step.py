@@ -25,6 +25,7 @@ from gdtrain.training.engines.capturing.capture import (
 )
 from gdtrain.training.engines.capturing.eager_pass import EagerPass
 from gdtrain.training.engines.capturing.functional_step import FunctionalStep
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.engines.xla import shared
 from gdtrain.training.engines.xla.cpu import cpu
 from gdtrain.training.engines.xla.lowering.graph import DTYPES, is_lowered
@@ -155,13 +156,13 @@ class CompiledStep:
         return any(captured.outline.draws for captured in self._captured.values())
 
     def capture(self, sizes: Iterable[int]) -> None:
-        """Capture the step for batches of these sizes. Raises ModelError if it can't be."""
+        """Capture the step for batches of these sizes. Raises EngineError if it can't be."""
         new = set(sizes) - self._captured.keys()
         if not new:
             return
         self._captured |= {size: self._capture(size) for size in sorted(new, reverse=True)}
         if any(captured.outline.terms != self.terms for captured in self._captured.values()):
-            raise ModelError("the loss has other terms in batches of another size")
+            raise EngineError("the loss has other terms in batches of another size")
         each = [captured.outline.changes for captured in self._captured.values()]
         changes = [any(of_one) for of_one in zip(*each, strict=True)]
         if changes != self._changes:
@@ -177,7 +178,7 @@ class CompiledStep:
         if self._step is None:
             self._step = seen.step
         elif seen.step.settings != self.step.settings:
-            raise ModelError(
+            raise EngineError(
                 "the loss depends on other parameters, or forward leaves tensors of other shapes, "
                 "in batches of another size"
             )
@@ -205,7 +206,7 @@ class CompiledStep:
         return captured
 
     def program(self, shape: StepShape) -> Program:
-        """What runs steps of this shape. Raises ModelError if the step can't be compiled."""
+        """What runs steps of this shape. Raises EngineError if the step can't be compiled."""
         return self._prepared(shape)[0]
 
     def window(self, shape: StepShape) -> Window:
@@ -242,7 +243,7 @@ class CompiledStep:
             text = str(error).strip().split("\n")[0]
             known = isinstance(error, NotImplementedError)
             text = f"XLA has no {text}" if known else f"XLA: {type(error).__name__}: {text}"
-            raise ModelError(text) from error
+            raise EngineError(text) from error
 
     def _operands(self, shape: StepShape, captured: Sequence[CapturedStep | KnownStep]) -> Operands:
         _, fixed = self._split()

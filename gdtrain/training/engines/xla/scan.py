@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
-from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.engines.xla.compiled_step import CompiledStep, losses_of
 from gdtrain.training.engines.xla.program import Array, StepShape
@@ -57,7 +57,7 @@ class ScanEngine(CompiledEngine):
         return True
 
     def prepare(self, plan: Plan) -> None:
-        """Capture and compile what most steps of the plan need. Raises ModelError if it can't."""
+        """Capture and compile what most steps of the plan need. Raises EngineError if it can't."""
         if plan.num_batches is None and not plan.remaining(0):
             return  # a stream of which nothing has come
         step = self._present(plan, 0)
@@ -250,7 +250,7 @@ class ScanEngine(CompiledEngine):
     # ── what is compiled ────────────────────────────────────────────────────────────────────
 
     def _present(self, plan: Plan, start: int) -> CompiledStep:
-        """What is compiled for model, loss and optimizer as they are. Raises ModelError."""
+        """What is compiled for model, loss and optimizer as they are. Raises EngineError."""
         samples, is_current = self._samples(), self._is_current()
         if self._step is None or samples != self._samples_of_step or not is_current:
             self._step = self._compiled(samples, plan, start)
@@ -263,11 +263,11 @@ class ScanEngine(CompiledEngine):
         return self._step
 
     def _tell_of_draws(self, step: CompiledStep) -> None:
-        """Say once what a step draws from. Raises ModelError where nobody asked for the engine."""
+        """Say once what a step draws from. Raises EngineError where nobody asked for the engine."""
         if not step.draws or self._has_told:
             return
         if self.trainer.choice.wanted == "auto":
-            raise ModelError("the step draws random numbers, and XLA would draw others")
+            raise EngineError("the step draws random numbers, and XLA would draw others")
         logger.warning(
             "engine: scan draws its random numbers (dropout's masks) from a stream of its own, a "
             "function of the seed and the step; they are not those of eager"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gdtrain.errors import ModelError
+from gdtrain.training.engines.engine import EngineError
 
 # jax.enable_x64 as a context came with it.
 LEAST = (0, 8)
@@ -17,7 +17,7 @@ def _next(x: Any) -> Any:
 
 
 def check_jax() -> None:
-    """Raise ModelError, in one line, if jax is too old, broken, or told to compile nothing.
+    """Raise EngineError, in one line, if jax is too old, broken, or told to compile nothing.
 
     It is imported, which takes a second. Whatever it raises, an installation can raise. Its import
     draws from numpy's generator, which the run may draw from: that is put back.
@@ -31,17 +31,17 @@ def check_jax() -> None:
             np.random.set_state(before)
 
         if jax.__version_info__ < LEAST:
-            raise ModelError(f"jax {jax.__version__} is too old; install jax >= {least}")
+            raise EngineError(f"jax {jax.__version__} is too old; install jax >= {least}")
         config: Any = jax.config
         if config.jax_disable_jit:
-            raise ModelError("jax compiles nothing, since JAX_DISABLE_JIT is set; unset it")
+            raise EngineError("jax compiles nothing, since JAX_DISABLE_JIT is set; unset it")
         from gdtrain.training.engines.xla.cpu import cpu
 
         with jax.default_device(cpu()):
             jax.jit(_next)(1.0).block_until_ready()
-    except ModelError:
+    except EngineError:
         raise
     except Exception as error:
         message = " ".join(str(error).split())[:200]
         reason = f"{type(error).__name__}: {message}" if message else type(error).__name__
-        raise ModelError(f"jax can't be used ({reason}); install jax >= {least}") from error
+        raise EngineError(f"jax can't be used ({reason}); install jax >= {least}") from error

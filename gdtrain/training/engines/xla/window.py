@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.samples import TensorSamples
-from gdtrain.errors import ModelError
+from gdtrain.training.engines.engine import EngineError
 
 # A window holds at most so many steps, that their losses can be looked at now and then …
 MAX_STEPS = 1 << 18
@@ -61,11 +61,11 @@ class Window:
 
 
 def rows_of(batch: Batch) -> list[Tensor]:
-    """Inputs and, last, targets. Raises ModelError for samples that are not rows of tensors."""
+    """Inputs and, last, targets. Raises EngineError for samples that are not rows of tensors."""
     inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
     columns = [*inputs, batch.targets]
     if not all(isinstance(column, Tensor) and len(column) == len(batch) for column in columns):
-        raise ModelError("the stream's samples are not rows of tensors")
+        raise EngineError("the stream's samples are not rows of tensors")
     return columns
 
 

@@ -19,7 +19,7 @@ from gdtrain import (
     StepLosses,
     Trainer,
 )
-from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.errors import ConfigError, ModelError, NonFiniteError
 from gdtrain.training import models
 from gdtrain.training.optimizing import schedules
 
@@ -526,6 +526,18 @@ def test_what_it_can_not_run_is_refused_with_the_reason() -> None:
     }
     for reason, options in expected.items():
         assert refused(**options) == start + reason + end
+
+
+@pytest.mark.parametrize("engine", ["eager", "scan"])
+def test_what_no_engine_can_run_is_refused_in_the_same_words(engine: str) -> None:
+    model = nn.Linear(5, 3)
+    before = [parameter.clone() for parameter in model.parameters()]
+    loader = MiniBatchLoader((torch.ones(8, 5), torch.ones(8)), 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ModelError, match=r"^loss: output has shape \[4, 3\]") as refusal:
+        Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", engine=engine).fit(1)
+    assert "eager" not in str(refusal.value)
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_an_operator_without_a_lowering_is_named() -> None:

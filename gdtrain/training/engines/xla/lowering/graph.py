@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from gdtrain.errors import ModelError
 from gdtrain.training.engines.capturing.capture import CapturedStep
 from gdtrain.training.engines.capturing.transposes import computed_transposed
+from gdtrain.training.engines.engine import EngineError
 from gdtrain.training.engines.xla.lowering import reductions, shapes
 from gdtrain.training.engines.xla.lowering.convolution import CONVOLUTION
 from gdtrain.training.engines.xla.lowering.indexing import INDEXING
@@ -170,7 +170,7 @@ def _turned(value: Any, turns: bool) -> Any:
 
 def _dtype(of: torch.dtype) -> np.dtype[Any]:
     if of not in DTYPES:
-        raise ModelError(f"it computes with numbers of {of}")
+        raise EngineError(f"it computes with numbers of {of}")
     return DTYPES[of]
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gdtrain.errors import ModelError
+from gdtrain.training.engines.engine import EngineError
 
 Lowering = Callable[..., Any]
 
@@ -37,14 +37,14 @@ def _index_put(x: Any, indices: Sequence[Any], values: Any, accumulate: bool = F
 def _masked(x: Any, indices: Sequence[Any], values: Any) -> tuple[Any, Any]:
     """A mask among the indices as one that fits x, and what is to be put where it is True.
 
-    Raises ModelError for a value for each True, whose number only a run can tell.
+    Raises EngineError for a value for each True, whose number only a run can tell.
     """
     given = [(number, index) for number, index in enumerate(indices) if index is not None]
     first, mask = given[0]
     after = x.ndim - first - mask.ndim  # dimensions behind those of the mask
     along = values.ndim - after - 1  # the values' dimension along the Trues, if there is one
     if len(given) > 1 or (along >= 0 and values.shape[along] != 1):
-        raise ModelError(
+        raise EngineError(
             "what is put by a mask has a value for each True, or the mask stands beside other "
             "indices: how many there are is known only at run time; use torch.where"
         )
