@@ -18,11 +18,13 @@ from gdtrain.training.engines.xla.lowering.graph import run_step
 from gdtrain.training.engines.xla.shared import Block, compiled
 from gdtrain.training.engines.xla.window import shared
 
-# Of so many multiplications, and of so many numbers: an update of 16-32-10 by 8 samples takes a
-# third of the time without a library of products, and one of 64-64-64-10 by 64 a tenth more.
-_SMALL_PRODUCT, _SMALL_BATCH = 1 << 16, 1 << 14
-# Rows of a transposed matrix are so many numbers, or a multiple.
-_VECTOR = 16
+# What is small goes without a library of products: so many samples, multiplications for a tensor
+# of the state, and numbers of a batch. An update of 16-32-10 by 8 samples takes a third of the time
+# so, one of 64-64-64-10 by 64 a tenth more, and one of 2-4-1 by 500 a third more.
+_SMALL_SIZE, _SMALL_PRODUCT, _SMALL_BATCH = 64, 1 << 16, 1 << 14
+# Matrices are transposed if their rows are then so many numbers, or a multiple, and either samples
+# are few or they are large: 13-32-1 by 64 samples takes three times as long by a transpose.
+_VECTOR, _FEW, _LARGE = 16, 16, 1 << 11
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Step = Callable[[int, "_Place", list[Any]], tuple[list[Any], Any, Any]]
@@ -124,7 +126,7 @@ class Program:
         terms, dtype = len(steps[0].terms), steps[0].loss_dtype
         room = shape.steps + 2
         self._losses: Any = np.zeros((room, 1 + terms)) if terms else np.zeros(room, dtype)
-        transposed = _kept_transposed(steps, changes, state)
+        transposed = _kept_transposed(shape, steps, changes, state)
         calls_library = not (_is_small(shape, state, operands) or _is_most(transposed, state))
         self._compiled = compiled(
             [[step.digest for step in steps], shape, list(changes), trained],
@@ -155,17 +157,19 @@ def _is_small(shape: StepShape, state: Sequence[Any], operands: Operands) -> boo
     """Whether a batch is small, and its product with each tensor of the state."""
     largest = max((array.size for array in state), default=0)
     of_sample = sum(math.prod(column.shape[1:]) for column in operands.columns)
-    return shape.size * largest <= _SMALL_PRODUCT and shape.size * of_sample <= _SMALL_BATCH
+    is_small = shape.size * largest <= _SMALL_PRODUCT and shape.size * of_sample <= _SMALL_BATCH
+    return is_small and shape.size <= _SMALL_SIZE
 
 
 def _kept_transposed(
-    steps: Sequence[StepOutline], changes: Sequence[bool], state: Sequence[Any]
+    shape: StepShape, steps: Sequence[StepOutline], changes: Sequence[bool], state: Sequence[Any]
 ) -> list[bool]:
-    """Which tensors of ``state`` a program keeps transposed: those that fill whole vectors so."""
+    """Which tensors of ``state`` a program keeps transposed: those that products gain by."""
     by_all = (all(each) for each in zip(*(step.transposed for step in steps), strict=True))
     able = [is_able for is_able, changes_it in zip(by_all, changes, strict=True) if changes_it]
     return [
-        is_able and len(array) % _VECTOR == 0 for is_able, array in zip(able, state, strict=True)
+        is_able and len(array) % _VECTOR == 0 and (shape.size <= _FEW or array.size >= _LARGE)
+        for is_able, array in zip(able, state, strict=True)
     ]
 
 
