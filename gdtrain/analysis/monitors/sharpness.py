@@ -38,7 +38,7 @@ class SharpnessSettings(MonitorSettings):
 class SharpnessMonitor(Monitor):
     """``sharpness``: λ, the largest eigenvalue of the full loss's Hessian, and the stability limit.
 
-    For ``torch.optim.SGD`` it also reports ``sharpness_lr_2`` = λ · lr / 2 and
+    For a single ``torch.optim.SGD`` it also reports ``sharpness_lr_2`` = λ · lr / 2 and
     ``stability_limit``, the value below which full-batch descent is stable in the direction of the
     eigenvector: 1, and with momentum β, 1 + β
     (:func:`~gdtrain.analysis.sharpness.stability_limit`, halved; weight decay is added to λ). It
@@ -100,13 +100,13 @@ class SharpnessMonitor(Monitor):
             trainer, start=start, tolerance=self.tolerance, max_products=self.max_products
         )
         self._vector = found.vector
-        group = trainer.optimizer.param_groups[0]
         measured = {"sharpness": found.value}
-        limit = stability_limit(trainer.optimizer)
+        optimizer, *others = trainer.optimizers.values()
+        limit = None if others else stability_limit(optimizer)
         if found.no_limit is not None:
             self._tell(found.no_limit, trainer)
         elif limit is not None:
-            curvature = found.value + group["weight_decay"]
+            curvature = found.value + optimizer.param_groups[0]["weight_decay"]
             measured["sharpness_lr_2"] = curvature * float(trainer.progress.lr) / 2
             measured["stability_limit"] = limit / 2
             self._warn(measured, trainer)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -294,6 +295,23 @@ def test_under_adam_there_is_no_limit() -> None:
     Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[watch]).fit(4)
     assert len(watch.records) == 2
     assert set(watch.report()) == {"sharpness"}
+
+
+def test_of_several_optimizers_the_sharpness_is_that_of_one_and_there_is_no_limit() -> None:
+    """Two that descend as one does; a rate of which the limit could be said is not known."""
+    one, several = SharpnessMonitor(every_n_steps=2), SharpnessMonitor(every_n_steps=2)
+    for watch in (one, several):
+        model = network()
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.05)
+        if watch is several:
+            first = torch.optim.SGD(model[0].parameters(), lr=0.05)
+            optimizer = {"in": first, "out": torch.optim.SGD(model[2].parameters(), lr=0.05)}
+        loader = BatchLoader(data())
+        Trainer(model, nn.MSELoss(), optimizer, loader, device="cpu", callbacks=[watch]).fit(4)
+    assert len(several.records) == 2
+    assert set(several.report()) == {"sharpness"}
+    for record, alone in zip(several.records, one.records, strict=True):
+        assert record["sharpness"] == pytest.approx(alone["sharpness"], rel=1e-9)
 
 
 # ── when they look ──────────────────────────────────────────────────────────────────────────
