@@ -84,7 +84,8 @@ def unchanged(
     training: the mode of model and loss meanwhile; None leaves each module's own. updates: whether
     updates are made meanwhile, so that the optimizer's part is undone too. Parameters are copied
     only for that, or where code that is not PyTorch's might change them in a forward pass. What an
-    update under way has noted, outputs for its metrics, terms and rungs used, is out of sight.
+    update under way has noted, outputs for its metrics, terms and rungs used, is out of sight, and
+    what passes log meanwhile is of no update, and is dropped.
     """
     modules = modules_of(roots_of(trainer, whole=True))
     parts: list[Part] = ["modes", "buffers", "gradients", "generators"]
@@ -97,7 +98,8 @@ def unchanged(
     noted = trainer.outputs, trainer.called_rungs, trainer.terms
     with _same_versions(modules):
         keeper = Keeper(trainer, *parts, whole=True)
-        trainer.outputs, trainer.called_rungs, trainer.terms = None, set(), StepTerms()
+        trainer.outputs, trainer.called_rungs = None, set()
+        trainer.terms = StepTerms(under_way=True)
         try:
             if training is not None:
                 for root in roots_of(trainer):

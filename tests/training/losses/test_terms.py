@@ -175,6 +175,25 @@ def test_numbers_are_logged_by_train_steps_and_callbacks():
     assert history["fit"] == pytest.approx([means(rows, "fit") for rows in seen], rel=1e-12)
 
 
+class Looking(Callback):
+    every_n_steps = 1
+
+    def on_safe_point(self, trainer):
+        trainer.evaluate()
+
+
+class Counting(Trainer):
+    def compute_loss(self, batch):
+        self.log("count", float(len(batch)))
+        return F.mse_loss(self.model(batch.inputs), batch.targets)
+
+
+def test_what_the_passes_of_a_look_log_is_of_no_update():
+    """An evaluation, within an epoch or after it, is no update: 11 samples in 4, 4 and 3."""
+    history = make(Counting, callbacks=[Looking()], validation=BatchLoader((X, Y))).fit(3)
+    assert history["count"] == pytest.approx([(4 * 4 + 4 * 4 + 3 * 3) / 11] * 3)
+
+
 def test_steps_are_logged_with_their_terms_in_files(tmp_path):
     path = tmp_path / "metrics.jsonl"
     trainer = make(callbacks=[Gradients(), MetricsLog(path, every_n_steps=1)])
