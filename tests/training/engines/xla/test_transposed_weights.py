@@ -66,7 +66,7 @@ def fitted(make, engine, dtype, settings, **options) -> Trainer:
     model = make().to(dtype)
     X = torch.randn(N, 5, dtype=dtype)
     loader = MiniBatchLoader((X, X[:, :3].sin()), 4, seed=1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, **settings)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, **settings)
     precision = {torch.float32: "fp32", torch.float64: "fp64"}[dtype]
     trainer = Trainer(
         model,
