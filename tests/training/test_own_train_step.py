@@ -1,12 +1,15 @@
 """A train_step of your own: what it leaves unused is refused, what it has made is counted."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
-from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.errors import ConfigError, ModelError, NonFiniteError
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)
@@ -66,6 +69,25 @@ def test_a_refusal_leaves_buffers_and_generators_as_they_were() -> None:
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_a_refusal_leaves_the_numbers_that_an_optimizer_of_your_own_draws() -> None:
+    class Drawing(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            drawn.append((np.random.random(), random.random()))
+            super().zero_grad(set_to_none)
+
+        def step(self, closure=None):
+            return super().step(closure)
+
+    drawn: list[tuple[float, float]] = []
+    model = nn.Linear(3, 2)  # and one target: refused in the first pass
+    loader = MiniBatchLoader((X, Y), 4)
+    trainer = Trainer(model, nn.MSELoss(), Drawing(model.parameters(), lr=0.1), loader)
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"^loss: output has shape"):
+            trainer.fit(1)
+    assert drawn[:2] == drawn[2:]  # each time for the pass, and as it is taken back
 
 
 def test_a_refusal_leaves_weights_that_a_forward_pass_sets() -> None:

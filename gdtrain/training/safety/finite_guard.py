@@ -13,9 +13,10 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from gdtrain.data.samples import TensorSamples
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
-from gdtrain.training.descent import gathered
+from gdtrain.training.descent import gathered, steps_as_torch
 from gdtrain.training.known_steps import Work, call_post_hooks, known_step
 from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.placement.exchange import Total
@@ -99,14 +100,25 @@ class Guard:
     def _keep_weights(self, own_step: bool) -> None:
         """Before the first update, which may be refused: some layers set weights in forward.
 
-        PyTorch's own don't, and where no other code runs, no weight is copied.
+        PyTorch's own don't, and draw from its generators alone: where no other code runs, on a
+        CPU, nothing is copied.
         """
         trainer, modules = self.trainer, modules_of(roots_of(self.trainer, whole=True))
-        others = own_step or trainer.listeners.see_updates or of_torch(trainer.loss) is None
-        others = others or trainer.has_own("batch_gradient", "finish_gradient", "output_loss")
-        writes: list[Part] = ["parameters"] if others or may_write(trainer, modules) else []
+        assert trainer.loader is not None
+        others = (
+            own_step
+            or trainer.listeners.see_updates
+            or of_torch(trainer.loss) is None
+            or trainer.has_own("batch_gradient", "finish_gradient", "output_loss")
+            or not steps_as_torch(trainer.updater)
+            or not isinstance(trainer.placed(trainer.loader.samples), TensorSamples)
+            or may_write(trainer, modules)
+        )
+        parts: list[Part] = ["parameters"] if others else []
+        if others or trainer.device.type != "cpu":
+            parts.append("generators")
         self._started_at = trainer.progress.step
-        self._weights = Keeper(trainer, *writes, "generators")
+        self._weights = Keeper(trainer, *parts)
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""
