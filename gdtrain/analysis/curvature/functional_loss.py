@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,25 @@ from gdtrain.training.trainer import Trainer
 
 # What torch.func raises for models that it can't take.
 UNMAPPABLE = (RuntimeError, ValueError, NotImplementedError, TypeError)
+
+
+def called_with(module: nn.Module, tensors: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """``module(batch)`` with other tensors in the place of its parameters and buffers, by name.
+
+    Wherever one of these stands, its value does, and afterwards it stands there again. PyTorch
+    itself goes by names: in a layer that has two of them, the last value would stay.
+    """
+    first: dict[Tensor, str] = {}
+    values: dict[str, Tensor] = {}
+    for path, layer in module.named_modules():  # each once
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items()):
+            if tensor is not None:
+                place = f"{path}.{name}" if path else name
+                known = first.setdefault(tensor, place)
+                if known in tensors:
+                    values[place] = tensors[known]
+    called: Tensor = functional_call(module, values, (batch,), tie_weights=False)
+    return called
 
 
 class FunctionalLoss(nn.Module):
@@ -66,8 +85,7 @@ class FunctionalLoss(nn.Module):
         named = zip(self.names, values, strict=True)
         replaced = {name: value for name, value in named if name is not None}
         tensors = {**others, **replaced}
-        loss: Tensor = functional_call(self, tensors, (batch,))
-        return loss
+        return called_with(self, tensors, batch)
 
     @contextmanager
     def restored(self) -> Iterator[None]:

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
+from gdtrain.analysis.curvature.functional_loss import called_with
 from gdtrain.data.batch import Batch
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ModelError
@@ -82,7 +82,7 @@ class Float64Copy(nn.Module):
         values = Flat(list(self.trained.values())).split(theta)
         parameters = dict(zip(self.trained, values, strict=True))
         with torch.no_grad(), self.passing():
-            return float(functional_call(self, parameters, (batch,)))
+            return float(called_with(self, parameters, batch))
 
     def flat(self, named: dict[str, Tensor | None]) -> Tensor:
         """Tensors by the names of parameters as one vector [P]; None stands for zeros."""

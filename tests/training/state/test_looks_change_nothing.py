@@ -146,6 +146,23 @@ class FrozenNorm(nn.Module):
         return self.layers(self.frozen(x))
 
 
+class TwoNames(nn.Module):
+    """Holds a layer under two names, and weights in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = nn.Linear(COLUMNS, COLUMNS), nn.Linear(COLUMNS, COLUMNS)
+        self.again.weight = self.first.weight
+        self.one = nn.Linear(COLUMNS, COLUMNS)
+        self.other = self.one
+        self.head = nn.Linear(COLUMNS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.one, self.again, self.other):
+            x = layer(x).tanh()
+        return self.head(x)
+
+
 class WithTeacher(Trainer):
     """Learns from a teacher that it holds, in training mode, and moves it along."""
 
@@ -185,6 +202,7 @@ KINDS = {
     "max norm": lambda: (Trainer, MaxNorm(), nn.MSELoss()),
     "assigned buffers": lambda: (Trainer, Assigned(), nn.MSELoss()),
     "all generators": lambda: (Trainer, Drawing(), nn.MSELoss()),
+    "two names": lambda: (Trainer, TwoNames(), nn.MSELoss()),
     "teacher": lambda: (WithTeacher, perceptron(), nn.MSELoss()),
     "gradient penalty": lambda: (GradientPenalty, perceptron(), nn.MSELoss()),
 }
@@ -201,6 +219,10 @@ def averaged(trainer: Trainer) -> None:
             trainer.evaluate()
 
 
+def along_gradient(curved) -> None:
+    curved.losses(curved.gradient(), torch.tensor([0.0, 0.1]))
+
+
 def slice_of(trainer: Trainer) -> None:
     path = next(c for c in trainer.callbacks if isinstance(c, Trajectory)).weight_path()
     landscape(trainer, [path], resolution=2)
@@ -213,6 +235,7 @@ LOOKS = {
     "sharpness": lambda trainer: largest_eigenvalue(trainer, max_products=2),
     "hessian in training": lambda trainer: curvature(trainer, training=True).hessian.trace(6),
     "batch": lambda trainer: curvature(trainer, next(iter(trainer.loader))).gradient(),
+    "line": lambda trainer: along_gradient(curvature(trainer)),
     "cosines": lambda trainer: curvature(trainer).cosines(2),
     "gradient norm": lambda trainer: GradientNorm().measure(trainer),
     "noise of samples": lambda trainer: gradient_noise(trainer, num_samples=5),
@@ -384,6 +407,17 @@ MOMENTS = {
 @cache
 def unwatched(kind: str, full_batch: bool) -> dict:
     return everything(run(kind, full_batch, GradientLooker(None, set())))
+
+
+@pytest.mark.parametrize("look", ["noise of samples", "line", "verify", "samples"])
+def test_a_layer_with_two_names_stays_what_it_was(look: str) -> None:
+    """PyTorch's functional_call leaves what it was called with in one of them."""
+    model = TwoNames()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, nn.MSELoss(), optimizer, BatchLoader(data()), device="cpu")
+    before = everything(trainer)
+    LOOKS[look](trainer)
+    check_same(everything(trainer), before)
 
 
 @pytest.mark.few(24)
