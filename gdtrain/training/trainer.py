@@ -730,8 +730,10 @@ class Trainer(OutsideTheLoop):
 
         The step's record has the number, and the epoch's record its mean over the updates that
         logged one; a number logged between two epochs belongs to the first. With several processes,
-        their mean is logged. Call this in ``train_step`` and ``compute_loss``, and in callbacks
-        listed before the logs. Raises ModelError for anything that is not one number.
+        their mean is logged; of an update in microbatches, the number of the last one, so return
+        a mean over samples as a term of the loss instead. Call this in ``train_step`` and
+        ``compute_loss``, and in callbacks listed before the logs. Raises ModelError for anything
+        that is not one number.
         """
         noted = terms.number(name, value)
         if self.terms.under_way:
