@@ -19,8 +19,8 @@ from gdtrain.config.building.labelled import read_labelled
 from gdtrain.config.building.model import build_model, is_built_in
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
-from gdtrain.data.arrays import as_tensor, check_finite
 from gdtrain.data.files.converted import ConvertedFolder
+from gdtrain.data.sources import as_tensor, check_finite
 from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gdtrain.data import free_memory
+from gdtrain.data import checks
 from gdtrain.data.files.array_files import npy, npz, safetensors
 from gdtrain.data.streams.decimals import DecimalGrid
 from gdtrain.data.tables.column import check_columns
@@ -20,7 +20,7 @@ FREE = 50_000_000
 
 @pytest.fixture
 def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(free_memory, "free_memory", lambda: FREE)
+    monkeypatch.setattr(checks, "free_memory", lambda: FREE)
 
 
 def header_of(shape: tuple[int, ...]) -> bytes:
@@ -72,12 +72,12 @@ def test_a_sparse_file_is_refused_by_its_size(tmp_path: Path, read) -> None:
 def test_a_table_is_refused_before_it_takes_more_memory_than_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(free_memory, "ALWAYS_THERE", 0)
-    monkeypatch.setattr(free_memory, "free_memory", lambda: 1000)
+    monkeypatch.setattr(checks, "ALWAYS_THERE", 0)
+    monkeypatch.setattr(checks, "free_memory", lambda: 1000)
     (tmp_path / "d.csv").write_text("a,y\n" + "1,2\n" * 1000)
     with pytest.raises(DataError, match=r"takes 4,004 bytes of memory, and 1,000 are free"):
         read_table(str(tmp_path / "d.csv"), "y")
-    monkeypatch.setattr(free_memory, "free_memory", lambda: 5000)
+    monkeypatch.setattr(checks, "free_memory", lambda: 5000)
     with pytest.raises(DataError, match=r"takes [\d,]+ bytes of memory, and 5,000 are free"):
         read_table(str(tmp_path / "d.csv"), "y")
 
@@ -137,13 +137,13 @@ def test_what_is_no_plain_number_is_odd_wherever_it_stands(cell: str) -> None:
 def test_files_that_a_container_has_read_are_no_memory_that_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(free_memory, "_GROUP", tmp_path)
-    monkeypatch.setattr(free_memory, "_of_system", lambda: None)
-    monkeypatch.setattr(free_memory, "_of_process", lambda: None)
-    assert free_memory.free_memory() is None
+    monkeypatch.setattr(checks, "_GROUP", tmp_path)
+    monkeypatch.setattr(checks, "_of_system", lambda: None)
+    monkeypatch.setattr(checks, "_of_process", lambda: None)
+    assert checks.free_memory() is None
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("900\n")
-    assert free_memory.free_memory() is None
+    assert checks.free_memory() is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 200\nactive_file 300\ninactive_file 400\nx 5\n")
-    assert free_memory.free_memory() == 800
+    assert checks.free_memory() == 800

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, Subset
 
 from gdtrain import registry
 from gdtrain.config.schema import Config
-from gdtrain.data.arrays import as_tensor, check_finite, check_range
 from gdtrain.data.files.converted import ConvertedFolder
+from gdtrain.data.sources import as_tensor, check_finite, check_range
 from gdtrain.data.tables.loaded import LoadedTable
 from gdtrain.data.tables.preparation import (
     LoadedData,

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from gdtrain import registry
 from gdtrain.config.building.stages import REMEDIES, out_of_memory
 from gdtrain.config.schema import Config
-from gdtrain.data.free_memory import ALWAYS_THERE, free_memory
+from gdtrain.data.checks import ALWAYS_THERE, free_memory
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.tables.preparation import PreparedData, Preprocessing
 from gdtrain.data.wording import counted

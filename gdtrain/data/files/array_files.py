@@ -18,9 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gdtrain.data.arrays import as_tensor
-from gdtrain.data.checks import check_file
-from gdtrain.data.free_memory import check_memory
+from gdtrain.data.checks import check_file, check_memory
+from gdtrain.data.sources import as_tensor
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.errors import DataError
 from gdtrain.registry import register_source

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gdtrain.data.arrays import check_finite
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.files.convert import INPUTS, TARGETS, Converted
 from gdtrain.data.files.mapped import MappedSamples, RowArray, held_out
 from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.samples import Samples, TransformedSamples
+from gdtrain.data.sources import check_finite
 from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.preparation import (
     Preprocessing,

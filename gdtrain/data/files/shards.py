@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from gdtrain.data.arrays import as_tensor
 from gdtrain.data.files.array_files import reading
+from gdtrain.data.sources import as_tensor
 from gdtrain.errors import DataError
 
 FORMATS = (".npy", ".safetensors", ".pt", ".pth")

@@ -12,8 +12,8 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from gdtrain.data.arrays import CHECKED_ROWS, as_tensor, check_finite
 from gdtrain.data.orders.order import generator
+from gdtrain.data.sources import CHECKED_ROWS, as_tensor, check_finite
 from gdtrain.data.tables.column import Column
 from gdtrain.errors import DataError
 

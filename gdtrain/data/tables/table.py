@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from gdtrain.data.free_memory import check_memory
+from gdtrain.data.checks import check_memory
 from gdtrain.data.tables.cells import WITH_PANDAS
 from gdtrain.data.tables.column import Array, Column, Fill, check_columns
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text

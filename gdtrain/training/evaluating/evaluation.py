@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gdtrain.data.arrays import as_tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
+from gdtrain.data.sources import as_tensor
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
