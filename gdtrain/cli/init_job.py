@@ -10,9 +10,8 @@ from shlex import quote
 
 from gdtrain.data.tables.formats.csv_text import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
-from gdtrain.data.tables.loaded import suspicious
-from gdtrain.data.tables.table import Seen, TableReading
-from gdtrain.data.tables.understanding import FEWEST_COUNTED, yaml_text
+from gdtrain.data.tables.scan import FEWEST_COUNTED, yaml_text
+from gdtrain.data.tables.table import Seen, TableReading, suspicious
 from gdtrain.errors import DataError
 
 _OF_A_TABLE = """\

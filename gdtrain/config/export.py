@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.config.load_run import TrainedRun
-from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.preparation import Column
 from gdtrain.errors import ModelError
 from gdtrain.output.export import onnx_file, torch_export
 from gdtrain.output.export.raw_model import RawModel

@@ -20,11 +20,9 @@ from gdtrain.config.building.model import build_model, is_built_in
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.sources import as_tensor, check_finite
-from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
-from gdtrain.data.tables.preparation import Preprocessing
+from gdtrain.data.tables.preparation import Column, Preprocessing, as_tensor, check_finite
 from gdtrain.data.wording import html_table
 from gdtrain.errors import ConfigError, DataError, OutputError
 from gdtrain.output.run_directory import (

@@ -11,7 +11,7 @@ import pytest
 from gdtrain.data import checks
 from gdtrain.data.files.array_files import npy, npz, safetensors
 from gdtrain.data.streams.decimals import DecimalGrid
-from gdtrain.data.tables.column import check_columns
+from gdtrain.data.tables.preparation import check_columns
 from gdtrain.data.tables.table import read_table
 from gdtrain.errors import DataError
 

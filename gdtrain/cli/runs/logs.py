@@ -17,7 +17,7 @@ import torch
 from gdtrain.analysis.monitors.trajectory import Trajectory
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.schema import Config, LogSection
-from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.preparation import Column
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output import run_directory
 from gdtrain.output.metrics_csv import MetricsCsv

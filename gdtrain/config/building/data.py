@@ -14,19 +14,20 @@ from torch.utils.data import Dataset, Subset
 from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.sources import as_tensor, check_finite, check_range
-from gdtrain.data.tables.loaded import LoadedTable
 from gdtrain.data.tables.preparation import (
     LoadedData,
     PreparedData,
     Preprocessing,
+    as_tensor,
+    check_finite,
+    check_range,
     class_labels,
     number_targets,
     prepare,
     split,
 )
 from gdtrain.data.tables.sparse import prepare_sparse
-from gdtrain.data.tables.table import but_numbers
+from gdtrain.data.tables.table import LoadedTable, but_numbers
 from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.parts import shown

@@ -11,10 +11,9 @@ from gdtrain import registry
 from gdtrain.config.schema import Config
 from gdtrain.data.files.convert import DESCRIPTION
 from gdtrain.data.files.converted import ConvertedFolder
-from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.known import KnownTable, TableStyle
-from gdtrain.data.tables.loaded import MissingRules
-from gdtrain.data.tables.preparation import LoadedData, Preprocessing
+from gdtrain.data.tables.preparation import Column, LoadedData, Preprocessing
+from gdtrain.data.tables.table import MissingRules
 from gdtrain.data.wording import is_number
 from gdtrain.errors import DataError
 

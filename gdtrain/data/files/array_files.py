@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gdtrain.data.checks import check_file, check_memory
-from gdtrain.data.sources import as_tensor
-from gdtrain.data.tables.preparation import LoadedData
+from gdtrain.data.tables.preparation import LoadedData, as_tensor
 from gdtrain.errors import DataError
 from gdtrain.registry import register_source
 from gdtrain.settings import FilePath, SourceSettings

@@ -13,10 +13,10 @@ from gdtrain.data.files.convert import INPUTS, TARGETS, Converted
 from gdtrain.data.files.mapped import MappedSamples, RowArray, held_out
 from gdtrain.data.files.shards import ShardedArray
 from gdtrain.data.samples import Samples, TransformedSamples
-from gdtrain.data.sources import check_finite
-from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.preparation import (
+    Column,
     Preprocessing,
+    check_finite,
     sample_shape,
     usable_statistics,
 )

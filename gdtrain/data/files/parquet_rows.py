@@ -16,13 +16,13 @@ from gdtrain.data.files.convert import Converted, SeenRows
 from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.files.mapped import RowArray
 from gdtrain.data.files.shards import RESIDENT_BYTES, mark_of
-from gdtrain.data.tables.column import Array, Column, inputs_of
+from gdtrain.data.tables.formats.arrow_arrays import Array
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.formats.typed_files import ParquetFile
 from gdtrain.data.tables.learning import Learning
-from gdtrain.data.tables.loaded import described
-from gdtrain.data.tables.table import ColumnsOfTable, TableReading, numbered_classes
+from gdtrain.data.tables.preparation import Column, inputs_of
+from gdtrain.data.tables.table import ColumnsOfTable, TableReading, described, numbered_classes
 from gdtrain.errors import DataError
 from gdtrain.registry import register_source
 from gdtrain.settings import LossSettings

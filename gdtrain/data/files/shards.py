@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from gdtrain.data.files.array_files import reading
-from gdtrain.data.sources import as_tensor
+from gdtrain.data.tables.preparation import as_tensor
 from gdtrain.errors import DataError
 
 FORMATS = (".npy", ".safetensors", ".pt", ".pth")

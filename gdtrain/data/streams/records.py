@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gdtrain.data.tables.column import check_columns
+from gdtrain.data.tables.preparation import check_columns
 from gdtrain.errors import DataError
 from gdtrain.settings import Targets
 

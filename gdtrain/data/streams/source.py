@@ -13,8 +13,7 @@ from gdtrain.data.streams.lines import Lines
 from gdtrain.data.streams.record_feed import RecordFeed
 from gdtrain.data.streams.records import Array, JsonRecords, Records
 from gdtrain.data.streams.stream import StreamSamples
-from gdtrain.data.tables.column import Column
-from gdtrain.data.tables.preparation import PreparedData, Preprocessing
+from gdtrain.data.tables.preparation import Column, PreparedData, Preprocessing
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import find, register_source
 from gdtrain.settings import FilePath, LossSettings, Positive, SourceSettings, Targets

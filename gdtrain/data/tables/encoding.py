@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from gdtrain.data.tables.cells import days, kind_of
-from gdtrain.data.tables.column import Array, Column, inputs_of
 from gdtrain.data.tables.formats.arrow_arrays import (
+    Array,
     as_numbers,
     as_text,
     in_one_way,
@@ -20,6 +20,7 @@ from gdtrain.data.tables.formats.arrow_arrays import (
     is_text,
     typed_numbers,
 )
+from gdtrain.data.tables.preparation import Column, inputs_of
 
 Faults = dict[int, str]
 """What is wrong with rows, by their numbers: the column and why."""

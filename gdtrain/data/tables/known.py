@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.encoding import Faults, TableEncoder, names_of_text
 from gdtrain.data.tables.formats.csv_text import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
-from gdtrain.data.tables.loaded import marks_of
+from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.table import marks_of
 from gdtrain.errors import DataError
 from gdtrain.near_names import nearest
 

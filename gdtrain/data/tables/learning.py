@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gdtrain.data.tables.column import Array, Column
-from gdtrain.data.tables.loaded import MissingRules
+from gdtrain.data.tables.formats.arrow_arrays import Array
+from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.table import MissingRules
 
 MOST_VALUES = 1 << 20  # that are sorted at once
 _BITS, _DIGIT = 64, 16  # of a key, and of a digit of it

@@ -10,9 +10,14 @@ from torch import Tensor
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.files.converted import PASS_ROWS, Moments
 from gdtrain.data.samples import TensorSamples, TransformedSamples
-from gdtrain.data.tables.column import Column, inputs_of
-from gdtrain.data.tables.loaded import LoadedTable
-from gdtrain.data.tables.preparation import PreparedData, Preprocessing, sample_shape
+from gdtrain.data.tables.preparation import (
+    Column,
+    PreparedData,
+    Preprocessing,
+    inputs_of,
+    sample_shape,
+)
+from gdtrain.data.tables.table import LoadedTable
 
 
 @dataclass(frozen=True)

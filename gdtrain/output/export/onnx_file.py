@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gdtrain.data.tables.column import Column
+from gdtrain.data.tables.preparation import Column
 from gdtrain.errors import DataError, MissingPackageError, ModelError
 from gdtrain.output.export.raw_model import RawModel, captured, first_line, in_silence
 

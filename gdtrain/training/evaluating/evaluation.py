@@ -17,7 +17,7 @@ from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
-from gdtrain.data.sources import as_tensor
+from gdtrain.data.tables.preparation import as_tensor
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError

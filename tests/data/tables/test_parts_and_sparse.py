@@ -20,7 +20,7 @@ from gdtrain.cli.main import main
 from gdtrain.config.building.data import prepare_data
 from gdtrain.config.load import parse_config
 from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
-from gdtrain.data.tables import loaded
+from gdtrain.data.tables import table as table_module
 from gdtrain.data.tables.preparation import PreparedData, split
 from gdtrain.errors import ConfigError, DataError
 
@@ -156,8 +156,8 @@ def test_many_categories_are_made_inputs_by_the_batch(
     options = {"missing": "mean", "keep": ["sold"], "standardize": True, "indicator": True}
     options |= {"validation_fraction": 0.25, "standardize_targets": loss == "mse"}
     at_once = prepared(loss, target, **options)
-    monkeypatch.setattr(loaded, "MOST_BYTES", 0)
-    monkeypatch.setattr(loaded, "MOST_TIMES", 0)
+    monkeypatch.setattr(table_module, "MOST_BYTES", 0)
+    monkeypatch.setattr(table_module, "MOST_TIMES", 0)
     by_batch = prepared(loss, target, **options)
     assert not isinstance(by_batch.training, tuple)
     assert by_batch.preprocessing.columns == at_once.preprocessing.columns

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gdtrain.data.tables.column import Column
 from gdtrain.data.tables.preparation import (
+    Column,
     LoadedData,
     Preprocessing,
     class_labels,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gdtrain.data.tables.column import Array
+Array = np.ndarray[Any, Any]
 
 
 def as_numpy(cells: Any, null: float) -> Array:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdtrain.data.tables.column import Array
 from gdtrain.data.tables.formats.arrow_arrays import (
+    Array,
     as_numbers,
     as_numpy,
     from_numpy,
