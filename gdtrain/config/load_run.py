@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from gdtrain.checkpoint.expected_tensors import load_weights
 from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.config.build import evaluated
-from gdtrain.config.building.data import fit_targets
-from gdtrain.config.building.labelled import read_labelled
-from gdtrain.config.building.model import build_model, is_built_in
+from gdtrain.config.build import build_model, evaluated, is_built_in
+from gdtrain.config.data import fit_targets
+from gdtrain.config.labelled import read_labelled
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.files.converted import ConvertedFolder

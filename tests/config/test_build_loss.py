@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gdtrain.config.building.model import build_loss
+from gdtrain.config.build import build_loss
 from gdtrain.config.load import parse_config
 from gdtrain.training.losses.probabilities import BCELoss, MeanKLDivLoss
 

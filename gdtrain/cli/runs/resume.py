@@ -10,8 +10,7 @@ from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import Checkpoints
 from gdtrain.checkpoint.consistency import check_consistent
 from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
-from gdtrain.config.build import BuiltRun
-from gdtrain.config.building.optimizing import all_schedules
+from gdtrain.config.build import BuiltRun, all_schedules
 from gdtrain.config.load import check, dump, load_config
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text

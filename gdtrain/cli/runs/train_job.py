@@ -26,9 +26,8 @@ from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs import logs
 from gdtrain.cli.runs.resume import take_up
 from gdtrain.config.baseline import baseline
-from gdtrain.config.build import BuiltRun, build
-from gdtrain.config.building.data import SharedSources
-from gdtrain.config.building.stages import stage
+from gdtrain.config.build import BuiltRun, build, stage
+from gdtrain.config.data import SharedSources
 from gdtrain.config.load import dump
 from gdtrain.config.places import Document, key_path
 from gdtrain.config.schema import Config

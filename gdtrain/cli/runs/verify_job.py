@@ -9,8 +9,7 @@ from typing import TextIO
 from gdtrain.analysis.verify.gradients import verify
 from gdtrain.analysis.verify.side_by_side import SideBySide, side_by_side
 from gdtrain.cli.runs.train_job import faults_placed, notices
-from gdtrain.config.build import build
-from gdtrain.config.building.stages import stage
+from gdtrain.config.build import build, stage
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Plan

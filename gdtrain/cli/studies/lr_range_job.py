@@ -12,8 +12,7 @@ from tqdm import tqdm
 from gdtrain.analysis.lr_range import LrRange, check_gradient, lr_range
 from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.cli.trained.plot_job import write
-from gdtrain.config.build import build
-from gdtrain.config.building.stages import stage
+from gdtrain.config.build import build, stage
 from gdtrain.config.comparison import single_optimizer_faults
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config

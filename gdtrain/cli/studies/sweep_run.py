@@ -16,7 +16,7 @@ from gdtrain.analysis.sweep.grid import Point
 from gdtrain.cli.options import import_modules
 from gdtrain.cli.runs.train_job import TrainJob, faults_placed
 from gdtrain.config.build import build
-from gdtrain.config.building.data import SharedSources
+from gdtrain.config.data import SharedSources
 from gdtrain.config.grid import SweepConfig, run_document
 from gdtrain.config.load import check
 from gdtrain.config.places import Document

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gdtrain.cli.main import main
-from gdtrain.config.building.data import prepare_data
+from gdtrain.config.data import prepare_data
 from gdtrain.config.load import load_config
 from gdtrain.data.files import convert as convert_module
 from gdtrain.data.files import mapped

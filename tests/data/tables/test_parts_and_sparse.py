@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from gdtrain.cli.main import main
-from gdtrain.config.building.data import prepare_data
+from gdtrain.config.data import prepare_data
 from gdtrain.config.load import parse_config
 from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
 from gdtrain.data.tables import table as table_module

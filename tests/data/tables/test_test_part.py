@@ -12,7 +12,7 @@ import pytest
 
 from gdtrain import load_run
 from gdtrain.cli.main import main
-from gdtrain.config.building.data import prepare_data
+from gdtrain.config.data import prepare_data
 from gdtrain.config.load import load_config
 
 ROWS = 60

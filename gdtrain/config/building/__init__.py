@@ -1,1 +1,0 @@
-"""From sections of a checked configuration to objects."""
