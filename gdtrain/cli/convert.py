@@ -25,7 +25,7 @@ def convert(given: list[str]) -> int:
     from tqdm import tqdm
 
     from gdtrain.data.files import convert as conversion
-    from gdtrain.data.tables.formats.csv_text import Dialect
+    from gdtrain.data.tables.formats.csv_file import Dialect
     from gdtrain.data.tables.formats.table_files import TableFiles
     from gdtrain.data.tables.table import TableReading
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 
-from gdtrain.data.tables.formats.csv_text import Dialect, WrongDialect
+from gdtrain.data.tables.formats.csv_file import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.scan import FEWEST_COUNTED, yaml_text
 from gdtrain.data.tables.table import Seen, TableReading, suspicious

@@ -17,7 +17,7 @@ from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.files.mapped import RowArray
 from gdtrain.data.files.shards import RESIDENT_BYTES, mark_of
 from gdtrain.data.tables.formats.arrow_arrays import Array
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.formats.typed_files import ParquetFile
 from gdtrain.data.tables.learning import Learning

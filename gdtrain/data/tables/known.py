@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gdtrain.data.tables.encoding import Faults, TableEncoder, names_of_text
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import Column
 from gdtrain.data.tables.table import marks_of

@@ -15,7 +15,7 @@ from gdtrain.data.checks import check_memory
 from gdtrain.data.tables.cells import WITH_PANDAS, is_code
 from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.arrow_arrays import Array
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import Column, Fill, LoadedData, check_columns, inputs_of
 from gdtrain.data.tables.scan import (

@@ -14,9 +14,9 @@ from gdtrain.config.load import load_config
 from gdtrain.data.files import convert as convert_module
 from gdtrain.data.files import mapped
 from gdtrain.data.files.converted import Moments
-from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
+from gdtrain.data.loaders.loader import BatchLoader, MiniBatchLoader
 from gdtrain.data.tables.formats import csv_file
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import LoadedData
 from gdtrain.data.tables.table import TableReading, read_table

@@ -19,7 +19,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from gdtrain.cli.main import main
 from gdtrain.config.data import prepare_data
 from gdtrain.config.load import parse_config
-from gdtrain.data.loaders.forms import BatchLoader, MiniBatchLoader
+from gdtrain.data.loaders.loader import BatchLoader, MiniBatchLoader
 from gdtrain.data.tables import table as table_module
 from gdtrain.data.tables.preparation import PreparedData, split
 from gdtrain.errors import ConfigError, DataError

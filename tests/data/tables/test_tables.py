@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdtrain.data.tables.encoding import TableEncoder
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import Column, LoadedData
 from gdtrain.data.tables.table import marks_of, read_table

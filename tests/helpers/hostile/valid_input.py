@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from gdtrain.data.files.convert import convert
-from gdtrain.data.tables.formats.csv_text import Dialect
+from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.table import TableReading
 from helpers.hostile.input_run import CONFIG, Case

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gdtrain.data.tables.cells import WITH_PANDAS
-from gdtrain.data.tables.formats.csv_file import CsvFile
-from gdtrain.data.tables.formats.csv_text import Dialect, Unpacked
+from gdtrain.data.tables.formats.csv_file import CsvFile, Dialect, Unpacked
 from gdtrain.data.tables.formats.typed_files import FeatherFile, JsonLines, ParquetFile
 from gdtrain.errors import DataError, MissingPackageError
 

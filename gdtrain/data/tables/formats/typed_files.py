@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gdtrain.data.tables.formats.csv_text import Unpacked
+from gdtrain.data.tables.formats.csv_file import Unpacked
 from gdtrain.errors import DataError
 
 if TYPE_CHECKING:
