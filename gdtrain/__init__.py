@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from gdtrain.data.batch import Batch as Batch
     from gdtrain.data.batch import Plan as Plan
     from gdtrain.data.files.mapped import mapped as mapped
-    from gdtrain.data.loaders.forms import BatchLoader as BatchLoader
-    from gdtrain.data.loaders.forms import MiniBatchLoader as MiniBatchLoader
-    from gdtrain.data.loaders.forms import SampleLoader as SampleLoader
+    from gdtrain.data.loaders.loader import BatchLoader as BatchLoader
     from gdtrain.data.loaders.loader import Loader as Loader
+    from gdtrain.data.loaders.loader import MiniBatchLoader as MiniBatchLoader
+    from gdtrain.data.loaders.loader import SampleLoader as SampleLoader
     from gdtrain.data.loaders.phased_loader import PhasedLoader as PhasedLoader
     from gdtrain.data.loaders.phases import BatchSizes as BatchSizes
     from gdtrain.data.loaders.poisson import PoissonLoader as PoissonLoader
@@ -91,7 +91,7 @@ _HOMES = {
     "Alpha": "gdtrain.analysis.monitors.batch_gradients",
     "Averaging": "gdtrain.training.callbacks.averaging",
     "Batch": "gdtrain.data.batch",
-    "BatchLoader": "gdtrain.data.loaders.forms",
+    "BatchLoader": "gdtrain.data.loaders.loader",
     "BatchSizes": "gdtrain.data.loaders.phases",
     "Callback": "gdtrain.training.callbacks.callback",
     "Checkpoints": "gdtrain.checkpoint.checkpoints",
@@ -106,7 +106,7 @@ _HOMES = {
     "Loader": "gdtrain.data.loaders.loader",
     "MetricsCsv": "gdtrain.output.metrics_csv",
     "MetricsLog": "gdtrain.output.metrics_log",
-    "MiniBatchLoader": "gdtrain.data.loaders.forms",
+    "MiniBatchLoader": "gdtrain.data.loaders.loader",
     "NoiseScale": "gdtrain.analysis.monitors.gradients",
     "PhasedLoader": "gdtrain.data.loaders.phased_loader",
     "Phases": "gdtrain.training.optimizing.phases",
@@ -117,7 +117,7 @@ _HOMES = {
     "SAGA": "gdtrain.training.callbacks.saga",
     "SVRG": "gdtrain.training.callbacks.svrg",
     "SampleGradients": "gdtrain.analysis.monitors.gradients",
-    "SampleLoader": "gdtrain.data.loaders.forms",
+    "SampleLoader": "gdtrain.data.loaders.loader",
     "Settings": "gdtrain.settings",
     "SharpnessMonitor": "gdtrain.analysis.monitors.sharpness",
     "StepLosses": "gdtrain.training.callbacks.callback",

@@ -20,8 +20,7 @@ from gdtrain.analysis.monitors.monitor import Monitor
 from gdtrain.config.data import SharedSources, prepare_data, read_source
 from gdtrain.config.schema import AveragingSection, Config, PhaseSection
 from gdtrain.data.checks import ALWAYS_THERE, free_memory
-from gdtrain.data.loaders.forms import BatchLoader
-from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.loaders.loader import BatchLoader, Loader
 from gdtrain.data.loaders.phased_loader import PhasedLoader
 from gdtrain.data.orders.order import mix
 from gdtrain.data.samples import TensorSamples

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.loaders.forms import FormLoader
-from gdtrain.data.loaders.loader import Loader
+from gdtrain.data.loaders.loader import FormLoader, Loader
 from gdtrain.data.samples import CUT_AT_ONCE, GATHER_BYTES, Samples, TensorSamples, cut
 from gdtrain.data.sources import ArrangedSamples, rows_in_memory
 from gdtrain.training.run import Run

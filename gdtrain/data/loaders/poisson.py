@@ -38,7 +38,7 @@ class PoissonLoader(Loader):
     epoch; if left out, 1 / rate, rounded, so that an epoch has each sample once on average. An
     empty batch has no loss, and makes no update.
     data, seed, num_workers, collate_fn, allow_nonfinite, transform: as of
-    :class:`~gdtrain.data.loaders.forms.BatchLoader`.
+    :class:`~gdtrain.data.loaders.loader.BatchLoader`.
 
     Raises ConfigError for a wrong setting, and for an epoch in which all batches are empty.
 

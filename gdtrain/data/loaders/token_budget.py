@@ -24,7 +24,7 @@ class TokenBudgetLoader(Loader):
     longest, is at most ``tokens``; so batches of long sequences have fewer samples. A Dataset's
     ``collate_fn`` pads them to that length.
     lengths: [n], the tokens of each sample, whole numbers >= 1. order: as of
-    :class:`~gdtrain.data.loaders.forms.MiniBatchLoader`, but no callable or sampler.
+    :class:`~gdtrain.data.loaders.loader.MiniBatchLoader`, but no callable or sampler.
     data, seed, num_workers, collate_fn, allow_nonfinite, transform: as there.
 
     Raises ConfigError for lengths that do not fit the data or the budget.

@@ -76,14 +76,6 @@ def generator(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, *keys))
 
 
-def _reseeded(seed: int, *keys: int) -> torch.Generator:
-    """As :func:`generator`, one for each thread, for draws that are made at once."""
-    if not hasattr(_of_thread, "generator"):
-        _of_thread.generator = torch.Generator()
-    seeded: torch.Generator = _of_thread.generator.manual_seed(mix(seed, *keys))
-    return seeded
-
-
 def check_order(
     order: Order,
     num_samples: int,
@@ -177,7 +169,11 @@ class Reshuffle(NamedSettings):
 def reshuffle(num_samples: int, seed: int, epoch: int, version: int) -> Tensor | Draws:
     if num_samples > MAX_KEPT:
         return Permutation(num_samples, mix(seed, epoch), version)
-    return torch.randperm(num_samples, generator=_reseeded(seed, epoch))
+    # As of generator, but one for each thread, since it is drawn from at once.
+    if not hasattr(_of_thread, "generator"):
+        _of_thread.generator = torch.Generator()
+    seeded: torch.Generator = _of_thread.generator.manual_seed(mix(seed, epoch))
+    return torch.randperm(num_samples, generator=seeded)
 
 
 def reshuffles(num_samples: int, seed: int, epochs: range, version: int) -> Tensor:
