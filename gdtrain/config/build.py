@@ -347,6 +347,7 @@ def build_loss(config: Config, num_outputs: int) -> Any:
     Raises ConfigError for weights that are not one for each of the ``num_outputs`` outputs.
     """
     options = config.loss.model_dump(exclude={"name"})
+    dtype = torch.float64 if config.precision == "fp64" else None
     for key in config.loss.per_output:
         if options[key] is not None:
             if len(options[key]) != num_outputs:
@@ -355,7 +356,7 @@ def build_loss(config: Config, num_outputs: int) -> Any:
                     f"must hold one number for each of the {num_outputs} outputs, "
                     f"got {len(options[key])}",
                 )
-            options[key] = torch.tensor(options[key])
+            options[key] = torch.tensor(options[key], dtype=dtype)
     return registry.find("loss", config.loss.name).call(options)
 
 

@@ -9,9 +9,10 @@ from gdtrain.config.load import parse_config
 from gdtrain.training.losses.probabilities import BCELoss, MeanKLDivLoss
 
 
-def made(loss: object, num_outputs: int = 2) -> nn.Module:
+def made(loss: object, num_outputs: int = 2, precision: str = "fp32") -> nn.Module:
     settings = {"data": "digits", "model": "linear", "loader": "batch", "optimizer": "adam"}
-    built = build_loss(parse_config(settings | {"epochs": 1, "loss": loss}), num_outputs)
+    more = {"epochs": 1, "loss": loss, "precision": precision}
+    built = build_loss(parse_config(settings | more), num_outputs)
     assert isinstance(built, nn.Module)
     return built
 
@@ -59,3 +60,12 @@ def test_the_other_reduction_is_torch_itself():
     loss = made("kl_div")
     assert type(loss) is nn.KLDivLoss
     assert loss.reduction == "batchmean"
+
+
+@pytest.mark.parametrize("setting", ["weight", "pos_weight"])
+def test_weights_under_fp64_are_the_numbers_of_the_configuration(setting):
+    name = "bce_with_logits" if setting == "pos_weight" else "cross_entropy"
+    weights = [0.1, 2.3]  # neither is a float32
+    loss = made({"name": name, setting: weights}, precision="fp64")
+    assert getattr(loss, setting).tolist() == weights
+    assert getattr(made({"name": name, setting: weights}), setting).dtype == torch.float32

@@ -516,11 +516,22 @@ _AT_ONCE = 8  # float64 columns in a line of a cache
 class MissingRules:
     """What is done about missing cells: one rule for all columns, or one for each by name.
 
-    indicator: whether columns with missing cells get a further input that says where.
+    indicator: whether columns with missing cells get a further input that says where. Those whose
+    rows are dropped have no missing cells, and get none.
+
+    Raises ConfigError for an indicator that would have no effect.
     """
 
     rule: Fill | Mapping[str, Fill] = "error"
     indicator: bool | Sequence[str] = False
+
+    def __post_init__(self) -> None:
+        if self.rule == "drop" and self.indicator:
+            raise ConfigError.of("indicator", "has no effect beside missing: drop; remove one")
+        for name in [] if isinstance(self.indicator, bool) else self.indicator:
+            if self.of(name) == "drop":
+                text = f"{name!r} has no missing cells once missing drops their rows; remove it"
+                raise ConfigError.of("indicator", text)
 
     def of(self, name: str) -> Fill:
         if isinstance(self.rule, str):
@@ -528,7 +539,9 @@ class MissingRules:
         return self.rule.get(name, "error")
 
     def indicated(self, name: str) -> bool:
-        return self.indicator if isinstance(self.indicator, bool) else name in self.indicator
+        if isinstance(self.indicator, bool):
+            return self.indicator and self.of(name) != "drop"
+        return name in self.indicator
 
 
 @dataclass(frozen=True)

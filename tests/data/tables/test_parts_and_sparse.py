@@ -95,6 +95,15 @@ def test_flags_say_where_cells_were_missing() -> None:
     assert x.shape == (N, 2 + 1 + 3)
 
 
+def test_columns_whose_rows_are_dropped_have_no_flag() -> None:
+    table = frame()
+    table.to_csv("t.csv", index=False)
+    rules = {"size": "drop", "colour": "most_frequent"}
+    x = prepared(missing=rules, indicator=True, exclude=["kind", "sold"]).training[0].numpy()
+    assert x.shape == (table["size"].notna().sum(), 1 + 1 + 3 + 1)
+    np.testing.assert_array_equal(x[:, -1], table["colour"].isna()[table["size"].notna()])
+
+
 def test_rows_with_missing_cells_are_left_out() -> None:
     table = frame()
     table.loc[::7, "price"] = None

@@ -288,6 +288,14 @@ def test_columns_that_can_not_be_chosen_are_refused(options: dict[str, Any], sai
         ),
         ({"indicator": ["z"], "features": ["x"]}, "indicator: 'z' is no feature; remove it"),
         ({"indicator": ["y"]}, "indicator: 'y' is no feature; remove it"),
+        (
+            {"indicator": True, "missing": "drop"},
+            "indicator: has no effect beside missing: drop; remove one",
+        ),
+        (
+            {"indicator": ["z"], "missing": {"z": "drop"}},
+            "indicator: 'z' has no missing cells once missing drops their rows; remove it",
+        ),
         ({"exclude": ["y"]}, "exclude: 'y' is a feature or the target too; remove one"),
     ],
 )
