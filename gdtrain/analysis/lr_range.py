@@ -20,7 +20,7 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.wording import counted, html_table
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Plan, int, Batch]]:
     """The batches that the next updates would have, from the start of the present epoch on.
 
     An order that is asked is asked by training alone: see
-    :func:`~gdtrain.training.epoch_plan.known_plan`.
+    :func:`~gdtrain.training.blocks.known_plan`.
     """
     loader = trainer.loader
     assert loader is not None

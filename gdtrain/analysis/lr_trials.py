@@ -10,7 +10,7 @@ from itertools import islice
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Block
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.trainer import Trainer
 
 FACTOR = 2.0  # between rates

@@ -12,11 +12,11 @@ from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ModelError
 from gdtrain.training.callbacks.callback import Callback, Listeners
+from gdtrain.training.descent import Work
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.evaluating.metrics import Metric
 from gdtrain.training.gradients.loss_scale import LossScale
 from gdtrain.training.gradients.microbatches import MicrobatchSize
-from gdtrain.training.known_steps import Work
 from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.optimizing.phases import Phases
 from gdtrain.training.optimizing.schedules import ScheduleStepper

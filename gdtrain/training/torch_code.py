@@ -2,7 +2,7 @@
 
 The name of a class does not say what it does: ``nn.Linear.forward = …`` makes every layer another
 one. Where the project takes a shorter way than PyTorch's function, or counts on it to do the same
-each time, it asks here.
+each time, it asks here, and so it does for hooks and modes that see the calls of all layers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,17 @@ import torch
 from torch import nn
 from torch.nn import _reduction
 from torch.nn import functional as F
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 from torch.optim import SGD, Optimizer
 from torch.optim import adam as adam_module
 from torch.optim import sgd as sgd_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 _FOLDER = str(Path(torch.__file__).parent)
 
@@ -193,3 +201,20 @@ def has_own_update() -> bool:
     return (
         are_own(backward_now(), BACKWARD) and are_own(sgd_now(), OF_SGD) and is_of_torch(SGD.step)
     )
+
+
+def has_global_hooks() -> bool:
+    """Whether somebody looks at the passes of all layers there are."""
+    return bool(
+        _global_forward_hooks
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
+    )
+
+
+def is_in_a_mode() -> bool:
+    """Whether a mode sees PyTorch's calls, other than the one that sets the default device."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    seen = any(not isinstance(mode, DeviceContext) for mode in modes)
+    return seen or torch._C._len_torch_dispatch_stack() > 0

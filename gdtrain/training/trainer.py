@@ -21,7 +21,7 @@ Only the loader knows which form it is. Override, from the widest to the narrowe
 What runs an update is the engine (:mod:`gdtrain.training.engines`), a block at a time:
 
 * ``eager`` calls :meth:`Trainer.train_step` for each batch. Where nobody looks on and the optimizer
-  is torch's SGD, Adam or AdamW on float32 or float64 of a CPU, :mod:`gdtrain.training.known_steps`
+  is torch's SGD, Adam or AdamW on float32 or float64 of a CPU, :mod:`gdtrain.training.descent`
   makes the kernel calls of ``optimizer.step()``, with the same bits; else that is called. Of a
   block in which no code runs but PyTorch's and the project's own,
   :func:`gdtrain.training.engines.known_update.known_update` looks up once what an update needs, and
@@ -55,15 +55,13 @@ from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.near_names import first_guesses
 from gdtrain.training import by_name
-from gdtrain.training.blocks import BlockLength, blocks, may_go_on
+from gdtrain.training.blocks import BlockLength, EpochsAhead, blocks, may_go_on, present_plan
 from gdtrain.training.callbacks.callback import Callback, Listeners, among
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.descent import backward, descend, gathered, zero_gradients
 from gdtrain.training.engines.eager import EagerEngine, stacked
 from gdtrain.training.engines.engine import Engine
 from gdtrain.training.engines.selection import EngineChoice
-from gdtrain.training.epoch_plan import present_plan
-from gdtrain.training.epochs_ahead import EpochsAhead
 from gdtrain.training.evaluating.metrics import Metric, check_metrics
 from gdtrain.training.gradients import loss_weights
 from gdtrain.training.gradients.accumulation import clip_gradient, scalar

@@ -99,7 +99,7 @@ LISTS_THAT_GO_STALE = (
     ),
     Mutant(
         "momentum is that of the first update",
-        "training/known_steps.py",
+        "training/descent.py",
         'momentum, old, new = group["momentum"], [], []',
         "momentum, old, new = vars(optimizer).setdefault('_momentum', group['momentum']), [], []",
     ),
@@ -285,7 +285,7 @@ COUNTERS = (
     ),
     Mutant(
         "a callable order is asked again after a stop",
-        "training/epoch_plan.py",
+        "training/blocks.py",
         "    elif plan is None or plan.epoch != epoch or plan.asked is not asked:\n",
         "    elif True:\n",
     ),

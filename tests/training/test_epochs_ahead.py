@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from gdtrain import Batch, MiniBatchLoader, PhasedLoader, Plan, Trainer
 from gdtrain.data.orders.order import generator
-from gdtrain.training import epochs_ahead
+from gdtrain.training import blocks
 
 EPOCHS, SIZE, SAMPLES = 12, 4, 10
 BATCHES = 3
@@ -121,13 +121,13 @@ def by_trainer(change: Callable[..., None], when: int, order: str) -> nn.Module:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many batches were read at once, each time."""
     found: list[int] = []
-    plain = epochs_ahead.cut
+    plain = blocks.cut
 
     def noted(rows: Any, places: Tensor, sizes: list[int]) -> Any:
         found.append(len(sizes))
         return plain(rows, places, sizes)
 
-    monkeypatch.setattr(epochs_ahead, "cut", noted)
+    monkeypatch.setattr(blocks, "cut", noted)
     return found
 
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Block
 from gdtrain.data.tree import map_tensors
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.trainer import Trainer
 
 

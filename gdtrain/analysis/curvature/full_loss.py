@@ -23,7 +23,7 @@ from gdtrain.analysis.curvature.products import (
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, DataError, ModelError
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.evaluating.evaluation import WithoutGraph, whole
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.flat_vector import Flat

@@ -23,7 +23,7 @@ from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import register_monitor
 from gdtrain.settings import Positive
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.gradients.parameter_vector import held_by
 from gdtrain.training.placement.sharding import whole
 from gdtrain.training.state.keeper import unchanged

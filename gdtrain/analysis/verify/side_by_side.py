@@ -16,7 +16,6 @@ from gdtrain.analysis.verify.finite_differences import relative_error
 from gdtrain.data.batch import Batch
 from gdtrain.errors import NonFiniteError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.placement.device import autocast
 from gdtrain.training.safety.checks import needs_closure
@@ -149,7 +148,7 @@ def _batches(trainer: Trainer, epoch: int) -> Iterator[Batch]:
 
 def _loss(trainer: Trainer, batch: Batch) -> Tensor:
     with autocast(trainer.precision, trainer.device):
-        if overridden(trainer, ("compute_loss", "forward")):
+        if trainer.has_own("compute_loss", "forward"):
             return scalar(trainer.compute_loss(batch))
         inputs = batch.inputs if isinstance(batch.inputs, tuple) else (batch.inputs,)
         assert trainer.loss is not None
@@ -251,7 +250,7 @@ def _obstacle(trainer: Trainer) -> str:
         return "a stream is read once"
     if trainer.world.size > 1 or trainer.is_sharded:
         return "several processes train together; start it without torchrun"
-    if own := overridden(trainer, _RUNGS):
+    if own := [rung for rung in _RUNGS if trainer.has_own(rung)]:
         return f"{type(trainer).__name__} says itself what an update is ({', '.join(own)})"
     for callback in trainer.callbacks:
         if callback.listens_to("on_gradient"):

@@ -19,8 +19,8 @@ from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.terminal import printable
+from gdtrain.training.blocks import present_plan
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.epoch_plan import present_plan
 from gdtrain.training.safety import diagnosis
 from gdtrain.training.safety.finite_guard import NotFinite
 from gdtrain.training.state.keeper import as_in_fit, unchanged

@@ -18,7 +18,6 @@ from gdtrain.training.engines.capturing.python_state import (
     names_in,
     root_package,
 )
-from gdtrain.training.engines.hooks import overridden
 from gdtrain.training.run import Run
 from gdtrain.training.state.keeper import modules_of, roots_of
 from gdtrain.training.torch_code import has_own_pass, is_known_layer
@@ -53,7 +52,7 @@ def calls_known_code(trainer: Run) -> bool:
 
     Such code does the same in every step, and reads nothing but what :class:`Structure` has.
     """
-    if overridden(trainer, ("compute_loss", "forward", "batch_loss")) or not has_own_pass():
+    if trainer.has_own("compute_loss", "forward", "batch_loss") or not has_own_pass():
         return False
     layers = modules_of(roots_of(trainer))
     return all(map(_is_known_layer, layers)) and _is_known(trainer.loss)

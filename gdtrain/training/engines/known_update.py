@@ -12,16 +12,22 @@ from torch.nn._reduction import get_enum
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.samples import TensorSamples
-from gdtrain.training.descent import backward, gathered, steps_as_torch, zero_gradients
+from gdtrain.training.descent import (
+    backward,
+    gathered,
+    has_step_hooks,
+    known_step,
+    steps_as_torch,
+    zero_gradients,
+)
 from gdtrain.training.engines.foreign_code import calls_known_code
-from gdtrain.training.engines.hooks import has_global_hooks
 from gdtrain.training.gradients.accumulation import scalar
-from gdtrain.training.known_steps import has_step_hooks, known_step
 from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import explain
 from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
+from gdtrain.training.torch_code import has_global_hooks
 
 # To look at all layers takes as long as it saves in so many updates.
 FEW = 4

@@ -12,17 +12,16 @@ from torch import nn
 from gdtrain.data.sources import rows_in_memory
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.training.callbacks.callback import Listeners
+from gdtrain.training.descent import has_step_hooks
 from gdtrain.training.engines.capturing.python_state import PythonState
 from gdtrain.training.engines.foreign_code import reads_gradients
-from gdtrain.training.engines.hooks import (
-    has_foreign_hooks,
-    has_global_hooks,
-    is_in_a_mode,
-    overridden,
-)
-from gdtrain.training.known_steps import has_step_hooks
 from gdtrain.training.run import Run
-from gdtrain.training.torch_code import has_own_pass, has_own_update
+from gdtrain.training.torch_code import (
+    has_global_hooks,
+    has_own_pass,
+    has_own_update,
+    is_in_a_mode,
+)
 
 INSTALL = "pip install 'gdtrain[xla]'"
 UNEVEN = "the batches of an epoch are of several sizes"
@@ -62,7 +61,7 @@ def is_installed() -> bool:
 
 
 def _of_trainer(trainer: Run, name: str) -> Iterator[str]:
-    for method in overridden(trainer, _OVERRIDES):
+    for method in filter(trainer.has_own, _OVERRIDES):
         yield f"{type(trainer).__name__} overrides {method}; override compute_loss instead"
     for callback in trainer.callbacks:
         if callback.listens_to("on_gradient"):
@@ -115,5 +114,18 @@ def _of_model(trainer: Run) -> Iterator[str]:
         for path, layer in module.named_modules():
             if isinstance(layer, torch.jit.ScriptModule):
                 yield f"layer {path!r} is scripted"
-            if has_foreign_hooks(layer):
+            if _has_foreign_hooks(layer):
                 yield f"layer {path!r} has hooks, which look at every pass"
+
+
+def _has_foreign_hooks(layer: nn.Module) -> bool:
+    """Whether code that is not PyTorch's looks at the layer's passes.
+
+    ``torch.nn.utils`` has hooks of its own, which compute a weight from others in each pass.
+    """
+    before = layer._forward_pre_hooks.values()
+    return (
+        any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in before)
+        or bool(layer._forward_hooks)
+        or bool(layer._backward_hooks or layer._backward_pre_hooks)
+    )

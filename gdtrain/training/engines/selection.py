@@ -13,13 +13,12 @@ from torch import nn
 
 from gdtrain.data.batch import Plan
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.training.blocks import may_go_on
+from gdtrain.training.blocks import known_plan, may_go_on
 from gdtrain.training.engines.compile import CompileEngine, check_options
 from gdtrain.training.engines.eager import EagerEngine
 from gdtrain.training.engines.engine import Engine, EngineError
 from gdtrain.training.engines.foreign_code import calls_known_code
 from gdtrain.training.engines.obstacles import INSTALL, obstacles
-from gdtrain.training.epoch_plan import known_plan
 from gdtrain.training.placement.compiler_import import import_ahead
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_arguments

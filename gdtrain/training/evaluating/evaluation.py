@@ -21,7 +21,7 @@ from gdtrain.data.tables.preparation import as_tensor
 from gdtrain.data.tree import copied, map_tensors, tensors_of
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
-from gdtrain.training.epoch_plan import known_plan
+from gdtrain.training.blocks import known_plan
 from gdtrain.training.evaluating.metrics import MeanOverSamples, Streaming, streams
 from gdtrain.training.gradients.accumulation import scalar
 from gdtrain.training.gradients.forward import forward

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from gdtrain.training.known_steps import known_step
+from gdtrain.training.descent import known_step
 
 # What torch.optim marks as not to be compiled.
 _MARKED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")

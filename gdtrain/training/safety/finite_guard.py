@@ -16,8 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError
-from gdtrain.training.descent import gathered, steps_as_torch
-from gdtrain.training.known_steps import Work, call_post_hooks, known_step
+from gdtrain.training.descent import Work, call_post_hooks, gathered, known_step, steps_as_torch
 from gdtrain.training.losses.known_means import of_torch
 from gdtrain.training.placement.exchange import Total
 from gdtrain.training.run import Run

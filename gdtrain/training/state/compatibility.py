@@ -13,8 +13,8 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import ORDER_VERSION
 from gdtrain.data.streams.stream import StreamSamples
 from gdtrain.errors import CheckpointError
+from gdtrain.training.blocks import kept_plan
 from gdtrain.training.callbacks.callback import named
-from gdtrain.training.epoch_plan import kept_plan
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state
 from gdtrain.training.state.module_state import flagged, modules

@@ -22,13 +22,17 @@ from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from gdtrain.data.tree import map_tensors
-from gdtrain.training.engines.hooks import has_global_hooks, is_in_a_mode
 from gdtrain.training.losses.terms import StepTerms
 from gdtrain.training.run import Run
 from gdtrain.training.state.own_state import keeps_state, taken
 from gdtrain.training.state.plain_values import copied
 from gdtrain.training.state.random_generators import RngState
-from gdtrain.training.torch_code import has_own_pass, is_known_layer
+from gdtrain.training.torch_code import (
+    has_global_hooks,
+    has_own_pass,
+    is_in_a_mode,
+    is_known_layer,
+)
 
 Part = Literal[
     "modes", "buffers", "parameters", "gradients", "optimizer", "generators", "draws", "own"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from gdtrain.data.orders.order import mix
 from gdtrain.errors import CheckpointError
+from gdtrain.training.blocks import kept_plan, order_state, restore_source
 from gdtrain.training.callbacks.callback import Callback, among, named
-from gdtrain.training.engines.hooks import note_step
-from gdtrain.training.epoch_plan import kept_plan, order_state, restore_source
+from gdtrain.training.descent import note_step
 from gdtrain.training.placement.sharding import in_parts
 from gdtrain.training.run import Run
 from gdtrain.training.state import module_state, optimizer_state, own_state, schedule_state

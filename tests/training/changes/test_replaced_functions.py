@@ -14,7 +14,7 @@ from torch.optim import sgd as sgd_module
 from gdtrain import MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training import torch_code
-from gdtrain.training.known_steps import known_step
+from gdtrain.training.descent import known_step
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)

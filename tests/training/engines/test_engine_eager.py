@@ -12,7 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import NonFiniteError
-from gdtrain.training.known_steps import known_step
+from gdtrain.training.descent import known_step
 
 N = 30
 DRAW = torch.Generator().manual_seed(0)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.sources import rows_in_memory
+from gdtrain.training.descent import note_step
 from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.cuda.static_step import StaticStep
 from gdtrain.training.engines.engine import EngineError
-from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.losses.terms import of_row
 from gdtrain.training.run import Run
 from gdtrain.training.state.random_generators import RngState

@@ -13,10 +13,10 @@ from torch import Tensor
 from gdtrain.data.batch import Block, Plan
 from gdtrain.data.samples import Samples, TensorSamples
 from gdtrain.training.callbacks.callback import Callback
+from gdtrain.training.descent import note_step
 from gdtrain.training.engines.capturing.compiled_engine import CompiledEngine
 from gdtrain.training.engines.capturing.eager_pass import unread
 from gdtrain.training.engines.engine import EngineError
-from gdtrain.training.engines.hooks import note_step
 from gdtrain.training.engines.xla.compiled_step import CompiledStep, losses_of
 from gdtrain.training.engines.xla.program import Array, StepShape
 from gdtrain.training.engines.xla.window import (
