@@ -115,31 +115,26 @@ class Samples(ABC):
 class TensorSamples(Samples):
     """Samples that are rows of tensors in memory.
 
-    tensors: each [n, …]. The last one holds the targets, those before it the inputs; a single
-    tensor is inputs without targets.
+    tensors: each [n, …], as they are now. The last one holds the targets, those before it the
+    inputs; a single tensor is inputs without targets.
 
     Small batches of consecutive samples are copied together, so that a model that works in place
     leaves the data alone. Those of 64 KiB and more are views of the data, and say so.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = tuple(tensors)
+        self.tensors = tuple(tensors)
         self._viewed: list[Tensor | None] | None = None
 
     @property
     def _elements(self) -> list[Tensor | None]:
         """What rows are gathered from, see :func:`_as_elements`; made when it is needed first."""
         if self._viewed is None:
-            self._viewed = [_as_elements(tensor) for tensor in self._tensors]
+            self._viewed = [_as_elements(tensor) for tensor in self.tensors]
         return self._viewed
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Inputs and, last, targets, as they are now."""
-        return self._tensors
-
     def __reduce__(self) -> Any:
-        return type(self), (self._tensors,)  # what are views of them stays so in a copy
+        return type(self), (self.tensors,)  # what are views of them stays so in a copy
 
     def state(self) -> Any:
         return [(id(tensor), version_of(tensor)) for tensor in self.tensors]
@@ -320,31 +315,8 @@ def cut(
     rows: the inputs and, last, the targets (a single tensor is inputs), each [k, …].
     places: [k] int64, the batches' indices. sizes: of the batches, k in all.
     """
-    if len(sizes) <= CUT_AT_ONCE:
-        return _cut(rows, places, sizes, kind)
-    return chain.from_iterable(_cut_in_parts(rows, places, sizes, kind))
-
-
-def _cut_in_parts(
-    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch]
-) -> Iterator[Iterator[Batch]]:
-    stop = 0
-    for first in range(0, len(sizes), CUT_AT_ONCE):
-        some = sizes[first : first + CUT_AT_ONCE]
-        start, stop = stop, stop + sum(some)
-        yield _cut([tensor[start:stop] for tensor in rows], places[start:stop], some, kind)
-
-
-def of_rows(rows: Sequence[Tensor], places: Tensor, kind: type[Batch] = Batch) -> Batch:
-    """A batch of all rows, the inputs and, last, the targets; see :func:`cut`."""
-    if len(rows) == 2:
-        return kind(rows[0], rows[1], places)
-    return next(_cut(rows, places, [places.shape[0]], kind))
-
-
-def _cut(
-    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch]
-) -> Iterator[Batch]:
+    if len(sizes) > CUT_AT_ONCE:
+        return chain.from_iterable(_cut_in_parts(rows, places, sizes, kind))
     columns = [tensor.split_with_sizes(sizes) for tensor in rows]
     indices = places.split_with_sizes(sizes)
     if not columns:
@@ -354,6 +326,23 @@ def _cut(
     if len(columns) == 2:
         return map(kind, columns[0], columns[1], indices)
     return map(kind, zip(*columns[:-1], strict=True), columns[-1], indices)
+
+
+def _cut_in_parts(
+    rows: Sequence[Tensor], places: Tensor, sizes: list[int], kind: type[Batch]
+) -> Iterator[Iterator[Batch]]:
+    stop = 0
+    for first in range(0, len(sizes), CUT_AT_ONCE):
+        some = sizes[first : first + CUT_AT_ONCE]
+        start, stop = stop, stop + sum(some)
+        yield cut([tensor[start:stop] for tensor in rows], places[start:stop], some, kind)
+
+
+def of_rows(rows: Sequence[Tensor], places: Tensor, kind: type[Batch] = Batch) -> Batch:
+    """A batch of all rows, the inputs and, last, the targets; see :func:`cut`."""
+    if len(rows) == 2:
+        return kind(rows[0], rows[1], places)
+    return next(cut(rows, places, [places.shape[0]], kind))
 
 
 def map_batch(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:

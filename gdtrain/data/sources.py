@@ -143,19 +143,21 @@ class TensorDatasetSamples(TensorSamples):
 
     def __init__(self, dataset: TensorDataset, allow_nonfinite: bool) -> None:
         self.dataset, self.allow_nonfinite = dataset, allow_nonfinite
-        self._given: tuple[Any, ...] = ()
-        super().__init__(self.tensors)
+        self._take(dataset.tensors)
 
     def __reduce__(self) -> Any:
         return TensorDatasetSamples, (self.dataset, self.allow_nonfinite)
 
     @property
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:  # type: ignore[override]
         given = self.dataset.tensors
         if len(given) != len(self._given) or not all(map(is_, given, self._given)):
-            super().__init__(_tensors(given, self.allow_nonfinite))
-            self._given = tuple(given)
-        return self._tensors
+            self._take(given)
+        return self._checked
+
+    def _take(self, given: Sequence[Tensor]) -> None:
+        self._checked = tuple(_tensors(given, self.allow_nonfinite))
+        self._given, self._viewed = tuple(given), None
 
 
 @dataclass(frozen=True)
