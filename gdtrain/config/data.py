@@ -20,7 +20,6 @@ from gdtrain.data.tables.preparation import (
     Preprocessing,
     as_tensor,
     check_finite,
-    check_range,
     class_labels,
     number_targets,
     prepare,
@@ -76,9 +75,6 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
     inputs = loaded.inputs
     if registry.find("model", config.model.name).is_built_in and not inputs.is_floating_point():
         inputs = inputs.float()
-    if not section.standardize and config.precision != "fp64":
-        check_finite(inputs, "inputs")
-        check_range(inputs, "inputs")
     training, validation, preprocessing = prepare(
         LoadedData(inputs, targets, names, loaded.columns),
         parts[:2],
@@ -86,6 +82,7 @@ def prepare_data(config: Config, read: Callable[[Config], Loaded] | None = None)
         standardize_targets=section.standardize_targets,
         shape=section.shape,
         num_outputs=num_outputs,
+        in_float32=not section.standardize and config.precision != "fp64",
     )
     test = None
     if len(parts[2]):
@@ -205,8 +202,9 @@ def fit_targets(config: Config, targets: Tensor, first_row: int = 0) -> Tensor:
     if config.loss.targets.classes:
         return class_labels(targets, getattr(config.loss, "ignore_index", None), first_row)
     targets = number_targets(targets)
-    if not config.data.standardize_targets and config.precision != "fp64":
-        check_range(targets, "targets", first_row)
+    in_float32 = not config.data.standardize_targets and config.precision != "fp64"
+    if in_float32 and targets.dtype == torch.float64:
+        check_finite(targets, "targets", first_row, in_float32=True)
     if config.loss.targets.holds is not None:
         _check_range(targets, config.loss, first_row)
     return targets.long() if config.loss.targets.whole else targets

@@ -176,9 +176,10 @@ class SeenRows:
 
     def read(self) -> Iterator[tuple[Array, Array, int]]:
         """Cells and targets of all rows, some at a time, and the number of the first of these."""
-        row = 0
+        row, reading = 0, self.reading
+        names = [*reading.chosen, *reading.targets]
         as_text = names_of_text([*self.seen.columns, *self.seen.target_columns])
-        for batch in self.reading.batches(as_text):
+        for batch in reading.files.batches(names, reading.marks, reading.advance, as_text):
             cells, targets = self.encoded(batch)
             yield cells, targets, row
             row += len(cells)

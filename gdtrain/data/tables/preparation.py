@@ -249,29 +249,32 @@ def prepare(
     standardize_targets: bool,
     shape: list[int] | None,
     num_outputs: int,
+    in_float32: bool = False,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None, Preprocessing]:
     """Cut the data in two and standardise it by the statistics of the training part.
 
     parts: which samples train and which validate, as :func:`split` gives them.
+    in_float32: whether float32 must hold the inputs.
     Returns (training inputs, targets), the same for validation or None, and what was done.
     Raises DataError for values that are not finite, or a shape that does not hold the inputs.
     """
     inputs, targets = data.inputs, data.targets
-    check_finite(inputs, "inputs")
+    check_finite(inputs, "inputs", in_float32=in_float32)
     check_finite(targets, "targets")
     train, validation = parts
     input_shape = sample_shape(list(inputs.shape[1:]), shape)
     done = Preprocessing(input_shape, num_outputs, data.class_names, data.columns)
+    trained: slice | Tensor = slice(None) if len(train) == len(inputs) else train  # all: no copy
     if standardize:
-        mean, std = _statistics(_rows(inputs, train), "inputs")
+        mean, std = _statistics(inputs[trained], "inputs")
         done = replace(done, mean=mean, std=std)
     if standardize_targets:
-        mean, std = _statistics(_rows(targets, train), "targets")
+        mean, std = _statistics(targets[trained], "targets")
         done = replace(done, target_mean=mean, target_std=std)
         targets = standardized(targets, mean, std)
     ready = _in_parts(done, inputs) if standardize else done.apply(inputs)
     held_out = (ready[validation], targets[validation]) if len(validation) else None
-    return (_rows(ready, train), _rows(targets, train)), held_out, done
+    return (ready[trained], targets[trained]), held_out, done
 
 
 def _in_parts(done: Preprocessing, inputs: Tensor) -> Tensor:
@@ -283,11 +286,6 @@ def _in_parts(done: Preprocessing, inputs: Tensor) -> Tensor:
             ready = part.new_empty((len(inputs), *part.shape[1:]))
         ready[start : start + CHECKED_ROWS] = part
     return ready
-
-
-def _rows(tensor: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen rows, rising; all of them are no copy."""
-    return tensor if len(chosen) == len(tensor) else tensor[chosen]
 
 
 def sample_shape(held: list[int], shape: list[int] | None) -> list[int]:
@@ -379,51 +377,44 @@ def _from_array(value: Any, name: str) -> Tensor:
     return torch.from_numpy(writable if writable.ndim == 0 else np.ascontiguousarray(writable))
 
 
-def check_finite(tensor: Tensor, name: str, first_row: int = 0) -> None:
+def check_finite(
+    tensor: Tensor, name: str, first_row: int = 0, *, in_float32: bool = False
+) -> None:
     """Raise DataError, naming row and column, if a value is NaN or infinite.
 
-    first_row: the number of the tensor's first row in the data set.
+    first_row: the number of the tensor's first row in the data set. in_float32: whether a value
+    that float32 does not hold is refused too.
     """
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
         return
-    # A sum is finite if every value is, barring overflow, and needs no second array; but one in
+    # Neither needs a second array. A sum is finite if every value is, barring overflow; but one in
     # float64 makes float64 of what it sums up, so that is done in parts.
-    parts = (tensor,) if len(tensor) <= CHECKED_ROWS else torch.split(tensor, CHECKED_ROWS)
-    dtype = None if tensor.is_complex() else torch.float64
-    if all(cmath.isfinite(part.sum(dtype=dtype).item()) for part in parts):
+    most = torch.finfo(torch.float32).max
+    if in_float32 and tensor.dtype == torch.float64:
+        low, high = tensor.aminmax()  # which NaN passes through
+        is_right = bool(-low <= most and high <= most)
+    else:
+        parts = (tensor,) if len(tensor) <= CHECKED_ROWS else torch.split(tensor, CHECKED_ROWS)
+        dtype = None if tensor.is_complex() else torch.float64
+        is_right = all(cmath.isfinite(part.sum(dtype=dtype).item()) for part in parts)
+    if is_right:
         return
     bad = (~torch.isfinite(tensor)).nonzero()
-    if bad.shape[0] == 0:
+    is_finite = not len(bad)
+    if is_finite and in_float32:
+        bad = (tensor.abs() > most).nonzero()
+    if not len(bad):
         return
     row, *column = bad[0].tolist()
     place = f"row {first_row + row}" + (f", column {', '.join(map(str, column))}" if column else "")
     value = tensor[tuple(bad[0].tolist())].item()
+    if is_finite:
+        way_out = "rescale it, or set precision: fp64"
+        raise DataError(f"{name}: {place} is {value:g}, which float32 does not hold; {way_out}")
     more = f" (and {bad.shape[0] - 1} more)" if bad.shape[0] > 1 else ""
     raise DataError(
         f"{name}: {place} is {value}{more}; remove the row or fill in a number before training"
     )
-
-
-def check_range(tensor: Tensor, name: str, first_row: int = 0) -> None:
-    """Raise DataError, naming row and column, if a finite value is over what float32 holds.
-
-    first_row: the number of the tensor's first row in the data set.
-    """
-    if tensor.dtype != torch.float64 or not tensor.numel():
-        return
-    low, high = tensor.aminmax()  # which needs no second array
-    most = torch.finfo(torch.float32).max
-    if -low <= most and high <= most:
-        return
-    bad = (tensor.abs() > most).nonzero()
-    if len(bad):  # NaN is none
-        row, *column = bad[0].tolist()
-        place = f"row {first_row + row}"
-        place += f", column {', '.join(map(str, column))}" if column else ""
-        raise DataError(
-            f"{name}: {place} is {tensor[tuple(bad[0].tolist())].item():g}, which float32 does "
-            "not hold; rescale it, or set precision: fp64"
-        )
 
 
 # ── columns of a table, and how their cells become inputs ───────────────────────────────

@@ -77,7 +77,14 @@ class ColumnScan:
         self.rows += len(cells)
         self.numbers += len(cells) - missing
         if self.counts_rows:
-            self._look_whether_it_counts(cells)
+            first, last = float(cells[0]), float(cells[-1])
+            self.begins = first if self.begins is None else self.begins
+            self.counts_rows = (
+                (self.last is None or first == self.last + 1)
+                and last == first + (len(cells) - 1)
+                and np.array_equal(cells, first + np.arange(len(cells)))
+            )
+            self.last = last
         if self.distinct is not None:
             self._count(cells)
 
@@ -85,17 +92,6 @@ class ColumnScan:
         self.not_finite += int(wrong.sum())
         if self.first_not_finite is None:
             self.first_not_finite = first_row + int(wrong.argmax())
-
-    def _look_whether_it_counts(self, cells: Array) -> None:
-        first = float(cells[0])
-        self.begins = first if self.begins is None else self.begins
-        last, goes_on = float(cells[-1]), self.last is None or first == self.last + 1
-        self.counts_rows = (
-            goes_on
-            and last == first + (len(cells) - 1)
-            and np.array_equal(cells, first + np.arange(len(cells)))
-        )
-        self.last = last
 
     def _count(self, cells: Array) -> None:
         assert self.distinct is not None
@@ -333,42 +329,43 @@ def _with_point(text: str) -> str:
 _SWAPPED = str.maketrans(",.", ".,")
 
 
+@dataclass
 class GrowingRows:
     """Rows of float64 in pieces that are as many as are needed, and at last one array.
 
     before: called with the bytes that are to be taken, before they are; of the first piece, with
-    those of the rows that come first, which mostly are all.
+    those of the rows that come first, which mostly are all. room: rows of the last piece that are
+    free.
     """
 
-    def __init__(self, width: int, before: Callable[[int], object] | None = None) -> None:
-        self.width = width
-        self.length = 0
-        self._before = before
-        self._pieces: list[Array] = []
-        self._room = 0
+    width: int
+    before: Callable[[int], object] | None = None
+    length: int = 0
+    room: int = 0
+    pieces: list[Array] = field(default_factory=list)
 
     def add(self, rows: Array) -> None:
         while len(rows):
-            if not self._room:
-                self._room = 1 + _PIECE // (8 * self.width)
-                if self._before is not None:
-                    self._before(_PIECE if self._pieces else rows.nbytes)
-                self._pieces.append(np.empty((self._room, self.width)))
-            piece, taken = self._pieces[-1], min(self._room, len(rows))
-            at = len(piece) - self._room
+            if not self.room:
+                self.room = 1 + _PIECE // (8 * self.width)
+                if self.before is not None:
+                    self.before(_PIECE if self.pieces else rows.nbytes)
+                self.pieces.append(np.empty((self.room, self.width)))
+            piece, taken = self.pieces[-1], min(self.room, len(rows))
+            at = len(piece) - self.room
             piece[at : at + taken] = rows[:taken]
             rows = rows[taken:]
-            self._room -= taken
+            self.room -= taken
             self.length += taken
 
     def joined(self) -> Array:
         """All rows, [n, width]; each piece is given back as soon as it is copied."""
-        if len(self._pieces) == 1:
-            return self._pieces[0][: self.length]
+        if len(self.pieces) == 1:
+            return self.pieces[0][: self.length]
         out, at = np.empty((self.length, self.width)), 0
-        self._pieces.reverse()
-        while self._pieces:
-            piece = self._pieces.pop()[: self.length - at]
+        self.pieces.reverse()
+        while self.pieces:
+            piece = self.pieces.pop()[: self.length - at]
             out[at : at + len(piece)] = piece
             at += len(piece)
         return out

@@ -379,7 +379,8 @@ class TableReading:
                 for names in (self.chosen, self.targets)
             )
             width = len(self.chosen)
-            for batch in self.batches(text):
+            names = [*self.chosen, *self.targets]
+            for batch in self.files.batches(names, self.marks, self.advance, text):
                 inputs.add(batch[:width])
                 targets.add(batch[width:])
             if not inputs.rows:
@@ -391,13 +392,6 @@ class TableReading:
                 text.update(late.names)
                 continue
             return Seen(inputs, targets, columns, target_columns, [*faults, *more])
-
-    def batches(self, as_text: Collection[str]) -> Iterator[list[Any]]:
-        """Consecutive rows: an Arrow array for each input column, then for each target.
-
-        as_text: see :class:`TableFiles`.
-        """
-        return self.files.batches([*self.chosen, *self.targets], self.marks, self.advance, as_text)
 
     def _understood(self, *scans: TableScan) -> list[tuple[list[Column], list[ColumnFault]]]:
         understanding = Understanding(
