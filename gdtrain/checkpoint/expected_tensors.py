@@ -9,9 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gdtrain.checkpoint.format import read_state, read_weights
-from gdtrain.checkpoint.safetensors_header import DTYPES, Found, TensorCheck
-from gdtrain.checkpoint.tensor_files import Rows, Share
+from gdtrain.checkpoint.format import (
+    DTYPES,
+    Found,
+    Rows,
+    Share,
+    TensorCheck,
+    read_state,
+    read_weights,
+)
 from gdtrain.data.tree import tensors_of
 from gdtrain.errors import CheckpointError
 from gdtrain.training.placement.sharding import own_rows

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import load_weights
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.config.build import build_model, evaluated, is_built_in
 from gdtrain.config.data import fit_targets
 from gdtrain.config.labelled import read_labelled

@@ -172,7 +172,7 @@ def _clear_remains(directory: Path) -> None:
     kept = directory / CHECKPOINTS
     if kept.is_symlink():
         return  # to somebody else's
-    from gdtrain.checkpoint.store import CheckpointStore  # which imports torch
+    from gdtrain.checkpoint.checkpoints import CheckpointStore  # which imports torch
 
     if kept.is_dir() and not CheckpointStore(kept).holds_only_the_first():
         return

@@ -25,8 +25,7 @@ from typing import Any
 
 import torch
 
-from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
 

@@ -17,7 +17,7 @@ from helpers.faults.fake_disk import Failing
 from helpers.faults.power_cuts import state_of
 from helpers.processes import run, start
 
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.cli.main import main
 
 CONFIG = """\

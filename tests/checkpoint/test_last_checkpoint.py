@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from gdtrain import MiniBatchLoader, Trainer
-from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.errors import StorageError
 
 

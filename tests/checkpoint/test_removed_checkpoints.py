@@ -10,7 +10,7 @@ import pytest
 from helpers.faults.power_cuts import state_of
 
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.errors import StorageError
 
 

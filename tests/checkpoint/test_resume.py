@@ -18,9 +18,8 @@ from helpers.processes import run
 from torch import nn
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, SampleLoader, Trainer
-from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.errors import CheckpointError
 

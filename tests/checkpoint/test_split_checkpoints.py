@@ -13,10 +13,9 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from gdtrain import BatchLoader, Checkpoints, Trainer
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
-from gdtrain.checkpoint.format import read_state, verify, write_state
-from gdtrain.checkpoint.shard_files import write_shard
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.format import read_state, verify, write_shard, write_state
 from gdtrain.cli.main import main
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output.metrics_file import read_metrics

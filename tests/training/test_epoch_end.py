@@ -13,9 +13,8 @@ from torch import nn
 from torch.optim import lr_scheduler as torchs
 
 from gdtrain import BatchLoader, Callback, EarlyStopping, MiniBatchLoader, Trainer, Validation
-from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.errors import ConfigError
 

@@ -19,8 +19,7 @@ from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.run_points import run_points
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, NonFiniteError, reason_of
 from gdtrain.near_names import first_guesses

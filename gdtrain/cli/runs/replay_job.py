@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gdtrain.analysis.monitors.monitor import Monitor
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.config.build import BuiltRun, build
 from gdtrain.config.load import load_config

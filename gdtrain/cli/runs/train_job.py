@@ -19,10 +19,9 @@ from typing import Any, TextIO
 import torch
 
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.checkpoint.checkpoints import Checkpoints
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.checkpoint.durable_files import DiskFaults
 from gdtrain.checkpoint.format import write_weights
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.runs import logs
 from gdtrain.cli.runs.resume import take_up
 from gdtrain.config.baseline import baseline

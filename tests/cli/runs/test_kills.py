@@ -25,7 +25,7 @@ from helpers.faults.torture import (
 )
 from helpers.processes import run, start
 
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 
 
 @pytest.fixture(scope="module")

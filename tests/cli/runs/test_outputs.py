@@ -13,9 +13,8 @@ from torch import nn
 import gdtrain
 from gdtrain import load_run
 from gdtrain.checkpoint import durable_files
-from gdtrain.checkpoint.format import read_state, write_state
-from gdtrain.checkpoint.store import CheckpointStore
-from gdtrain.checkpoint.tensor_files import write_tensors
+from gdtrain.checkpoint.checkpoints import CheckpointStore
+from gdtrain.checkpoint.format import read_state, write_state, write_tensors
 from gdtrain.cli.main import main
 from gdtrain.cli.runs.logs import summary_of, write_summary
 from gdtrain.config.load import load_config

@@ -122,7 +122,7 @@ def _raised(path: Path) -> str:
     ],
 )  # fmt: skip
 def test_a_header_that_holds_something_else_is_refused(remark, tmp_path) -> None:
-    from gdtrain.checkpoint.tensor_files import write_tensors
+    from gdtrain.checkpoint.format import write_tensors
 
     path = tmp_path / "w"
     taken = {k: v for k, v in Remembers(2, 2).state_dict().items() if k != "_extra_state"}

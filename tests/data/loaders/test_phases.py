@@ -22,8 +22,8 @@ from gdtrain import (
     SampleLoader,
     Trainer,
 )
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.config.build import build
 from gdtrain.config.load import parse_config

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from gdtrain import MiniBatchLoader, Trainer
-from gdtrain.checkpoint.checkpoints import Checkpoints
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.errors import CheckpointError, StorageError
 from helpers.faults.fake_disk import ERRORS, Failing, fast_directory
 from helpers.faults.power_cuts import same, state_of, store_in

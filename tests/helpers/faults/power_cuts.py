@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from gdtrain.checkpoint import durable_files as disk
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.format import read_state, verify
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError
 from helpers.faults.fake_disk import DATA, Recorder, Tree, after_cuts, fast_directory, make_tree
 

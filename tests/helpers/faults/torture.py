@@ -17,7 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.output.metrics_file import read_metrics
 from helpers.processes import SECONDS, Program, start
 
@@ -319,12 +319,12 @@ def signalled_run(
 
 def _begin(die_at: int | None) -> None:
     """What a process does before it is our program."""
+    from gdtrain.checkpoint import checkpoints, format
     from gdtrain.checkpoint import durable_files as disk
-    from gdtrain.checkpoint import format, store
     from gdtrain.training.safety.signals import hold
 
     if die_at is not None:
-        disk.os = format.os = store.os = _CountedDisk(die_at)  # type: ignore[attr-defined]
+        disk.os = format.os = checkpoints.os = _CountedDisk(die_at)  # type: ignore[attr-defined]
     hold()  # as our program does at once
     os.write(1, READY.encode())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gdtrain.checkpoint.store import CheckpointStore
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.errors import CheckpointError
 from helpers.faults.fake_disk import fast_directory
 from helpers.faults.power_cuts import same

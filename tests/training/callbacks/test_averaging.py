@@ -26,8 +26,8 @@ from gdtrain import (
     Trainer,
     load_run,
 )
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.data.orders.order import generator
 from gdtrain.errors import CheckpointError, ConfigError, ModelError

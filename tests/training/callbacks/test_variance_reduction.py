@@ -26,8 +26,8 @@ from gdtrain import (
     Trainer,
 )
 from gdtrain.checkpoint import expected_tensors as expected
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.cli.main import main
 from gdtrain.config.load import parse_config
 from gdtrain.data.loaders.loader import Loader

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau, StepLR
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError, ConfigError, ModelError, NonFiniteError
 
 IDS = torch.randint(0, 9, (14, 3), generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ from helpers.ranks import on_ranks
 from torch import nn
 
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError, ConfigError, NonFiniteError
 from gdtrain.training.state.keeper import Keeper
 

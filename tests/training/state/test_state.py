@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler as torchs
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
+from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import tensor_check
-from gdtrain.checkpoint.store import CheckpointStore
 from gdtrain.errors import CheckpointError
 
 SIZE, EPOCHS = 4, 4  # three batches an epoch, of 4, 4 and 3
