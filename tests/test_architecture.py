@@ -18,7 +18,6 @@ ROOMS = [
     "checkpoint",
     "training",
     "data",
-    "parts",
     "registry",
     "settings",
     "near_names",

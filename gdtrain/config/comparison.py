@@ -13,7 +13,7 @@ from gdtrain.config.load import load_config
 from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, Fault
-from gdtrain.parts import not_among, shown
+from gdtrain.registry import not_among, shown
 from gdtrain.settings import Settings
 
 # What decides the problem, the start and the arithmetic; the rest is how it is gone about.

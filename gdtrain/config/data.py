@@ -29,7 +29,7 @@ from gdtrain.data.tables.sparse import prepare_sparse
 from gdtrain.data.tables.table import LoadedTable, but_numbers
 from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.parts import shown
+from gdtrain.registry import shown
 from gdtrain.settings import LossSettings, SourceSettings
 from gdtrain.training.evaluating.metrics import losses_of_errors
 

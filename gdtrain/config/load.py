@@ -15,7 +15,7 @@ from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_files
 from gdtrain.errors import ConfigError, Fault
-from gdtrain.parts import BY_INDEX
+from gdtrain.registry import BY_INDEX
 from gdtrain.settings import Settings
 
 

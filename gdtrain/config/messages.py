@@ -14,7 +14,7 @@ from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
 from gdtrain.near_names import nearest
-from gdtrain.parts import OWN_PART, SECTIONS, are_named, not_among, settings_of, shown
+from gdtrain.registry import OWN_PART, SECTIONS, are_named, not_among, settings_of, shown
 from gdtrain.settings import descriptions
 
 MOST_TOLD = 50

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from gdtrain import registry
 from gdtrain.data.loaders.phases import following
-from gdtrain.parts import OneOf, OneOfKinds, SomeOf, fault
+from gdtrain.registry import OneOf, OneOfKinds, SomeOf, fault
 from gdtrain.settings import (
     LoaderSettings,
     LossSettings,

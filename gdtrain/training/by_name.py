@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gdtrain import registry
 from gdtrain.errors import ConfigError
-from gdtrain.parts import no_part
+from gdtrain.registry import no_part
 from gdtrain.settings import Settings
 
 

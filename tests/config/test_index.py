@@ -13,7 +13,7 @@ from gdtrain import registry
 from gdtrain.config.load import check, dump, parse_config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import ConfigError
-from gdtrain.parts import settings_of
+from gdtrain.registry import settings_of
 
 PARTS = [(kind, name) for kind in registry.KINDS for name in registry.index()[kind]]
 

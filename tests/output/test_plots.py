@@ -11,9 +11,8 @@ import pytest
 
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output.plots import style
-from gdtrain.output.plots.frame import Curve, Mark, Panel
 from gdtrain.output.plots.loss_map import draw_hill
-from gdtrain.output.plots.style import draw, draw_panels, save
+from gdtrain.output.plots.style import Curve, Mark, Panel, draw, draw_panels, save
 
 
 def figure(**options):

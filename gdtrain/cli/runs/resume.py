@@ -16,7 +16,7 @@ from gdtrain.config.schema import Config
 from gdtrain.config.yaml_source import read_text
 from gdtrain.errors import CheckpointError, ConfigError
 from gdtrain.output import run_directory
-from gdtrain.parts import shown
+from gdtrain.registry import shown
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.compatibility import check_fits
 

@@ -34,8 +34,7 @@ from gdtrain.data.streams.stream import StreamPlan, StreamSamples
 from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.near_names import first_guesses
-from gdtrain.parts import OneOfKinds, OrderSetting
-from gdtrain.registry import register_loader
+from gdtrain.registry import OneOfKinds, OrderSetting, register_loader
 from gdtrain.settings import LoaderSettings, Positive, Settings
 
 

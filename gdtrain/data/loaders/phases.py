@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError
-from gdtrain.parts import fault
+from gdtrain.registry import fault
 
 T = TypeVar("T")
 

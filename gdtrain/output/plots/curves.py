@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gdtrain.errors import DataError
-from gdtrain.output.plots.frame import Curve, Mark, Panel
-from gdtrain.output.plots.style import draw_panels
+from gdtrain.output.plots.style import Curve, Mark, Panel, draw_panels
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from gdtrain.output.plots.frame import MADE_BY
+from gdtrain.output.plots.style import MADE_BY
 
 
 class Picture(Figure):

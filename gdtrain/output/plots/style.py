@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.errors import ConfigError, MissingPackageError
-from gdtrain.output.plots.frame import MADE_BY, Curve, Mark, Panel, fill, legend_rows
+from gdtrain.output.plots.style import MADE_BY, Curve, Mark, Panel, fill, legend_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -190,7 +190,7 @@ def plot(results: Results, path: Path) -> None:
 
 def _bars(axis: Any, times: dict[str, list[float]]) -> None:
     """The contestants' medians from the quickest down, with the least and the largest."""
-    from gdtrain.output.plots.frame import COLOURS
+    from gdtrain.output.plots.style import COLOURS
 
     names = sorted(times, key=lambda name: -median(times[name]))
     middle = [median(times[name]) for name in names]
