@@ -101,7 +101,8 @@ class Kind:
                 made = self._tagged(name, own)
                 for fact, value in facts.items():
                     setattr(made, fact, value)
-                registered[self.name][name] = Part(self, name, part, made, home)
+                is_built_in = name in index()[self.name]
+                registered[self.name][name] = Part(self, name, part, made, home, is_built_in)
             return part
 
         return register
@@ -170,17 +171,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class Part:
-    """A registered part. home: the name of the module that registered it."""
+    """A registered part.
+
+    home: the name of the module that registered it. is_built_in: whether it is the package's.
+    """
 
     kind: Kind
     name: str
     part: Callable[..., Any]
     settings: type[Settings]
     home: str
-
-    @property
-    def is_built_in(self) -> bool:
-        return self.name in index()[self.kind.name]
+    is_built_in: bool
 
     @property
     def summary(self) -> str:
@@ -205,7 +206,8 @@ class Part:
         """As :meth:`make`, with the settings as they are to be given."""
         if self.kind.called_with and not isinstance(self.part, type):
             return partial(self.part, **options) if options else self.part
-        more = {n: v for n, v in supplied.items() if options.get(n) is None and self.takes(n)}
+        taken = inspect.signature(self.part).parameters if supplied else {}
+        more = {n: v for n, v in supplied.items() if n in taken and options.get(n) is None}
         return self.part(*given, **options | more)
 
 
@@ -233,12 +235,6 @@ def summary(kind: str, name: str) -> str:
     """The first line of a part's description; imports nothing."""
     known: dict[str, str] | None = index()[kind].get(name)
     return find(kind, name).summary if known is None else known["description"]
-
-
-def make(kind: str, settings: Any, *given: Any, **supplied: Any) -> Any:
-    """The part that settings name, made with them; see :meth:`Part.make`."""
-    name = getattr(settings, KINDS[kind].tag)
-    return find(kind, name).make(settings, *given, **supplied)
 
 
 def _type_hints(part: Callable[..., Any]) -> dict[str, Any]:

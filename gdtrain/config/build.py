@@ -105,7 +105,8 @@ def build(
         watchers = _callbacks_of_sections(config, loader, metrics)
         monitors: list[Monitor] = _named("monitor", config.monitors) if config.monitors else []
         own = _named("callback", config.callbacks) if config.callbacks else []
-        trainer: Trainer = _trainer_type(config)(
+        kind: Any = registry.find("trainer", config.trainer).part if config.trainer else Trainer
+        trainer: Trainer = kind(
             model,
             loss,
             loader=loader,
@@ -139,7 +140,8 @@ def evaluated(
     metrics = build_metrics(config)
     if preprocessing.target_mean:
         metrics |= in_original_units(config, preprocessing)
-    trainer: Trainer = _trainer_type(config)(
+    kind: Any = registry.find("trainer", config.trainer).part if config.trainer else Trainer
+    trainer: Trainer = kind(
         model,
         build_loss(config, preprocessing.num_outputs),
         SGD(model.parameters(), lr=1.0),  # makes no step
@@ -149,10 +151,6 @@ def evaluated(
     )
     loader = data if isinstance(data, Loader) else BatchLoader(data)
     return {**trainer.evaluate(loader), "samples": loader.num_samples}
-
-
-def _trainer_type(config: Config) -> Any:
-    return registry.find("trainer", config.trainer).part if config.trainer else Trainer
 
 
 def _loader(config: Config, data: Any) -> Loader:
@@ -176,9 +174,10 @@ def _loader(config: Config, data: Any) -> Loader:
 
 
 def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
-    if isinstance(data, tuple) and registry.find("loader", section.name).is_built_in:
+    part = registry.find("loader", section.name)
+    if isinstance(data, tuple) and part.is_built_in:
         data = TensorSamples(data)  # which have been checked, and are not looked through again
-    loader: Loader = registry.make("loader", section, data, seed=seed)
+    loader: Loader = part.make(section, data, seed=seed)
     loader.plan(0)  # raises what can't be planned
     return loader
 
@@ -214,7 +213,8 @@ def _callbacks_of_sections(config: Config, loader: Loader, metrics: Metrics) -> 
     watchers: list[Callback] = []
     if config.variance_reduction is not None:
         with stage("variance_reduction"):
-            watchers.append(registry.make("variance_reduction", config.variance_reduction))
+            correction = registry.find("variance_reduction", config.variance_reduction.name)
+            watchers.append(correction.make(config.variance_reduction))
     if config.averaging is not None:
         watchers.append(_averaging(config.averaging, config, loader))
     if loader.is_stream:
@@ -258,7 +258,7 @@ def _check_monitored(key: str, metric: str, config: Config, metrics: Mapping[str
 def sized_model(config: Config, data: PreparedData, loader: Loader) -> nn.Module:
     """The model for this data and this loss, trained on the loader's batches."""
     shape, outputs = data.preprocessing.input_shape, data.preprocessing.num_outputs
-    options, built_in = config.model, is_built_in(config)
+    options, built_in = config.model, registry.find("model", config.model.name).is_built_in
     activation = getattr(options, "output_activation", None)
     wanted = config.loss.output_activations
     if built_in and wanted and activation not in wanted:
@@ -294,8 +294,9 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
         "input_shape": input_shape,
         "out_features": num_outputs,
     }
-    build = partial(registry.make, "model", config.model, **sizes)
-    if is_built_in(config):
+    part = registry.find("model", config.model.name)
+    build = partial(part.make, config.model, **sizes)
+    if part.is_built_in:
         assert num_outputs is not None
         extent = f"{counted(math.prod(input_shape), 'input')} and {counted(num_outputs, 'output')}"
         return _built_if_it_fits(build, copies=2, extent=extent)  # beside the weights, a gradient
@@ -305,11 +306,6 @@ def build_model(config: Config, input_shape: list[int], num_outputs: int | None)
             "name", f"{config.model.name!r} gave a {type(model).__name__}, not an nn.Module"
         )
     return model
-
-
-def is_built_in(config: Config) -> bool:
-    """Whether the model is one of the package's, which take numbers and give what a loss needs."""
-    return registry.find("model", config.model.name).is_built_in
 
 
 def _built_if_it_fits(build: Callable[[], nn.Module], copies: int, extent: str) -> nn.Module:
@@ -502,10 +498,10 @@ class _Placed:
 def _optimizers(section: Any, model: nn.Module, trained: Sequence[Tensor]) -> Any:
     """The optimizer of these parameters, or the optimizers by their names."""
     if not isinstance(section, Mapping):
-        made: Optimizer = registry.make("optimizer", section, list(trained))
+        made: Optimizer = registry.find("optimizer", section.name).make(section, list(trained))
         return made
     of = _parameters(section, model, trained)
-    return {name: registry.make("optimizer", section[name], of[name]) for name in section}
+    return {name: _optimizers(one, model, of[name]) for name, one in section.items()}
 
 
 def _parameters(
@@ -577,12 +573,13 @@ def _schedules(section: Any, lengths: Lengths, optimizer: Any) -> Any:
 
 
 def _schedule(section: Settings, lengths: Lengths, optimizer: Optimizer) -> schedules.Scheduler:
+    part = registry.find("schedule", section.name)  # type: ignore[attr-defined]
     if not isinstance(section, ScheduleSettings):  # one that is made of the optimizer
-        scheduler: schedules.Scheduler = registry.make("schedule", section)(optimizer)
+        scheduler: schedules.Scheduler = part.make(section)(optimizer)
         return scheduler
     length = lengths[section.per]
     total = None if length is None else max(1, length - section.warmup)
-    schedule: schedules.Schedule = registry.make("schedule", section, total=total)
+    schedule: schedules.Schedule = part.make(section, total=total)
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,23 +136,19 @@ def _parts(
             )
         labels = fit_targets(config, loaded.targets)
 
-    def drawn(
-        rows: Tensor, share: float, part: Literal["validation", "test"]
-    ) -> tuple[Tensor, Tensor]:
-        if not share:
-            return rows, nothing
-        of_rows = None if labels is None else labels[rows]
-        kept, taken = split(
-            len(rows), share, seed, shuffle=loaded.shuffle, labels=of_rows, part=part
-        )
-        return rows[kept], rows[taken]
-
-    rows, held_out, test = loaded.own, loaded.validation, loaded.test
-    if test is None:
-        rows, test = drawn(rows, loaded.test_fraction, "test")
-    if held_out is None:
-        rows, held_out = drawn(rows, fraction, "validation")
-    return rows, held_out, test
+    rows, drawn = loaded.own, {"test": nothing, "validation": nothing}
+    shares = {"test": loaded.test_fraction, "validation": fraction}
+    own = {"test": loaded.test, "validation": loaded.validation}
+    for part in ("test", "validation"):  # of what the test leaves
+        if (given := own[part]) is not None:
+            drawn[part] = given
+        elif share := shares[part]:
+            of_rows = None if labels is None else labels[rows]
+            kept, taken = split(
+                len(rows), share, seed, shuffle=loaded.shuffle, labels=of_rows, part=part
+            )
+            rows, drawn[part] = rows[kept], rows[taken]
+    return rows, drawn["validation"], drawn["test"]
 
 
 def _prepare_converted(
@@ -229,8 +225,7 @@ def _num_outputs(config: Config, fitted: Iterable[Tensor], names: list[str] | No
 def read_source(config: Config) -> Loaded:
     """What the source of the data gives, before it is split."""
     section = config.data
-    given = registry.make(
-        "source",
+    given = registry.find("source", section.source).make(
         section,
         seed=config.seed,
         shape=section.shape,

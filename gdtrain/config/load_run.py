@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import load_weights
-from gdtrain.config.build import build_model, evaluated, is_built_in
+from gdtrain.config.build import build_model, evaluated
 from gdtrain.config.data import fit_targets
 from gdtrain.config.labelled import read_labelled
 from gdtrain.config.load import load_config
@@ -104,7 +105,8 @@ class TrainedRun:
     def _ready(self, rows: Tensor) -> Tensor:
         """Raw rows as the model takes them."""
         check_finite(rows, "inputs")
-        if is_built_in(self.config) and not rows.is_floating_point():
+        is_built_in = registry.find("model", self.config.model.name).is_built_in
+        if is_built_in and not rows.is_floating_point():
             rows = rows.float()
         ready = self.preprocessing.apply(rows)
         if ready.is_floating_point():
