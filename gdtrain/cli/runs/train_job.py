@@ -1,14 +1,16 @@
-"""The train command: build, train, and leave a run's results behind."""
+"""The train command: build, train, and leave behind what is to be read of a run."""
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
 import os
+import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,28 +18,34 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 
+from gdtrain.analysis.monitors.trajectory import Trajectory
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.checkpoint.durable_files import DiskFaults
 from gdtrain.checkpoint.format import write_weights
-from gdtrain.cli.runs import logs
 from gdtrain.cli.runs.resume import take_up
 from gdtrain.config.baseline import baseline
 from gdtrain.config.build import BuiltRun, build, stage
 from gdtrain.config.data import SharedSources
 from gdtrain.config.load import dump
 from gdtrain.config.places import Document, key_path
-from gdtrain.config.schema import Config
+from gdtrain.config.schema import Config, LogSection
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
+from gdtrain.data.tables.preparation import Column
 from gdtrain.data.wording import counted
-from gdtrain.errors import ConfigError, NonFiniteError
+from gdtrain.errors import ConfigError, MissingPackageError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
-from gdtrain.output.metrics_file import finite
+from gdtrain.output.metrics_csv import MetricsCsv
+from gdtrain.output.metrics_file import broken_of, finite, read_metrics
 from gdtrain.output.metrics_log import MetricsLog
+from gdtrain.output.plots import curves, style
+from gdtrain.output.plots.curves import RunLog, labels
+from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.averaging import Averaging
 from gdtrain.training.callbacks.callback import Callback
@@ -50,6 +58,7 @@ from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.state import snapshot
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
+from gdtrain.version import __version__
 
 logger = logging.getLogger("gdtrain")
 
@@ -96,7 +105,7 @@ class TrainJob:
         console = ProgressBar()
         log, checkpoints = self._writers(directory)
         faults = log.faults
-        written = logs.callbacks(self.config.log, log, trainer, directory)
+        written = callbacks_of(self.config.log, log, trainer, directory)
         shown = [console] if leads and not self.quiet else []
         stops = _Stops(self.signals)
         trainer.callbacks += [*(written if leads else []), checkpoints, *shown, stops]
@@ -119,10 +128,10 @@ class TrainJob:
             finally:
                 console.close()
                 columns = run.preprocessing.columns
-                summary = logs.summary_of(trainer, status, to_beat, columns, tested, validated)
+                summary = summary_of(trainer, status, to_beat, columns, tested, validated)
                 if leads and stops.has_begun:
                     self._leave_files(directory, faults)
-                    write = partial(logs.write_summary, directory, summary)
+                    write = partial(write_summary, directory, summary)
                     faults.attempt(run_directory.SUMMARY, write)
             picture = self._leave_results(trainer, directory, faults, status)
             if leads:
@@ -143,15 +152,22 @@ class TrainJob:
                 self._tell(picture)
             return 128 + interrupted if interrupted else 0
 
-    def _built(self) -> BuiltRun:
-        """What the configuration names, tried on its first batch, with the engine of the run."""
+    def _built(self, *, settles: bool = True) -> BuiltRun:
+        """What the configuration names, tried on its first batch, with the engine of the run.
+
+        settles: whether there will be a run, so that its engine is chosen.
+        """
         with faults_placed(self.document), notices(self.quiet):
             if self.config.log.tensorboard:
-                logs.check_tensorboard()
+                try:
+                    require_tensorboard()
+                except MissingPackageError as error:
+                    raise ConfigError.of("log.tensorboard", f"{error}, or remove it") from error
             run = build(self.config, sources=self.sources)
             self._check_first_batch(run)
-            with stage(""):
-                run.trainer.choice.settle(self.config.epochs)
+            if settles:
+                with stage(""):
+                    run.trainer.choice.settle(self.config.epochs)
         return run
 
     def _fit(self, trainer: Trainer, checkpoints: Checkpoints, directory: Path) -> tuple[str, int]:
@@ -184,7 +200,7 @@ class TrainJob:
             for name, weights in files.items() if leads else ():
                 faults.attempt(name, partial(write_weights, directory / name, weights))
         if leads and status != "interrupted":
-            return logs.draw_loss(self.config, directory, is_broken=status == "non_finite")
+            return draw_loss(self.config, directory, is_broken=status == "non_finite")
         return ""
 
     def _tell(self, text: str) -> None:
@@ -213,11 +229,7 @@ class TrainJob:
 
     def dry_run(self) -> int:
         """Build everything, make one update, evaluate one validation batch, write nothing."""
-        with faults_placed(self.document), notices(self.quiet):
-            if self.config.log.tensorboard:
-                logs.check_tensorboard()
-            run = build(self.config)
-            self._check_first_batch(run)
+        run = self._built(settles=False)
         for note in run.notes:
             self._tell(note)
         trainer, plan = run.trainer, run.loader.plan(0)
@@ -428,3 +440,137 @@ def _closing_line(summary: dict[str, Any], directory: Path) -> str:
         f"{ended}: {counted(summary['epochs'], 'epoch')}, {counted(summary['steps'], 'update')} in "
         f"{summary['seconds']:.1f} s; {', '.join(shown)}; see {directory}"
     )
+
+
+# ── what a run leaves to be read, besides metrics.jsonl ─────────────────────────────────────────
+
+
+# Reading more would make the end of a run wait; the command plot takes its time.
+_MOST_BYTES = 16 << 20
+
+
+def callbacks_of(
+    section: LogSection, log: MetricsLog, trainer: Trainer, directory: Path
+) -> list[Callback]:
+    """The callbacks that write a run's numbers into its directory, for rank 0; log: the first."""
+    attempt = log.faults.attempt
+    for callback in trainer.callbacks:
+        if isinstance(callback, Trajectory):
+            callback.path, callback.attempt = directory / run_directory.TRAJECTORY, attempt
+    kept: list[Callback] = [log]
+    if section.tensorboard:
+        events = directory / run_directory.TENSORBOARD
+        kept.append(TensorBoard(events, section.every_n_steps, attempt))
+    if section.csv:
+        kept.append(MetricsCsv(log.path, directory / run_directory.CSV, attempt))
+    return kept
+
+
+def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
+    """Leave loss.png in the directory of a run that is over; say where it is, or why there is none.
+
+    is_broken: whether a number that was not finite has ended it. Whatever goes wrong is a note:
+    the run is done.
+    """
+    if not config.log.picture:
+        return ""
+    try:
+        style.require_matplotlib()
+    except MissingPackageError as error:
+        return f"no {run_directory.PICTURE}: {error}"
+    metrics = directory / run_directory.METRICS
+    try:
+        if metrics.stat().st_size > _MOST_BYTES:
+            logger.warning(
+                "%s was not drawn, since the log is long; python -m gdtrain plot %s draws it",
+                *(run_directory.PICTURE, directory),
+            )
+            return ""
+        with _in_haste():
+            (label,) = labels([directory])
+            broken = broken_of(directory) if is_broken else None
+            standardized = config.data.standardize_targets
+            log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken, standardized)
+            if log.steps or log.epochs:
+                picture = directory / run_directory.PICTURE
+                style.save(curves.picture([log]), picture)
+                return f"drawn: {picture}"
+    except Exception as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("%s was not drawn: %s", run_directory.PICTURE, message)
+    return ""
+
+
+@contextmanager
+def _in_haste() -> Iterator[None]:
+    """Import and draw without looking for garbage, a quarter of the time, and without remarks."""
+    collecting, remarks = gc.isenabled(), logging.getLogger("matplotlib")
+    level = remarks.level
+    gc.disable()
+    remarks.setLevel(logging.ERROR)  # such as that it builds its cache of fonts
+    try:
+        yield
+    finally:
+        remarks.setLevel(level)
+        if collecting:
+            gc.enable()
+
+
+# ── summary.json ────────────────────────────────────────────────────────────────────────────
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, with null for numbers that are not finite."""
+    text = json.dumps(finite(summary), indent=1) + "\n"
+    disk.replace_file(directory / run_directory.SUMMARY, text.encode())
+
+
+def summary_of(
+    trainer: Trainer,
+    status: str,
+    baseline: dict[str, Any] | None = None,
+    columns: Sequence[Column] | None = None,
+    test: dict[str, float] | None = None,
+    validation: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """How a run has ended, in numbers: the content of summary.json.
+
+    status: ``done``, ``stopped`` (early), ``interrupted``, ``non_finite`` or ``failed``. baseline:
+    loss and metrics of a constant prediction on the validation part. columns: of the table that was
+    trained on, if it was one. test: loss and metrics on the test part, if there is one. validation:
+    those on the validation part, where the last epoch's record has none.
+    """
+    record = trainer.history.epochs[-1] if trainer.history.epochs else {}
+    recorded = {k.removeprefix("val_"): v for k, v in record.items() if k.startswith("val_")}
+    return {
+        "status": status,
+        "reason": trainer.stop_reason,
+        "epochs": trainer.progress.epoch,
+        "steps": trainer.progress.step,
+        "samples": trainer.progress.samples,
+        "seconds": round(trainer.progress.seconds, 3),
+        "train": {"loss": record["train_loss"]} if record else {},
+        "validation": recorded if validation is None else validation,
+        **({} if test is None else {"test": test}),
+        **({} if baseline is None else {"baseline": baseline}),
+        **({} if columns is None else {"columns": _counts(columns)}),
+        "device": str(trainer.device),
+        "engine": trainer.engine.name,
+        "versions": {
+            "gdtrain": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _counts(columns: Sequence[Column]) -> dict[str, int]:
+    """How many columns of each kind a table has, and how many inputs they make."""
+    kinds = [column.kind for column in columns]
+    return {
+        "numbers": kinds.count("number"),
+        "dates": kinds.count("date"),
+        "categories": kinds.count("category"),
+        "inputs": sum(column.width for column in columns),
+    }

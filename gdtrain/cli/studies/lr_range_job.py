@@ -16,7 +16,7 @@ from gdtrain.config.build import build, stage
 from gdtrain.config.comparison import single_optimizer_faults
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
-from gdtrain.errors import ConfigError
+from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output.metrics_file import finite
 from gdtrain.output.plots import style
 from gdtrain.output.plots.curves import loss_label
@@ -65,9 +65,12 @@ class LrRangeJob:
         return 0
 
     def _checked_out(self) -> Path | None:
-        if self.out is None and not style.is_installed():
-            return None
-        style.require_matplotlib()
+        try:
+            style.require_matplotlib()
+        except MissingPackageError:
+            if self.out is None:
+                return None
+            raise
         out = self.out or Path(f"lr-range-{self.name}.png")
         style.check_out(out)
         return out

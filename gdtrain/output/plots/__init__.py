@@ -1,1 +1,3 @@
 """Pictures of runs."""
+
+MADE_BY = "gdtrain, with Matplotlib"  # written into every picture

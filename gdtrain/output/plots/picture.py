@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from gdtrain.output.plots.style import MADE_BY
+from gdtrain.output.plots import MADE_BY
 
 
 class Picture(Figure):
@@ -30,18 +30,15 @@ class Picture(Figure):
         # The texts of an SVG are drawn as shapes, so that it looks the same without the font.
         settings: dict[Any, Any] = {"svg.hashsalt": "gdtrain", "svg.fonttype": "path"}
         metadata = {"png": {"Software": MADE_BY}, "svg": {"Date": None, "Creator": MADE_BY}}[kind]
-        file = io.BytesIO()
-        self._take_texts_as_they_are()
-        with matplotlib.rc_context(settings), warnings.catch_warnings():
-            # Of names in letters that the font lacks: an empty box says it too.
-            warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-            self.savefig(file, format=kind, metadata=metadata)
-        return file.getvalue()
-
-    def _take_texts_as_they_are(self) -> None:
-        """A name may have dollars, which are no formula; those of ticks are matplotlib's own."""
+        # A name may have dollars, which are no formula; those of ticks are matplotlib's own.
         axes = [axis for frame in self.axes for axis in (frame.xaxis, frame.yaxis)]
         ticks = {label for axis in axes for label in axis.get_ticklabels(which="both")}
         for text in self.findobj(Text):
             if text not in ticks:
                 text.set_parse_math(False)
+        file = io.BytesIO()
+        with matplotlib.rc_context(settings), warnings.catch_warnings():
+            # Of names in letters that the font lacks: an empty box says it too.
+            warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+            self.savefig(file, format=kind, metadata=metadata)
+        return file.getvalue()

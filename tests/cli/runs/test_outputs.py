@@ -16,7 +16,7 @@ from gdtrain.checkpoint import durable_files
 from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.format import read_state, write_state, write_tensors
 from gdtrain.cli.main import main
-from gdtrain.cli.runs.logs import summary_of, write_summary
+from gdtrain.cli.runs.train_job import summary_of, write_summary
 from gdtrain.config.load import load_config
 from gdtrain.data.builtin.digits import digits
 from gdtrain.data.tables.preparation import Preprocessing, split

@@ -11,7 +11,7 @@ from helpers.processes import run
 
 import gdtrain
 from gdtrain.cli.main import main
-from gdtrain.cli.runs import logs
+from gdtrain.cli.runs import train_job
 from gdtrain.cli.trained.plot_job import read_runs
 from gdtrain.errors import DataError
 from gdtrain.output.metrics_file import read_metrics
@@ -370,7 +370,7 @@ def test_the_picture_can_be_left_out_and_is_not_needed(monkeypatch, capsys):
 
 
 def test_a_long_log_does_not_make_the_end_of_a_run_wait(monkeypatch, capsys):
-    monkeypatch.setattr(logs, "_MOST_BYTES", 100)
+    monkeypatch.setattr(train_job, "_MOST_BYTES", 100)
     assert train("--output-dir", "long") == 0
     said = (
         "note: loss.png was not drawn, since the log is long; python -m gdtrain plot long draws it"
