@@ -195,7 +195,16 @@ class Checkpoints(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self._is_refused = True
-        self._check_directory(trainer)
+        with trainer.world.agreeing(OutputError):  # the first save would remove another run's work
+            there = None
+            if trainer.world.rank == 0 and self.saved_at is None:
+                there = self.store.foreign(trainer.progress.step)
+            if there is not None:
+                raise OutputError(
+                    f"{there} is of another run, and would be removed; to continue that run, "
+                    f"fit with resume={str(self.store.directory)!r}, else give Checkpoints an "
+                    "empty directory"
+                )
         self._is_refused = False
         self._last_call = time.monotonic()
         if self._metric is not None:
@@ -226,7 +235,7 @@ class Checkpoints(Callback):
                 self._submit(trainer, state)
             if asked and not again and trainer.world.rank == 0:
                 logger.warning("saving the checkpoint of step %d, as asked", progress.step)
-        if self.faults.is_failing(CHECKPOINTS):
+        if CHECKPOINTS in self.faults.open:
             self._watch_disk(trainer)
         else:
             self._failing_from = None
@@ -261,18 +270,6 @@ class Checkpoints(Callback):
                 raise
         finally:
             self._background.end()
-
-    def _check_directory(self, trainer: Trainer) -> None:
-        """Raise OutputError on all ranks if the first save would remove another run's work."""
-        with trainer.world.agreeing(OutputError):
-            if trainer.world.rank or self.saved_at is not None:
-                return
-            if (there := self.store.foreign(trainer.progress.step)) is not None:
-                raise OutputError(
-                    f"{there} is of another run, and would be removed; to continue that run, "
-                    f"fit with resume={str(self.store.directory)!r}, else give Checkpoints an "
-                    "empty directory"
-                )
 
     def _take(self, trainer: Trainer) -> State:
         settings = {**self.settings, **self.marks(), "best": self.best}
@@ -352,7 +349,7 @@ class Checkpoints(Callback):
     def _watch_disk(self, trainer: Trainer) -> None:
         """End the fit if neither log nor checkpoints could be written since the one before last."""
         progress = trainer.progress
-        if not self.faults.is_failing(LOG):
+        if LOG not in self.faults.open:
             self._failing_from = None
             return
         now = (progress.step, progress.epoch, time.monotonic())

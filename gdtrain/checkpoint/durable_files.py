@@ -318,48 +318,45 @@ class DiskFaults:
     """Keeps what could not be written of one run, each by a name, until it can be.
 
     make_room: called where the disk is full; says whether it has given some room back.
+    open: what the last attempt to write has failed of, by its name.
     """
 
     def __init__(self, make_room: Callable[[], bool] = lambda: False) -> None:
         self.make_room = make_room
         self._first: StorageError | None = None
-        self._open: dict[str, StorageError] = {}
+        self.open: dict[str, StorageError] = {}
 
     def attempt(self, what: str, job: Job) -> bool:
         """Write ``what``: run the job, on a full disk again after room was made; note a fault."""
         try:
             with_room(job, self.make_room)
         except OSError as error:
-            if what not in self._open:
+            if what not in self.open:
                 more = "; training goes on" if what == LOG else ""
                 logger.warning("%s%s", storage_error(what, error), more)
             self.note(what, storage_error(what, error))
             return False
-        if what in self._open:
+        if what in self.open:
             self.clear(what)
         return True
 
     def note(self, what: str, error: StorageError) -> None:
         """Keep a fault; the first one since all was well is the one to be told in the end."""
-        if not self._open:
+        if not self.open:
             self._first = error
-        self._open[what] = error
+        self.open[what] = error
 
     def clear(self, what: str) -> None:
         """``what`` is written now."""
-        if self._open.pop(what, None) is not None and what in (LOG, CHECKPOINTS):
+        if self.open.pop(what, None) is not None and what in (LOG, CHECKPOINTS):
             logger.warning("%s can be written again", what)
-
-    def is_failing(self, what: str) -> bool:
-        """Whether the last attempt to write it has failed."""
-        return what in self._open
 
     @property
     def error(self) -> StorageError | None:
         """The first cause, and what else is not written; None if all is."""
-        if not self._open:
+        if not self.open:
             return None
-        errors = (self._first, *self._open.values())
+        errors = (self._first, *self.open.values())
         first, *others = (str(error).partition(" could not be ")[0] for error in errors)
         also = ", ".join(other for other in others if other != first)
         return StorageError(f"{self._first}" + (f" (nor could be written: {also})" if also else ""))

@@ -197,7 +197,7 @@ def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     remark: str = "",
-    write: Callable[[Path, Iterator[bytes | memoryview]], None] = disk.write_file,
+    write: Callable[[Path, Sequence[bytes | memoryview]], None] = disk.write_file,
 ) -> str:
     """Write tensors by name as a new safetensors file, flushed; return its SHA-256.
 
@@ -224,18 +224,14 @@ def write_tensors(
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    content: list[bytes | memoryview] = [len(text).to_bytes(8, "little") + text]
+    content += map(bytes_of, held.values())
+    if end <= _SMALL:
+        content = [b"".join(content)]
     digest = hashlib.sha256()
-
-    def parts() -> Iterator[bytes | memoryview]:
-        content: list[bytes | memoryview] = [len(text).to_bytes(8, "little") + text]
-        content += map(bytes_of, held.values())
-        if end <= _SMALL:
-            content = [b"".join(content)]
-        for part in content:
-            digest.update(part)
-            yield part
-
-    write(path, parts())
+    for part in content:
+        digest.update(part)
+    write(path, content)
     return digest.hexdigest()
 
 

@@ -91,17 +91,17 @@ def _plain(value: Any) -> Any:
         return options if any(options.values()) else list(options)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        # A copy: of one that is there twice, PyYAML would write an alias, which our reader refuses.
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes short lists in one line, and never an alias, which the reader would refuse."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """Writes short lists in one line."""
 
 
-def _list(dumper: yaml.SafeDumper, items: list[Any] | tuple[Any, ...]) -> yaml.Node:
+def _list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
     short = not any(isinstance(item, dict) for item in items)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=short)
 
@@ -115,6 +115,4 @@ def _word(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(list, _list)
-_Dumper.add_representer(tuple, _list)
 _Dumper.add_representer(str, _word)
-_Dumper.add_multi_representer(PurePath, lambda dumper, path: _word(dumper, str(path)))

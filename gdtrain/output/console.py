@@ -38,7 +38,8 @@ class ProgressBar(Callback):
 
     def __init__(self, stream: TextIO | None = None, max_lines: int = 50) -> None:
         super().__init__(every_seconds=0.2)
-        self.stream = DroppingStream(stream or sys.stderr)
+        stream = stream or sys.stderr
+        self.stream = stream if type(stream) is DroppingStream else DroppingStream(stream)
         self.max_lines = max_lines
         self._bar: tqdm[Any] | None = None
         self._start = (0, 0.0)

@@ -36,22 +36,15 @@ def records_of(lines: Iterable[str | bytes]) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if not _is_record(record):
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            continue
+        if not all(isinstance(record.get(key), int) for key in ("step", "epoch")):
             continue
         if record["kind"] == "resume":
             records = [r for r in records if _is_before(r, record)]
         else:
             records.append(record)
     return records
-
-
-def _is_record(record: Any) -> bool:
-    """Whether a line is one of ours: of a kind, and with its place in the run."""
-    return (
-        isinstance(record, dict)
-        and isinstance(record.get("kind"), str)
-        and all(isinstance(record.get(key), int) for key in ("step", "epoch"))
-    )
 
 
 def _is_before(record: dict[str, Any], resume: dict[str, Any]) -> bool:

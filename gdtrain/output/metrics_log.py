@@ -170,7 +170,7 @@ class MetricsLog(StepLog):
         with disk.needed(LOG):
             size = self._end_line()
         if size is not None or least:
-            self._add({"kind": "resume", "epoch": progress.epoch, "step": progress.step})
+            self._add("resume", {"epoch": progress.epoch, "step": progress.step})
         if least:
             short = "is missing" if size is None else "was cut" if size < least else None
             due = trainer.told_of_end is not None  # the line of the last epoch is still to come
@@ -180,14 +180,16 @@ class MetricsLog(StepLog):
 
     def on_safe_point(self, trainer: Trainer) -> None:
         self.watch(trainer)
-        self._add_steps(trainer.progress.step)
+        for record in self.next_records(trainer.progress.step):
+            self._add("step", record)
         if self._waiting:
             self.faults.attempt(LOG, self._write)
 
     def on_records(self, records: list[dict[str, Any]]) -> None:
-        for record in records:
-            self._add_steps(record["step"])
-            self._add(_epoch_line(record))
+        for epoch in records:
+            for step in self.next_records(epoch["step"]):
+                self._add("step", step)
+            self._add("epoch", epoch)
         if self._leads and self._trainer is not None:
             self.faults.attempt(LOG, self._write)
 
@@ -200,14 +202,13 @@ class MetricsLog(StepLog):
         if self._raises and self.faults.error is not None:
             raise self.faults.error
 
-    def _add_steps(self, until: int) -> None:
-        for record in self.next_records(until):
-            self._add({"kind": "step", **record})
-
-    def _add(self, record: dict[str, Any]) -> None:
+    def _add(self, kind: str, record: dict[str, Any]) -> None:
         if not self._leads:
             return
-        line = json.dumps(finite(record)).encode() + b"\n"
+        told = {"kind": kind, **record}
+        if kind == "epoch":
+            told["seconds"] = round(record["seconds"], 6)
+        line = json.dumps(finite(told)).encode() + b"\n"
         if len(self._waiting) + len(line) > MAX_KEPT_BYTES:
             self._lost += 1
         else:
@@ -215,10 +216,13 @@ class MetricsLog(StepLog):
 
     def _write(self) -> None:
         """Write what waits."""
-        disk.make_anew(self.path.parent, was_made=self._made_directory)
-        self._made_directory = True
+        was_made, self._made_directory = self._made_directory, True
         try:
-            self._state = disk.append(self.path, self._waiting, self._state)
+            try:
+                self._state = disk.append(self.path, self._waiting, self._state)
+            except FileNotFoundError:
+                disk.make_anew(self.path.parent, was_made=was_made)
+                self._state = disk.append(self.path, self._waiting, self._state)
         except disk.DisturbedError:
             self._write_anew()
         except OSError:
@@ -258,7 +262,7 @@ class MetricsLog(StepLog):
                 *(self.path, why, counted(len(lacking), "epoch")),
             )
         for record in lacking:
-            self._add(_epoch_line(record))
+            self._add("epoch", record)
 
     def _content(self) -> bytes:
         if not disk.is_there(self.path):
@@ -289,10 +293,6 @@ class MetricsLog(StepLog):
                 if file.read() != b"\n":
                     file.write(b"\n")
         return size
-
-
-def _epoch_line(record: dict[str, Any]) -> dict[str, Any]:
-    return {"kind": "epoch", **record, "seconds": round(record["seconds"], 6)}
 
 
 def _state_of(path: Path) -> FileState | None:

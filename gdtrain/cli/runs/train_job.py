@@ -140,7 +140,7 @@ class TrainJob:
                 if faults.error is not None:
                     say(f"gdtrain: {faults.error}")
                 return EXIT_NON_FINITE
-            if world.any(faults.error is not None):  # rank 0 alone knows; all leave together
+            if world.any(bool(faults.open)):  # rank 0 alone knows; all leave together
                 if faults.error is not None:
                     say(f"gdtrain: {' '.join(str(faults.error).splitlines())}")
                 return 1
@@ -219,7 +219,7 @@ class TrainJob:
             path = directory / name
             if not os.path.isfile(path) or os.path.islink(path):  # noqa: PTH113, PTH114 - no error
                 faults.attempt(name, partial(_write_again, path, text))
-            elif faults.is_failing(name):  # what is there is of the run before it was resumed
+            elif name in faults.open:  # what is there is of the run before it was resumed
                 faults.attempt(name, partial(disk.replace_file, path, text.encode()))
 
     def _renew_texts(self, directory: Path, faults: DiskFaults) -> None:
