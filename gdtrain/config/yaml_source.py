@@ -241,30 +241,26 @@ class Reader:
             raise _EnoughError
 
     def read(self, text: str) -> Any:
+        """The value that a text stands for; None if it has none, or faults that hide it."""
         loader: Any = None
         try:
             loader = _ShallowLoader(text)
             self._events = iter(loader.get_event, None)
-            return self._read_stream()
-        except yaml.MarkedYAMLError as error:
-            self.add(*_in_words(error, text))
-        except yaml.reader.ReaderError as error:
-            before = text[: error.position]
-            line, column = before.count("\n") + 1, error.position - before.rfind("\n")
-            if line == 1:
-                column += self.first[1] - 1
-            message = f"has a character that YAML forbids: U+{error.character:04X}"
-            self.faults.append(
-                Fault(
-                    dotted(self.prefix),
-                    f"{message}; write it as an escape in double quotes",
-                    self.document.path,
-                    line + self.first[0] - 1,
-                    column,
-                )
-            )
+            next(self._events)  # stream start
+            event = next(self._events)
+            if isinstance(event, yaml.StreamEndEvent):
+                return None
+            value = self._node(next(self._events), self.prefix, 0)
+            next(self._events)  # document end
+            event = next(self._events)
+            if not isinstance(event, yaml.StreamEndEvent):
+                message = "holds several documents; one file is one configuration"
+                self.add((), message, event.start_mark)
+            return value
         except (ValueError, OverflowError):  # a version, or a character written by its number
             self.add((), "is not valid YAML: a number in it is out of range", loader.get_mark())
+        except yaml.YAMLError as error:
+            self._add_error(error, text)
         except _TooDeepError as deep:
             message = f"is nested over {MAX_DEPTH} levels deep; a configuration is flat"
             self.add((), message, deep.mark)
@@ -272,17 +268,26 @@ class Reader:
             pass
         return None
 
-    def _read_stream(self) -> Any:
-        next(self._events)  # stream start
-        event = next(self._events)
-        if isinstance(event, yaml.StreamEndEvent):
-            return None
-        value = self._node(next(self._events), self.prefix, 0)
-        next(self._events)  # document end
-        event = next(self._events)
-        if not isinstance(event, yaml.StreamEndEvent):
-            self.add((), "holds several documents; one file is one configuration", event.start_mark)
-        return value
+    def _add_error(self, error: yaml.YAMLError, text: str) -> None:
+        """Say what is wrong with a text that is no YAML."""
+        if isinstance(error, yaml.MarkedYAMLError):
+            self.add(*_in_words(error, text))
+            return
+        assert isinstance(error, yaml.reader.ReaderError)
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, error.position - before.rfind("\n")
+        if line == 1:
+            column += self.first[1] - 1
+        message = f"has a character that YAML forbids: U+{error.character:04X}"
+        self.faults.append(
+            Fault(
+                dotted(self.prefix),
+                f"{message}; write it as an escape in double quotes",
+                self.document.path,
+                line + self.first[0] - 1,
+                column,
+            )
+        )
 
     def _node(self, event: yaml.Event, path: KeyPath, depth: int) -> Any:
         mark = event.start_mark
