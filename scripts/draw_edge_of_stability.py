@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 
 from gdtrain.cli.main import main as gdtrain
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "edge_of_stability.yaml"

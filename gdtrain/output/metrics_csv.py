@@ -10,7 +10,7 @@ from typing import Any
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.durable_files import Attempt
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
 

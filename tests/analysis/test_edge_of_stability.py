@@ -4,7 +4,7 @@ import pytest
 from helpers.paths import CONFIGS
 
 from gdtrain.cli.main import main
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 CONFIG = CONFIGS / "edge_of_stability.yaml"
 

@@ -18,7 +18,7 @@ from gdtrain.checkpoint.expected_tensors import share_of, tensor_check
 from gdtrain.checkpoint.format import read_state, verify, write_shard, write_state
 from gdtrain.cli.main import main
 from gdtrain.errors import CheckpointError, ConfigError
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 from gdtrain.training.placement.sharding import Part, local, shard
 
 CONFIG = """\

@@ -16,7 +16,7 @@ from sklearn import metrics as sk
 from gdtrain.cli.main import main
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 REST = ["loader: batch", "optimizer: {lr: 0.1}", "epochs: 2", "precision: fp64"]
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import gdtrain
 from gdtrain.cli.main import main
 from gdtrain.config.json_schema import json_schema
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25}

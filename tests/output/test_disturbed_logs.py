@@ -16,8 +16,8 @@ from gdtrain import Callback, MiniBatchLoader, Trainer
 from gdtrain.checkpoint.durable_files import LOG, DiskFaults
 from gdtrain.errors import StorageError
 from gdtrain.output import metrics_log
-from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.metrics_log import MetricsLog
+from gdtrain.output.run_directory import read_metrics
 
 EPOCHS, BATCHES = 4, 3
 

@@ -15,8 +15,8 @@ from gdtrain.cli.main import main
 from gdtrain.errors import DataError, MissingPackageError
 from gdtrain.output import tensorboard
 from gdtrain.output.metrics_csv import write_csv
-from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.plots import style
+from gdtrain.output.run_directory import read_metrics
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25}

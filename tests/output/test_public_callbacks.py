@@ -23,7 +23,7 @@ from gdtrain import (
 )
 from gdtrain.checkpoint.durable_files import make_directory
 from gdtrain.errors import CheckpointError, ModelError, OutputError
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 X = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sum(1, keepdim=True)

@@ -10,7 +10,7 @@ from typing import Any
 from gdtrain.analysis.sweep.grid import Point, key_of
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.errors import OutputError
-from gdtrain.output.metrics_file import finite
+from gdtrain.output.run_directory import finite
 
 PLAN = "sweep.json"
 ROWS = "rows"

@@ -17,7 +17,7 @@ from gdtrain.config.load import load_config
 from gdtrain.data.batch import Block, Plan
 from gdtrain.errors import CheckpointError, ConfigError, Fault, NonFiniteError
 from gdtrain.output import run_directory
-from gdtrain.output.metrics_file import finite
+from gdtrain.output.run_directory import finite
 from gdtrain.output.terminal import printable
 from gdtrain.training.blocks import present_plan
 from gdtrain.training.callbacks.callback import Callback

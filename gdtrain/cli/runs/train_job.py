@@ -41,10 +41,10 @@ from gdtrain.errors import ConfigError, MissingPackageError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_csv import MetricsCsv
-from gdtrain.output.metrics_file import broken_of, finite, read_metrics
 from gdtrain.output.metrics_log import MetricsLog
 from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
+from gdtrain.output.run_directory import broken_of, finite, read_metrics
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
 from gdtrain.output.terminal import printable, say
 from gdtrain.training.callbacks.averaging import Averaging

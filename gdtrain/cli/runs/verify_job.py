@@ -15,7 +15,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.streams.stream import StreamPlan
-from gdtrain.output.metrics_file import finite
+from gdtrain.output.run_directory import finite
 from gdtrain.output.terminal import printable
 
 EXIT_BROKEN = 1

@@ -17,9 +17,9 @@ from gdtrain.config.comparison import single_optimizer_faults
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, MissingPackageError
-from gdtrain.output.metrics_file import finite
 from gdtrain.output.plots import style
 from gdtrain.output.plots.curves import loss_label
+from gdtrain.output.run_directory import finite
 from gdtrain.output.terminal import printable
 from gdtrain.training.placement import distributed
 from gdtrain.training.placement.distributed import World

@@ -32,7 +32,7 @@ def evaluate(given: list[str]) -> int:
         from gdtrain.cli.runs.train_job import EXIT_NON_FINITE
         from gdtrain.cli.trained.predict_job import load_finished
         from gdtrain.output.console import readings
-        from gdtrain.output.metrics_file import finite
+        from gdtrain.output.run_directory import finite
 
         found = load_finished(options.run, options.weights).evaluate(options.file)
         if results is None:

@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING
 from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
-from gdtrain.output.metrics_file import broken_of, read_metrics
 from gdtrain.output.plots import curves, style
 from gdtrain.output.plots.curves import RunLog, labels
-from gdtrain.output.run_directory import CONFIG, METRICS, newest_inside, no_run
+from gdtrain.output.run_directory import (
+    CONFIG,
+    METRICS,
+    broken_of,
+    newest_inside,
+    no_run,
+    read_metrics,
+)
 from gdtrain.output.terminal import say
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from gdtrain.cli.main import main
 from gdtrain.config.build import build
 from gdtrain.config.load import dump, parse_config
 from gdtrain.config.yaml_source import read_text
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 NAMES = registry.names("monitor")
 

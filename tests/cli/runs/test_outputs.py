@@ -21,7 +21,7 @@ from gdtrain.config.load import load_config
 from gdtrain.data.builtin.digits import digits
 from gdtrain.data.tables.preparation import Preprocessing, split
 from gdtrain.errors import CheckpointError, DataError, OutputError
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 DIGITS = """\
 seed: 3

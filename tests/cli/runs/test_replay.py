@@ -9,7 +9,7 @@ import torch
 
 from gdtrain import MiniBatchLoader
 from gdtrain.cli.main import main
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 
 CONFIG = """\
 seed: 4

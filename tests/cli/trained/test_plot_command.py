@@ -14,9 +14,9 @@ from gdtrain.cli.main import main
 from gdtrain.cli.runs import train_job
 from gdtrain.cli.trained.plot_job import read_runs
 from gdtrain.errors import DataError
-from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.plots import style
 from gdtrain.output.plots.curves import RunLog, labels, picture, smoothed
+from gdtrain.output.run_directory import read_metrics
 
 CONFIG = """\
 data: {source: two_moons, num_samples: 40, validation_fraction: 0.25}

@@ -30,7 +30,7 @@ from gdtrain.config.load import load_config
 from gdtrain.data.batch import Plan
 from gdtrain.data.streams import lines
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 from gdtrain.training.evaluating.metrics import accuracy
 
 CONFIG = """\

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from gdtrain.checkpoint.checkpoints import CheckpointStore
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 from helpers.processes import SECONDS, Program, start
 
 READY = "here the program starts\n"

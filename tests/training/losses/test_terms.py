@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ModelError
 from gdtrain.output.metrics_csv import write_csv
-from gdtrain.output.metrics_file import read_metrics
 from gdtrain.output.metrics_log import MetricsLog
+from gdtrain.output.run_directory import read_metrics
 
 X = torch.randn(11, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = X.sum(1, keepdim=True).sin()

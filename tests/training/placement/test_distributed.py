@@ -28,7 +28,7 @@ from gdtrain import (
 )
 from gdtrain.cli.main import main
 from gdtrain.errors import DataError, ModelError, ProcessError
-from gdtrain.output.metrics_file import read_metrics
+from gdtrain.output.run_directory import read_metrics
 from gdtrain.training.placement.distributed import join
 from gdtrain.training.placement.sharding import shard
 
