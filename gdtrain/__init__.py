@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from gdtrain.data.loaders.phases import BatchSizes as BatchSizes
     from gdtrain.data.loaders.poisson import PoissonLoader as PoissonLoader
     from gdtrain.data.loaders.token_budget import TokenBudgetLoader as TokenBudgetLoader
-    from gdtrain.data.orders.weighted import Weighted as Weighted
+    from gdtrain.data.orders.order import Weighted as Weighted
     from gdtrain.output.console import ProgressBar as ProgressBar
     from gdtrain.output.metrics_csv import MetricsCsv as MetricsCsv
     from gdtrain.output.metrics_log import MetricsLog as MetricsLog
@@ -129,7 +129,7 @@ _HOMES = {
     "Trajectory": "gdtrain.analysis.monitors.trajectory",
     "UpdateRatio": "gdtrain.analysis.monitors.updates",
     "Validation": "gdtrain.training.callbacks.validation",
-    "Weighted": "gdtrain.data.orders.weighted",
+    "Weighted": "gdtrain.data.orders.order",
     "compare": "gdtrain.analysis.comparison.compare",
     "curvature": "gdtrain.analysis.curvature.curvature",
     "landscape": "gdtrain.analysis.landscape",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Block, Plan, ViewBatch
 from gdtrain.data.loaders.loader import FormLoader, Loader
-from gdtrain.data.orders.explicit_order import check_indices
+from gdtrain.data.orders.asked_order import check_indices
 from gdtrain.data.samples import CUT_AT_ONCE, GATHER_BYTES, Samples, TensorSamples, cut, of_rows
 from gdtrain.data.sources import ArrangedSamples, rows_in_memory
 from gdtrain.errors import CheckpointError, ConfigError

@@ -22,12 +22,12 @@ from gdtrain.data.orders.order import (
     ORDER_VERSION,
     CheckedOrder,
     Order,
+    Weighted,
     check_order,
     epoch_indices,
     reshuffles,
 )
 from gdtrain.data.orders.permutation import Draws
-from gdtrain.data.orders.weighted import Weighted
 from gdtrain.data.samples import Samples, copies
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples

@@ -18,7 +18,7 @@ from gdtrain import MiniBatchLoader, load_run
 from gdtrain.cli.main import main
 from gdtrain.data.files.mapped import held_out
 from gdtrain.data.files.parquet_rows import parquet
-from gdtrain.data.orders.row_groups import RowGroups
+from gdtrain.data.orders.permutation import RowGroups
 from gdtrain.data.tables.preparation import Preprocessing
 from gdtrain.errors import ConfigError, DataError
 
