@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gdtrain.data.checks import check_file
-from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.arrow_arrays import Array
+from gdtrain.data.tables.known import TableEncoder, names_of_text
 from gdtrain.data.tables.learning import Learning
 from gdtrain.data.tables.preparation import Column, inputs_of
 from gdtrain.data.tables.table import Seen, TableReading

@@ -130,7 +130,7 @@ class Preprocessing:
 
     def text(self) -> str:
         """What :meth:`save` writes."""
-        fields = asdict(self)
+        fields = dict(vars(self))
         if self.columns is not None:
             fields["columns"] = [column.fields() for column in self.columns]
         return json.dumps(fields, indent=1, ensure_ascii=False) + "\n"

@@ -150,6 +150,18 @@ class TextCells:
         return list(self.numbers)
 
 
+# Not told apart by upper and lower case.
+MISSING = ("", "NA", "N/A", "NaN", "?", "NULL", "None")
+
+
+def marks_of(missing_values: Sequence[str] | None) -> list[str]:
+    """The texts that stand for no value, as files have them; by default in any case of letters."""
+    if missing_values is not None:
+        return list(dict.fromkeys(missing_values))
+    cases = ((m, m.lower(), m.upper(), m.capitalize()) for m in MISSING)
+    return list(dict.fromkeys(form for forms in cases for form in forms))
+
+
 class TableScan:
     """Finds what the columns of a table are from all of its rows, and keeps the cells if asked to.
 

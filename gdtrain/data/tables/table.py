@@ -13,15 +13,16 @@ from torch import Tensor
 
 from gdtrain.data.checks import check_memory
 from gdtrain.data.tables.cells import WITH_PANDAS, is_code
-from gdtrain.data.tables.encoding import TableEncoder, names_of_text
 from gdtrain.data.tables.formats.arrow_arrays import Array
 from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
+from gdtrain.data.tables.known import TableEncoder, names_of_text
 from gdtrain.data.tables.preparation import Column, Fill, LoadedData, check_columns, inputs_of
 from gdtrain.data.tables.scan import (
     FEWEST_COUNTED,
     MANY_SHARE,
     MANY_VALUES,
+    MISSING,
     MOST_COUNTED,
     AsText,
     ColumnFault,
@@ -29,6 +30,7 @@ from gdtrain.data.tables.scan import (
     Places,
     TableScan,
     Understanding,
+    marks_of,
     settle_columns,
     yaml_text,
 )
@@ -657,17 +659,6 @@ def _suspicion(scan: ColumnScan, column: Column, is_first: bool, is_unnamed: boo
 
 
 # ── missing cells ───────────────────────────────────────────────────────────────────────────
-
-# Not told apart by upper and lower case.
-MISSING = ("", "NA", "N/A", "NaN", "?", "NULL", "None")
-
-
-def marks_of(missing_values: Sequence[str] | None) -> list[str]:
-    """The texts that stand for no value, as files have them; by default in any case of letters."""
-    if missing_values is not None:
-        return list(dict.fromkeys(missing_values))
-    cases = ((m, m.lower(), m.upper(), m.capitalize()) for m in MISSING)
-    return list(dict.fromkeys(form for forms in cases for form in forms))
 
 
 def check_missing(

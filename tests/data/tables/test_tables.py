@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gdtrain.data.tables.encoding import TableEncoder
 from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
+from gdtrain.data.tables.known import TableEncoder
 from gdtrain.data.tables.preparation import Column, LoadedData
-from gdtrain.data.tables.table import marks_of, read_table
+from gdtrain.data.tables.scan import marks_of
+from gdtrain.data.tables.table import read_table
 from gdtrain.errors import ConfigError, DataError
 
 
