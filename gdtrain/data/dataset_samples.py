@@ -70,6 +70,14 @@ class DatasetSamples(Samples):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
+    @property
+    def has_own_collate(self) -> bool:
+        return self.collate_fn not in OWN
+
+    def reading(self) -> tuple[Any, ...]:
+        """What decides, beside the dataset, which batches are made of it."""
+        return self.transform, self.collate_fn, self.num_workers, self.seed
+
     def fingerprint(self, version: int = 2) -> int | None:
         """The :meth:`digest`; of version 1, up to which items were read, None if they are drawn."""
         if version > 1:
@@ -143,11 +151,6 @@ def tell_epoch(dataset: Any, epoch: int) -> None:
     elif isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
             tell_epoch(part, epoch)
-
-
-def has_own_collate(samples: Samples) -> bool:
-    """Whether a collate function of the user's makes the batches."""
-    return isinstance(samples, DatasetSamples) and samples.collate_fn not in OWN
 
 
 class WorkerError(Exception):

@@ -53,6 +53,11 @@ class Samples(ABC):
         return None
 
     @property
+    def has_own_collate(self) -> bool:
+        """Whether a collate function of the user's makes the batches."""
+        return False
+
+    @property
     def groups(self) -> Any:
         """Where each group of consecutive samples ends that is read as one, [groups] int64 or None.
 

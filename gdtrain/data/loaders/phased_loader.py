@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gdtrain.data.batch import Plan
+from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.loaders.loader import Loader
@@ -15,6 +15,7 @@ from gdtrain.data.loaders.phases import Piecewise, pairs_of
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples
+from gdtrain.data.sources import TransformedItems
 from gdtrain.errors import ConfigError
 
 
@@ -58,7 +59,8 @@ class PhasedLoader(Loader):
             if not _are_same(first.samples, loader.samples):
                 message = "is over other data than the first; give all phases the same"
                 raise ConfigError.of(f"phases[{number}]", message)
-        self.samples = first.samples
+        is_one = all(_are_read_alike(first.samples, loader.samples) for loader in others)
+        self.samples = first.samples if is_one else _SamplesOfPhases(self.phases)
 
     def __repr__(self) -> str:
         names = [
@@ -124,6 +126,48 @@ def _are_same(one: Samples, other: Samples) -> bool:
     """Whether both read the same data, as far as a digest of it tells."""
     if one is other:
         return True
-    if isinstance(one, DatasetSamples) and isinstance(other, DatasetSamples):
-        return one.dataset is other.dataset
+    sets = [samples for samples in (one, other) if _is_of_dataset(samples)]
+    if sets:
+        return len(sets) == 2 and one.dataset is other.dataset  # type: ignore[attr-defined]
     return len(one) == len(other) and one.fingerprint() == other.fingerprint()
+
+
+def _is_of_dataset(samples: Samples) -> bool:
+    """Whether the samples are a Dataset of the user, whose digest does not tell their values."""
+    return isinstance(samples, DatasetSamples) and not isinstance(samples, TransformedItems)
+
+
+def _are_read_alike(one: Samples, other: Samples) -> bool:
+    """Whether both make the same batches of the same data: the same transform, collate, workers."""
+    if one is other:
+        return True
+    if isinstance(one, DatasetSamples) and isinstance(other, DatasetSamples):
+        return one.reading() == other.reading()
+    return type(one) is type(other)
+
+
+class _SamplesOfPhases(Samples):
+    """The same data as each phase reads them: with its own transform, say."""
+
+    def __init__(self, phases: Piecewise[Loader]) -> None:
+        self.phases = phases
+        self.first = phases.values[0].samples
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def read(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
+        return self.phases.at(plan.epoch).samples.read(plan, start)
+
+    @property
+    def has_own_collate(self) -> bool:
+        return any(loader.samples.has_own_collate for loader in self.phases.values)
+
+    def state(self) -> Any:
+        return self.first.state()
+
+    def digest(self) -> int:
+        return self.first.digest()
+
+    def fingerprint(self, version: int = 2) -> int | None:
+        return self.first.fingerprint(version)

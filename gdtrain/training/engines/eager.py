@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from gdtrain.data.batch import Batch, Block
-from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import GdtrainError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.engines.known_update import FEW, known_update
@@ -108,7 +107,7 @@ class EagerEngine:
     def _size_on_all(self, batch: Batch) -> int:
         """The samples that all processes have of a batch; a collate function may drop some."""
         trainer, number = self.trainer, self.trainer.progress.step_in_epoch
-        if trainer.loader is not None and has_own_collate(trainer.loader.samples):
+        if trainer.loader is not None and trainer.loader.samples.has_own_collate:
             return int(trainer.world.sum_floats([len(batch)])[0])
         assert trainer.plan is not None
         return trainer.plan.batch_sizes(number, number + 1)[0]

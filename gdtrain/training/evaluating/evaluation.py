@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tables.preparation import as_tensor
@@ -77,7 +76,7 @@ def _at_once(trainer: Run, loader: Loader) -> int | None:
     It may drop what can't be used, and of a few samples there may be none that can.
     """
     size = trainer.microbatches.size
-    if size is None or not has_own_collate(loader.samples):
+    if size is None or not loader.samples.has_own_collate:
         return size
     trained = trainer.loader or loader
     return max(size, min(each.outline(0).batch_size for each in (loader, trained)))

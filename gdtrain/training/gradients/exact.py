@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch
-from gdtrain.data.dataset_samples import has_own_collate
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.training.descent import backward, zero_gradients
 from gdtrain.training.gradients.accumulation import (
@@ -145,7 +144,7 @@ class ExactGradient:
         trainer = self.trainer
         if trainer.world.size == 1 or not trainer.microbatches:
             return
-        if trainer.loader is not None and has_own_collate(trainer.loader.samples):
+        if trainer.loader is not None and trainer.loader.samples.has_own_collate:
             with trainer.world.agreeing(DataError):
                 next(batch.split(1), None)
 

@@ -12,6 +12,7 @@ import torch
 from helpers.faults.interruptions import StopAfter
 from helpers.hostile.schema_errors import SCHEMA, errors
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from gdtrain import (
     BatchLoader,
@@ -116,6 +117,80 @@ def test_phases_that_do_not_follow_each_other_are_named(pairs: Any, said: str) -
         with pytest.raises(ConfigError) as error:
             PhasedLoader([(end, SampleLoader((X, Y))) for end, _ in pairs])
         assert str(error.value) == said
+
+
+class Rows(Dataset[Any]):
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, row: int) -> Any:
+        return X[row], Y[row]
+
+
+def noisy(sample: Any, numbers: torch.Generator) -> Any:
+    x, y = sample
+    return x + torch.randn(2, generator=numbers, dtype=x.dtype), y
+
+
+def doubled(items: list[Any]) -> Any:
+    x, y = zip(*items, strict=True)
+    return 2 * torch.stack(x), torch.stack(y)
+
+
+READINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"transform": noisy}, {}),
+    ({}, {"transform": noisy}),
+    ({"transform": noisy, "seed": 1}, {"transform": noisy, "seed": 2}),
+    ({"transform": noisy}, {"transform": noisy}),
+    ({"transform": noisy, "collate_fn": doubled}, {"transform": noisy}),
+]
+
+
+@pytest.mark.parametrize("data", [(X, Y), Rows()], ids=["tensors", "dataset"])
+@pytest.mark.parametrize(("first", "then"), READINGS)
+def test_each_phase_reads_the_data_with_its_own_settings(
+    data: Any, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """They were those of the first phase: a transform that the last phase lacked was applied."""
+    parts = [MiniBatchLoader(data, 3, **first), MiniBatchLoader(data, 2, **then)]
+    loader = PhasedLoader([(2, parts[0]), (None, parts[1])])
+    for epoch, alone in ((0, parts[0]), (1, parts[0]), (2, parts[1])):
+        for each in (loader, alone):
+            each.set_epoch(epoch)
+        for got, wanted in zip(loader, alone, strict=True):
+            assert torch.equal(got.inputs, wanted.inputs)
+            assert torch.equal(got.targets, wanted.targets)
+
+
+def test_training_applies_the_transform_of_the_phase_and_is_resumed_to_the_bit() -> None:
+    def made() -> Trainer:
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1, dtype=torch.float64)
+        rows = Rows()
+        forms = [(2, MiniBatchLoader(rows, 3, transform=noisy)), (None, BatchLoader(rows))]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(model, "mse", optimizer, PhasedLoader(forms), device="cpu")
+
+    trainer, again = made(), made()
+    trainer.fit(1)
+    again.load_state_dict(trainer.state_dict())
+    trainer.fit(3)
+    again.fit(3)
+    hand = made()
+    loader = MiniBatchLoader(Rows(), 3, transform=noisy)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            step(hand, batch.inputs, batch.targets)
+    step(hand, X, Y)
+    for ours in (trainer, again):
+        assert all(map(torch.equal, ours.model.parameters(), hand.model.parameters()))
+
+
+def step(hand: Trainer, inputs: Tensor, targets: Tensor) -> None:
+    hand.optimizer.zero_grad()
+    nn.functional.mse_loss(hand.model(inputs), targets).backward()
+    hand.optimizer.step()
 
 
 def test_all_phases_are_over_the_same_data() -> None:
