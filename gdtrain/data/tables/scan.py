@@ -86,23 +86,18 @@ class ColumnScan:
             )
             self.last = last
         if self.distinct is not None:
-            self._count(cells)
+            few, rest = cells[:256], cells[256:]  # the first are mostly too many already
+            different = {*self.distinct.tolist(), *few[~np.isnan(few)].tolist()}
+            if len(rest) and len(different) <= MOST_COUNTED:
+                new = rest[~(np.isin(rest, list(different)) | np.isnan(rest))]
+                different.update(np.unique(new).tolist())
+            is_few = len(different) <= MOST_COUNTED
+            self.distinct = np.array(sorted(different)) if is_few else None
 
     def add_not_finite(self, wrong: Array, first_row: int) -> None:
         self.not_finite += int(wrong.sum())
         if self.first_not_finite is None:
             self.first_not_finite = first_row + int(wrong.argmax())
-
-    def _count(self, cells: Array) -> None:
-        assert self.distinct is not None
-        few, rest = cells[:256], cells[256:]  # the first are mostly too many already
-        different = {*self.distinct.tolist(), *few[~np.isnan(few)].tolist()}
-        if len(rest) and len(different) <= MOST_COUNTED:
-            new = rest[~(np.isin(rest, list(different)) | np.isnan(rest))]
-            different.update(np.unique(new).tolist())
-        self.distinct = None
-        if len(different) <= MOST_COUNTED:
-            self.distinct = np.array(sorted(different))
 
 
 class TextCells:
@@ -453,6 +448,9 @@ class Understanding:
                     again.append(scan.name)
         if again:
             raise AsText(again)
+        if not self.swapped and any(fault.settings for fault in faults):
+            # What stands before the fractions of one column stands before those of others.
+            return replace(self, swapped=True).columns(scans)
         return columns, faults
 
     def _column(self, scan: ColumnScan) -> Column:

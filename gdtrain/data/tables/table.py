@@ -368,13 +368,17 @@ class TableReading:
     def understood(self, keep: bool = False) -> Seen:
         """The same, whether or not it can be trained on."""
         text = set(self.categorical)
+        decimal = self.files.dialect.decimal
+        understanding = Understanding(
+            self.files.places, self.categorical, self.targets, self.missing_values, decimal
+        )
         while True:
             inputs, targets = (
                 TableScan(
                     names,
                     text=text,
                     missing=self.marks,
-                    decimal=self.files.dialect.decimal,
+                    decimal=decimal,
                     keep=keep,
                     before=lambda nbytes: check_memory(self.files.path, nbytes),
                 )
@@ -389,26 +393,11 @@ class TableReading:
                 what = "has no rows below its header; at least one is needed"
                 raise DataError(f"{self.files.path}: {what}")
             try:
-                (columns, faults), (target_columns, more) = self._understood(inputs, targets)
+                columns, faults = understanding.columns([*inputs.columns, *targets.columns])
             except AsText as late:
                 text.update(late.names)
                 continue
-            return Seen(inputs, targets, columns, target_columns, [*faults, *more])
-
-    def _understood(self, *scans: TableScan) -> list[tuple[list[Column], list[ColumnFault]]]:
-        understanding = Understanding(
-            self.files.places,
-            self.categorical,
-            self.targets,
-            self.missing_values,
-            self.files.dialect.decimal,
-        )
-        found = [understanding.columns(scan.columns) for scan in scans]
-        if any(fault.settings for _, faults in found for fault in faults):
-            # What stands before the fractions of one column stands before those of others.
-            understanding = replace(understanding, swapped=True)
-            found = [understanding.columns(scan.columns) for scan in scans]
-        return found
+            return Seen(inputs, targets, columns[:width], columns[width:], faults)
 
     def _check_target(self, scan: ColumnScan, column: Column, targets: int) -> None:
         """Refuse a target of text or dates that the loss, or another of several, does not allow."""
