@@ -382,6 +382,8 @@ class GrowingRows:
 _PIECE = 32 << 20
 
 
+# ── what the columns are, or what is wrong with them ────────────────────────────────────
+
 # Text of more different values than these, and than this share of the rows, is no category.
 MANY_VALUES, MANY_SHARE = 50, 0.05
 # From so many rows on, a first column that counts them is taken for their number.

@@ -491,7 +491,8 @@ def but_numbers(loss: LossSettings) -> str:
     return text + "register it with targets=Targets(classes=True)"
 
 
-_SHOWN = 30  # columns of a table that are shown
+# ── a table that has been read ──────────────────────────────────────────────────────────
+
 # What ones and zeros may take in memory, and how many times what the table itself takes.
 MOST_BYTES, MOST_TIMES = 256 << 20, 4
 _AT_ONCE = 8  # float64 columns in a line of a cache
@@ -716,6 +717,8 @@ def _ways_out(
 
 
 # ── the table of columns ────────────────────────────────────────────────────────────────────
+
+_SHOWN = 30
 
 
 def described(
