@@ -34,7 +34,6 @@ from pydantic.types import Strict
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from gdtrain.errors import ConfigError
-from gdtrain.near_names import nearest
 from gdtrain.settings import (
     LARGEST,
     LoaderSettings,
@@ -47,6 +46,7 @@ from gdtrain.settings import (
     Settings,
     SourceSettings,
 )
+from gdtrain.wording import nearest
 
 T = TypeVar("T", bound=Callable[..., Any])
 

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from gdtrain import MiniBatchLoader
 from gdtrain.data.batch import Batch, Plan
-from gdtrain.data.orders.order import generator
+from gdtrain.data.orders.order import OrderName, generator
 from gdtrain.data.samples import Samples
-from gdtrain.data.wording import OrderName
 
 BATCH_SIZES = (1, 7, 1000, 1024, 4096, 65_537)
 ORDERS: tuple[OrderName, ...] = ("reshuffle", "replacement", "sequential")

@@ -20,7 +20,7 @@ ROOMS = [
     "data",
     "registry",
     "settings",
-    "near_names",
+    "wording",
     "errors",
     "version",
     "interrupted",

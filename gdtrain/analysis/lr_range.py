@@ -17,11 +17,11 @@ from gdtrain.analysis.trial_updates import trial_updates
 from gdtrain.data.batch import Batch, Block, Plan
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.wording import counted, html_table
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.output.plots.curves import smoothed
 from gdtrain.training.blocks import known_plan
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import counted, html_table
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from gdtrain.cli.options import Parser, faults_of_options
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
+from gdtrain.wording import counted
 
 _OF_DIALECT = ("delimiter", "decimal", "encoding")
 _OF_READING = ("target", "features", "exclude", "keep", "categorical", "missing", "indicator")

@@ -38,9 +38,9 @@ from gdtrain.errors import (
     ProcessError,
     StorageError,
 )
-from gdtrain.near_names import nearest
 from gdtrain.output.terminal import check_results, prepare_streams, say
 from gdtrain.training.safety.signals import EndedBySignal, SignalDesk, name_of
+from gdtrain.wording import nearest
 
 EXIT_BAD_INPUT = 2
 # Faults of disks and limits of a process, of which the file says all that there is to know.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from gdtrain.errors import ConfigError, Fault
-from gdtrain.near_names import nearest
 from gdtrain.output.terminal import printable
 from gdtrain.training.safety import signals
+from gdtrain.wording import nearest
 
 
 class _Help(argparse.HelpFormatter):

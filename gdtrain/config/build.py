@@ -26,7 +26,6 @@ from gdtrain.data.orders.order import mix
 from gdtrain.data.samples import TensorSamples
 from gdtrain.data.sources import as_samples
 from gdtrain.data.tables.preparation import PreparedData, Preprocessing
-from gdtrain.data.wording import best_of, counted
 from gdtrain.errors import ConfigError, DataError, Fault, GdtrainError, ModelError
 from gdtrain.settings import LoaderSettings, ScheduleSettings, Settings
 from gdtrain.training.callbacks.averaging import Averaging
@@ -42,6 +41,7 @@ from gdtrain.training.placement.device import parameter_dtype, resolve_device
 from gdtrain.training.placement.sharding import shard
 from gdtrain.training.state.random_generators import seed_everything
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import best_of, counted
 
 logger = logging.getLogger("gdtrain")
 

@@ -27,11 +27,11 @@ from gdtrain.data.tables.preparation import (
 )
 from gdtrain.data.tables.sparse import prepare_sparse
 from gdtrain.data.tables.table import LoadedTable, but_numbers
-from gdtrain.data.wording import is_number
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import shown
 from gdtrain.settings import LossSettings, SourceSettings
 from gdtrain.training.evaluating.metrics import losses_of_errors
+from gdtrain.wording import is_number
 
 logger = logging.getLogger("gdtrain")
 

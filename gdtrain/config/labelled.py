@@ -14,8 +14,8 @@ from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Column, LoadedData, Preprocessing
 from gdtrain.data.tables.table import MissingRules
-from gdtrain.data.wording import is_number
 from gdtrain.errors import DataError
+from gdtrain.wording import is_number
 
 # Files of arrays that say themselves what they are, and their sources.
 _ARRAYS = {".npz": "npz", ".pt": "pt", ".pth": "pt", ".safetensors": "safetensors"}

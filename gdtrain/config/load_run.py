@@ -23,7 +23,6 @@ from gdtrain.data.files.converted import ConvertedFolder
 from gdtrain.data.tables.formats.given_rows import GivenTable
 from gdtrain.data.tables.known import KnownTable, TableStyle
 from gdtrain.data.tables.preparation import Column, Preprocessing, as_tensor, check_finite
-from gdtrain.data.wording import html_table
 from gdtrain.errors import ConfigError, DataError, OutputError
 from gdtrain.output.run_directory import (
     AVERAGED,
@@ -35,6 +34,7 @@ from gdtrain.output.run_directory import (
 )
 from gdtrain.training.placement.device import autocast, parameter_dtype
 from gdtrain.training.state.random_generators import RngState
+from gdtrain.wording import html_table
 
 # Rows per forward pass: a number of passes only, never of a result.
 _ROWS_AT_ONCE = 1024

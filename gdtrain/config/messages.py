@@ -13,9 +13,9 @@ from gdtrain import registry
 from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
 from gdtrain.errors import Fault
-from gdtrain.near_names import nearest
 from gdtrain.registry import OWN_PART, SECTIONS, are_named, not_among, settings_of, shown
 from gdtrain.settings import descriptions
+from gdtrain.wording import nearest
 
 MOST_TOLD = 50
 

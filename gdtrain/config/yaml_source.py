@@ -15,7 +15,7 @@ import yaml
 
 from gdtrain.config.places import Document, KeyPath, Place, dotted
 from gdtrain.errors import ConfigError, Fault
-from gdtrain.near_names import nearest
+from gdtrain.wording import nearest
 
 # With the bounds below: reading takes a tenth of a second at most, whatever the text.
 MAX_BYTES = 1 << 16

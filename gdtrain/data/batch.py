@@ -17,8 +17,8 @@ from torch import Tensor
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.tree import Cutter, Rows, copied
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
+from gdtrain.wording import counted
 
 
 class Batch:

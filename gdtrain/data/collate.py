@@ -11,8 +11,8 @@ from torch.utils.data import default_collate
 
 from gdtrain.data.batch import Batch
 from gdtrain.data.tree import Cutter, Rows, children, copied, is_inner, rebuilt
-from gdtrain.data.wording import counted
 from gdtrain.errors import DataError
+from gdtrain.wording import counted
 
 CollateFn = Callable[[list[Any]], Any]
 

@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from gdtrain.data.wording import counted
 from gdtrain.output.terminal import DroppingStream, printable
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import counted
 
 
 class ProgressBar(Callback):

@@ -14,11 +14,11 @@ import numpy as np
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.durable_files import LOG, DiskFaults, FileState
-from gdtrain.data.wording import counted
 from gdtrain.errors import StorageError
 from gdtrain.output.run_directory import finite, records_of
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import counted
 
 logger = logging.getLogger("gdtrain")
 

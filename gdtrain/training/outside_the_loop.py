@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.wording import counted
 from gdtrain.errors import ModelError
-from gdtrain.near_names import first_guesses
 from gdtrain.training.evaluating import evaluation
 from gdtrain.training.gradients.microbatches import MicrobatchSize
 from gdtrain.training.optimizing.schedules import ScheduleStepper
@@ -23,6 +21,7 @@ from gdtrain.training.run import Run
 from gdtrain.training.safety import checks
 from gdtrain.training.state import copying, own_state
 from gdtrain.training.state import snapshot as state
+from gdtrain.wording import counted, first_guesses
 
 State = TypeVar("State")
 

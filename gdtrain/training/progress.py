@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from gdtrain.data.batch import Block
-from gdtrain.data.wording import counted, html_table
 from gdtrain.errors import MissingPackageError
+from gdtrain.wording import counted, html_table
 
 _SHOWN_ROWS = 20  # of a long history, at its start and at its end
 # Losses that are added up at once: a core's cache holds them. Of a few, one by one.

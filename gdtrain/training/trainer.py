@@ -51,9 +51,7 @@ from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import copies
 from gdtrain.data.tree import map_tensors
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, ModelError
-from gdtrain.near_names import first_guesses
 from gdtrain.training import by_name
 from gdtrain.training.blocks import BlockLength, EpochsAhead, blocks, may_go_on, present_plan
 from gdtrain.training.callbacks.callback import Callback, Listeners, among
@@ -95,6 +93,7 @@ from gdtrain.training.safety import checks, diagnosis
 from gdtrain.training.safety.finite_guard import Guard
 from gdtrain.training.safety.signals import interruptible
 from gdtrain.training.state.keeper import as_in_fit
+from gdtrain.wording import counted, first_guesses
 
 logger = logging.getLogger("gdtrain")
 

@@ -17,10 +17,10 @@ from gdtrain.analysis.theory import Theory, theories
 from gdtrain.data.checks import whole_number
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.errors import ConfigError, ModelError, NonFiniteError
-from gdtrain.near_names import first_guesses
 from gdtrain.output.run_directory import finite
 from gdtrain.training.state.random_generators import RngState
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import first_guesses
 
 MIN_LOOKS = 2
 

@@ -16,13 +16,13 @@ from gdtrain.analysis.comparison.target import reached, target_of
 from gdtrain.analysis.comparison.verdicts import statistics_of
 from gdtrain.analysis.theory import agreement, tried_rates
 from gdtrain.checkpoint import durable_files as disk
-from gdtrain.data.wording import counted, html_table
 from gdtrain.output.report import page as comparison_report
 from gdtrain.output.report import table as comparison_table
 from gdtrain.output.report.table import descended
 from gdtrain.output.report.when_to_use import when_to_use
 from gdtrain.training.trainer import Trainer
 from gdtrain.version import __version__
+from gdtrain.wording import counted, html_table
 
 RESULT = "compare.json"
 REPORT = "report.html"

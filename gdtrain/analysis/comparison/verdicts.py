@@ -12,8 +12,8 @@ from typing import Any
 from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
 from gdtrain.analysis.statistics.survival import median_time, profile, reached_by
-from gdtrain.data.wording import best_of
 from gdtrain.output.report.table import metrics
+from gdtrain.wording import best_of
 
 FACTORS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)  # times the best, of the profiles
 

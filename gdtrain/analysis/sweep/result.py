@@ -13,7 +13,7 @@ from gdtrain.analysis.statistics import intervals
 from gdtrain.analysis.statistics.pairs import ALPHA, Pair, holm, more_seeds, paired
 from gdtrain.analysis.statistics.survival import near_the_best, profile
 from gdtrain.analysis.sweep.grid import SEED, Point, key_of
-from gdtrain.data.wording import best_of, counted, html_table
+from gdtrain.wording import best_of, counted, html_table
 
 FEWEST_SEEDS = 5  # from which on a setting may be recommended
 SHOWN = 20  # rows of the table

@@ -17,10 +17,10 @@ from gdtrain.analysis.sweep.result import Mode, Row, Sweep
 from gdtrain.analysis.sweep.store import SweepStore
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.errors import ConfigError, StorageError
-from gdtrain.near_names import nearest
 from gdtrain.output.run_directory import locked
 from gdtrain.output.terminal import DroppingStream, printable
 from gdtrain.training.safety.signals import EndedBySignal
+from gdtrain.wording import nearest
 
 TABLE = "rows.csv"
 

@@ -22,9 +22,9 @@ from gdtrain.checkpoint import durable_files as disk
 from gdtrain.checkpoint.checkpoints import Checkpoints, CheckpointStore
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, NonFiniteError, reason_of
-from gdtrain.near_names import first_guesses
 from gdtrain.output.run_directory import locked
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import first_guesses
 
 logger = logging.getLogger("gdtrain")
 

@@ -36,7 +36,6 @@ from gdtrain.config.schema import Config, LogSection
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.tables.preparation import Column
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, MissingPackageError, NonFiniteError
 from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
@@ -59,6 +58,7 @@ from gdtrain.training.state import snapshot
 from gdtrain.training.state.keeper import unchanged
 from gdtrain.training.trainer import Trainer
 from gdtrain.version import __version__
+from gdtrain.wording import counted
 
 logger = logging.getLogger("gdtrain")
 

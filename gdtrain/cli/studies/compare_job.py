@@ -23,7 +23,6 @@ from gdtrain.config.comparison import FormConfig
 from gdtrain.config.load import dump
 from gdtrain.config.schema import Config
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
@@ -31,6 +30,7 @@ from gdtrain.settings import Settings
 from gdtrain.training.callbacks.validation import Validation
 from gdtrain.training.safety.signals import SignalDesk
 from gdtrain.training.trainer import Trainer
+from gdtrain.wording import counted
 
 
 @dataclass

@@ -22,11 +22,11 @@ from gdtrain.analysis.sweep.run_points import TABLE, run_points
 from gdtrain.analysis.sweep.store import RUNS, SweepStore
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.grid import SweepConfig, plain
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.output import run_directory
 from gdtrain.output.terminal import printable, say
 from gdtrain.training.safety.signals import EndedBySignal, current_desk
+from gdtrain.wording import counted
 
 REPORT = "report.html"
 

@@ -15,10 +15,9 @@ from typing import IO, Any
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.load_run import BadRows, OnBadRow, TrainedRun, load_run
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, Fault, OutputError
-from gdtrain.near_names import nearest
 from gdtrain.output.terminal import say
+from gdtrain.wording import counted, nearest
 
 _AT_ONCE = 1 << 20  # bytes
 

@@ -31,11 +31,10 @@ from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples, copies
 from gdtrain.data.sources import as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.near_names import first_guesses
 from gdtrain.registry import OneOfKinds, OrderSetting, register_loader
 from gdtrain.settings import LoaderSettings, Positive, Settings
+from gdtrain.wording import counted, first_guesses
 
 
 class Loader(ABC):

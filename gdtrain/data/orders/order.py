@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from threading import local
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from gdtrain.data.checks import whole_number
 from gdtrain.data.orders.asked_order import AskedOrder, check_indices, gives_indices
 from gdtrain.data.orders.permutation import Draws, Permutation, RowGroups
 from gdtrain.data.orders.permutation import Replacement as UniformDraws
-from gdtrain.data.wording import OrderName
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_order
 from gdtrain.settings import NamedSettings
@@ -136,6 +135,7 @@ def _checked(weights: Any) -> Tensor:
     return row
 
 
+OrderName = Literal["reshuffle", "shuffle_once", "sequential", "replacement"]
 Order = (
     OrderName
     | Sequence[int]

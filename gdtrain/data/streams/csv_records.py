@@ -10,8 +10,8 @@ import numpy as np
 
 from gdtrain.data.streams.decimals import DecimalGrid
 from gdtrain.data.streams.records import Array, Records
-from gdtrain.data.wording import counted
 from gdtrain.errors import DataError
+from gdtrain.wording import counted
 
 # The share of lines up to which it is worth to read the others by themselves.
 MOST_ODD = 0.25

@@ -26,7 +26,7 @@ from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import Column, inputs_of
 from gdtrain.data.tables.scan import marks_of
 from gdtrain.errors import DataError
-from gdtrain.near_names import nearest
+from gdtrain.wording import nearest
 
 
 @dataclass(frozen=True)

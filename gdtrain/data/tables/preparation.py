@@ -20,7 +20,7 @@ from torch import Tensor
 from gdtrain.data.orders.order import generator
 from gdtrain.data.tables.formats.arrow_arrays import Array
 from gdtrain.errors import ConfigError, DataError
-from gdtrain.near_names import nearest
+from gdtrain.wording import nearest
 
 SPLIT_KEY = 0x5911  # keeps the split's draw apart from those of the orders
 TEST_KEY = 0x7E57  # and that of the test part from both

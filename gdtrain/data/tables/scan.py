@@ -39,7 +39,7 @@ from gdtrain.data.tables.formats.arrow_arrays import (
     typed_numbers,
 )
 from gdtrain.data.tables.preparation import CACHED, Column
-from gdtrain.data.wording import counted
+from gdtrain.wording import counted
 
 MOST_COUNTED = 32  # different numbers that are counted of a column
 

@@ -34,10 +34,10 @@ from gdtrain.data.tables.scan import (
     settle_columns,
     yaml_text,
 )
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import find, register_source
 from gdtrain.settings import FilePath, LossSettings, Settings, SourceSettings, instead_of
+from gdtrain.wording import counted
 
 Names = Annotated[list[str], Field(min_length=1)]
 Mark = Annotated[str, Field(min_length=1, max_length=1)]

@@ -7,9 +7,9 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from gdtrain.data.wording import best_of
 from gdtrain.output.report import charts as charts
 from gdtrain.output.report import table as table
+from gdtrain.wording import best_of
 
 Form = dict[str, Any]
 # Column, tab, axis, and how a tick is written.

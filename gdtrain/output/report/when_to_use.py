@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from gdtrain.data.wording import counted
 from gdtrain.output.report.table import (
     bytes_text,
     descended,
@@ -17,6 +16,7 @@ from gdtrain.output.report.table import (
     number_text,
     seconds_text,
 )
+from gdtrain.wording import counted
 
 FEWEST_SEEDS = 5  # from which on a form may be recommended
 

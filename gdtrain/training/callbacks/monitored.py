@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError
-from gdtrain.near_names import nearest
+from gdtrain.wording import best_of, nearest
 
 logger = logging.getLogger("gdtrain")
 

@@ -7,13 +7,13 @@ import math
 from typing import Any, Literal
 
 from gdtrain.data.loaders.loader import Loader
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.callbacks.monitored import Monitored
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.plain_values import is_count, is_number
+from gdtrain.wording import counted
 
 logger = logging.getLogger("gdtrain")
 

@@ -18,7 +18,6 @@ from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.rows import compact, join
 from gdtrain.data.tables.preparation import as_tensor
 from gdtrain.data.tree import copied, map_tensors, tensors_of
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.blocks import known_plan
 from gdtrain.training.evaluating.metrics import MeanOverSamples, Streaming, streams
@@ -33,6 +32,7 @@ from gdtrain.training.placement.distributed import World
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import check_loader
 from gdtrain.training.state.keeper import unchanged
+from gdtrain.wording import counted
 
 T = TypeVar("T")
 

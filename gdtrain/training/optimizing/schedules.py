@@ -13,7 +13,6 @@ from pydantic import Field
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_schedule
 from gdtrain.settings import (
@@ -25,6 +24,7 @@ from gdtrain.settings import (
 )
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.state.plain_values import is_finite
+from gdtrain.wording import best_of
 
 logger = logging.getLogger("gdtrain")
 

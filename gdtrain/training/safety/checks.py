@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader
 
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.sources import no_loader
-from gdtrain.data.wording import counted
 from gdtrain.errors import ConfigError, DataError, ModelError
 from gdtrain.training.callbacks.callback import Callback
 from gdtrain.training.losses.known_means import TorchLoss, of_torch
 from gdtrain.training.placement.distributed import World
 from gdtrain.training.safety.broadcasting import Watch, is_compiled, is_over_one_class
 from gdtrain.training.torch_code import has_own_pass
+from gdtrain.wording import counted
 
 logger = logging.getLogger("gdtrain")
 

@@ -15,9 +15,9 @@ from sklearn import metrics as sk
 from torch import Tensor, nn
 
 from gdtrain import BatchLoader, MiniBatchLoader, Trainer
-from gdtrain.data.wording import best_of
 from gdtrain.errors import ConfigError, DataError, MissingPackageError
 from gdtrain.registry import find
+from gdtrain.wording import best_of
 
 N = 61
 

@@ -26,8 +26,8 @@ from gdtrain.data.tables.formats.arrow_arrays import (
     has_codes,
     trimmed,
 )
-from gdtrain.data.wording import counted, is_number
 from gdtrain.errors import ConfigError, DataError
+from gdtrain.wording import counted, is_number
 
 if TYPE_CHECKING:
     import pyarrow as pa

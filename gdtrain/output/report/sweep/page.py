@@ -6,12 +6,12 @@ import re
 from html import escape
 from typing import Any
 
-from gdtrain.data.wording import counted
 from gdtrain.output.report.page import callout, document
 from gdtrain.output.report.sweep.figures import multiples, profiles
 from gdtrain.output.report.sweep.heat_map import heat_map
 from gdtrain.output.report.sweep.parallel_coordinates import coordinates
 from gdtrain.output.report.sweep.values import shown
+from gdtrain.wording import counted
 
 MOST_ROWS = 200  # of the table
 
