@@ -131,6 +131,31 @@ def is_code(cell: str) -> bool:
 _CODE = re.compile(r"0\d{2,}", re.ASCII)
 
 
+def without_zeros(cell: str, decimal: str = ".") -> str:
+    """A whole number without the fraction of zeros that some programs write; else the cell.
+
+    >>> [without_zeros(cell) for cell in ("4.0", "4", "01003.0", "4.10", "a.0")]
+    ['4', '4', '01003', '4.10', 'a.0']
+    """
+    whole, point, fraction = cell.partition(decimal)
+    return whole if point and not fraction.strip("0") and _WHOLE.fullmatch(whole) else cell
+
+
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
+
+
+def spellings(cells: Iterable[str], decimal: str = ".") -> dict[str, list[str]]:
+    """The cells of each number among codes that are all numbers; empty if one of them is none.
+
+    >>> spellings(["4", "4.0", "5"])
+    {'4': ['4', '4.0'], '5': ['5']}
+    """
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        found.setdefault(without_zeros(cell, decimal), []).append(cell)
+    return found if all(kind_of(number) == "number" for number in found) else {}
+
+
 def kind_of(cell: str) -> Kind:
     """What a cell is that has no blanks around it.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from gdtrain.data.tables.cells import days, kind_of
+from gdtrain.data.tables.cells import days, kind_of, spellings, without_zeros
 from gdtrain.data.tables.formats.arrow_arrays import (
     Array,
     as_numbers,
@@ -122,6 +122,21 @@ _NEW_CATEGORY = (
 )
 
 
+def _places(categories: Sequence[str], decimal: str) -> Callable[[str], int]:
+    """The place of a text among the categories, -1 of none.
+
+    Codes that are numbers are compared as numbers: pandas writes 4 as 4.0 once a cell of the
+    column is missing.
+    """
+    known = {category: place for place, category in enumerate(categories)}
+    whole = {
+        number: known[cells[0]]
+        for number, cells in spellings(categories, decimal).items()
+        if len(cells) == 1
+    }
+    return lambda text: known.get(text, whole.get(without_zeros(text, decimal), -1))
+
+
 class TableEncoder:
     """Makes inputs of rows whose columns are known.
 
@@ -227,8 +242,8 @@ class TableEncoder:
     ) -> Array:
         coded = cells.dictionary_encode()
         texts = [(text or "").strip() for text in coded.dictionary.to_pylist()]
-        known = {category: place for place, category in enumerate(categories)}
-        places = [np.nan if t in self.missing else known.get(t, -1) for t in texts]
+        known = _places(categories, self.decimal)
+        places = [np.nan if t in self.missing else known(t) for t in texts]
         table = np.array([*places, np.nan])
         local = indices_of(coded, len(texts))
         found: Array = table[local]

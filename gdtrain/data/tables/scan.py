@@ -22,6 +22,7 @@ from gdtrain.data.tables.cells import (
     kind_of,
     line_of_pandas,
     may_be_a_fraction,
+    spellings,
 )
 from gdtrain.data.tables.formats.arrow_arrays import (
     Array,
@@ -475,8 +476,21 @@ class Understanding:
             return replace(found, first_day=scan.least) if scan.from_dates else found
         found = Column(scan.name, missing=scan.missing, distinct=len(scan.text.numbers))
         if scan.name in self.categorical:
+            self._check_codes(scan, scan.text)
             return replace(found, categories=sorted(scan.text.numbers))
         return self._of_text(scan, scan.text, found)
+
+    def _check_codes(self, scan: ColumnScan, text: TextCells) -> None:
+        """Refuse codes such as 4 and 4.0: one number, but two categories."""
+        for one, *others in spellings(text.numbers, self.decimal).values():
+            if others:
+                rows = [int(text.first_rows[text.numbers[cell]]) for cell in (one, others[0])]
+                places = self.places(rows)
+                message = (
+                    f": {one!r} in {places[0]} and {others[0]!r} in {places[1]} are one number, "
+                    "and would be two categories; write it in one way"
+                )
+                raise _NotUnderstood(ColumnFault(scan.name, message))
 
     def _of_text(self, scan: ColumnScan, text: TextCells, found: Column) -> Column:
         kinds, totals = kinds_of(text, self.decimal)

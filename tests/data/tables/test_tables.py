@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gdtrain.data.tables.formats.csv_file import Dialect
 from gdtrain.data.tables.formats.table_files import TableFiles
-from gdtrain.data.tables.known import TableEncoder
+from gdtrain.data.tables.known import TableEncoder, names_of_text
 from gdtrain.data.tables.preparation import Column, LoadedData
 from gdtrain.data.tables.scan import marks_of
 from gdtrain.data.tables.table import read_table
@@ -107,6 +107,16 @@ def test_numbers_named_in_categorical_are_categories() -> None:
     assert data.inputs.tolist() == [[0, 1], [1, 0]]
     assert data.targets.tolist() == [1, 0]
     assert data.class_names == ["5", "7"]
+
+
+def test_one_number_written_in_two_ways_is_not_two_categories() -> None:
+    message = (
+        "a.csv: column 'x': '3' in line 2 and '3.0' in line 4 are one number, and would be two "
+        "categories; write it in one way"
+    )
+    with refuses(DataError, message):
+        read("x,y\n3,7\n1,5\n3.0,5\n", categorical=["x"])
+    assert read("x,y\n3,7\n3.0,5\nv,6\n", categorical=["x"]).inputs.shape == (3, 3)  # names
 
 
 def test_several_targets_stand_in_the_order_they_are_named() -> None:
@@ -329,7 +339,8 @@ def encoded(
     """Inputs as for predictions, and what is wrong with rows."""
     Path("new.csv").write_text(text, encoding="utf-8")
     marks = marks_of(None)
-    (batch,) = TableFiles("new.csv", Dialect()).batches([c.name for c in columns], marks)
+    names, texts = [column.name for column in columns], names_of_text(columns)
+    (batch,) = TableFiles("new.csv", Dialect()).batches(names, marks, as_text=texts)
     encoder = TableEncoder(columns, marks, **options)
     cells, faults = encoder.cells(batch)
     inputs = encoder.inputs(cells, faults)
@@ -347,6 +358,25 @@ def test_inputs_for_predictions_are_laid_out_as_in_training() -> None:
 
 def test_a_new_category_is_all_zeros_if_it_is_to_be_ignored() -> None:
     assert encoded("x,c\n5,green\n", ignore_unknown=True) == ([[0, 0, 5]], {})
+
+
+@pytest.mark.parametrize(
+    ("categories", "cell", "expected"),
+    [
+        (["1", "4"], "4.0", [0, 1]),  # as pandas writes 4 in a column with missing cells
+        (["1.0", "4.0"], "4", [0, 1]),
+        (["1", "4"], "4.1", [0, 0]),
+        (["1", "1.0"], "1.00", [0, 0]),
+        (["01003", "1"], "1003.0", [0, 0]),
+        (["4", "v"], "4.0", [0, 0]),  # names, not numbers
+    ],
+)
+def test_codes_are_compared_as_numbers(
+    categories: list[str], cell: str, expected: list[float]
+) -> None:
+    columns = [Column("c", categories)]
+    assert encoded(f"c\n{cell}\n", columns, ignore_unknown=True) == ([expected], {})
+    assert bool(encoded(f"c\n{cell}\n", columns)[1]) == (not any(expected))
 
 
 def test_what_was_learnt_stands_for_missing_cells_and_a_flag_says_where() -> None:
