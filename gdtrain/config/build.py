@@ -98,10 +98,9 @@ def build(
         if config.strategy == "shard":
             device = resolve_device(config.device)
             model = shard(model.to(device, parameter_dtype(config.precision, device)), device)
-        optimizing = optimizing_of(config, model, loader)
-    if data.preprocessing.target_mean:
-        metrics |= in_original_units(config, data.preprocessing)
-    with stage(""):
+        if data.preprocessing.target_mean:
+            metrics |= in_original_units(config, data.preprocessing)
+        optimizing = optimizing_of(config, model, loader, metrics)
         watchers = _callbacks_of_sections(config, loader, metrics)
         monitors: list[Monitor] = _named("monitor", config.monitors) if config.monitors else []
         own = _named("callback", config.callbacks) if config.callbacks else []
@@ -155,31 +154,29 @@ def evaluated(
 
 def _loader(config: Config, data: Any) -> Loader:
     """The loader, or the loaders of all phases over the same samples."""
-    if not isinstance(config.loader, list):
+    several = isinstance(config.loader, list)
+    sections: list[LoaderSettings] = config.loader if several else [config.loader]
+    if several:
         with stage("loader"):
-            return _form(config.loader, data, config.seed)
-    with stage("loader"):
-        samples = as_samples(data, seed=config.seed)
-    phases = []
-    for number, section in enumerate(config.loader):
-        with stage(f"loader[{number}]"):
-            phases.append((section.until_epoch, _form(section, samples, config.seed)))
-    loader = PhasedLoader(phases)
-    reached = len(loader.phases.spans(config.epochs))
+            data = as_samples(data, seed=config.seed)
+    phases: list[tuple[int | None, Loader]] = []
+    for number, section in enumerate(sections):
+        with stage(f"loader[{number}]" if several else "loader"):
+            part = registry.find("loader", section.name)
+            if isinstance(data, tuple) and part.is_built_in:
+                data = TensorSamples(data)  # which have been checked, and are not looked through
+            loader: Loader = part.make(section, data, seed=config.seed)
+            loader.plan(0)  # raises what can't be planned
+            phases.append((section.until_epoch, loader))
+    if not several:
+        return loader
+    phased = PhasedLoader(phases)
+    reached = len(phased.phases.spans(config.epochs))
     if reached < len(phases):
         logger.warning(
             "loader[%d] is never reached: training ends with epoch %d", reached, config.epochs
         )
-    return loader
-
-
-def _form(section: LoaderSettings, data: Any, seed: int) -> Loader:
-    part = registry.find("loader", section.name)
-    if isinstance(data, tuple) and part.is_built_in:
-        data = TensorSamples(data)  # which have been checked, and are not looked through again
-    loader: Loader = part.make(section, data, seed=seed)
-    loader.plan(0)  # raises what can't be planned
-    return loader
+    return phased
 
 
 def _named(kind: str, section: dict[str, Settings]) -> list[Any]:
@@ -205,9 +202,6 @@ def _callbacks_of_sections(config: Config, loader: Loader, metrics: Metrics) -> 
 
     Raises ConfigError for a metric that is looked at and not evaluated.
     """
-    for key, section in all_schedules(config):
-        if (monitor := getattr(section, "monitor", None)) is not None:
-            _check_monitored(f"{key}.monitor", monitor, config, metrics)
     if config.checkpoint.keep_best is not None:
         _check_monitored("checkpoint.keep_best", config.checkpoint.keep_best, config, metrics)
     watchers: list[Callback] = []
@@ -438,10 +432,13 @@ class _RestoredStream:
 # ── optimizers and schedules ────────────────────────────────────────────────────────────────────
 
 
-def optimizing_of(config: Config, model: nn.Module, loader: Loader) -> dict[str, Any]:
+def optimizing_of(
+    config: Config, model: nn.Module, loader: Loader, metrics: Metrics
+) -> dict[str, Any]:
     """What a Trainer is given of optimizers and schedules.
 
-    Raises ConfigError, without places, for names that the model does not have.
+    Raises ConfigError, without places, for names that the model does not have, and for a metric
+    that is none of those that are evaluated.
     """
     if config.phases is None:
         with stage("optimizer"):
@@ -452,9 +449,9 @@ def optimizing_of(config: Config, model: nn.Module, loader: Loader) -> dict[str,
         with stage("scheduler"):
             lengths = _lengths(loader, 0, config.epochs)
             scheduler = _schedules(config.scheduler, lengths, optimizer)
-        return {"optimizer": optimizer, "scheduler": scheduler} | _stepping(config)
+        return {"optimizer": optimizer, "scheduler": scheduler} | _stepping(config, metrics)
     phases = _phases(config.phases, config.epochs, model, loader)
-    return {"optimizer": phases} | _stepping(config)
+    return {"optimizer": phases} | _stepping(config, metrics)
 
 
 def _phases(
@@ -583,7 +580,7 @@ def _schedule(section: Settings, lengths: Lengths, optimizer: Optimizer) -> sche
     return schedules.scheduler(optimizer, schedules.warmup(section.warmup, schedule))
 
 
-def _stepping(config: Config) -> dict[str, Any]:
+def _stepping(config: Config, metrics: Metrics) -> dict[str, Any]:
     """When all schedules are stepped, and the metric that some are given.
 
     Raises ConfigError where they do not agree.
@@ -598,6 +595,8 @@ def _stepping(config: Config) -> dict[str, Any]:
                 text = f"must be {before}, as in the schedule before it; got {value}"
                 raise ConfigError.of(f"{key}.{setting}", text)
             found[setting] = value
+        if getattr(one, "monitor", None) is not None:
+            _check_monitored(f"{key}.monitor", one.monitor, config, metrics)
     return {"scheduler_per": found["per"] or "epoch", "scheduler_metric": found["monitor"]}
 
 

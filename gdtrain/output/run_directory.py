@@ -188,17 +188,6 @@ def _clear_remains(directory: Path) -> None:
     disk.remove_unfinished(directory)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole, so that nobody ever reads half of it.
-
-    Raises OutputError if it can't be written.
-    """
-    try:
-        disk.replace_file(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{path} can't be written: {error.strerror}; choose another") from error
-
-
 def _runs_of(name: str) -> Path:
     """``runs/<name>``. Raises OutputError if that is no directory of its own in ``runs``."""
     if name in ("", ".", ".."):

@@ -36,7 +36,7 @@ from gdtrain.config.schema import Config, LogSection
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.tables.preparation import Column
-from gdtrain.errors import ConfigError, MissingPackageError, NonFiniteError
+from gdtrain.errors import ConfigError, MissingPackageError, NonFiniteError, OutputError
 from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_csv import MetricsCsv
@@ -320,7 +320,11 @@ class TrainJob:
         if not leads:
             return
         for name, text in ({} if self.resume else self.texts).items():
-            run_directory.write_text(directory / name, text)
+            try:
+                disk.replace_file(directory / name, text.encode())
+            except OSError as error:
+                text = f"{directory / name} can't be written: {error.strerror}; choose another"
+                raise OutputError(text) from error
         processes = run.trainer.world.size
         for note in run.notes:
             self._tell(note)
