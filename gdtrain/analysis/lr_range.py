@@ -149,7 +149,7 @@ class LrRange:
 
     def draw(self, loss_label: str = "full loss", name: str = "") -> Picture:
         """Its picture. Raises MissingPackageError without matplotlib."""
-        from gdtrain.output.plots.style import Curve, Mark, draw
+        from gdtrain.output.plots.curves import Curve, Mark, draw
 
         marks = []
         for label, at, style in (

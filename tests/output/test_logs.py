@@ -15,7 +15,7 @@ from gdtrain.cli.main import main
 from gdtrain.errors import DataError, MissingPackageError
 from gdtrain.output import tensorboard
 from gdtrain.output.metrics_csv import write_csv
-from gdtrain.output.plots import style
+from gdtrain.output.plots import curves
 from gdtrain.output.run_directory import read_metrics
 
 CONFIG = """\
@@ -235,6 +235,6 @@ def test_the_history_as_a_picture(monkeypatch):
     assert history.plot("val_loss").get_suptitle() == "Val_loss"
     with pytest.raises(DataError, match=r"^history: has not recorded 'x'; it has recorded lr, "):
         history.plot("x")
-    monkeypatch.setattr(style, "find_spec", lambda name: None)
+    monkeypatch.setattr(curves, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'gdtrain\[plots\]'"):
         history.plot()

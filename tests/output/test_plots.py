@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from gdtrain.errors import ConfigError, MissingPackageError
-from gdtrain.output.plots import style
+from gdtrain.output.plots import curves
+from gdtrain.output.plots.curves import Curve, Mark, Panel, draw, draw_panels, save
 from gdtrain.output.plots.loss_map import draw_hill
-from gdtrain.output.plots.style import Curve, Mark, Panel, draw, draw_panels, save
 
 
 def figure(**options):
@@ -184,8 +184,8 @@ def test_nothing_global_is_changed(tmp_path):
         "def settings():  # looking at the backend would import pyplot\n"
         "    return {name: held[name] for name in held if name != 'backend'}\n"
         "before = settings()\n"
-        "from gdtrain.output.plots.style import *\n"
-        "from gdtrain.output.plots.style import save\n"
+        "from gdtrain.output.plots.curves import *\n"
+        "from gdtrain.output.plots.curves import save\n"
         "made = draw([Curve('a', [1], [2])], title='t', x_label='x', y_label='y')\n"
         "save(made, __import__('pathlib').Path('a.png'))\n"
         "assert settings() == before\n"
@@ -234,7 +234,7 @@ def test_other_names_are_refused(name, said, tmp_path):
 
 def test_without_matplotlib_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr(
-        style, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
+        curves, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name)
     )
     with pytest.raises(MissingPackageError) as caught:
         figure()

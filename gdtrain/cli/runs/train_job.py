@@ -41,7 +41,7 @@ from gdtrain.output import run_directory
 from gdtrain.output.console import ProgressBar
 from gdtrain.output.metrics_csv import MetricsCsv
 from gdtrain.output.metrics_log import MetricsLog
-from gdtrain.output.plots import curves, style
+from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.run_directory import broken_of, finite, read_metrics
 from gdtrain.output.tensorboard import TensorBoard, require_tensorboard
@@ -479,7 +479,7 @@ def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
     if not config.log.picture:
         return ""
     try:
-        style.require_matplotlib()
+        curves.require_matplotlib()
     except MissingPackageError as error:
         return f"no {run_directory.PICTURE}: {error}"
     metrics = directory / run_directory.METRICS
@@ -497,7 +497,7 @@ def draw_loss(config: Config, directory: Path, *, is_broken: bool) -> str:
             log = RunLog.of(label, read_metrics(metrics), config.loss.name, broken, standardized)
             if log.steps or log.epochs:
                 picture = directory / run_directory.PICTURE
-                style.save(curves.picture([log]), picture)
+                curves.save(curves.picture([log]), picture)
                 return f"drawn: {picture}"
     except Exception as error:
         message = " ".join(str(error).split()) or type(error).__name__

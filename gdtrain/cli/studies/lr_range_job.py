@@ -17,7 +17,7 @@ from gdtrain.config.comparison import single_optimizer_faults
 from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
 from gdtrain.errors import ConfigError, MissingPackageError
-from gdtrain.output.plots import style
+from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import loss_label
 from gdtrain.output.run_directory import finite
 from gdtrain.output.terminal import printable
@@ -66,13 +66,13 @@ class LrRangeJob:
 
     def _checked_out(self) -> Path | None:
         try:
-            style.require_matplotlib()
+            curves.require_matplotlib()
         except MissingPackageError:
             if self.out is None:
                 return None
             raise
         out = self.out or Path(f"lr-range-{self.name}.png")
-        style.check_out(out)
+        curves.check_out(out)
         return out
 
     def _test(self, world: World) -> LrRange:

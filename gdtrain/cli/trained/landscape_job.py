@@ -18,7 +18,7 @@ from gdtrain.config.schema import Config
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output import run_directory
-from gdtrain.output.plots import style
+from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import labels, loss_label
 from gdtrain.training.trainer import Trainer
 
@@ -40,11 +40,11 @@ class LandscapeJob:
 
     def run(self) -> int:
         """Draw and write; return the exit code. Raises ConfigError before anything is written."""
-        style.require_matplotlib()
+        curves.require_matplotlib()
         whole_number("resolution", self.resolution, minimum=2)
         config, document, paths = self._read()
         out = self.out or self.runs[0] / "landscape.png"
-        style.check_out(out)
+        curves.check_out(out)
         with faults_placed(document), notices():
             trainer = build(config.model_copy(update={"monitors": None})).trainer
         self._take_buffers(trainer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gdtrain.config.yaml_source import read_file
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
-from gdtrain.output.plots import curves, style
+from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import RunLog, labels
 from gdtrain.output.run_directory import (
     CONFIG,
@@ -42,7 +42,7 @@ class PlotJob:
 
     def run(self) -> int:
         """Draw and write; return the exit code. Raises ConfigError before anything is written."""
-        style.require_matplotlib()
+        curves.require_matplotlib()
         if self.smooth is not None:
             whole_number("smooth", self.smooth, minimum=1)
             if self.metrics:
@@ -66,7 +66,7 @@ class PlotJob:
 def write(figure: Picture, out: Path) -> None:
     """Write a picture and say where. Raises ConfigError of ``out`` if that can't be done."""
     try:
-        style.save(figure, out)
+        curves.save(figure, out)
     except OSError as error:
         message = f"{out} can't be written: {error.strerror}; choose another file"
         raise ConfigError.of("out", message) from error

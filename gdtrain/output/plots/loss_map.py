@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gdtrain.output.plots.style import COLOURS, DASHES, MARKERS, house_style, legend_label
+from gdtrain.output.plots.curves import COLOURS, DASHES, MARKERS, house_style, legend_label
 
 if TYPE_CHECKING:
     from gdtrain.output.plots.picture import Picture

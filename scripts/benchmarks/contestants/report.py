@@ -167,8 +167,8 @@ def _scaling(workloads: dict[str, Any]) -> list[str]:
 
 def plot(results: Results, path: Path) -> None:
     """Bars of time per unit on a logarithmic scale, a panel for each workload with several."""
+    from gdtrain.output.plots.curves import house_style, save
     from gdtrain.output.plots.picture import Picture
-    from gdtrain.output.plots.style import house_style, save
 
     shown = [(n, t) for n, t in results["workloads"].items() if n != "memory" and len(t) > 2]
     pairs = [shown[i : i + 2] for i in range(0, len(shown), 2)]
@@ -190,7 +190,7 @@ def plot(results: Results, path: Path) -> None:
 
 def _bars(axis: Any, times: dict[str, list[float]]) -> None:
     """The contestants' medians from the quickest down, with the least and the largest."""
-    from gdtrain.output.plots.style import COLOURS
+    from gdtrain.output.plots.curves import COLOURS
 
     names = sorted(times, key=lambda name: -median(times[name]))
     middle = [median(times[name]) for name in names]

@@ -14,7 +14,7 @@ from gdtrain.cli.main import main
 from gdtrain.cli.runs import train_job
 from gdtrain.cli.trained.plot_job import read_runs
 from gdtrain.errors import DataError
-from gdtrain.output.plots import style
+from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import RunLog, labels, picture, smoothed
 from gdtrain.output.run_directory import read_metrics
 
@@ -187,8 +187,8 @@ def test_rates_are_lines_without_markers():
     few = [epoch(n, 10 * n, n) for n in (1, 2, 3)]
     many = [step(n, 1, 1.0) for n in range(1, 31)]
     logs = [RunLog.of("batch", few), RunLog.of("sample", [*many, *few])]
-    for curves in (picture(logs).axes[1].lines, picture(logs).axes[0].lines):
-        assert {line.get_marker() for line in curves} == {"None"}
+    for lines in (picture(logs).axes[1].lines, picture(logs).axes[0].lines):
+        assert {line.get_marker() for line in lines} == {"None"}
     alone = picture([RunLog.of("one", few[:1])]).axes[1].lines
     assert [line.get_marker() for line in alone] == ["o"], "a line of one point is not seen"
 
@@ -331,7 +331,7 @@ def test_a_pipe_is_not_waited_for(capsys):
 
 
 def test_without_matplotlib(monkeypatch, capsys):
-    monkeypatch.setattr(style, "find_spec", lambda name: None)
+    monkeypatch.setattr(curves, "find_spec", lambda name: None)
     assert train("--output-dir", "out") == 0
     assert not Path("out/loss.png").exists()
     said = "pictures need matplotlib, which is not installed; pip install 'gdtrain[plots]'"
@@ -360,7 +360,7 @@ def test_the_picture_can_be_left_out_and_is_not_needed(monkeypatch, capsys):
     def fails(*_args: object, **_options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(style, "save", fails)
+    monkeypatch.setattr(curves, "save", fails)
     assert train("--output-dir", "full") == 0
     assert (
         "note: loss.png was not drawn: [Errno 28] No space left on device"
