@@ -480,6 +480,7 @@ class Saved(NamedTuple):
     path: Path
 
 
+@dataclass(eq=False)
 class CheckpointStore:
     """The checkpoints of one run, in ``directory``, one sub-directory ``step-…`` each.
 
@@ -489,22 +490,17 @@ class CheckpointStore:
     lines up to the checkpoint must outlive a power cut that the checkpoint outlives.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        keep_last: int = 3,
-        sync_first: Iterable[Path] = (),
-        keep_every_n_steps: int | None = None,
-    ) -> None:
-        self.directory = directory
-        self.keep_last = keep_last
-        self.keep_every_n_steps = keep_every_n_steps
-        self.sync_first = tuple(sync_first)
-        self._lock = threading.RLock()  # saving goes on in another thread than making room
-        self._prepared = False
-        self._known: set[Path] = set()  # checkpoints that were saved here and not removed
-        self._told: set[Path] = set()  # what can't be removed
-        self._synced: set[Path] = set()  # of those, whose names are on the disk
+    directory: Path
+    keep_last: int = 3
+    sync_first: Sequence[Path] = ()
+    keep_every_n_steps: int | None = None
+    # Saving goes on in another thread than making room.
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
+    _prepared: bool = field(init=False, default=False)
+    # Checkpoints that were saved here and not removed; those of them whose names are on the disk.
+    _known: set[Path] = field(init=False, default_factory=set)
+    _synced: set[Path] = field(init=False, default_factory=set)
+    _told: set[Path] = field(init=False, default_factory=set)  # what can't be removed
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write ``state`` as the checkpoint after ``step`` updates; return its directory.

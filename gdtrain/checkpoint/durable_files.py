@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -314,6 +315,7 @@ def named(path: Path) -> Iterator[None]:
 # ── what of a run could not be written ──────────────────────────────────────────────────────
 
 
+@dataclass(eq=False)
 class DiskFaults:
     """Keeps what could not be written of one run, each by a name, until it can be.
 
@@ -321,10 +323,9 @@ class DiskFaults:
     open: what the last attempt to write has failed of, by its name.
     """
 
-    def __init__(self, make_room: Callable[[], bool] = lambda: False) -> None:
-        self.make_room = make_room
-        self._first: StorageError | None = None
-        self.open: dict[str, StorageError] = {}
+    make_room: Callable[[], bool] = lambda: False
+    open: dict[str, StorageError] = field(init=False, default_factory=dict)
+    _first: StorageError | None = field(init=False, default=None)
 
     def attempt(self, what: str, job: Job) -> bool:
         """Write ``what``: run the job, on a full disk again after room was made; note a fault."""

@@ -336,6 +336,7 @@ class TrainJob:
         )
 
 
+@dataclass(eq=False, repr=False)
 class _Stops(Callback):
     """Stops a fit for a signal that came before it had begun, and was told to nobody then.
 
@@ -343,12 +344,10 @@ class _Stops(Callback):
     be done when all others have begun; until then, a resume that is refused has changed no file.
     """
 
-    def __init__(self, signals: SignalDesk) -> None:
-        super().__init__()
-        self.signals = signals
-        self.reason: str | None = None
-        self.begin: Callable[[], None] | None = None
-        self.has_begun = False
+    signals: SignalDesk
+    reason: str | None = None
+    begin: Callable[[], None] | None = None
+    has_begun: bool = False
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.has_begun = True
