@@ -47,9 +47,9 @@ import torch
 from torch import Tensor, nn
 
 from gdtrain.data.batch import Batch, Block, Plan
-from gdtrain.data.dataset_samples import death_of_worker
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.samples import copies
+from gdtrain.data.sources import death_of_worker
 from gdtrain.data.tree import map_tensors
 from gdtrain.errors import ConfigError, ModelError
 from gdtrain.training import by_name

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from gdtrain import Callback, MiniBatchLoader, Trainer
-from gdtrain.data.dataset_samples import WorkerError
+from gdtrain.data.sources import WorkerError
 from gdtrain.data.streams.record_feed import RecordFeed
 from gdtrain.errors import ConfigError, DataError
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.dataset_samples import Transform
 from gdtrain.data.loaders.phases import BatchSizes, following
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import (
@@ -29,7 +28,7 @@ from gdtrain.data.orders.order import (
 )
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples, copies
-from gdtrain.data.sources import as_samples
+from gdtrain.data.sources import Transform, as_samples
 from gdtrain.data.streams.stream import StreamPlan, StreamSamples
 from gdtrain.errors import ConfigError, DataError
 from gdtrain.registry import OneOfKinds, OrderSetting, register_loader

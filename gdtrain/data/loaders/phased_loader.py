@@ -9,13 +9,12 @@ from torch import Tensor
 
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.dataset_samples import DatasetSamples
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.loaders.phases import Piecewise, pairs_of
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.permutation import Draws
 from gdtrain.data.samples import Samples
-from gdtrain.data.sources import TransformedItems
+from gdtrain.data.sources import DatasetSamples, TransformedItems
 from gdtrain.errors import ConfigError
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.dataset_samples import Transform
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.order import generator
+from gdtrain.data.sources import Transform
 from gdtrain.errors import ConfigError
 from gdtrain.registry import register_loader
 from gdtrain.settings import LoaderSettings, Positive

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gdtrain.data.batch import Plan
 from gdtrain.data.checks import whole_number
-from gdtrain.data.dataset_samples import Transform
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.orders.asked_order import AskedOrder
 from gdtrain.data.orders.order import Order, check_order, epoch_indices
+from gdtrain.data.sources import Transform
 from gdtrain.errors import ConfigError
 
 
