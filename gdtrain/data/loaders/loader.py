@@ -562,9 +562,10 @@ class SampleLoader(FormLoader):
 class MiniBatchLoader(FormLoader):
     """Mini-batch gradient descent: ``batch_size`` samples per update.
 
-    batch_size: a number, or one for each epoch: :class:`BatchSizes`, or its pairs,
-    ``[(5, 32), (None, 128)]``. The last batch of an epoch has the remaining samples, and makes an
-    update like any other; ``drop_last`` drops it. A batch size above n gives one batch of n.
+    batch_size: a number, or one for each epoch: :class:`BatchSizes`, its pairs,
+    ``[(5, 32), (None, 128)]``, or what a configuration says of these. The last batch of an epoch
+    has the remaining samples, and makes an update like any other; ``drop_last`` drops it. A batch
+    size above n gives one batch of n.
     Other arguments as in :class:`SampleLoader`.
 
     >>> import torch
