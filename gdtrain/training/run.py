@@ -92,10 +92,15 @@ class UpdateGuard(Protocol):
 class LossWeights(Protocol):
     """What the loss of each update's batch counts for in the mean over an epoch.
 
-    computed: that of the last batch, where computing its gradient has found it out.
+    computed: that of the update's first gradient, where computing that has found it out. is_noted:
+    whether there was one.
     """
 
     computed: float | Tensor | None
+    is_noted: bool
+
+    def note(self, weight: float | Tensor | None) -> None:
+        """Take what the loss of a gradient is divided by, if that is the first of the update."""
 
     def of(self, batch: Batch, size: int) -> float | Tensor:
         """For a batch of which ``size`` samples are on all processes."""

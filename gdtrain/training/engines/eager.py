@@ -122,8 +122,9 @@ class EagerEngine:
         guard.before_step(own_step)
         if batch.is_view and (own_step or self._is_shown()):
             batch = batch.copy()
-        before, terms = progress.step, trainer.terms
+        before, terms, weights = progress.step, trainer.terms, trainer.step_weights
         progress.begin(size)
+        weights.computed, weights.is_noted = None, False
         terms.under_way = True
         try:
             loss = trainer.train_step(batch)
@@ -141,7 +142,6 @@ class EagerEngine:
             terms.under_way = False
         if terms.first or terms.sums or terms.passed or terms.logged:
             block.terms[len(block.made)] = terms.take()
-        weights = trainer.step_weights
         weight = weights.of(batch, size) if weights.computed is None else weights.computed
         block.note(loss, weight, size)
         if trainer.loss_scale is not None:

@@ -115,7 +115,6 @@ class ExactGradient:
         zero_gradients(trainer.updater)
         if trainer.outputs:
             trainer.outputs.clear()
-        trainer.step_weights.computed = None
         if trainer.terms.sums:
             trainer.terms.begin_gradient()
         size = trainer.microbatches
@@ -189,7 +188,7 @@ class ExactGradient:
         if world.size > 1 and accumulator is None and not trainer.microbatches.is_auto:
             exchange = Exchange(world, trained(trainer.updater))
         added = add_gradient(trainer, batch, parts, world, accumulator, exchange)
-        trainer.step_weights.computed = added.weight
+        trainer.step_weights.note(added.weight)
         if accumulator is not None:
             accumulator.give_back()
         if world.size == 1:
@@ -227,7 +226,7 @@ class ExactGradient:
             )
         parts, weights = [*parts, *parts[:1] * missing], [*weights, *[0.0] * missing]
         total = 1.0 if adds_up(trainer) else world.sum_floats([sum(weights)])[0]
-        trainer.step_weights.computed = None if adds_up(trainer) else total
+        trainer.step_weights.note(None if adds_up(trainer) else total)
         scale = world.size / total if total else math.nan
         own = 0.0
         for part, weight in zip(parts, weights, strict=True):

@@ -23,15 +23,23 @@ class StepWeights:
 
     Nothing is looked up that is known: where all samples count alike, it is their number.
 
-    computed: that of the last batch, where computing its gradient has found it out.
+    computed: that of the update's first gradient, where computing that has found it out. Further
+    ones, such as the full gradient of SVRG, may be of other batches. is_noted: whether there was
+    one.
     """
 
     trainer: Run
     computed: float | Tensor | None = None
+    is_noted: bool = False
     # The targets that were looked at, at which version and for which label; and the answer.
     _targets: Tensor | None = None
     _at: tuple[int, int] | None = None
     _none_ignored: bool = False
+
+    def note(self, weight: float | Tensor | None) -> None:
+        """Take what the loss of a gradient is divided by, if that is the first of the update."""
+        if not self.is_noted:
+            self.computed, self.is_noted = weight, True
 
     def of(self, batch: Batch, size: int) -> float | Tensor:
         """For a batch of the trainer's loader, of which ``size`` samples are on all processes."""

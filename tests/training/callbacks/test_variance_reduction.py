@@ -23,6 +23,7 @@ from gdtrain import (
     MiniBatchLoader,
     PhasedLoader,
     SampleLoader,
+    StepLosses,
     Trainer,
 )
 from gdtrain.checkpoint import expected_tensors as expected
@@ -333,6 +334,45 @@ def test_the_full_gradient_is_that_of_the_whole_set_with_weighted_classes_too() 
     assert torch.allclose(found, vector.gradient(), rtol=0, atol=1e-15)
 
 
+class OtherGradient(Callback):
+    """Looks at the gradient of other samples before each update."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def on_gradient(self, trainer: Any, batch: Any, loss: Tensor) -> None:
+        kept = [p.grad.clone() for p in trainer.model.parameters()]
+        (other,) = trainer.read(BatchLoader((X[self.rows], LABELS[self.rows])))
+        trainer.batch_gradient(other)
+        for parameter, gradient in zip(trainer.model.parameters(), kept, strict=True):
+            parameter.grad = gradient
+
+
+LABELS = torch.tensor([0, 1, 2, 2, 0, 1, 2])
+EACH = torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64)
+
+
+def of_classes(callback: Callback, **options: Any) -> tuple[list[float], list[float]]:
+    """Each epoch's loss, as recorded and as the mean of its updates' losses by their classes."""
+    torch.manual_seed(0)
+    model, log = nn.Linear(D, 3).double(), StepLosses()
+    loader = MiniBatchLoader((X, LABELS), 3, seed=2)
+    optimizer, loss = torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(EACH)
+    given: dict[str, Any] = {"device": "cpu", "callbacks": [callback, log]} | options
+    history = Trainer(model, loss, optimizer, loader, **given).fit(3)
+    counts = [float(EACH[LABELS[rows]].sum()) for rows in batches(loader, 3)]
+    each = np.array([log.losses, counts]).reshape(2, 3, 3)
+    return history.train_loss, np.average(each[0], axis=1, weights=each[1]).tolist()
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [6]])
+def test_an_epochs_loss_is_weighted_by_its_batches_not_by_other_gradients(rows: list[int]) -> None:
+    """Where batches are cut, it was weighted by the last gradient of each update."""
+    found, expected = of_classes(OtherGradient(rows), microbatch_size=2)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_parameter_without_a_gradient_stays_without() -> None:
     class Half(nn.Module):
         def __init__(self) -> None:
@@ -569,6 +609,16 @@ def test_svrg_in_two_processes_follows_that_of_one() -> None:
     alone = in_ranks()
     for theirs in on_ranks(in_ranks):  # some shares of batches are empty
         assert torch.allclose(theirs, alone, rtol=0, atol=1e-13)
+
+
+def losses_in_ranks(*_: Any) -> tuple[list[float], list[float]]:
+    return of_classes(SVRG(every_n_steps=2))
+
+
+@pytest.mark.long
+def test_svrg_in_two_processes_weighs_the_losses_of_its_own_batches() -> None:
+    for recorded, own in on_ranks(losses_in_ranks):
+        assert recorded == pytest.approx(own, rel=1e-12)
 
 
 # ── what can't be ───────────────────────────────────────────────────────────────────────────
