@@ -322,11 +322,17 @@ def settled(text: TextCells, column: Column, decimal: str) -> Array:
 
 def kinds_of(text: TextCells, decimal: str) -> tuple[list[Kind], dict[Kind, int]]:
     """The kind of each text, and how many cells there are of each kind."""
-    kinds = [kind_of(each if decimal == "." else _with_point(each)) for each in text.numbers]
+    kinds = [_kind(each, decimal) for each in text.numbers]
     totals: dict[Kind, int] = {}
     for kind, count in zip(kinds, text.counts.tolist(), strict=True):
         totals[kind] = totals.get(kind, 0) + count
     return kinds, totals
+
+
+def _kind(text: str, decimal: str) -> Kind:
+    """Dates have their points and commas where they are, whatever stands before a fraction."""
+    kind = kind_of(text)
+    return kind if decimal == "." or kind == "date" else kind_of(_with_point(text))
 
 
 def _with_point(text: str) -> str:
