@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -154,11 +155,26 @@ def apply_overrides(document: Document, overrides: list[str], first: int = 1) ->
             continue
         at = (number, len(key) + 2)
         reader = Reader(Document("command line"), at, tuple(key.split(".")))
-        # A dash alone is an empty list's item to YAML, and standard input to everybody else.
-        parsed = reader.read('"-"' if value == "-" else value)
+        parsed = reader.read(_quoted(value) if _is_mark(value) else value)
         document.faults += reader.faults
         if not reader.faults:
             _set(document, reader, parsed, place)
+
+
+def _is_mark(value: str) -> bool:
+    """Whether a value is a mark that means itself, as in data.comment=# and data.decimal=,
+
+    To YAML these would begin a comment, which is no value, or a list or a quoted text, which no
+    single character is.
+    """
+    return value in _MARKS or value.startswith("#")
+
+
+_MARKS = tuple(",;:|#%&*?!@>`'\"-\t")
+
+
+def _quoted(mark: str) -> str:
+    return json.dumps(mark, ensure_ascii=False)
 
 
 def _set(document: Document, reader: Reader, value: Any, place: Place) -> None:

@@ -303,6 +303,8 @@ def overridden(*overrides: str) -> Document:
         (["scheduler.b=null"], {}),
         (["scheduler=null", "nothing.at.all=null"], {}),
         (["seed.x=1"], {"seed": {"x": 1}}),
+        *(([f"data.mark={mark}"], {"data": {"mark": mark}}) for mark in ",;|#'\"\t%-?*&#"),
+        (["data.target=#1"], {"data": {"target": "#1"}}),
     ],
 )
 def test_overrides_change_what_they_name_and_nothing_else(overrides, changed):
