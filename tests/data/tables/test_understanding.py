@@ -218,8 +218,8 @@ def test_dates_are_dates_whatever_stands_before_a_fraction(decimal: str) -> None
     path = written(["03.09.2013", "23.12.2010"])
     assert faults(path, decimal=decimal) == [
         "d.csv: column 'a': '03.09.2013' in line 2 is a date that is not written as "
-        "year-month-day, or does not exist; with pandas (pip install pandas): df['a'] = pd.to_datetime(df['a'], "
-        "dayfirst=True); or leave it out: exclude: [a]"
+        "year-month-day, or does not exist; with pandas (pip install pandas): "
+        "df['a'] = pd.to_datetime(df['a'], dayfirst=True); or leave it out: exclude: [a]"
     ]
     path = written(["2013-09-03 12:00:00.500", "2010-12-23 12:00:00.500"])
     assert read_table(path, "y", decimal=decimal, keep=["a"]).columns[0].first_day == 14966
