@@ -201,34 +201,30 @@ def cleaned_up(path: Path) -> Iterator[None]:
         raise
 
 
-def open_file(path: Path, at_most: int) -> int:
+@contextmanager
+def reading(path: Path, at_most: int) -> Iterator[int]:
     """A handle for reading a regular file of at most so many bytes, which is no link.
 
     Raises OutputError if it is anything else, OSError if it can't be opened.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise OutputError(f"{path} is not a regular file; remove it")
+            if found.st_size > at_most:
+                message = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
+                raise OutputError(message)
+            yield handle
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OutputError(f"{path} is a symbolic link, not a regular file") from error
         raise
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise OutputError(f"{path} is not a regular file; remove it")
-        if found.st_size > at_most:
-            message = f"{path} has {found.st_size:,} bytes; at most {at_most:,} are expected"
-            raise OutputError(message)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
 
 
 def read_file(path: Path, at_most: int) -> bytes:
-    """The bytes of a regular file that is no link. Raises as :func:`open_file` does."""
-    handle = open_file(path, at_most)
-    with closing(handle):
+    """The bytes of a regular file that is no link. Raises as :func:`reading` does."""
+    with reading(path, at_most) as handle:
         content = bytearray(os.fstat(handle).st_size)
         read_into(handle, path, memoryview(content))
     return bytes(content)
@@ -237,8 +233,7 @@ def read_file(path: Path, at_most: int) -> bytes:
 def read_into(handle: int, path: Path, place: memoryview) -> None:
     """Fill ``place`` from a file. Raises OutputError if the file ends before that."""
     while place:
-        with named(path):
-            count = os.readv(handle, [place[:_AT_ONCE]])
+        count = os.readv(handle, [place[:_AT_ONCE]])
         if not count:
             raise OutputError(f"{path} is shorter than it is said to be")
         place = place[count:]
@@ -269,15 +264,6 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def closing(handle: int) -> Iterator[int]:
-    """Close a handle on leaving."""
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-@contextmanager
 def needed(what: str) -> Iterator[None]:
     """Raise StorageError if ``what``, which a run can't do without, can't be written."""
     try:
@@ -300,16 +286,6 @@ def required(what: str, job: Callable[[], object]) -> bool:
     with needed(what):
         job()
     return True
-
-
-@contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Name the file in errors of calls that know its handle alone."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 # ── what of a run could not be written ──────────────────────────────────────────────────────

@@ -95,7 +95,10 @@ def verify(directory: Path) -> None:
         names = [TENSORS, *map(shard_name, range(len(shards)))]
         for name, expected in zip(names, (digest, *shards), strict=True):
             path = directory / name
-            with disk.named(path), os.fdopen(disk.open_file(path, ANY_SIZE), "rb") as file:
+            with (
+                disk.reading(path, ANY_SIZE) as handle,
+                os.fdopen(handle, "rb", closefd=False) as file,
+            ):
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             _compare(directory, name, found, expected)
 
@@ -278,7 +281,7 @@ class TensorFiles:
 
     def add(self, path: Path) -> Layout:
         """Take notice of what a file says it holds; no tensor is read."""
-        with disk.closing(disk.open_file(path, ANY_SIZE)) as handle:
+        with disk.reading(path, ANY_SIZE) as handle:
             self._layouts[path] = layout = read_layout(handle, path)
             self._status[path] = os.fstat(handle)
         return layout
@@ -325,7 +328,7 @@ class TensorFiles:
         asked = number % self._share.world.size == self._share.world.rank
         digest = hashlib.sha256(layout.head)
         hashed = asked or all(span.place is not None for span in spans)
-        with disk.closing(disk.open_file(path, ANY_SIZE)) as handle:
+        with disk.reading(path, ANY_SIZE) as handle:
             if read_layout(handle, path).head != layout.head:
                 raise CheckpointError(f"{path} is damaged (it has changed while it was read)")
             for span in spans:
