@@ -192,18 +192,16 @@ class Part:
         """Whether it has this argument."""
         return argument in inspect.signature(self.part).parameters
 
-    def make(self, settings: Settings, *given: Any, **supplied: Any) -> Any:
+    def make(self, settings: Settings | dict[str, Any], *given: Any, **supplied: Any) -> Any:
         """The part with its settings: a function with them bound, else what calling it gives.
 
-        given: the kind's leading arguments. supplied: taken if the part has such arguments, and
-        the settings do not set them.
+        settings: or its options by name, as they are to be given. given: the kind's leading
+        arguments. supplied: taken if the part has such arguments, and the settings do not set them.
         """
-        left_out = {self.kind.tag, *self.kind.base.model_fields}
-        options = {key: value for key, value in settings if key not in left_out}
-        return self.call(options, *given, **supplied)
-
-    def call(self, options: dict[str, Any], *given: Any, **supplied: Any) -> Any:
-        """As :meth:`make`, with the settings as they are to be given."""
+        options = settings
+        if not isinstance(options, dict):
+            left_out = {self.kind.tag, *self.kind.base.model_fields}
+            options = {key: value for key, value in options if key not in left_out}
         if self.kind.called_with and not isinstance(self.part, type):
             return partial(self.part, **options) if options else self.part
         taken = inspect.signature(self.part).parameters if supplied else {}

@@ -347,7 +347,7 @@ def build_loss(config: Config, num_outputs: int) -> Any:
                     f"got {len(options[key])}",
                 )
             options[key] = torch.tensor(options[key], dtype=dtype)
-    return registry.find("loss", config.loss.name).call(options)
+    return registry.find("loss", config.loss.name).make(options)
 
 
 # ── metrics ─────────────────────────────────────────────────────────────────────────────────

@@ -38,7 +38,7 @@ def read_labelled(
     names = {}
     if config.data.source == kind:
         names = config.data.model_dump(include={"inputs", "targets"})
-    loaded: LoadedData = registry.find("source", kind).call({"path": str(path)} | names)
+    loaded: LoadedData = registry.find("source", kind).make({"path": str(path)} | names)
     return loaded
 
 

@@ -125,6 +125,7 @@ class MetricsLog(StepLog):
     than at the checkpoint, this is reported, and missing lines of epochs are written again.
 
     least_bytes: length of the file when the state was saved from which the next fit continues.
+    state: which file it was when it was written to last, and how long; None before.
 
     >>> import json
     >>> import torch
@@ -153,13 +154,8 @@ class MetricsLog(StepLog):
         self._leads = True  # of several processes, rank 0 writes
         self._waiting = bytearray()
         self._lost = 0  # lines for which there was no room in memory either
-        self._state: FileState | None = None
+        self.state: FileState | None = None
         self._made_directory = False
-
-    @property
-    def size(self) -> int:
-        """Bytes that the file had when it was written to last."""
-        return self._state.size if self._state is not None else 0
 
     def on_fit_start(self, trainer: Trainer) -> None:
         self.watch(trainer, starts=True)
@@ -219,16 +215,16 @@ class MetricsLog(StepLog):
         was_made, self._made_directory = self._made_directory, True
         try:
             try:
-                self._state = disk.append(self.path, self._waiting, self._state)
+                self.state = disk.append(self.path, self._waiting, self.state)
             except FileNotFoundError:
                 disk.make_anew(self.path.parent, was_made=was_made)
-                self._state = disk.append(self.path, self._waiting, self._state)
+                self.state = disk.append(self.path, self._waiting, self.state)
         except disk.DisturbedError:
             self._write_anew()
         except OSError:
             now = _state_of(self.path)
-            if now is not None and self._state is not None and now[:2] == self._state[:2]:
-                self._state = now  # the same file, in which a part may have been written
+            if now is not None and self.state is not None and now[:2] == self.state[:2]:
+                self.state = now  # the same file, in which a part may have been written
             raise
 
     def _write_anew(self) -> None:
@@ -241,9 +237,9 @@ class MetricsLog(StepLog):
         finally:
             self._waiting += waiting
         try:
-            self._state = disk.append(self.path, self._waiting, None)
+            self.state = disk.append(self.path, self._waiting, None)
         except OSError:
-            self._state = _state_of(self.path) or self._state
+            self.state = _state_of(self.path) or self.state
             raise
 
     def _restore(

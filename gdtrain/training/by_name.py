@@ -18,7 +18,7 @@ from gdtrain.settings import Settings
 def loss(name: str) -> Any:
     """The loss of this name, with its defaults."""
     part, settings = _part("loss", "loss", name)
-    return part.call({key: value for key, value in settings if key != "name"})
+    return part.make({key: value for key, value in settings if key != "name"})
 
 
 def metrics(given: Any, of_loss: Any) -> Any:

@@ -235,7 +235,7 @@ def test_a_log_that_lost_lines_before_a_fit_goes_on_is_told_of(tmp_path, caplog,
     if kind != "whole":
         DISTURBED[kind](path)
     log = MetricsLog(path, every_n_steps=1)
-    log.least_bytes = trainer.callbacks[-1].size
+    log.least_bytes = trainer.callbacks[-1].state.size
     trainer.callbacks[:] = [log]
     with caplog.at_level(logging.WARNING, "gdtrain"):
         trainer.fit(EPOCHS)

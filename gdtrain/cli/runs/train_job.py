@@ -300,7 +300,7 @@ class TrainJob:
             every_seconds=section.every_seconds,
             keep_best=section.keep_best,
             settings={"config": self.texts[run_directory.CONFIG]},
-            marks=lambda: {"log_bytes": log.size},
+            marks=lambda: {"log_bytes": log.state.size if log.state else 0},
             faults=faults,
         )
 
