@@ -97,7 +97,9 @@ class ProgressBar(Callback):
         shown_too = ("train_", "val_", "prequ")
         of_epoch = {k: v for k, v in record.items() if k.startswith(shown_too)}
         del of_epoch["train_loss"]
-        shown += readings(of_epoch | _numbers(trainer))
+        for callback in trainer.callbacks:
+            of_epoch |= callback.report()
+        shown += readings(of_epoch)
         shown += [f"lr {record['lr']:.3g}", self._speed(trainer)]
         line = printable("  ".join(shown))
         if self._bar is None:
@@ -160,11 +162,9 @@ def _reported(trainer: Trainer) -> list[str]:
     """The last update's terms and what the callbacks report, in words."""
     block, losses = trainer.progress.last or (None, ())
     terms = block.terms_of(len(losses) - 1) if block is not None else {}
-    return readings({**terms, **_numbers(trainer)})
-
-
-def _numbers(trainer: Trainer) -> dict[str, float]:
-    return {k: v for callback in trainer.callbacks for k, v in callback.report().items()}
+    for callback in trainer.callbacks:
+        terms = terms | callback.report()
+    return readings(terms)
 
 
 def readings(values: Mapping[str, Any]) -> list[str]:
