@@ -124,6 +124,16 @@ def test_metrics_of_scores(average: str, size: int | None) -> None:
         assert found[f"auroc_{k}"] == pytest.approx(sk.roc_auc_score(one, p[:, k]), rel=CURVES)
 
 
+@pytest.mark.parametrize("classes", [3, 4])
+def test_a_class_that_is_only_predicted_counts_as_in_sklearn(classes: int) -> None:
+    targets = labels() % 2  # 0 and 1
+    trainer = trainer_of("cross_entropy", classes, targets, list(BY_CLASS))
+    found, p = trainer.evaluate(), outputs_of(trainer).argmax(1).numpy()
+    for name, by_sklearn in BY_CLASS.items():
+        expected = by_sklearn(targets.numpy(), p, average="macro", zero_division=0)
+        assert found[name] == pytest.approx(expected, rel=1e-10)
+
+
 def test_a_class_without_samples_has_no_area_and_counts_for_nothing() -> None:
     targets = labels() % 2 * 2  # 0 and 2
     metrics = {name: made(name, per_class=True) for name in BY_SCORE}
