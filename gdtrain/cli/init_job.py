@@ -10,7 +10,8 @@ from shlex import quote
 
 from gdtrain.data.tables.formats.csv_file import Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
-from gdtrain.data.tables.scan import FEWEST_COUNTED, yaml_text
+from gdtrain.data.tables.preparation import Column
+from gdtrain.data.tables.scan import FEWEST_COUNTED, ColumnScan, yaml_text
 from gdtrain.data.tables.table import Seen, TableReading, suspicious
 from gdtrain.errors import DataError
 
@@ -118,17 +119,26 @@ def _left_out(reading: TableReading, seen: Seen) -> dict[str, str]:
         for fault in seen.faults
         if fault.useless and fault.column not in reading.targets
     }
-    running = {
-        scan.name: f"counts the rows, from {scan.begins:g} on"
-        for scan in seen.inputs.columns
-        if scan.text is None
-        and scan.counts_rows
-        and not scan.from_dates
-        and scan.rows >= FEWEST_COUNTED
+    telling_rows_apart = {
+        scan.name: reason
+        for scan, column in zip(seen.inputs.columns, seen.columns, strict=True)
+        if (reason := _tells_rows_apart(scan, column)) is not None
     }
-    if len(running | found) < len(seen.columns):
-        found = running | found
+    if len(telling_rows_apart | found) < len(seen.columns):
+        found = telling_rows_apart | found
     return {column.name: found[column.name] for column in seen.columns if column.name in found}
+
+
+def _tells_rows_apart(scan: ColumnScan, column: Column) -> str | None:
+    """Why a column only says which row it is, None if it says more: new rows have others."""
+    present = scan.rows - scan.missing
+    if present < FEWEST_COUNTED:
+        return None
+    if scan.text is None and scan.counts_rows and not scan.from_dates:
+        return f"counts the rows, from {scan.begins:g} on"
+    if column.categories is not None and len(column.categories) == present:
+        return f"is text with {present:,} different values in {scan.rows:,} rows"
+    return None
 
 
 def _choices(reading: TableReading, seen: Seen | None, excluded: dict[str, str]) -> Iterator[str]:

@@ -211,6 +211,18 @@ def test_running_numbers_are_left_out_from_wherever_they_begin(first: int, suffi
     assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
+def test_names_of_few_rows_are_left_out(capsys) -> None:
+    rows = [f"Student {n},{'yes' if n % 3 else 'no'},{n * n}" for n in range(20)]
+    Path("a.csv").write_text("\n".join(["name,job,y", *rows, ",no,3"]))
+    assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == "excluded: 'name' (text with 20 different values in 21 rows)"
+    assert load_config("a.yaml")[0].data.exclude == ["name"]
+    Path("b.csv").write_text("\n".join(["name,y", *(f"{row[8:10]}x,1" for row in rows)]))
+    assert main(["init", "--data", "b.csv", "--target", "y"]) == 0
+    assert load_config("b.yaml")[0].data.exclude == []  # nothing else is there to learn from
+
+
 def test_inputs_that_are_nothing_but_running_numbers_stay() -> None:
     Path("a.csv").write_text("x,z,y\n" + "".join(f"{n},{n + 9},{n * n}\n" for n in range(5, 30)))
     assert main(["init", "--data", "a.csv", "--target", "y"]) == 0
