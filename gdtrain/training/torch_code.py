@@ -48,7 +48,10 @@ def is_of_torch(function: Any) -> bool:
 
 
 # How a layer is called and read, which its class has of torch.nn.Module.
-_calls_of = attrgetter("__call__", "_call_impl", "__getattr__", "__getattribute__")
+_CALLS = ("__call__", "_call_impl", "__getattr__", "__getattribute__")
+_calls_of = attrgetter(*_CALLS)
+# All that a class has to do with its passes.
+passes_of = attrgetter("forward", *_CALLS)
 
 
 def is_known_layer(layer: nn.Module, packages: tuple[str, ...] = ("torch.nn.",)) -> bool:

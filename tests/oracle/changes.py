@@ -65,6 +65,25 @@ def hook_forward(parts: Parts, part: str) -> None:
     parts.handles.append(parts.part(part).register_forward_hook(halve))
 
 
+def _halved(output: Any) -> Any:
+    return output * 0.5 if isinstance(output, Tensor) else output
+
+
+class _Forward:
+    """A function in the place of a layer's ``forward``."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer, plain = layer, layer.forward
+        layer.forward = lambda *inputs: _halved(plain(*inputs))
+
+    def remove(self) -> None:
+        vars(self.layer).pop("forward", None)
+
+
+def hook_in_place(parts: Parts, part: str) -> None:
+    parts.handles.append(_Forward(parts.part(part)))
+
+
 def hook_backward(parts: Parts, part: str) -> None:
     def halve(module: nn.Module, of_inputs: Any, of_outputs: Any) -> Any:
         return tuple(None if g is None else g * 0.5 for g in of_inputs)
@@ -174,9 +193,9 @@ CHANGES = {
     function.__name__: function
     for function in (
         freeze, unfreeze, add_group, lr, momentum, weight_decay, to_eval, to_train, hook_forward,
-        hook_backward, hook_gradient, hook_accumulated, hook_before_step, hook_after_step, unhook,
-        clamp, bind, replace_parameters, replace_buffers, forget, stale_gradients, halve_gradient,
-        reseed,
+        hook_in_place, hook_backward, hook_gradient, hook_accumulated, hook_before_step,
+        hook_after_step, unhook, clamp, bind, replace_parameters, replace_buffers, forget,
+        stale_gradients, halve_gradient, reseed,
     )
 }  # fmt: skip
 # Errors, once, in the pass or call of a moment whose number is their value: a batch that is cut has
@@ -184,6 +203,6 @@ CHANGES = {
 BREAKS = {"raise", "out_of_memory"}
 # Changes that a snapshot does not hold: who takes one up makes them again first.
 STRUCTURAL = {
-    "hook_forward", "hook_backward", "hook_gradient", "hook_accumulated", "hook_before_step",
-    "hook_after_step", "unhook", "add_callback",
+    "hook_forward", "hook_in_place", "hook_backward", "hook_gradient", "hook_accumulated",
+    "hook_before_step", "hook_after_step", "unhook", "add_callback",
 }  # fmt: skip

@@ -30,6 +30,12 @@ FIELDS: dict[str, list[Any]] = {
     "data trainer": [None] * 19 + [("dicts", "of_dicts")],
     # A model that works in place is to leave the rows as they are, which it may be given as views.
     "model data order": [None] * 29 + [("in_place", "tensors", "sequential")],
+    # Where PyTorch's code alone runs between two blocks.
+    "model loss trainer data": [
+        *[None] * 8,
+        ("stock", "mse", "plain", "tensors"),
+        ("stock_norm", "entropy", "plain", "tensors"),
+    ],
     "dtype": ["float32"] * 9 + ["float64"] * 9 + ["bfloat16"] * 2,
     "default_dtype": ["float32"] * 9 + ["float64"],
     "late": [False] * 4 + [True],
@@ -98,6 +104,7 @@ REFUSED = 0.2  # of the programs that have to be refused, how many are drawn
 FITTING = 0.4  # of the events, how many are drawn from those that concern what the program has
 HALF_FROZEN = ("frozen", "frozen_norm", "unsafe")  # models
 HOOKS = ("hook", "add_callback")  # which no compiled step can follow
+BETWEEN = ["fit", "order", "epoch_end", "safe_point", "safe_point"]
 INSIDE = ["forward", "loss", "gradient", "before_update"]
 MOMENTS = (
     ["fit", "fit_start", "order", "epoch_start", "epoch_end", "epoch_end"]
@@ -118,6 +125,7 @@ CHANGES: dict[str, list[Any]] = {
     "hook_backward": ["head"],
     "hook_gradient": ["body", "head"],
     "hook_accumulated": ["body", "head"],
+    "hook_in_place": ["body", "head"],
     "hook_before_step": [None],
     "hook_after_step": [0.3],
     "unhook": [None],
@@ -173,6 +181,8 @@ def _event(random: Random, program: Program) -> Event:
     whens, whats = MOMENTS, list(CHANGES)
     if program.engine != "scan" and random.random() < FITTING:
         whens, whats = random.choice(list(_fitting(program)))
+    if program.model in zoo.STOCK_MODELS:
+        whens = BETWEEN
     when, what = random.choice(whens), random.choice(whats)
     if when == "item":
         what = "raise"

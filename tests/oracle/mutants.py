@@ -98,6 +98,13 @@ LISTS_THAT_GO_STALE = (
         "        ):\n",
     ),
     Mutant(
+        "what was looked up for an update outlives a change between two blocks",
+        "training/engines/known_update.py",
+        "            if self._seen.is_as_before(trainer):\n",
+        "            if True:\n",
+        EXACT,
+    ),
+    Mutant(
         "momentum is that of the first update",
         "training/descent.py",
         'momentum, old, new = group["momentum"], [], []',

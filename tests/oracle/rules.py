@@ -92,6 +92,8 @@ def _parts_fit(p: Program) -> bool:
         return False
     if (p.model == "two_outputs") != (p.loss == "first"):
         return False
+    if p.model in zoo.STOCK_MODELS and p.late:
+        return False
     if p.model == "embedding" and p.optimizer not in SPARSE_OPTIMIZERS:
         return False
     if p.model == "sometimes_sparse" and p.optimizer != "sgd":
@@ -190,6 +192,8 @@ def _moment_fits(p: Program, e: Event) -> bool:
         case "safe_point":
             return 1 <= e.number <= updates_of(p)
     if not 0 <= e.number < updates_of(p) or p.engine == "scan":
+        return False
+    if e.when == "forward" and p.model in zoo.STOCK_MODELS:
         return False
     if e.when in ("forward", "loss") and (p.ranks > 1 or p.optimizer == "lbfgs"):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -315,6 +316,16 @@ class TwoOutputs(Net):
         return (output, hidden) if self.late is None else (output + self.late(output), hidden)
 
 
+def of_torch(**layers: nn.Module) -> Any:
+    """A model in whose passes PyTorch's code alone runs, by the names of its layers.
+
+    Nothing happens in them, so that changes come between two updates.
+    """
+    model = nn.Sequential(OrderedDict(layers))
+    model.late = model.moment = None  # type: ignore[assignment]
+    return model
+
+
 MODELS: dict[str, Callable[[], Net]] = {
     "perceptron": Net,
     "cnn": Images,
@@ -352,7 +363,19 @@ MODELS: dict[str, Callable[[], Net]] = {
     "recurrent": Recurrent,
     "skipping": Skipping,
     "checkpointed": Checkpointed,
+    "stock": lambda: of_torch(
+        body=nn.Linear(WIDTH, WIDTH), between=nn.Tanh(), head=nn.Linear(WIDTH, WIDTH)
+    ),
+    "stock_norm": lambda: of_torch(
+        body=nn.Linear(WIDTH, 12),
+        rows=nn.Unflatten(1, (3, 4)),
+        norm=nn.BatchNorm1d(3),
+        between=nn.ReLU(),
+        flat=nn.Flatten(),
+        head=nn.Linear(12, WIDTH),
+    ),
 }
+STOCK_MODELS = {"stock", "stock_norm"}
 # What a model is given, if not vectors.
 INPUTS = {
     "cnn": "images",
@@ -363,7 +386,7 @@ INPUTS = {
 # Draw random numbers in forward, so that no two cuts of a batch can be compared.
 RANDOM_MODELS = {"dropout", "skipping"}
 # Have layers that are known to make a sample's output depend on the others of its batch.
-MIXING_MODELS = {"batchnorm", "batchnorm_of_batch", "instancenorm", "spectral"}
+MIXING_MODELS = {"batchnorm", "batchnorm_of_batch", "instancenorm", "spectral", "stock_norm"}
 WITH_NORM = {
     "batchnorm",
     "batchnorm_of_batch",
@@ -372,6 +395,7 @@ WITH_NORM = {
     "frozen_norm",
     "dropout",
     "unsafe",
+    "stock_norm",
 }
 SPARSE_MODELS = {"embedding", "sometimes_sparse"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from gdtrain.data.batch import Batch, Block
 from gdtrain.errors import GdtrainError
 from gdtrain.training.callbacks.callback import Callback
-from gdtrain.training.engines.known_update import FEW, known_update
+from gdtrain.training.engines.known_update import KnownUpdates
 from gdtrain.training.gradients.loss_scale import MOST_IN_A_ROW
 from gdtrain.training.run import Run
 from gdtrain.training.safety.finite_guard import NotFinite
@@ -27,6 +27,7 @@ class EagerEngine:
     trainer: Run
     name = "eager"
     max_block_steps = 4096
+    known: KnownUpdates = field(default_factory=KnownUpdates)
 
     def run(self, block: Block) -> Tensor:
         """Make the block's updates; return their losses, still on the device.
@@ -65,7 +66,7 @@ class EagerEngine:
         """Make the updates, until somebody has to look; whether all of them are finite."""
         trainer, guard = self.trainer, self.trainer.guard
         alone = trainer.world.size == 1
-        if len(block) >= FEW and (update := known_update(trainer)) is not None:
+        if (update := self.known.of(trainer, len(block))) is not None:
             return self._known_steps(block, batches, update)
         try:
             for batch in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ from gdtrain.training.losses.of_model import LossOfModel
 from gdtrain.training.run import Run
 from gdtrain.training.safety.checks import explain
 from gdtrain.training.state.keeper import has_extra_state, modules_of, roots_of
-from gdtrain.training.torch_code import has_global_hooks
+from gdtrain.training.torch_code import has_global_hooks, has_own_pass, passes_of
 
 # To look at all layers takes as long as it saves in so many updates.
-FEW = 4
+_FEW = 4
 _OF_LINEAR = frozenset(("weight", "bias"))
 # Methods of the trainer for which the update below stands, or that run between two of them.
 _RUNGS = (
@@ -44,14 +45,81 @@ _KERNELS: dict[Any, Any] = {
 }
 
 
-def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
-    """What makes an update as ``trainer.train_step`` does, and counts it; for one block alone.
+class KnownUpdates:
+    """The known update of a trainer's blocks, made once for those between which nothing changes."""
 
-    What it needs is looked up once: nobody can change it between two updates. None where somebody
-    else's code runs in between, in a layer, a loss, a hook, a callback, a data set or a loader; and
-    where an update is more than a pass and a step.
+    _update: Callable[[Batch], Tensor] | None = None
+    _seen: _Seen
+    _waiting = 0  # updates since the last one was made
+
+    def of(self, trainer: Run, steps: int) -> Callable[[Batch], Tensor] | None:
+        """What makes the updates of a block of so many; None where they are to be made in full."""
+        if self._update is not None:
+            if self._seen.is_as_before(trainer):
+                return self._update
+            self._update = None
+        self._waiting += steps
+        if self._waiting >= _FEW:
+            self._waiting = 0
+            self._update = known_update(trainer)
+            if self._update is not None:
+                self._seen = _Seen(trainer)
+        return self._update
+
+
+class _Seen:
+    """What a known update takes for given, as it was when that was made.
+
+    Somebody's code may have run since: a callback's, or that of an order.
     """
-    if _has_more(trainer) or not _is_known(trainer):
+
+    def __init__(self, trainer: Run) -> None:
+        self._parts, self._step = _parts(trainer), known_step(trainer.updater)
+        self._layers = modules_of(roots_of(trainer))
+        self._kinds, self._own = [*map(type, self._layers)], [*map(vars, self._layers)]
+        self._passes = [*map(passes_of, self._kinds)]  # as classes may be changed, too
+        inner = [d for own in self._own for d in own.values() if isinstance(d, dict)]
+        self._empty = [held for held in inner if not held]  # such as hooks
+        self._filled = [(held, tuple(held.values())) for held in (*self._own, *inner) if held]
+
+    def is_as_before(self, trainer: Run) -> bool:
+        """Whether all of it still holds, by identities and without a walk of the model."""
+        return (
+            all(map(is_, _parts(trainer), self._parts))
+            and not _has_more(trainer)
+            and _is_alone(trainer)
+            and known_step(trainer.updater) is self._step
+            and (self._step is not None or steps_as_torch(trainer.updater))
+            and not has_step_hooks(trainer.updater)
+            and has_own_pass()
+            and self._has_same_layers()
+        )
+
+    def _has_same_layers(self) -> bool:
+        if any(self._empty) or not all(map(is_, map(vars, self._layers), self._own)):
+            return False
+        for held, before in self._filled:
+            if len(held) != len(before) or not all(map(is_, held.values(), before)):
+                return False
+        return (
+            all(map(is_, map(type, self._layers), self._kinds))
+            and [*map(passes_of, self._kinds)] == self._passes
+            and _OF_LINEAR.isdisjoint(vars(nn.Linear))
+        )
+
+
+def _parts(trainer: Run) -> tuple[Any, ...]:
+    return trainer.model, trainer.loss, trainer.updater, trainer.guard, trainer.progress
+
+
+def known_update(trainer: Run) -> Callable[[Batch], Tensor] | None:
+    """What makes an update as ``trainer.train_step`` does, and counts it.
+
+    What it needs is looked up once: nobody can change it between two updates of a block. None where
+    somebody else's code runs in between, in a layer, a loss, a hook, a callback, a data set or a
+    loader; and where an update is more than a pass and a step.
+    """
+    if _has_more(trainer) or not (_is_alone(trainer) and calls_known_code(trainer)):
         return None
     layers = modules_of(roots_of(trainer))
     optimizer = trainer.updater
@@ -111,8 +179,8 @@ def _has_more(trainer: Run) -> bool:
     )
 
 
-def _is_known(trainer: Run) -> bool:
-    """Whether all that runs in a block, the optimizer apart, is PyTorch's and the project's own."""
+def _is_alone(trainer: Run) -> bool:
+    """Whether nobody's code runs in a block, but perhaps that of layers and loss."""
     loader, groups = trainer.loader, trainer.updater.param_groups
     if loader is None or not loader.has_known_plans:
         return False
@@ -121,7 +189,6 @@ def _is_known(trainer: Run) -> bool:
         and not trainer.listeners.see_updates
         and not trainer.has_own(*_RUNGS)
         and not trainer.schedule.own_code
-        and calls_known_code(trainer)
         and not has_global_hooks()
         and not torch._C._len_torch_function_stack()
         and not torch._C._len_torch_dispatch_stack()

@@ -121,8 +121,13 @@ class Guard:
 
     def keeping(self, *parts: Part) -> Callable[[], None]:
         """What to call instead where it is known which parts a forward pass may change."""
-        self._before = Keeper(self.trainer, *parts)
-        return self._before.keep
+        keeper = Keeper(self.trainer, *parts)
+
+        def keep() -> None:
+            self._before, self._weights = keeper, None
+            keeper.keep()
+
+        return keep
 
     def check(
         self, loss: Tensor | None = None, work: Work | None = None, of: Optimizer | None = None

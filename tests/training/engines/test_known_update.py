@@ -311,3 +311,105 @@ def test_what_is_changed_between_blocks_counts_from_the_next_one() -> None:
     theirs[0].weight.data = theirs[0].weight.data * 0.5
     by_hand(theirs, nn.SmoothL1Loss(), optimizer)
     assert same(ours, theirs)
+
+
+# ── somebody else's code, which changes something between two blocks ────────────────────────
+
+
+def doubled(layer, _, output):
+    return 2 * output
+
+
+class Scaled(nn.Tanh):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def give_a_forward(model) -> None:
+    model[1].forward = lambda x: x.sin()
+
+
+def make_a_buffer_of_a_weight(model) -> None:
+    weight = model[2].weight.detach().clone()
+    del model[2].weight
+    model[2].register_buffer("weight", weight)
+
+
+# What is changed: by a function of the model, the loss, and the optimizer.
+CHANGES = {
+    "nothing": lambda model, loss, optimizer: None,
+    "a layer is another": lambda model, loss, optimizer: model.__setitem__(1, nn.ReLU()),
+    "a layer more": lambda model, loss, optimizer: model.append(nn.Tanh()),
+    "a layer less": lambda model, loss, optimizer: model.pop(1),
+    "a class of its own": lambda model, loss, optimizer: setattr(model[1], "__class__", Scaled),
+    "a class of PyTorch's": lambda model, loss, optimizer: setattr(
+        model[1], "__class__", nn.Tanhshrink
+    ),
+    "a forward of its own": lambda model, loss, optimizer: give_a_forward(model),
+    "a hook": lambda model, loss, optimizer: model[0].register_forward_hook(doubled),
+    "a hook on the loss": lambda model, loss, optimizer: loss.register_forward_hook(doubled),
+    "a hook on a pass backward": lambda model, loss, optimizer: model[
+        1
+    ].register_full_backward_hook(lambda _, given, __: (given[0] / 2,)),
+    "a hook on a parameter": lambda model, loss, optimizer: model[0].weight.register_hook(
+        lambda gradient: gradient / 2
+    ),
+    "a parameter is another": lambda model, loss, optimizer: setattr(
+        model[2], "bias", nn.Parameter(torch.ones(3))
+    ),
+    "a weight is a buffer": lambda model, loss, optimizer: make_a_buffer_of_a_weight(model),
+    "frozen": lambda model, loss, optimizer: model[0].requires_grad_(False),
+    "no bias": lambda model, loss, optimizer: setattr(model[2], "bias", None),
+    "a setting of the loss": lambda model, loss, optimizer: setattr(loss, "reduction", "sum"),
+    "a rate": lambda model, loss, optimizer: optimizer.param_groups[0].update(lr=0.01),
+    "a rate that is a tensor": lambda model, loss, optimizer: optimizer.param_groups[0].update(
+        lr=torch.tensor(0.01)
+    ),
+    "momentum": lambda model, loss, optimizer: optimizer.param_groups[0].update(momentum=0.5),
+    "a hook on steps": lambda model, loss, optimizer: optimizer.register_step_pre_hook(
+        lambda *_: setattr(model[0].weight, "grad", None)
+    ),
+    "a step of its own": lambda model, loss, optimizer: setattr(optimizer, "step", lambda: None),
+    "another group": lambda model, loss, optimizer: optimizer.add_param_group(
+        {"params": [nn.Parameter(torch.ones(2))]}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_an_order_changes_counts_from_its_epoch_on(change) -> None:
+    """The updates of each epoch are a block, and most make use of what the first one looked up."""
+    ours, theirs = perceptron(), perceptron()
+    order, fourth = torch.arange(N), 3
+
+    def asked(epoch: int) -> Tensor:
+        if epoch == fourth:
+            CHANGES[change](ours, trainer.loss, trainer.optimizer)
+        return order
+
+    loader = MiniBatchLoader((X, Y), 10, order=asked)
+    trainer = Trainer(ours, nn.MSELoss(), sgd(ours.parameters()), loader, device="cpu")
+    trainer.block_length._steps = 64
+    trainer.fit(EPOCHS)
+    optimizer, loss = sgd(theirs.parameters()), nn.MSELoss()
+    for epoch in range(EPOCHS):
+        if epoch == fourth:
+            CHANGES[change](theirs, loss, optimizer)
+        for rows in order.split(10):
+            optimizer.zero_grad()
+            loss(theirs(X[rows]), Y[rows]).backward()
+            optimizer.step()
+    assert same(ours, theirs)
+
+
+def test_it_is_made_once_for_blocks_of_few_updates(monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(
+        "gdtrain.training.engines.known_update.known_update",
+        lambda trainer: made.append(known_update(trainer)) or made[-1],
+    )
+    model = perceptron()
+    loader = MiniBatchLoader((X, Y), 15, order=lambda epoch: torch.arange(N))
+    Trainer(model, nn.MSELoss(), sgd(model.parameters()), loader, device="cpu").fit(20)
+    assert len(made) == 1
+    assert made[0] is not None
