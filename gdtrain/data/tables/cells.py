@@ -131,29 +131,36 @@ def is_code(cell: str) -> bool:
 _CODE = re.compile(r"0\d{2,}", re.ASCII)
 
 
-def without_zeros(cell: str, decimal: str = ".") -> str:
-    """A whole number without the fraction of zeros that some programs write; else the cell.
+def plain_code(cell: str, decimal: str = ".") -> str:
+    """A whole number without a fraction of zeros, and true or false in lower case; else the cell.
 
-    >>> [without_zeros(cell) for cell in ("4.0", "4", "01003.0", "4.10", "a.0")]
-    ['4', '4', '01003', '4.10', 'a.0']
+    Programs write the same code in several ways: pandas 4 as 4.0 once a cell of its column is
+    missing, and true as True.
+
+    >>> [plain_code(cell) for cell in ("4.0", "4", "01003.0", "4.10", "a.0", "True")]
+    ['4', '4', '01003', '4.10', 'a.0', 'true']
     """
+    if cell.lower() in _TRUTHS:
+        return cell.lower()
     whole, point, fraction = cell.partition(decimal)
     return whole if point and not fraction.strip("0") and _WHOLE.fullmatch(whole) else cell
 
 
+_TRUTHS = {"true", "false"}
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 
 
 def spellings(cells: Iterable[str], decimal: str = ".") -> dict[str, list[str]]:
-    """The cells of each number among codes that are all numbers; empty if one of them is none.
+    """The cells of each plain code; empty for names, which are neither numbers nor true and false.
 
     >>> spellings(["4", "4.0", "5"])
     {'4': ['4', '4.0'], '5': ['5']}
     """
     found: dict[str, list[str]] = {}
     for cell in cells:
-        found.setdefault(without_zeros(cell, decimal), []).append(cell)
-    return found if all(kind_of(number) == "number" for number in found) else {}
+        found.setdefault(plain_code(cell, decimal), []).append(cell)
+    are_codes = found.keys() <= _TRUTHS or all(kind_of(code) == "number" for code in found)
+    return found if are_codes else {}
 
 
 def kind_of(cell: str) -> Kind:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gdtrain.data.tables.cells import days, kind_of, spellings, without_zeros
+from gdtrain.data.tables.cells import days, kind_of, plain_code, spellings
 from gdtrain.data.tables.formats.arrow_arrays import (
     Array,
     as_numbers,
@@ -123,18 +123,14 @@ _NEW_CATEGORY = (
 
 
 def _places(categories: Sequence[str], decimal: str) -> Callable[[str], int]:
-    """The place of a text among the categories, -1 of none.
-
-    Codes that are numbers are compared as numbers: pandas writes 4 as 4.0 once a cell of the
-    column is missing.
-    """
+    """The place of a text among the categories, -1 of none; codes may be written in another way."""
     known = {category: place for place, category in enumerate(categories)}
-    whole = {
-        number: known[cells[0]]
-        for number, cells in spellings(categories, decimal).items()
+    codes = {
+        code: known[cells[0]]
+        for code, cells in spellings(categories, decimal).items()
         if len(cells) == 1
     }
-    return lambda text: known.get(text, whole.get(without_zeros(text, decimal), -1))
+    return lambda text: known.get(text, codes.get(plain_code(text, decimal), -1))
 
 
 class TableEncoder:

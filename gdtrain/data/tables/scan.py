@@ -487,14 +487,14 @@ class Understanding:
         return self._of_text(scan, scan.text, found)
 
     def _check_codes(self, scan: ColumnScan, text: TextCells) -> None:
-        """Refuse codes such as 4 and 4.0: one number, but two categories."""
+        """Refuse codes that are written in two ways, such as 4 and 4.0, and so two categories."""
         for one, *others in spellings(text.numbers, self.decimal).values():
             if others:
                 rows = [int(text.first_rows[text.numbers[cell]]) for cell in (one, others[0])]
                 places = self.places(rows)
                 message = (
-                    f": {one!r} in {places[0]} and {others[0]!r} in {places[1]} are one number, "
-                    "and would be two categories; write it in one way"
+                    f": {one!r} in {places[0]} and {others[0]!r} in {places[1]} are the same, and "
+                    "would be two categories; write it in one way"
                 )
                 raise _NotUnderstood(ColumnFault(scan.name, message))
 

@@ -109,9 +109,9 @@ def test_numbers_named_in_categorical_are_categories() -> None:
     assert data.class_names == ["5", "7"]
 
 
-def test_one_number_written_in_two_ways_is_not_two_categories() -> None:
+def test_a_code_written_in_two_ways_is_not_two_categories() -> None:
     message = (
-        "a.csv: column 'x': '3' in line 2 and '3.0' in line 4 are one number, and would be two "
+        "a.csv: column 'x': '3' in line 2 and '3.0' in line 4 are the same, and would be two "
         "categories; write it in one way"
     )
     with refuses(DataError, message):
@@ -365,13 +365,16 @@ def test_a_new_category_is_all_zeros_if_it_is_to_be_ignored() -> None:
     [
         (["1", "4"], "4.0", [0, 1]),  # as pandas writes 4 in a column with missing cells
         (["1.0", "4.0"], "4", [0, 1]),
+        (["False", "True"], "true", [0, 1]),  # as Arrow and JSON write it
+        (["false", "true"], "TRUE", [0, 1]),
+        (["no", "true"], "True", [0, 0]),
         (["1", "4"], "4.1", [0, 0]),
         (["1", "1.0"], "1.00", [0, 0]),
         (["01003", "1"], "1003.0", [0, 0]),
         (["4", "v"], "4.0", [0, 0]),  # names, not numbers
     ],
 )
-def test_codes_are_compared_as_numbers(
+def test_codes_may_be_written_in_another_way_than_in_training(
     categories: list[str], cell: str, expected: list[float]
 ) -> None:
     columns = [Column("c", categories)]
