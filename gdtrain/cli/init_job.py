@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 
-from gdtrain.data.tables.formats.csv_file import Dialect, WrongDialect
+from gdtrain.data.tables.formats.csv_file import ONE_BYTE_ENCODINGS, Dialect, WrongDialect
 from gdtrain.data.tables.formats.table_files import TableFiles
 from gdtrain.data.tables.preparation import Column
 from gdtrain.data.tables.scan import FEWEST_COUNTED, ColumnScan, yaml_text
@@ -147,7 +147,10 @@ def _choices(reading: TableReading, seen: Seen | None, excluded: dict[str, str])
     for each in fields(Dialect):
         value = getattr(dialect, each.name)
         if value != getattr(plain, each.name):
-            yield f"{each.name}: {json.dumps(value, ensure_ascii=False)}"
+            hint = (
+                _GUESSED if each.name == "encoding" and value in ONE_BYTE_ENCODINGS.values() else ""
+            )
+            yield f"{each.name}: {json.dumps(value, ensure_ascii=False)}{hint}"
     if seen is None:
         return
     kept = [c.name for c in seen.columns if c.first_day is not None and c.name not in excluded]
@@ -175,6 +178,7 @@ def _choices(reading: TableReading, seen: Seen | None, excluded: dict[str, str])
         yield f"indicator: {_listed(told)}  # an input that is 1 where there is no value"
 
 
+_GUESSED = "  # a guess, as it is not UTF-8: look whether letters with accents are right"
 _MEDIAN, _MODE = "median", "most_frequent"
 # From this share of missing cells on, that a cell is missing may say as much as what stands in it.
 _MANY = 0.1

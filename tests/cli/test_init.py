@@ -155,6 +155,18 @@ def test_how_a_file_is_written_becomes_settings(case: str) -> None:
     assert main(["--config", "a.yaml", "epochs=1", "log.picture=false", "--output-dir", "out"]) == 0
 
 
+@pytest.mark.parametrize(("name", "encoding"), [("Preis (€)", "cp1252"), ("Preis \x81", "latin-1")])
+def test_text_of_one_byte_a_letter_is_read(name: str, encoding: str) -> None:
+    """As Excel writes it in Germany, with decimal commas and dates of other forms."""
+    rows = [f"{'Köln' if n % 2 else 'Bonn'};{n}.9.2013;{n * n},5" for n in range(1, 21)]
+    Path("a.csv").write_text("\n".join([f"Ort;Tag;{name}", *rows]), encoding=encoding)
+    assert main(["init", "--data", "a.csv", "--target", name]) == 0
+    data = load_config("a.yaml")[0].data
+    assert (data.encoding, data.decimal, data.exclude) == (encoding, ",", ["Tag"])
+    assert "  # a guess, as it is not UTF-8: look whether" in Path("a.yaml").read_text("utf-8")
+    assert main(["--config", "a.yaml", "--dry-run"]) == 0
+
+
 def test_several_targets() -> None:
     Path("a.csv").write_text(NUMBERS)
     assert main(["init", "--data", "a.csv", "--target", "b", "--target", "price"]) == 0

@@ -671,7 +671,8 @@ _MARKS_SHOWN = 5
 def yaml_text(text: str) -> str:
     """Text as YAML reads it back."""
     plain = text.isalpha() and text.lower() not in _WORDS_OF_YAML
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    # YAML forbids most control characters, which are escaped then.
+    return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 _WORDS_OF_YAML = ("null", "true", "false", "yes", "no", "on", "off", "none", "nan", "y", "n")

@@ -527,6 +527,11 @@ class WrongDialect(DataError):  # noqa: N818
         self.settings = settings
 
 
+# What a file is likely to be that is not what stands before: Excel's in western Europe, and one in
+# which any bytes are text.
+ONE_BYTE_ENCODINGS = {"utf-8": "cp1252", "cp1252": "latin-1"}
+
+
 class Unpacked(io.RawIOBase):
     """The bytes of a file, unpacked if need be; ``position`` is that in the file as it is.
 
@@ -706,7 +711,9 @@ class CsvText(Unpacked):
     def not_text(self) -> DataError:
         name = "UTF-8" if self._decoder is None else self.dialect.encoding
         hint = "save it as UTF-8, or set encoding, such as encoding: latin-1"
-        return DataError(f"{self.path}: is not {name} text; {hint}")
+        message = f"{self.path}: is not {name} text; {hint}"
+        likely = ONE_BYTE_ENCODINGS.get(codecs.lookup(self.dialect.encoding).name)
+        return DataError(message) if likely is None else WrongDialect(message, encoding=likely)
 
     def _without(self, text: bytes) -> bytes:
         """The text with lines that are to be skipped, and comments, made empty."""
