@@ -73,13 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         with closing(SignalDesk()) as signals:  # before anything that takes a while
-            word = given[0] if given else "--help"
-            if word in COMMANDS:
-                code = COMMANDS[word](given[1:])
-            elif word.startswith("-") or "=" in word:  # an option or a setting of training
-                code = train(given)
-            else:
-                raise _no_command(word)
+            try:
+                code = _run(given)
+            except Exception:
+                # Python makes another error of what a signal raises in the body of a class, say.
+                signals.act()
+                raise
             signals.act()
         check_results()  # here, where a reader that has gone can be told from a fault
         return code
@@ -107,6 +106,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("gdtrain: ended by SIGINT")
         return 130
+
+
+def _run(given: list[str]) -> int:
+    """The command that the first word names; without one, that of training."""
+    word = given[0] if given else "--help"
+    if word in COMMANDS:
+        return COMMANDS[word](given[1:])
+    if word.startswith("-") or "=" in word:  # an option or a setting of training
+        return train(given)
+    raise _no_command(word)
 
 
 def _no_command(word: str) -> ConfigError:

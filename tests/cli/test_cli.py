@@ -15,7 +15,7 @@ from helpers.processes import start
 from safetensors.torch import load_file
 
 import gdtrain
-from gdtrain.cli.main import main
+from gdtrain.cli.main import COMMANDS, main
 from gdtrain.config.json_schema import json_schema
 from gdtrain.output.run_directory import read_metrics
 
@@ -515,3 +515,22 @@ def test_an_interrupted_run_resumes_to_the_same_bits(signum):
     assert set(load_file("parts/model.safetensors")) == {
         *("0.weight", "0.bias", "3.weight", "3.bias"),
     }
+
+
+class Interrupts:
+    def __set_name__(self, owner, name):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+
+def test_a_signal_ends_the_command_though_python_made_another_error_of_it(monkeypatch, capsys):
+    """What is raised in the body of a class becomes a RuntimeError before Python 3.12."""
+
+    def in_a_class(_):
+        type("Body", (), {"field": Interrupts()})
+        return 0
+
+    monkeypatch.setitem(COMMANDS, "list", in_a_class)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "gdtrain: ended by SIGINT\n"
