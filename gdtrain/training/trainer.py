@@ -74,6 +74,7 @@ from gdtrain.training.optimizing.schedules import Scheduler
 from gdtrain.training.optimizing.several_optimizers import (
     Optimizers,
     check_bounds,
+    check_scheduler_is_of,
     stepper,
     together,
 )
@@ -268,6 +269,8 @@ class Trainer(OutsideTheLoop):
         self._stepping = scheduler_per, scheduler_metric
         in_phases = self.phases is not None
         self.schedule = stepper(scheduler, *self._stepping, updater, in_phases=in_phases)
+        if not self.has_own_step:
+            check_scheduler_is_of(scheduler, updater)
         self.metrics: dict[str, Metric] = {}
         if metrics is not None:
             self.metrics = check_metrics(by_name.metrics(metrics, criterion))

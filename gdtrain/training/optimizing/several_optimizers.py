@@ -169,6 +169,28 @@ def stepper(
     return Schedules(scheduler, per, metric) if scheduler else ScheduleStepper(None, per, metric)
 
 
+def check_scheduler_is_of(scheduler: Any, optimizer: Any) -> None:
+    """Raise ConfigError for schedulers of other optimizers, whose rates nothing reads.
+
+    Optimizers of own classes may step another one, whose rates are set then.
+    """
+    pairs = [(scheduler, optimizer)]
+    if isinstance(scheduler, Mapping):
+        pairs = [(each, optimizer.of[name]) for name, each in scheduler.items()]
+    for each, stepped in pairs:
+        scheduled = getattr(each, "optimizer", None)
+        if not isinstance(scheduled, Optimizer) or not _is_of_pytorch(stepped):
+            continue
+        groups = [id(group) for group in stepped.param_groups]
+        if not any(id(group) in groups for group in scheduled.param_groups):
+            text = "sets the rate of another optimizer than the one given, and so has no effect"
+            raise ConfigError.of("scheduler", f"{text}; make it with that optimizer")
+
+
+def _is_of_pytorch(optimizer: Any) -> bool:
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
 def check_bounds(key: str, bound: Any, optimizer: Any) -> None:
     """Raise ConfigError for bounds of gradients, by name, that are of no optimizer, or not > 0."""
     if not isinstance(bound, Mapping):

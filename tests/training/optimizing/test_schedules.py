@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import lr_scheduler
 
-from gdtrain import Callback, MiniBatchLoader, Trainer
+from gdtrain import BatchLoader, Callback, MiniBatchLoader, Trainer
 from gdtrain.errors import ConfigError
 from gdtrain.training.optimizing import schedules
 
@@ -198,3 +199,19 @@ def test_what_is_no_rate_is_refused(rate) -> None:
         trainer.lr = rate
     assert str(caught.value) == f"lr: must be a number >= 0, got {rate!r}"
     assert trainer.lr == 0.1
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_schedule_of_another_optimizer_is_refused(named: bool) -> None:
+    """A notebook that makes the optimizer again, and not the schedule, would change no rate."""
+    model = nn.Linear(2, 1)
+    before, optimizer = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.StepLR(before, 2)
+    given = ({"a": optimizer}, {"a": schedule}) if named else (optimizer, schedule)
+    loader = BatchLoader((torch.zeros(4, 2), torch.zeros(4, 1)))
+    with pytest.raises(ConfigError) as told:
+        Trainer(model, nn.MSELoss(), given[0], loader, scheduler=given[1])
+    assert str(told.value) == (
+        "scheduler: sets the rate of another optimizer than the one given, and so has no effect; "
+        "make it with that optimizer"
+    )
