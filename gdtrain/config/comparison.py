@@ -10,8 +10,8 @@ from typing import Any
 from gdtrain import registry
 from gdtrain.config.grid import loader_settings
 from gdtrain.config.load import load_config
-from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document, KeyPath
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.registry import not_among, shown
 from gdtrain.settings import Settings

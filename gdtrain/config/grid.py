@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gdtrain.config.load import check
-from gdtrain.config.places import Document
-from gdtrain.config.yaml_source import apply_overrides, read_files
+from gdtrain.config.yaml_source import Document, apply_overrides, read_files
 from gdtrain.errors import ConfigError, Fault
 
 SECTION = "sweep"  # of a file: setting -> list of values, or a range

@@ -11,9 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from gdtrain.config.messages import faults_of
-from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
-from gdtrain.config.yaml_source import apply_overrides, plain_scalar, read_files
+from gdtrain.config.yaml_source import Document, apply_overrides, plain_scalar, read_files
 from gdtrain.errors import ConfigError, Fault
 from gdtrain.registry import BY_INDEX
 from gdtrain.settings import Settings

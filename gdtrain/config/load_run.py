@@ -15,8 +15,7 @@ from gdtrain import registry
 from gdtrain.checkpoint.checkpoints import CheckpointStore
 from gdtrain.checkpoint.expected_tensors import load_weights
 from gdtrain.config.build import build_model, evaluated
-from gdtrain.config.data import fit_targets
-from gdtrain.config.labelled import read_labelled
+from gdtrain.config.data import fit_targets, read_labelled
 from gdtrain.config.load import load_config
 from gdtrain.config.schema import Config
 from gdtrain.data.files.converted import ConvertedFolder

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gdtrain import registry
-from gdtrain.config.places import Document, KeyPath
 from gdtrain.config.schema import KIND_OF, MAPPINGS, Config
+from gdtrain.config.yaml_source import Document, KeyPath
 from gdtrain.errors import Fault
 from gdtrain.registry import OWN_PART, SECTIONS, are_named, not_among, settings_of, shown
 from gdtrain.settings import descriptions

@@ -8,13 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gdtrain.config.load import load_config
-from gdtrain.config.places import Document, Place, dotted, key_path
 from gdtrain.config.yaml_source import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_FAULTS,
     MAX_VALUES,
+    Document,
+    Place,
     apply_overrides,
+    dotted,
+    key_path,
     read_file,
     read_text,
 )

@@ -31,8 +31,8 @@ from gdtrain.config.baseline import baseline
 from gdtrain.config.build import BuiltRun, build, stage
 from gdtrain.config.data import SharedSources
 from gdtrain.config.load import dump
-from gdtrain.config.places import Document, key_path
 from gdtrain.config.schema import Config, LogSection
+from gdtrain.config.yaml_source import Document, key_path
 from gdtrain.data.batch import Batch, Block
 from gdtrain.data.lazy_batch import LazyBatch
 from gdtrain.data.tables.preparation import Column

@@ -10,8 +10,8 @@ from gdtrain.analysis.verify.gradients import verify
 from gdtrain.analysis.verify.side_by_side import SideBySide, side_by_side
 from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.config.build import build, stage
-from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document
 from gdtrain.data.batch import Batch, Plan
 from gdtrain.data.loaders.loader import Loader
 from gdtrain.data.streams.stream import StreamPlan

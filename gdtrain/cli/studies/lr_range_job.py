@@ -14,8 +14,8 @@ from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.cli.trained.plot_job import write
 from gdtrain.config.build import build, stage
 from gdtrain.config.comparison import single_optimizer_faults
-from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document
 from gdtrain.errors import ConfigError, MissingPackageError
 from gdtrain.output.plots import curves
 from gdtrain.output.plots.curves import loss_label

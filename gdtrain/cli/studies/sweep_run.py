@@ -19,8 +19,8 @@ from gdtrain.config.build import build
 from gdtrain.config.data import SharedSources
 from gdtrain.config.grid import SweepConfig, run_document
 from gdtrain.config.load import check
-from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document
 from gdtrain.errors import ConfigError, reason_of
 from gdtrain.output import run_directory
 from gdtrain.training.safety.signals import SignalDesk

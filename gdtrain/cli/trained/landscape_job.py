@@ -13,8 +13,8 @@ from gdtrain.cli.runs.train_job import faults_placed, notices
 from gdtrain.cli.trained.plot_job import bad_run, write
 from gdtrain.config.build import build
 from gdtrain.config.load import load_config
-from gdtrain.config.places import Document
 from gdtrain.config.schema import Config
+from gdtrain.config.yaml_source import Document
 from gdtrain.data.checks import whole_number
 from gdtrain.errors import ConfigError, DataError, Fault
 from gdtrain.output import run_directory
