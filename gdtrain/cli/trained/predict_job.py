@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from gdtrain.checkpoint import durable_files as disk
 from gdtrain.config.load_run import BadRows, OnBadRow, TrainedRun, load_run
-from gdtrain.errors import ConfigError, Fault, OutputError
+from gdtrain.errors import ConfigError, DataError, Fault, OutputError
 from gdtrain.output.terminal import say
 from gdtrain.wording import counted, nearest
 
@@ -64,7 +64,8 @@ def predict_rows(
         kept.seek(0)
         if bad_rows.count:
             what = "left out" if on_bad_row == "skip" else "without a prediction"
-            say(f"{counted(bad_rows.count, 'row')} {what}; the first: {bad_rows.first}")
+            first = _named(str(bad_rows.first), file)
+            say(f"{counted(bad_rows.count, 'row')} {what}; the first: {first}")
         if out is None:
             with io.TextIOWrapper(kept, "utf-8", newline="") as text:
                 shutil.copyfileobj(text, sys.stdout)
@@ -93,11 +94,23 @@ def _as_csv(columns: Sequence[Sequence[object]]) -> bytes:
 @contextmanager
 def _kept_input() -> Iterator[Path]:
     """Standard input as a file, since a table is looked at before it is read."""
-    named = partial(tempfile.NamedTemporaryFile, prefix="gdtrain-", suffix="-standard-input")
+    named = partial(tempfile.NamedTemporaryFile, prefix="gdtrain-", suffix=_KEPT)
     with _temporary(named) as file:
         while content := sys.stdin.buffer.read(_AT_ONCE):
             _keep(file, content)
-        yield Path(file.name)
+        try:
+            yield Path(file.name)
+        except DataError as error:
+            messages = (_named(str(each), Path(file.name)) for each in error.args)
+            raise DataError(*messages) from error
+
+
+def _named(message: str, file: Path) -> str:
+    """A message about a file, or about standard input instead of the file that keeps it."""
+    return message.replace(str(file), "standard input") if file.name.endswith(_KEPT) else message
+
+
+_KEPT = "-standard-input"
 
 
 def _temporary(make: Callable[[], Any]) -> Any:

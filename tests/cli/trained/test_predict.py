@@ -270,6 +270,19 @@ def test_standard_input(folder: Path, capsys, monkeypatch) -> None:
     assert list(csv.DictReader(capsys.readouterr().out.splitlines())) == expected
 
 
+def test_a_row_of_standard_input_that_can_not_be_read(folder: Path, capsys, monkeypatch) -> None:
+    command = ["predict", str(folder / "price"), "-", "--on-bad-row"]
+    for how, code, begins in (
+        ("error", 2, "gdtrain: "),
+        ("skip", 0, "3 rows left out; the first: "),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(BAD_ROWS.encode())))
+        capsys.readouterr()
+        assert main([*command, how]) == code
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith(f"{begins}standard input: line 3, column 'area' has no value")
+
+
 def no_file_over(count: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it from its start
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, count))
