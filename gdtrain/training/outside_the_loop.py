@@ -115,7 +115,8 @@ class OutsideTheLoop:
 
         The global random number generators are set to the snapshot's.
         """
-        state.restore(cast(Run, self), snapshot)
+        with torch.inference_mode(False):  # whose tensors no later update could write to
+            state.restore(cast(Run, self), snapshot)
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.model.parameters())

@@ -789,6 +789,23 @@ def test_a_snapshot_after_a_fit_trains_whatever_the_mode_was() -> None:
     assert other.model.training
 
 
+def test_a_snapshot_taken_up_in_inference_mode_trains_on() -> None:
+    def made() -> Trainer:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        return trainer_of(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+
+    first, other = made(), made()
+    first.fit(2)
+    with torch.inference_mode():
+        other.load_state_dict(first.state_dict())
+    other.fit(EPOCHS)
+    torch.manual_seed(0)
+    hand = nn.Linear(3, 1)
+    by_hand(hand, torch.optim.SGD(hand.parameters(), lr=0.05, momentum=0.9))
+    assert_same_weights(other.model, hand)
+
+
 # ── what does not fit ───────────────────────────────────────────────────────────────────────
 
 
