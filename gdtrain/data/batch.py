@@ -156,7 +156,7 @@ class Plan:
         >>> plan.batch_sizes(0, len(plan)), plan.batch_indices(1).tolist()
         ([2, 3], [0, 2, 4])
         """
-        rows = [torch.as_tensor(batch) for batch in batches]
+        rows = [torch.as_tensor(batch, device="cpu") for batch in batches]
         if not rows:
             raise ConfigError.of("loader", f"gave no batch in epoch {epoch}; give at least one")
         for number, row in enumerate(rows):
@@ -254,7 +254,7 @@ class Plan:
         They are the caller's: a model that writes to a batch's indices leaves the plan as it is.
         """
         if self.indices is None:
-            return torch.arange(start, stop)
+            return torch.arange(start, stop, device="cpu")
         taken = self.indices[start:stop]
         return taken.clone() if isinstance(self.indices, Tensor) else taken
 
@@ -273,7 +273,7 @@ class Plan:
         sizes = [stop - start for start, stop in bounds]
         if self.indices is None and last - first == 1:
             return None, bounds[0][0], sizes
-        positions = torch.cat([torch.arange(start, stop) for start, stop in bounds])
+        positions = torch.cat([torch.arange(start, stop, device="cpu") for start, stop in bounds])
         return positions if self.indices is None else self.indices[positions], 0, sizes
 
     def batch_indices(self, number: int) -> Tensor:

@@ -121,7 +121,7 @@ class CollatedBatch(Batch):
     def take(self, rows: Rows) -> Batch:
         inputs, targets = self._taken(rows)
         places = None if self._places is None else self._places[rows]
-        count = len(torch.arange(self._count)[rows])
+        count = len(torch.arange(self._count, device="cpu")[rows])
         return CollatedBatch(inputs, targets, places, count, self._cutter)
 
     def copy(self) -> Batch:

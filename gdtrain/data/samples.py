@@ -101,7 +101,7 @@ class Samples(ABC):
     def sampled_digest(self) -> int:
         """The same of up to 4,096 samples spread over it: what 0.1.0 has told data sets by."""
         step = max(1, len(self) // DIGEST_SAMPLES)
-        rows = torch.arange(0, len(self), step)[:DIGEST_SAMPLES]
+        rows = torch.arange(0, len(self), step, device="cpu")[:DIGEST_SAMPLES]
         return self._digest_of(Plan(0, len(rows), len(rows), rows))
 
     def _digest_of(self, plan: Plan) -> int:
@@ -191,7 +191,7 @@ class TensorSamples(Samples):
         rows = [tensor[begin:end] for tensor in self.tensors]
         if kind is Batch:
             rows = [part.clone() for part in rows]
-        return cut(rows, torch.arange(begin, end), sizes, kind)
+        return cut(rows, torch.arange(begin, end, device="cpu"), sizes, kind)
 
     def chosen(self, chosen: Tensor) -> list[Tensor]:
         """Copies of the chosen rows, [k] int64, of each tensor."""

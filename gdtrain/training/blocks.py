@@ -151,7 +151,11 @@ def _whole(trainer: Run, plan: Plan) -> Batch | None:
         return None
     if plan.indices is None:
         size = plan.num_samples
-        return of_rows([tensor[:size] for tensor in placed.tensors], torch.arange(size), ViewBatch)
+        return of_rows(
+            [tensor[:size] for tensor in placed.tensors],
+            torch.arange(size, device="cpu"),
+            ViewBatch,
+        )
     # A copy, to which whoever sees the batch may write.
     kept = plan.indices
     chosen = kept.clone() if isinstance(kept, Tensor) else plan.take(0, plan.num_samples)
@@ -304,7 +308,7 @@ def _indices(plans: list[Plan]) -> Tensor:
     """The samples of several epochs, one after the other, [k] int64."""
     given = [plan.indices for plan in plans]
     if given[0] is None:
-        return torch.arange(plans[0].num_samples).repeat(len(plans))
+        return torch.arange(plans[0].num_samples, device="cpu").repeat(len(plans))
     return torch.cat([indices for indices in given if isinstance(indices, Tensor)])
 
 

@@ -68,7 +68,7 @@ def backward(loss: Tensor, seed: Tensor | None = None) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return
     if seed is None or seed.dtype is not loss.dtype:
-        seed = torch.ones((), dtype=loss.dtype)
+        seed = torch.ones((), dtype=loss.dtype, device="cpu")
     _run_backward((loss,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 

@@ -271,7 +271,7 @@ Terms = dict[str, Any]
 def _numbers(weights: list[Any]) -> Numbers:
     """Weights that are numbers or tensors of shape [], on the host."""
     if any(isinstance(weight, Tensor) for weight in weights):
-        tensors = [torch.as_tensor(weight, dtype=torch.float64) for weight in weights]
+        tensors = [torch.as_tensor(weight, dtype=torch.float64, device="cpu") for weight in weights]
         return torch.stack([tensor.cpu() for tensor in tensors]).numpy()
     return np.array(weights)
 

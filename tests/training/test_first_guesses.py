@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         "MiniBatchLoader: missing a required argument: 'batch_size'",
     ),
     "bce of numbers that are no probabilities": (
-        lambda: fit(nn.Linear(1, 1), nn.BCELoss(), BatchLoader((9 * X, (X > 0).float()))),
+        lambda: fit(nn.Linear(1, 1), nn.BCELoss(), BatchLoader((9e4 * X, (X > 0).float()))),
         "loss: BCELoss takes probabilities; end the model with nn.Sigmoid(), or use "
         "nn.BCEWithLogitsLoss (by name bce_with_logits)",
     ),

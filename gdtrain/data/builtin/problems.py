@@ -32,8 +32,8 @@ class Teaching(SourceSettings):
 def teaching(num_samples: int = 500, num_features: int = 2, seed: int = 0) -> LoadedData:
     """The teaching example: X ~ randn(n, d), y ~ randn(n, 1), independent of each other."""
     draw = _generator(num_samples, num_features, seed)
-    inputs = torch.randn(num_samples, num_features, generator=draw)
-    return LoadedData(inputs, torch.randn(num_samples, 1, generator=draw))
+    inputs = torch.randn(num_samples, num_features, generator=draw, device="cpu")
+    return LoadedData(inputs, torch.randn(num_samples, 1, generator=draw, device="cpu"))
 
 
 class LinearRegression(SourceSettings):
@@ -74,10 +74,10 @@ def linear_regression(
         raise ConfigError.of(
             "weights", f"must hold num_features = {num_features} numbers, got {len(weights)}"
         )
-    inputs = torch.randn(num_samples, num_features, generator=draw)
-    error = torch.randn(num_samples, 1, generator=draw)
-    drawn = torch.randn(num_features, generator=draw)
-    chosen = drawn if weights is None else torch.tensor(weights, dtype=inputs.dtype)
+    inputs = torch.randn(num_samples, num_features, generator=draw, device="cpu")
+    error = torch.randn(num_samples, 1, generator=draw, device="cpu")
+    drawn = torch.randn(num_features, generator=draw, device="cpu")
+    chosen = drawn if weights is None else torch.tensor(weights, dtype=inputs.dtype, device="cpu")
     return LoadedData(inputs, inputs @ chosen[:, None] + bias + noise * error)
 
 
@@ -99,12 +99,17 @@ def two_moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Loa
     """
     first = whole_number("num_samples", num_samples, minimum=2) // 2
     draw = generator(seed, _PROBLEM_KEY)
-    t, u = torch.linspace(0, math.pi, first), torch.linspace(0, math.pi, num_samples - first)
+    t, u = (
+        torch.linspace(0, math.pi, first, device="cpu"),
+        torch.linspace(0, math.pi, num_samples - first, device="cpu"),
+    )
     upper = torch.stack([t.cos(), t.sin()], dim=1)
     lower = torch.stack([1 - u.cos(), 0.5 - u.sin()], dim=1)
     clean = torch.cat([upper, lower])
-    inputs = clean + noise * torch.randn(num_samples, 2, generator=draw)
-    labels = torch.cat([torch.zeros(first), torch.ones(num_samples - first)]).long()
+    inputs = clean + noise * torch.randn(num_samples, 2, generator=draw, device="cpu")
+    labels = torch.cat(
+        [torch.zeros(first, device="cpu"), torch.ones(num_samples - first, device="cpu")]
+    ).long()
     return LoadedData(inputs, labels, class_names=["upper", "lower"])
 
 
@@ -142,9 +147,11 @@ def quadratic(spectrum: list[float], num_samples: int | None = None, seed: int =
         raise ConfigError.of(
             "num_samples", f"must be >= {len(spectrum)}, one per eigenvalue, got {n}"
         )
-    noise = torch.randn(n, len(spectrum), generator=generator(seed, _PROBLEM_KEY, 1)).double()
+    noise = torch.randn(
+        n, len(spectrum), generator=generator(seed, _PROBLEM_KEY, 1), device="cpu"
+    ).double()
     orthonormal = torch.linalg.qr(noise).Q
-    roots = torch.tensor(spectrum, dtype=torch.float64).sqrt()
+    roots = torch.tensor(spectrum, dtype=torch.float64, device="cpu").sqrt()
     inputs = math.sqrt(n / 2) * (orthonormal * roots) @ vectors.T
     return LoadedData(inputs, inputs @ solution[:, None])
 
@@ -155,8 +162,8 @@ def quadratic_solution(spectrum: list[float], seed: int = 0) -> tuple[Tensor, Te
     if d == 0 or not all(0 <= value < math.inf for value in spectrum):
         raise ConfigError.of("spectrum", f"must hold numbers >= 0, at least one, got {spectrum}")
     draw = generator(seed, _PROBLEM_KEY, 2)
-    solution = torch.randn(d, generator=draw).double()
-    return solution, torch.linalg.qr(torch.randn(d, d, generator=draw).double()).Q
+    solution = torch.randn(d, generator=draw, device="cpu").double()
+    return solution, torch.linalg.qr(torch.randn(d, d, generator=draw, device="cpu").double()).Q
 
 
 def _generator(num_samples: int, num_features: int, seed: int) -> torch.Generator:

@@ -84,15 +84,15 @@ def held_out(num_samples: int, fraction: float, seed: int) -> Tensor:
     if that leaves none to train on.
     """
     if fraction == 0:
-        return torch.arange(0)
+        return torch.arange(0, device="cpu")
     count = max(1, round(fraction * num_samples))
     if count >= num_samples:
         raise DataError(
             f"no samples to train on: validation_fraction {fraction:g} takes "
             f"{count} of {num_samples}; use a smaller fraction"
         )
-    edges = torch.arange(count + 1) * num_samples // count
-    draws = torch.randint(2**62, (count,), generator=generator(seed, SPLIT_KEY))
+    edges = torch.arange(count + 1, device="cpu") * num_samples // count
+    draws = torch.randint(2**62, (count,), generator=generator(seed, SPLIT_KEY), device="cpu")
     return edges[:-1] + draws % edges.diff()
 
 
@@ -117,7 +117,9 @@ class MappedSamples(Samples):
             raise DataError(f"different numbers of samples: {text}; each sample needs one of each")
         self._only = only
         # The i-th row left out has rows[i] - i rows before it that stay.
-        self._staying = None if without is None else without - torch.arange(len(without))
+        self._staying = (
+            None if without is None else without - torch.arange(len(without), device="cpu")
+        )
         self._without = without
         left_out = 0 if without is None else len(without)
         self._length = lengths[0] - left_out if only is None else len(only)
@@ -160,7 +162,9 @@ class MappedSamples(Samples):
         at_once = max(1, CHUNK_BYTES // (plan.batch_size * self._row_bytes))
         for first in range(start, len(plan), at_once):
             chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
-            places = torch.arange(begin, begin + sum(sizes)) if chosen is None else chosen
+            places = (
+                torch.arange(begin, begin + sum(sizes), device="cpu") if chosen is None else chosen
+            )
             yield self._take(self.arrays, places), places, sizes
 
     def _lazy(self, plan: Plan, number: int) -> Batch:

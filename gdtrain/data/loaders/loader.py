@@ -303,7 +303,7 @@ class FormLoader(Loader):
         least = self._size_in(epoch) if self.drop_last else None
         draws, there = max(self.order.expected(), least or 1), self.num_samples
         # What is read by it is some samples, however many draws there are.
-        indices = torch.arange(draws) % there if draws > there else None
+        indices = torch.arange(draws, device="cpu") % there if draws > there else None
         return self._cut(epoch, draws, indices)
 
     def asked_order(self, epoch: int) -> AskedOrder | None:

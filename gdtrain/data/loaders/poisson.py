@@ -92,7 +92,7 @@ class PoissonLoader(Loader):
         while last < trials:
             count = math.ceil(expected + 6 * math.sqrt(expected) + 8)
             # ⌈ln(1 - u) / ln(1 - rate)⌉ (Devroye, 1986, chapter X.2), which is 1 at rate 1.
-            drawn = torch.rand(count, dtype=torch.float64, generator=numbers)
+            drawn = torch.rand(count, dtype=torch.float64, generator=numbers, device="cpu")
             per_failure = math.log1p(-self.rate) if self.rate < 1 else -math.inf
             gaps = ((-drawn).log1p() / per_failure).ceil().clamp(min=1)
             found.append(last + gaps.long().cumsum(0))

@@ -74,7 +74,7 @@ class TokenBudgetLoader(Loader):
 
     def plan(self, epoch: int) -> Plan:
         indices = epoch_indices(self._order, self.num_samples, self.seed, epoch)
-        chosen = torch.arange(self.num_samples) if indices is None else indices[:]
+        chosen = torch.arange(self.num_samples, device="cpu") if indices is None else indices[:]
         sizes, longest, size = [], 0, 0
         for length in self._lengths[chosen].tolist():
             if (size + 1) * max(longest, length) > self.tokens:
@@ -89,7 +89,7 @@ class TokenBudgetLoader(Loader):
         return super().fingerprint(version) | {"order": order, "lengths": lengths}
 
     def _checked(self, lengths: Any) -> Tensor:
-        row = torch.as_tensor(lengths).cpu()
+        row = torch.as_tensor(lengths, device="cpu").cpu()
         if row.ndim != 1 or row.is_floating_point() or len(row) != self.num_samples:
             message = f"must be {self.num_samples} whole numbers, one for each sample"
             raise ConfigError.of("lengths", f"{message}; got {row.dtype} of {list(row.shape)}")

@@ -78,7 +78,7 @@ class Weighted:
         >>> order.weights.tolist() == [1 / 3, 1 / 3, 1 / 3, 1.0]
         True
         """
-        row = torch.as_tensor(labels).cpu()
+        row = torch.as_tensor(labels, device="cpu").cpu()
         if row.ndim == 2 and row.shape[1] == 1:
             row = row[:, 0]
         if row.ndim != 1 or (row.is_floating_point() and not torch.equal(row, row.round())):
@@ -108,7 +108,10 @@ class Weighted:
             times = torch.empty_like(self.weights).exponential_(generator=generator) / self.weights
             return times.argsort(stable=True)[: self.draws]
         ends = self.weights.cumsum(0)
-        places = torch.rand(self.draws, dtype=torch.float64, generator=generator) * ends[-1]
+        places = (
+            torch.rand(self.draws, dtype=torch.float64, generator=generator, device="cpu")
+            * ends[-1]
+        )
         # The first sample whose end lies beyond the place; rounding must not lead past the last.
         last = int(self.weights.nonzero()[-1])
         return torch.searchsorted(ends, places, right=True).clamp_(max=last)
@@ -283,16 +286,16 @@ def reshuffle(num_samples: int, seed: int, epoch: int, version: int) -> Tensor |
     if not hasattr(_of_thread, "generator"):
         _of_thread.generator = torch.Generator()
     seeded: torch.Generator = _of_thread.generator.manual_seed(mix(seed, epoch))
-    return torch.randperm(num_samples, generator=seeded)
+    return torch.randperm(num_samples, generator=seeded, device="cpu")
 
 
 def reshuffles(num_samples: int, seed: int, epochs: range, version: int) -> Tensor:
     """:func:`reshuffle` of several epochs, up to ``MAX_KEPT`` samples, [epochs, num_samples]."""
-    orders = torch.empty((len(epochs), num_samples), dtype=torch.int64)
+    orders = torch.empty((len(epochs), num_samples), dtype=torch.int64, device="cpu")
     drawing = torch.Generator()
     for order, epoch in zip(orders.unbind(), epochs, strict=True):
         drawing.manual_seed(mix(seed if version > 1 else seed & _MASK, epoch))
-        torch.randperm(num_samples, generator=drawing, out=order)
+        torch.randperm(num_samples, generator=drawing, out=order, device="cpu")
     return orders
 
 
@@ -322,7 +325,9 @@ class Replacement(NamedSettings):
 def replacement(num_samples: int, seed: int, epoch: int, _version: int) -> Tensor | Draws:
     if num_samples > MAX_KEPT:
         return UniformDraws(num_samples, mix(seed, epoch))
-    return torch.randint(num_samples, (num_samples,), generator=generator(seed, epoch))
+    return torch.randint(
+        num_samples, (num_samples,), generator=generator(seed, epoch), device="cpu"
+    )
 
 
 class ClassBalanced(NamedSettings):

@@ -56,7 +56,7 @@ class Draws(ABC):
 
     def __getitem__(self, places: slice | Tensor) -> Tensor:
         if isinstance(places, slice):
-            places = torch.arange(*places.indices(len(self)))
+            places = torch.arange(*places.indices(len(self)), device="cpu")
         return self.at(places)
 
     def __repr__(self) -> str:
@@ -76,7 +76,7 @@ class Draws(ABC):
         """
         flat = positions.detach().cpu().reshape(-1).numpy()
         if not len(flat):
-            return torch.empty(positions.shape, dtype=torch.int64)
+            return torch.empty(positions.shape, dtype=torch.int64, device="cpu")
         low, high = int(flat.min()), int(flat.max())
         if low < 0 or high >= len(self):
             raise IndexError(
@@ -249,7 +249,7 @@ class GroupedPermutation(Draws):
     def __init__(self, ends: Array, key: Key, version: int = 2) -> None:
         super().__init__(int(ends[-1]), key())
         drawing = torch.Generator().manual_seed(key())
-        self._order = torch.randperm(len(ends), generator=drawing).numpy()
+        self._order = torch.randperm(len(ends), generator=drawing, device="cpu").numpy()
         sizes = np.diff(ends, prepend=0)
         self._starts = ends - sizes
         self._ends = np.cumsum(sizes[self._order])

@@ -109,7 +109,7 @@ class StreamSamples(Samples):
             else:
                 low -= len(piece)
         count = sum(stop - begin for _, begin, stop in parts)
-        return self.feed.batch(parts, torch.arange(first_index, first_index + count))
+        return self.feed.batch(parts, torch.arange(first_index, first_index + count, device="cpu"))
 
     def drop(self, count: int) -> Position:
         """Be done with the first ``count`` samples of the window; return the new position."""

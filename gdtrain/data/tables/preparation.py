@@ -209,7 +209,7 @@ def split(
     DataError if that leaves none to train on.
     """
     if validation_fraction == 0:
-        return torch.arange(num_samples), torch.arange(0)
+        return torch.arange(num_samples, device="cpu"), torch.arange(0, device="cpu")
     count = max(1, round(validation_fraction * num_samples))
     if count >= num_samples:
         way = "use a smaller fraction" if num_samples > 1 else "leave it out, or give more samples"
@@ -218,9 +218,9 @@ def split(
             f"{count} of {num_samples}; {way}"
         )
     if not shuffle:
-        everything = torch.arange(num_samples)
+        everything = torch.arange(num_samples, device="cpu")
         return everything[:-count], everything[-count:]
-    shuffled = torch.randperm(num_samples, generator=generator(seed, _KEYS[part]))
+    shuffled = torch.randperm(num_samples, generator=generator(seed, _KEYS[part]), device="cpu")
     if labels is not None:
         shuffled = shuffled[_spread(labels[shuffled])]
     return shuffled[count:].sort().values, shuffled[:count].sort().values
@@ -237,7 +237,7 @@ def _spread(labels: Tensor) -> Tensor:
     """
     order = torch.argsort(labels, stable=True)
     _, counts = torch.unique_consecutive(labels[order], return_counts=True)
-    places = torch.cat([(torch.arange(int(m)) + 0.5) / int(m) for m in counts])
+    places = torch.cat([(torch.arange(int(m), device="cpu") + 0.5) / int(m) for m in counts])
     return order[torch.argsort(places, stable=True)]
 
 
@@ -279,7 +279,7 @@ def prepare(
 
 def _in_parts(done: Preprocessing, inputs: Tensor) -> Tensor:
     """``done.apply(inputs)`` without further copies of all rows in between."""
-    ready = torch.empty(0)
+    ready = torch.empty(0, device="cpu")
     for start in range(0, len(inputs), CHECKED_ROWS):
         part = done.apply(inputs[start : start + CHECKED_ROWS])
         if not start:

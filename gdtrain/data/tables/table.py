@@ -260,12 +260,12 @@ class TableReading:
             if not len(cells):
                 text = "no row is left where those with missing cells are left out"
                 raise DataError(f"{self.files.path}: {text}")
-        own, of_files = torch.arange(len(cells)), dict[str, Tensor]()
+        own, of_files = torch.arange(len(cells), device="cpu"), dict[str, Tensor]()
         for what, path in (("validation", validation), ("test", test)):
             if path is None:
                 continue
             held_out = self._held_out(path, seen, what)
-            of_files[what] = len(cells) + torch.arange(len(held_out[0]))
+            of_files[what] = len(cells) + torch.arange(len(held_out[0]), device="cpu")
             cells, target_cells = map(
                 np.concatenate, zip((cells, target_cells), held_out, strict=True)
             )

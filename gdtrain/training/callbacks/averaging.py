@@ -266,5 +266,5 @@ def _large_batches(trainer: Run) -> Iterator[Batch]:
     size = -(-count // parts)
     while count % size == 1 < count:  # a last one of one sample has no variance
         size += 1
-    plan = Plan(0, count, size, torch.randperm(count, generator=generator(0)))
+    plan = Plan(0, count, size, torch.randperm(count, generator=generator(0), device="cpu"))
     return trainer.read(loader, plan, shared=False)

@@ -169,7 +169,7 @@ class EagerEngine:
         """
         guard = self.trainer.guard
         if made:
-            block.note(torch.tensor(math.nan), 0, size)
+            block.note(torch.tensor(math.nan, device="cpu"), 0, size)
         if not isinstance(error, NotFinite):
             if isinstance(error, GdtrainError) and not (made or guard.deferred):
                 guard.take_back()
@@ -200,4 +200,4 @@ def stacked(losses: list[Tensor]) -> Tensor:
     """The losses [] of updates as one tensor, [updates]."""
     if len(losses) == 1:
         return losses[0].reshape(1)
-    return torch.stack(losses) if losses else torch.empty(0)
+    return torch.stack(losses) if losses else torch.empty(0, device="cpu")

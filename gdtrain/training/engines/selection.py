@@ -155,7 +155,7 @@ def _expected_plan(trainer: Run) -> Plan:
     assert loader is not None
     plan = known_plan(trainer, loader, trainer.progress.epoch)
     if plan.indices is None and loader.asked_order(trainer.progress.epoch) is not None:
-        return replace(plan, indices=torch.arange(plan.num_samples))
+        return replace(plan, indices=torch.arange(plan.num_samples, device="cpu"))
     return plan
 
 

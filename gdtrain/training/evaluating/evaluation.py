@@ -174,7 +174,7 @@ class _Look:
         """A batch's parts, and empty ones where another process has more."""
         found = [part for part in parts if len(part)]
         most = max(count for (count,) in self.world.gather([len(found)]))
-        return found + [Batch(None, None, torch.arange(0))] * (most - len(found))
+        return found + [Batch(None, None, torch.arange(0, device="cpu"))] * (most - len(found))
 
     def at(self, parts: Iterable[Batch], num_samples: int | None) -> None:
         """Take in a set of samples, given in parts; ``num_samples``: if it is all of them."""
@@ -357,7 +357,7 @@ class _Kept:
         shares = [s for s in world.gather_objects((own, self.for_loss)) if s[0] is not None]
         sizes = [len(places) for (_, _, places), _ in shares]
         places = torch.cat([places for (_, _, places), _ in shares])
-        order = places.argsort(stable=True) if is_all else torch.arange(len(places))
+        order = places.argsort(stable=True) if is_all else torch.arange(len(places), device="cpu")
 
         def all_of(number: int, what: str) -> Any:
             tree = join([share[number] for share, _ in shares], sizes, what)

@@ -220,7 +220,7 @@ class _OfScores(_OfClasses):
     ) -> None:
         super().__init__(self.name, loss, average=None)
         self._average, self._per_class = average, per_class
-        self._samples, self._positive = 0, torch.zeros(1)
+        self._samples, self._positive = 0, torch.zeros(1, device="cpu")
 
     def note(self, output: Tensor, targets: Tensor) -> None:
         if output.shape == targets.shape:
@@ -232,7 +232,7 @@ class _OfScores(_OfClasses):
 
     def reset(self) -> None:
         super().reset()
-        self._samples, self._positive = 0, torch.zeros(1)
+        self._samples, self._positive = 0, torch.zeros(1, device="cpu")
 
     def compute(self) -> Any:
         with warnings.catch_warnings():  # of classes without samples, which have no area here

@@ -58,7 +58,7 @@ def add_parts(
     last = max((n for n, share in enumerate(shares) if share is not None), default=-1)
 
     def work() -> tuple[Tensor, bool]:
-        result, has_graph = torch.zeros(()), False
+        result, has_graph = torch.zeros((), device=trainer.device), False
         for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             value = scalar(trainer.batch_loss(part))
             has_graph |= value.requires_grad

@@ -161,7 +161,10 @@ class Exchange:
         device = parameters[0].device if parameters else loss.device
         flags = [float(g is not None and not _is_sparse(g)) for g in given]
         flags += [float(g is not None and _is_sparse(g)) for g in given]
-        ends = [torch.tensor([*flags, float(has_graph), float(is_late)]), loss.reshape(1)]
+        ends = [
+            torch.tensor([*flags, float(has_graph), float(is_late)], device="cpu"),
+            loss.reshape(1),
+        ]
         last = self._filled(self._others, [end.to(device, self._dtype) for end in ends])
         wait_for_last = self._world.sum_later(last)
         for wait, numbers in zip(self._sent, self._buckets, strict=True):

@@ -91,7 +91,7 @@ class RngState:
 
 
 def _twister(words: Any, place: int, left: float | None) -> Tensor:
-    bits = torch.tensor([left or 0.0], dtype=torch.float64).view(torch.int64)
+    bits = torch.tensor([left or 0.0], dtype=torch.float64, device="cpu").view(torch.int64)
     numbers = np.array([place, left is not None], np.int64)
     return torch.cat([torch.from_numpy(np.concatenate([np.array(words, np.int64), numbers])), bits])
 
