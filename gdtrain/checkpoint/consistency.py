@@ -122,7 +122,7 @@ def _check_settings(found: list[dict[str, Any]], trainer: Trainer) -> None:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+        return torch.equal(torch.as_tensor(one, device="cpu"), torch.as_tensor(other, device="cpu"))
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         pairs = zip(one, other, strict=False)
         return len(one) == len(other) and all(_same(*pair) for pair in pairs)

@@ -316,7 +316,7 @@ class TensorFiles:
             if (rows := self._share.rows(name, shape)) is not None:
                 self._rows[name] = rows
                 needed[0] = rows[1] - rows[0]
-            self._tensors[name] = torch.empty(needed, dtype=DTYPES[dtype])
+            self._tensors[name] = torch.empty(needed, dtype=DTYPES[dtype], device="cpu")
 
     def read(self, number: int) -> str | None:
         """Read what is needed of a file that was added; return its SHA-256, if it is known then.
@@ -518,7 +518,7 @@ class Layout:
     def empty(self, name: str) -> Tensor:
         """A tensor to read the one of that name into."""
         dtype, shape = self.found[name]
-        return torch.empty(shape, dtype=DTYPES[dtype])
+        return torch.empty(shape, dtype=DTYPES[dtype], device="cpu")
 
 
 def read_layout(handle: int, path: Path) -> Layout:

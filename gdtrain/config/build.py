@@ -346,7 +346,7 @@ def build_loss(config: Config, num_outputs: int) -> Any:
                     f"must hold one number for each of the {num_outputs} outputs, "
                     f"got {len(options[key])}",
                 )
-            options[key] = torch.tensor(options[key], dtype=dtype)
+            options[key] = torch.tensor(options[key], dtype=dtype, device="cpu")
     return registry.find("loss", config.loss.name).make(options)
 
 

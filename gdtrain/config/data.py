@@ -129,7 +129,11 @@ def _parts(
     section: SourceSettings, loaded: LoadedData | LoadedTable, config: Config
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which samples train, which validate, and which are for the test at the end."""
-    fraction, seed, nothing = section.validation_fraction, config.seed, torch.arange(0)
+    fraction, seed, nothing = (
+        section.validation_fraction,
+        config.seed,
+        torch.arange(0, device="cpu"),
+    )
     if not isinstance(loaded, LoadedTable):
         return *split(len(loaded.targets), fraction, seed), nothing
     labels = None
@@ -297,7 +301,7 @@ def _prepare_dataset(
         return PreparedData(Subset(dataset, train.tolist()), held_out, Preprocessing([], 0))
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise DataError("a Dataset must give pairs (input, target)")
-    x, y = torch.as_tensor(item[0]), torch.as_tensor(item[1])
+    x, y = torch.as_tensor(item[0], device="cpu"), torch.as_tensor(item[1], device="cpu")
     labels = config.loss.targets.classes
     done = Preprocessing(list(x.shape), 0 if labels else max(1, y.numel()))
     return PreparedData(Subset(dataset, train.tolist()), held_out, done)
@@ -368,4 +372,4 @@ def _places(path: Path, numbers: Tensor, classes: list[str]) -> Tensor:
     if -1 in found:
         number = float(numbers[found.index(-1)])
         raise DataError(f"{path}: row {found.index(-1)} has the class {number:g}, a new one")
-    return torch.tensor(found)
+    return torch.tensor(found, device="cpu")

@@ -40,7 +40,9 @@ def exported(run: TrainedRun, kind: Format) -> bytes:
     else:
         onnx_file.require_onnx()
         likely = run.config.loss.probabilities
-        has_some = likely(torch.zeros(1, run.preprocessing.num_outputs or 1)) is not None
+        has_some = (
+            likely(torch.zeros(1, run.preprocessing.num_outputs or 1, device="cpu")) is not None
+        )
         ignored = getattr(run.config.data, "unknown_category", "error") == "ignore"
         data = onnx_file.encoded(model, rows, facts, likely if has_some else None, ignored)
         predict = onnx_file.reader(data, run.preprocessing.columns)
@@ -68,7 +70,7 @@ def example_rows(run: TrainedRun) -> Tensor:
     done = run.preprocessing
     generator = torch.Generator().manual_seed(0)
     shape = [torch.Size(done.input_shape).numel()] if run.config.data.shape else done.input_shape
-    rows = torch.randn(_ROWS, *shape, generator=generator, dtype=torch.float64)
+    rows = torch.randn(_ROWS, *shape, generator=generator, dtype=torch.float64, device="cpu")
     if done.mean:
         flat = rows.flatten(1)
         rows = (flat * flat.new_tensor(done.std) + flat.new_tensor(done.mean)).reshape(rows.shape)
@@ -84,13 +86,13 @@ def example_rows(run: TrainedRun) -> Tensor:
 
 def _with_columns(rows: Tensor, columns: list[Column]) -> Tensor:
     """The rows as tables have them: a category in turn, and every seventh cell missing."""
-    start, missing = 0, torch.arange(len(rows)) % 7 == 3
+    start, missing = 0, torch.arange(len(rows), device="cpu") % 7 == 3
     for column in columns:
         part = rows[:, start : start + column.width]
         start += column.width
         if column.categories is not None:
             count = len(column.categories)
-            places = torch.arange(len(rows)) % count
+            places = torch.arange(len(rows), device="cpu") % count
             if column.fill is not None:
                 places[missing] = column.categories.index(str(column.fill))
             part[:, :count] = torch.nn.functional.one_hot(places, count).double()
