@@ -63,6 +63,7 @@ def trained(loader: Any, **options: Any) -> list[torch.Tensor]:
     return [*model.parameters(), torch.tensor(history.train_loss, device="cpu")]
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("form", LOADERS)
 def test_it_changes_no_number(form, order) -> None:

@@ -88,12 +88,14 @@ def transposed(trainer: Trainer) -> set[int]:
     return {place for place, is_so in enumerate(captured.outline.transposed) if is_so}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("settings", SGD)
 def test_the_first_layer_is_kept_transposed_with_its_momentum(settings) -> None:
     trainer = fitted(perceptron, "scan", torch.float64, settings)
     assert transposed(trainer) == ({0, 6} if "momentum" in settings else {0})
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("make", "options", "expected"),
     [
@@ -108,7 +110,7 @@ def test_weights_that_are_read_otherwise_stay_as_they_are(make, options, expecte
     assert transposed(fitted(make, "scan", torch.float64, {}, **options)) == expected
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("settings", SGD)
 @pytest.mark.parametrize("make", [perceptron, Penalized, Copying, Shared])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
