@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,16 +66,16 @@ def hook_forward(parts: Parts, part: str) -> None:
     parts.handles.append(parts.part(part).register_forward_hook(halve))
 
 
-def _halved(output: Any) -> Any:
+def _halved(layer: nn.Module, *inputs: Any) -> Any:
+    output = type(layer).forward(layer, *inputs)
     return output * 0.5 if isinstance(output, Tensor) else output
 
 
 class _Forward:
-    """A function in the place of a layer's ``forward``."""
+    """A method in the place of a layer's ``forward``; a copy of the layer has its own."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.layer, plain = layer, layer.forward
-        layer.forward = lambda *inputs: _halved(plain(*inputs))
+        self.layer, layer.forward = layer, MethodType(_halved, layer)
 
     def remove(self) -> None:
         vars(self.layer).pop("forward", None)
