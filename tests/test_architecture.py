@@ -96,6 +96,29 @@ def test_a_file_opens_with_a_sentence() -> None:
     assert without == []
 
 
+# What makes a tensor from nothing does so on the default device, which may be another than that of
+# the data.
+MAKERS = {
+    *("arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace", "normal"),
+    *("ones", "rand", "randint", "randn", "randperm", "scalar_tensor", "sparse_coo_tensor"),
+    *("tensor", "zeros"),
+}
+
+
+def test_a_tensor_that_is_made_is_on_a_device_that_is_named() -> None:
+    without = [
+        f"{file.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
+        for file in FILES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in MAKERS
+        and not any(keyword.arg in ("device", None) for keyword in node.keywords)
+    ]
+    assert without == []
+
+
 def test_the_loop_does_not_know_which_form_it_runs() -> None:
     forms = ("BatchLoader", "SampleLoader", "MiniBatchLoader")
     knowing = {

@@ -64,7 +64,7 @@ def gradient_tests(trainer: Trainer, batch: Batch) -> GradientTests:
 
 def _moments(each: PerSample, batch: Batch) -> tuple[Tensor, Tensor, float]:
     """The mean gradient [P], the mean of its squares [P], and Σ |g_i|²."""
-    mean, squares, total = torch.zeros(()), torch.zeros(()), 0.0
+    mean, squares, total = torch.zeros((), device="cpu"), torch.zeros((), device="cpu"), 0.0
     for flat, _ in _rows(each, batch):
         mean, squares = mean.to(flat) + flat.sum(0), squares.to(flat) + flat.square().sum(0)
         total += float(flat.square().sum())

@@ -132,7 +132,9 @@ def principal_plane(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
     for number in range(2):
         known = number < len(sizes) and float(sizes[number]) > noise
         direction = (
-            components[number] if known else torch.randn(points.shape[1], generator=draw).double()
+            components[number]
+            if known
+            else torch.randn(points.shape[1], generator=draw, device="cpu").double()
         )
         for other in found:
             direction = direction - (direction @ other) * other

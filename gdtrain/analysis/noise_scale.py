@@ -97,7 +97,7 @@ def gradient_noise(
             f"and there are {wanted} samples"
         )
     draw = generator(seed, _DRAW_KEY)
-    chosen = torch.randperm(n, generator=draw)[:wanted]
+    chosen = torch.randperm(n, generator=draw, device="cpu")[:wanted]
     with undisturbed(trainer):
         held = list(parameters or trained(trainer))
         scatter = _scatter(trainer, loader, chosen, batch_size, held)

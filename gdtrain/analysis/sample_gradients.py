@@ -191,7 +191,7 @@ def sample_weights(trainer: Trainer, batch: Batch) -> Tensor | None:
     if not _weighs(trainer, batch):
         return None
     each = [weight_of(trainer, one) for one in batch.split(1)]
-    return torch.tensor(each, dtype=torch.float64)
+    return torch.tensor(each, dtype=torch.float64, device="cpu")
 
 
 def mean_weight(trainer: Trainer, loader: Loader) -> float:

@@ -136,7 +136,12 @@ def _sparse(coalesced: Any, shape: Any, indices: Any, numbers: Any) -> Tensor:
         raise ValueError("it holds a sparse tensor of no known form")
     try:
         return torch.sparse_coo_tensor(
-            indices, numbers, shape, check_invariants=True, is_coalesced=coalesced
+            indices,
+            numbers,
+            shape,
+            check_invariants=True,
+            is_coalesced=coalesced,
+            device="cpu",
         )
     except RuntimeError as error:
         raise ValueError(f"it holds a sparse tensor that is none; {error}") from error

@@ -37,11 +37,8 @@ def baseline(run: BuiltRun) -> dict[str, Any] | None:
 def _constant(loss: LossSettings, targets: Tensor, outputs: int) -> tuple[str, Tensor] | None:
     """The best outputs of all samples alike, [k], and what they are."""
     about = loss.targets
-    if (
-        about.classes
-        and targets.ndim == 1
-        and loss.probabilities(torch.zeros(1, 1, device="cpu")) is not None
-    ):
+    likely = loss.probabilities(torch.zeros(1, 1, device="cpu"))
+    if about.classes and targets.ndim == 1 and likely is not None:
         counted = targets[(targets >= 0) & (targets < outputs)]
         counts = torch.bincount(counted, minlength=outputs).double().clamp(min=_FEWEST)
         return "most frequent class", (counts / counts.sum()).log()

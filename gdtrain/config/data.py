@@ -129,11 +129,8 @@ def _parts(
     section: SourceSettings, loaded: LoadedData | LoadedTable, config: Config
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Which samples train, which validate, and which are for the test at the end."""
-    fraction, seed, nothing = (
-        section.validation_fraction,
-        config.seed,
-        torch.arange(0, device="cpu"),
-    )
+    fraction, seed = section.validation_fraction, config.seed
+    nothing = torch.arange(0, device="cpu")
     if not isinstance(loaded, LoadedTable):
         return *split(len(loaded.targets), fraction, seed), nothing
     labels = None

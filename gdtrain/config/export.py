@@ -40,9 +40,8 @@ def exported(run: TrainedRun, kind: Format) -> bytes:
     else:
         onnx_file.require_onnx()
         likely = run.config.loss.probabilities
-        has_some = (
-            likely(torch.zeros(1, run.preprocessing.num_outputs or 1, device="cpu")) is not None
-        )
+        outputs = torch.zeros(1, run.preprocessing.num_outputs or 1, device="cpu")
+        has_some = likely(outputs) is not None
         ignored = getattr(run.config.data, "unknown_category", "error") == "ignore"
         data = onnx_file.encoded(model, rows, facts, likely if has_some else None, ignored)
         predict = onnx_file.reader(data, run.preprocessing.columns)

@@ -31,7 +31,7 @@ _SAME_BITS = (torch.float32, torch.float64)
 _PLAIN = (Parameter, Tensor)
 NO_GRADIENT = (
     "loss: has no gradient: no trained parameter has a part in it; compute it by torch "
-    "from what the model gives, without detach(), no_grad() or numpy"
+    "from what the model gives, without detach(), no_grad(), inference_mode() or numpy"
 )
 
 

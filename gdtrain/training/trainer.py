@@ -267,10 +267,7 @@ class Trainer(OutsideTheLoop):
         self._place(model, criterion, device, precision)
         self.loader = loader
         self._stepping = scheduler_per, scheduler_metric
-        in_phases = self.phases is not None
-        self.schedule = stepper(scheduler, *self._stepping, updater, in_phases=in_phases)
-        if not self.has_own_step:
-            check_scheduler_is_of(scheduler, updater)
+        self._schedule(scheduler)
         self.metrics: dict[str, Metric] = {}
         if metrics is not None:
             self.metrics = check_metrics(by_name.metrics(metrics, criterion))
@@ -337,11 +334,18 @@ class Trainer(OutsideTheLoop):
         checks.check_parameters(
             self.model, self.loss, self.updater, own_code=self.has_own("compute_loss", "train_step")
         )
-        self.schedule = stepper(scheduler, *self._stepping, self.updater, in_phases=True)
+        self._schedule(scheduler)
         self.phase, self.rates = number, {}
         self.guard = self._guard()
         self.engine = EagerEngine(self)
         self.choice.of_run = None
+
+    def _schedule(self, scheduler: Scheduler | Mapping[str, Scheduler] | None) -> None:
+        """Step this schedule from now on, of the present optimizer."""
+        in_phases = self.phases is not None
+        self.schedule = stepper(scheduler, *self._stepping, self.updater, in_phases=in_phases)
+        if not self.has_own_step:  # which may step what it likes
+            check_scheduler_is_of(scheduler, self.updater)
 
     def _place(
         self,

@@ -73,6 +73,8 @@ OF_KIND: dict[str, dict[str, list[Any]]] = {
     "cut": {
         "dtype": ["float64", "float64", "float32"],
         "microbatch": [1, 2, 3, "auto", "auto"],
+        # In which it shows whether a batch that is tried again starts as it did.
+        "model microbatch": [*[None] * 8, ("counting", "auto"), ("counting_anew", "auto")],
         "memory_limit": [None, 300, 300, 1000],
         "in_float64": [False, True],
     },

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a detached loss": (
         lambda: fit(loss=lambda output, y: F.mse_loss(output.detach(), y)),
         "loss: has no gradient: no trained parameter has a part in it; compute it by torch from "
-        "what the model gives, without detach(), no_grad() or numpy",
+        "what the model gives, without detach(), no_grad(), inference_mode() or numpy",
     ),
     "a loss of one argument": (
         lambda: trainer(loss=lambda output: output.mean()),

@@ -98,7 +98,7 @@ def _first_update(trainer: Trainer) -> Block:
     size = min(plan.batch_size, plan.num_samples)
     indices = None if plan.indices is None else plan.take(0, size)
     if plan.asked is not None:  # any samples are as large
-        indices = torch.arange(size) % trainer.loader.num_samples
+        indices = torch.arange(size, device="cpu") % trainer.loader.num_samples
     first = replace(plan, num_samples=size, indices=indices)
     return Block(first, 0, 1, trainer.read(trainer.loader, first))
 

@@ -110,7 +110,9 @@ class Curvature(Objective):
             for batch in islice(trainer.read(loader, plan, shared=False), batches)
         )
         found = [torch.cosine_similarity(one, two, dim=0) for one, two in pairwise(gradients)]
-        return torch.stack(found).cpu() if found else torch.empty(0, dtype=torch.float64)
+        if not found:
+            return torch.empty(0, dtype=torch.float64, device="cpu")
+        return torch.stack(found).cpu()
 
     def _of_batch(self, batch: Batch) -> Objective:
         return Objective(self.trainer, batch, training=self.training, parameters=self.parameters)

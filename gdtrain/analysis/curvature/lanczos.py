@@ -133,13 +133,14 @@ class Lanczos:
         return unit
 
     def _tridiagonal(self) -> Tensor:
-        off = torch.diag(torch.tensor(self._beside, dtype=torch.float64), 1)
-        return torch.diag(torch.tensor(self._diagonal, dtype=torch.float64)) + off + off.T
+        off = torch.diag(torch.tensor(self._beside, dtype=torch.float64, device="cpu"), 1)
+        middle = torch.tensor(self._diagonal, dtype=torch.float64, device="cpu")
+        return torch.diag(middle) + off + off.T
 
 
 def random_vector(like: Tensor, draw: torch.Generator) -> Tensor:
     """A normal vector of the shape, dtype and device of another; the same for every dtype."""
-    return torch.randn(like.shape, generator=draw, dtype=torch.float64).to(like)
+    return torch.randn(like.shape, generator=draw, dtype=torch.float64, device="cpu").to(like)
 
 
 def largest_eigenpairs(
@@ -195,7 +196,7 @@ class _Found:
     def __init__(self, count: int, like: Tensor) -> None:
         self.count = count
         self.vectors = like.new_empty(0, len(like))
-        self.values = torch.empty(0, dtype=torch.float64)
+        self.values = torch.empty(0, dtype=torch.float64, device="cpu")
         self.residuals = self.values
 
     @property
@@ -205,7 +206,7 @@ class _Found:
     def take(self, space: Lanczos, count: int) -> None:
         """Take in the largest values of a space, and drop what is no longer among the largest."""
         values, residuals = space.ritz_values()
-        numbers = torch.arange(len(values)).flip(0)[:count]
+        numbers = torch.arange(len(values), device="cpu").flip(0)[:count]
         values = torch.cat([self.values, values[numbers]])
         order = values.argsort(descending=True, stable=True)[: self.count]
         self.values = values[order]
@@ -218,6 +219,6 @@ class _Found:
 
     def nothing(self, products: int) -> Eigenpairs:
         """What there is to say where a product is not finite."""
-        nan = torch.full((self.count,), math.nan, dtype=torch.float64)
+        nan = torch.full((self.count,), math.nan, dtype=torch.float64, device="cpu")
         vectors = self.vectors.new_full((self.count, self.vectors.shape[1]), math.nan)
         return Eigenpairs(nan, vectors.T, nan, products, converged=False)

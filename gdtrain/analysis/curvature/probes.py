@@ -95,7 +95,7 @@ def spectrum_of(product: Product, like: Tensor, probes: int, steps: int, seed: i
             finite = space.step()
             made += 1
             if not finite:
-                nan = torch.full((1,), math.nan, dtype=torch.float64)
+                nan = torch.full((1,), math.nan, dtype=torch.float64, device="cpu")
                 return Spectrum(nan, nan, made)
             if space.is_closed:
                 break
@@ -106,7 +106,7 @@ def spectrum_of(product: Product, like: Tensor, probes: int, steps: int, seed: i
 
 def _signs(draw: torch.Generator, size: int, count: int, like: Tensor) -> Tensor:
     """±1, [size, count]; the same on every process and in every dtype."""
-    return torch.randint(0, 2, (size, count), generator=draw).mul_(2).sub_(1).to(like)
+    return torch.randint(0, 2, (size, count), generator=draw, device="cpu").mul_(2).sub_(1).to(like)
 
 
 def _quadratic(product: Product, vectors: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def slice_losses(
     ``centre`` [P] and ``directions`` [d, P] are made of.
     """
     trainer = objective.trainer
-    sums, weights = torch.zeros(len(places), dtype=torch.float64), 0.0
+    sums, weights = torch.zeros(len(places), dtype=torch.float64, device="cpu"), 0.0
     with objective.looked_at(), torch.no_grad():
         slice_ = _Slice(trainer, parameters, centre, directions)
         for part, weight in objective.parts():

@@ -263,9 +263,9 @@ class Trajectory(Monitor):
 
 def sketch(vector: Tensor, size: int, seed: int) -> Tensor:
     """Sv, [size], of a vector [P]; see :class:`Trajectory`. S is drawn again, and never formed."""
-    result = torch.zeros(size, dtype=vector.dtype)
+    result = torch.zeros(size, dtype=vector.dtype, device="cpu")
     draw = torch.Generator().manual_seed(seed)
     for part in torch.split(vector, _DRAWN_AT_ONCE):
-        codes = torch.randint(0, 2 * size, part.shape, generator=draw)
+        codes = torch.randint(0, 2 * size, part.shape, generator=draw, device="cpu")
         result.index_add_(0, codes >> 1, part * (1 - 2 * (codes & 1)))
     return result

@@ -89,8 +89,8 @@ def mixing_layer(copied: Float64Copy, batch: Batch) -> str | None:
     and no other. The layer is the first, in the order in which layers finish, whose inputs are
     the same for that sample and whose outputs are not; ``""`` is the model's own forward.
     """
-    others = torch.arange(1, len(batch))
-    halves = [others[::2], others[1::2] if len(batch) > 2 else torch.tensor([0])]
+    others = torch.arange(1, len(batch), device="cpu")
+    halves = [others[::2], others[1::2] if len(batch) > 2 else torch.tensor([0], device="cpu")]
     first, second = (pick(batch, _led_by_first(half, len(batch))) for half in halves)
     return _first_differing(_calls(copied, first), _calls(copied, second))
 
@@ -116,7 +116,7 @@ def loss_is_no_mean(copied: Float64Copy, batch: Batch) -> tuple[float, float] | 
                 return float(copied(part))
             return float(trainer.output_loss(map_tensors(output, lambda t: t[rows]), part.targets))
 
-        rows = torch.arange(len(batch))
+        rows = torch.arange(len(batch), device="cpu")
         halves = torch.split(rows, len(rows) // 2)
         parts = [(weight_of(trainer, pick(batch, half)), half) for half in halves]
         total = 1.0 if adds_up(trainer) else sum(weight for weight, _ in parts)
@@ -143,7 +143,7 @@ def layer_name(copied: Float64Copy, name: str) -> str:
 
 def _led_by_first(others: Tensor, size: int) -> Tensor:
     """Row 0 and then the others, over and over, [size]."""
-    return torch.cat([torch.tensor([0]), others.repeat(size)[: size - 1]])
+    return torch.cat([torch.tensor([0], device="cpu"), others.repeat(size)[: size - 1]])
 
 
 def _calls(copied: Float64Copy, batch: Batch, seed: int | None = None) -> list[Call]:

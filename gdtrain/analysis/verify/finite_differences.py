@@ -49,7 +49,7 @@ def half_random(gradient: Tensor, draw: torch.Generator) -> Tensor:
 
     One at random alone would see only 1/√P of a gradient with P components.
     """
-    chosen = torch.randn(gradient.shape, generator=draw, dtype=torch.float64)
+    chosen = torch.randn(gradient.shape, generator=draw, dtype=torch.float64, device="cpu")
     along = gradient / gradient.norm() if gradient.any() else gradient
     direction: Tensor = along + chosen / (2 * chosen.norm())
     return direction / float(direction.norm())

@@ -198,7 +198,7 @@ def _in_eval_mode(copied: Float64Copy, size: int) -> Row:
     if loader is None or loader.is_stream:
         return Row(name, None, TOLERANCE, "there is no data set to draw batches from")
     draw = torch.Generator().manual_seed(0)
-    rows = torch.randint(loader.num_samples, (BATCHES * size,), generator=draw)
+    rows = torch.randint(loader.num_samples, (BATCHES * size,), generator=draw, device="cpu")
     plan, worst = Plan(0, len(rows), size, rows), 0.0
     modes = [(module, module.training) for module in copied.modules()]
     try:
@@ -246,7 +246,7 @@ def _per_sample(copied: Float64Copy, batch: Batch) -> tuple[Tensor, Tensor]:
     Samples of weight 0, whose target is ignored, are left out: their mean loss would be 0/0.
     """
     each_weight = [weight_of(copied.trainer, one) for one in batch.split(1)]
-    weights = torch.tensor(each_weight, dtype=torch.float64)
+    weights = torch.tensor(each_weight, dtype=torch.float64, device="cpu")
     total = 1.0 if adds_up(copied.trainer) else float(weights.sum())
 
     def loss_of(own: list[Tensor], others: dict[str, Tensor], row: Tensor) -> Tensor:
@@ -254,8 +254,8 @@ def _per_sample(copied: Float64Copy, batch: Batch) -> tuple[Tensor, Tensor]:
 
     each = vmap(grad_and_value(loss_of), in_dims=(None, None, 0), randomness="different")
     own = [parameter.detach() for parameter in copied.trained.values()]
-    gradient = torch.zeros(copied.num_parameters, dtype=torch.float64)
-    loss = torch.zeros((), dtype=torch.float64)
+    gradient = torch.zeros(copied.num_parameters, dtype=torch.float64, device="cpu")
+    loss = torch.zeros((), dtype=torch.float64, device="cpu")
     counted = weights.nonzero()[:, 0]
     for rows in torch.split(counted, max(1, CHUNK_NUMBERS // copied.num_parameters)):
         share = weights[rows] / total

@@ -119,7 +119,7 @@ def _work(directory: Path, rank: int, size: int) -> None:
         timeout=timedelta(seconds=TIMEOUT_SECONDS),
     )
     copied, batch = pickle.loads((directory / "work").read_bytes())
-    share = pick(batch, torch.arange(*shares(len(batch), size)[rank]))
+    share = pick(batch, torch.arange(*shares(len(batch), size)[rank], device="cpu"))
     world = World.current()
 
     def summed() -> Tensor:

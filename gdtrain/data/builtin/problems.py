@@ -99,10 +99,8 @@ def two_moons(num_samples: int = 1000, noise: float = 0.1, seed: int = 0) -> Loa
     """
     first = whole_number("num_samples", num_samples, minimum=2) // 2
     draw = generator(seed, _PROBLEM_KEY)
-    t, u = (
-        torch.linspace(0, math.pi, first, device="cpu"),
-        torch.linspace(0, math.pi, num_samples - first, device="cpu"),
-    )
+    t = torch.linspace(0, math.pi, first, device="cpu")
+    u = torch.linspace(0, math.pi, num_samples - first, device="cpu")
     upper = torch.stack([t.cos(), t.sin()], dim=1)
     lower = torch.stack([1 - u.cos(), 0.5 - u.sin()], dim=1)
     clean = torch.cat([upper, lower])

@@ -117,9 +117,9 @@ class MappedSamples(Samples):
             raise DataError(f"different numbers of samples: {text}; each sample needs one of each")
         self._only = only
         # The i-th row left out has rows[i] - i rows before it that stay.
-        self._staying = (
-            None if without is None else without - torch.arange(len(without), device="cpu")
-        )
+        self._staying = None
+        if without is not None:
+            self._staying = without - torch.arange(len(without), device="cpu")
         self._without = without
         left_out = 0 if without is None else len(without)
         self._length = lengths[0] - left_out if only is None else len(only)
@@ -162,9 +162,9 @@ class MappedSamples(Samples):
         at_once = max(1, CHUNK_BYTES // (plan.batch_size * self._row_bytes))
         for first in range(start, len(plan), at_once):
             chosen, begin, sizes = plan.rows(first, min(first + at_once, len(plan)))
-            places = (
-                torch.arange(begin, begin + sum(sizes), device="cpu") if chosen is None else chosen
-            )
+            places = chosen
+            if places is None:
+                places = torch.arange(begin, begin + sum(sizes), device="cpu")
             yield self._take(self.arrays, places), places, sizes
 
     def _lazy(self, plan: Plan, number: int) -> Batch:

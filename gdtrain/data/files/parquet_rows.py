@@ -189,11 +189,9 @@ class _Rows:
         parts = [self.of(n, wanted[places == n] - self.groups.bounds(n)[0]) for n in numbers]
         if len(parts) == 1:
             return parts[0]
-        out = (
-            parts[0].new_empty((len(wanted), *parts[0].shape[1:]))
-            if parts
-            else torch.empty(0, device="cpu")
-        )
+        if not parts:
+            return torch.empty(0, device="cpu")
+        out = parts[0].new_empty((len(wanted), *parts[0].shape[1:]))
         for number, part in zip(numbers, parts, strict=True):
             out[torch.from_numpy(places == number)] = part
         return out

@@ -89,7 +89,7 @@ class TokenBudgetLoader(Loader):
         return super().fingerprint(version) | {"order": order, "lengths": lengths}
 
     def _checked(self, lengths: Any) -> Tensor:
-        row = torch.as_tensor(lengths, device="cpu").cpu()
+        row = torch.as_tensor(lengths, device="cpu")
         if row.ndim != 1 or row.is_floating_point() or len(row) != self.num_samples:
             message = f"must be {self.num_samples} whole numbers, one for each sample"
             raise ConfigError.of("lengths", f"{message}; got {row.dtype} of {list(row.shape)}")

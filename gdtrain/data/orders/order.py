@@ -78,7 +78,7 @@ class Weighted:
         >>> order.weights.tolist() == [1 / 3, 1 / 3, 1 / 3, 1.0]
         True
         """
-        row = torch.as_tensor(labels, device="cpu").cpu()
+        row = torch.as_tensor(labels, device="cpu")
         if row.ndim == 2 and row.shape[1] == 1:
             row = row[:, 0]
         if row.ndim != 1 or (row.is_floating_point() and not torch.equal(row, row.round())):
@@ -108,10 +108,8 @@ class Weighted:
             times = torch.empty_like(self.weights).exponential_(generator=generator) / self.weights
             return times.argsort(stable=True)[: self.draws]
         ends = self.weights.cumsum(0)
-        places = (
-            torch.rand(self.draws, dtype=torch.float64, generator=generator, device="cpu")
-            * ends[-1]
-        )
+        drawn = torch.rand(self.draws, dtype=torch.float64, generator=generator, device="cpu")
+        places = drawn * ends[-1]
         # The first sample whose end lies beyond the place; rounding must not lead past the last.
         last = int(self.weights.nonzero()[-1])
         return torch.searchsorted(ends, places, right=True).clamp_(max=last)

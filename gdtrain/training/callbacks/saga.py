@@ -179,8 +179,7 @@ def _weighs_alike(trainer: Run) -> bool:
     targets = trainer.loader.samples.targets
     if targets is None or targets.is_floating_point():
         return True
-    each = weight_of(
-        trainer, Batch(None, targets[:1], torch.zeros(1, dtype=torch.int64, device="cpu"))
-    )
-    all_of_them = Batch(None, targets, torch.arange(len(targets), device="cpu"))
+    rows = torch.arange(len(targets), device="cpu")
+    each = weight_of(trainer, Batch(None, targets[:1], rows[:1]))
+    all_of_them = Batch(None, targets, rows)
     return weight_of(trainer, all_of_them) == len(targets) * each > 0

@@ -50,7 +50,10 @@ class Phases:
     True
     """
 
-    def __init__(self, phases: Sequence[Sequence[Any]]) -> None:
+    def __init__(self, phases: Sequence[Sequence[Any]], *others: Any) -> None:
+        if others:
+            text = "is one list: Phases([(5, torch.optim.Adam), (None, torch.optim.LBFGS)])"
+            raise ConfigError.of("phases", text)
         rows = list(phases) if isinstance(phases, list | tuple) else []
         for number, row in enumerate(rows):
             if not (isinstance(row, list | tuple) and 2 <= len(row) <= 4 and callable(row[1])):

@@ -246,5 +246,7 @@ def _sum_sparse(world: World, parameter: Tensor, own: Tensor | None) -> Tensor:
     found = [theirs for theirs in world.gather_objects(content) if theirs is not None]
     indices = torch.cat([indices for indices, _, _ in found], dim=1)
     values = torch.cat([values for _, values, _ in found])
-    joined = torch.sparse_coo_tensor(indices, values, parameter.shape, check_invariants=False)
+    joined = torch.sparse_coo_tensor(
+        indices, values, parameter.shape, check_invariants=False, device="cpu"
+    )
     return joined.to(parameter.device).coalesce()

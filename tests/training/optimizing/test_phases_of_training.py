@@ -198,6 +198,23 @@ def test_what_are_no_phases(plan, message):
         make(plan=plan)
 
 
+def test_phases_are_one_list():
+    with pytest.raises(
+        ConfigError, match=r"phases: is one list: Phases\(\[\(5, torch.optim.Adam\)"
+    ):
+        Phases((3, Adam), (None, LBFGS))
+
+
+def test_a_schedule_of_another_optimizer_than_the_phase_s_is_refused():
+    other = ExponentialLR(SGD(net().parameters(), lr=0.1), 0.5)
+    message = "scheduler: sets the rate of another optimizer than the one given"
+    with pytest.raises(ConfigError, match=message):
+        make(plan=[(None, head_first, lambda optimizer: other)])
+    later = make(plan=[(1, head_first), (None, all_of_it, lambda optimizer: other)])
+    with pytest.raises(ConfigError, match=message):
+        later.fit(2)
+
+
 def on_a_rank(rank):
     trainer = make()
     trainer.fit(4)  # rounding grows fast under L-BFGS without a line search

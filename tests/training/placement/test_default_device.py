@@ -9,13 +9,26 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from gdtrain import (
+    SAGA,
+    SVRG,
+    Alpha,
+    Averaging,
     BatchLoader,
     BatchSizes,
     Callback,
+    CurvatureMonitor,
+    GradientCosine,
+    GradientTestsMonitor,
     MiniBatchLoader,
+    NoiseScale,
     PhasedLoader,
+    PoissonLoader,
+    SampleGradients,
     SampleLoader,
+    SharpnessMonitor,
+    TokenBudgetLoader,
     Trainer,
+    Trajectory,
     Weighted,
 )
 
@@ -102,3 +115,42 @@ def test_nor_does_it_where_others_look(options) -> None:
         runs.append((looks.found, weights))
     assert runs[0][0] == runs[1][0]
     assert all(map(torch.equal, runs[0][1], runs[1][1]))
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda: PoissonLoader((X, Y), 0.4),
+        lambda: TokenBudgetLoader((X, Y), [1, 2] * 5 + [1], 5),
+    ],
+    ids=["poisson", "tokens"],
+)
+def test_nor_does_it_where_batches_vary_in_size(loader) -> None:
+    expected = trained(loader())
+    with torch.device("meta"):
+        found = trained(loader())
+    assert all(map(torch.equal, found, expected))
+
+
+MEASURE = (
+    *(Alpha, CurvatureMonitor, GradientCosine, GradientTestsMonitor, NoiseScale),
+    *(SampleGradients, SharpnessMonitor, Trajectory),
+)
+
+
+@pytest.mark.parametrize("kind", [*MEASURE, SAGA, SVRG, Averaging])
+def test_what_is_measured_is_the_same(kind) -> None:
+    def records() -> list[dict[str, Any]]:
+        with torch.device("cpu"):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        callback = kind(every_n_steps=2) if kind in MEASURE else kind()
+        loader = MiniBatchLoader((X, Y), 4)
+        options: Any = {"device": "cpu", "callbacks": [callback], "progress": False}
+        history = Trainer(model, nn.MSELoss(), optimizer, loader, **options).fit(EPOCHS)
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
+
+    expected = records()
+    with torch.device("meta"):
+        assert records() == expected

@@ -14,7 +14,7 @@ from gdtrain.errors import GdtrainError, ModelError
 X = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 MESSAGE = (
     "loss: has no gradient: no trained parameter has a part in it; compute it by torch from what "
-    "the model gives, without detach(), no_grad() or numpy"
+    "the model gives, without detach(), no_grad(), inference_mode() or numpy"
 )
 
 

@@ -163,7 +163,7 @@ def _stays(seen: EagerPass, batch: Batch) -> bool:
 def present_seed() -> Tensor:
     """The seed of PyTorch's generator as a tensor [] int64, which has its bits."""
     seed = torch.initial_seed()
-    return torch.tensor(seed - (seed >> 63 << 64))
+    return torch.tensor(seed - (seed >> 63 << 64), device="cpu")
 
 
 def _trace(step: FunctionalStep, batch: Batch, is_lowered: Callable[[Any], bool]) -> CapturedStep:

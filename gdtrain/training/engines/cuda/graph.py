@@ -153,7 +153,7 @@ class CudaGraphEngine(CompiledEngine):
             rows = [step.settings_row()] * count
         if rows:
             trainer.progress.lr = rows[-1][0]
-        return torch.tensor([first, *rows[1:]][:count], dtype=trainer.dtype)
+        return torch.tensor([first, *rows[1:]][:count], dtype=trainer.dtype, device="cpu")
 
     def _for(self, plan: Plan, size: int) -> _Recorded:
         """What was recorded for batches of this size, or is to be."""

@@ -36,7 +36,7 @@ class StaticStep:
     ) -> None:
         device = trainer.device
         self.steps = steps
-        first = torch.arange(size) % len(samples)
+        first = torch.arange(size, device="cpu") % len(samples)
         batch = next(samples.read(Plan(0, size, size, first)))
         seen = EagerPass(trainer, batch)
         self.step = seen.step

@@ -194,7 +194,7 @@ class CompiledStep:
         return captured
 
     def _pass(self, size: int) -> tuple[EagerPass, Batch]:
-        places = torch.arange(size) % len(self.samples)
+        places = torch.arange(size, device="cpu") % len(self.samples)
         batch = next(self.samples.read(Plan(0, size, size, places)))
         return EagerPass(self.trainer, batch), batch
 

@@ -118,7 +118,7 @@ class Program:
         trace: Callable[[], Sequence[CapturedStep]],
     ) -> None:
         rows = torch.from_numpy(np.tile(row, (shape.rows, 1))).clone()
-        span = torch.zeros(4, dtype=torch.int64)
+        span = torch.zeros(4, dtype=torch.int64, device="cpu")
         self.shape = shape
         self.rows: Array = rows.numpy()
         self._span: Array = span.numpy()

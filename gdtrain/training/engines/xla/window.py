@@ -37,8 +37,8 @@ class Window:
     """
 
     def __init__(self, like: Sequence[Tensor], room: int, *, reads_indices: bool) -> None:
-        self._columns = [torch.zeros(room, *t.shape[1:], dtype=t.dtype) for t in like]
-        self._indices = torch.zeros(room, dtype=torch.int64)
+        self._columns = [torch.zeros(room, *t.shape[1:], dtype=t.dtype, device="cpu") for t in like]
+        self._indices = torch.zeros(room, dtype=torch.int64, device="cpu")
         self._reads_indices = reads_indices
         self.columns = [shared(column) for column in self._columns]
         self.indices = shared(self._indices)

@@ -140,7 +140,7 @@ def _solve(
 @cache
 def _solve_keeps_factors_as_it_lies() -> bool:
     """Whether PyTorch differentiates a solution by factors as those of a determinant: 2.6 does."""
-    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device="cpu")
     _, factors, _, _ = torch._linalg_solve_ex(rows, rows)
     return factors[0, 0].item() == 2.0
 
